@@ -1,0 +1,1 @@
+"""seqio tasks, prompts, vocabularies, metrics, synthetic tasks and the input pipeline."""

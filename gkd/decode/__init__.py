@@ -1,0 +1,1 @@
+"""Decoding: samplers that run inside one compiled loop."""

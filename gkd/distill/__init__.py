@@ -1,0 +1,1 @@
+"""Divergences, losses, λ-mixing and the train step: pure functions of arrays."""

@@ -1,0 +1,62 @@
+"""The small frozen pytrees that the three functions of a distillation step exchange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+
+
+@flax.struct.dataclass
+class Batch:
+    """B prompts with their reference outputs.
+
+    Attributes:
+      encoder_input_tokens: int32 [B, S], 0 after the end.
+      decoder_target_tokens: int32 [B, T], through EOS, then 0.
+      example_weights: float32 [B], 0 for rows that only fill up a batch.
+      teacher_encoder_input_tokens: int32 [B, S'] where the teacher reads another prompt, else None.
+    """
+
+    encoder_input_tokens: Any
+    decoder_target_tokens: Any
+    example_weights: Any
+    teacher_encoder_input_tokens: Any = None
+
+
+@flax.struct.dataclass
+class Rollout:
+    """N = B·G output sequences, row = prompt·G + sample, and who wrote them.
+
+    Attributes:
+      target_tokens: int32 [N, T], through EOS, then 0.
+      weights: float32 [N, T], 1 on supervised tokens (times the example's weight), else 0.
+      log_probs: float32 [N, T], the sampler's log-probability of each token; 0 on data rows.
+      on_policy: bool [N], true where the student wrote the row.
+    """
+
+    target_tokens: Any
+    weights: Any
+    log_probs: Any
+    on_policy: Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes, and the seed it draws from: all of it is checkpointed.
+
+    Attributes:
+      step: int32 [], steps taken (also those whose update was skipped).
+      params: the student's parameters.
+      opt_state: the optimizer's state.
+      seed: the run's random key; a step's noise is fold_in(seed, step).
+      skipped: int32 [], updates skipped because the loss or gradient was not finite.
+      skipped_in_a_row: int32 [], the length of the current streak of skipped updates.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    seed: Any
+    skipped: Any
+    skipped_in_a_row: Any

@@ -1,0 +1,1 @@
+"""The verbs of `python -m gkd`: files, logs and loops around the pure functions."""

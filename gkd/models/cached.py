@@ -1,0 +1,196 @@
+"""Cached decoding of T5, one token a step, as pure functions of its parameter tree.
+
+`init_cache` runs once before the decoding loop: it gathers every product that does not depend on
+the step (fused kernels in the compute dtype, the keys and values of the encoder's states, the
+relative bias by distance). `decode_step` then touches only those and the self-attention cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gkd.models.interface import Encoded
+from gkd.models.layers import MASKED, activate, padding_bias, relative_position_bucket, rms_norm
+
+
+@flax.struct.dataclass
+class LayerWeights:
+    """One decoder layer, prepared for the loop (H heads of D, prompts of S tokens).
+
+    Attributes:
+      norms: the three pre-norm scales [E] each.
+      query_key_value: [E, 3·H·D] fused self-attention projections.
+      self_out: [H·D, E].
+      cross_query, cross_out: [E, H·D], [H·D, E].
+      cross_keys, cross_values: [B, H, S, D] of the encoded prompts.
+      mlp_in: [E, F] or [E, 2·F] (gated); mlp_out: [F, E].
+      bias_by_distance: [H, 2·T-1], see `_bias_by_distance`.
+    """
+
+    norms: Any
+    query_key_value: Any
+    self_out: Any
+    cross_query: Any
+    cross_out: Any
+    cross_keys: Any
+    cross_values: Any
+    mlp_in: Any
+    mlp_out: Any
+    bias_by_distance: Any
+
+
+@flax.struct.dataclass
+class Weights:
+    """All that a step reads and never changes: layers, final norm, embeddings, prompt mask bias."""
+
+    layers: tuple
+    final_norm: Any
+    embedding: Any
+    prompt_bias: Any
+
+
+def unstack(side):
+    """One side of a model whose layers are stacked -> `layers_0`, `layers_1`, …; else unchanged."""
+    if "layers" not in side:
+        return side
+    rest = {name: value for name, value in side.items() if name != "layers"}
+    count = jax.tree.leaves(side["layers"])[0].shape[0]
+    for i in range(count):
+        rest[f"layers_{i}"] = jax.tree.map(lambda leaf: leaf[i], side["layers"])  # noqa: B023
+    return rest
+
+
+def _bias_by_distance(table, length):
+    """[H, 2·T-1]: entry T-1-d is the bias of a key d tokens back, what follows masks the future.
+
+    The row of position p is the window of T entries that starts at T-1-p.
+    """
+    buckets = relative_position_bucket(-np.arange(length), bidirectional=False)
+    by_distance = jnp.take(table.astype(jnp.float32), buckets, axis=1)  # [H, T]
+    future = jnp.full((table.shape[0], length - 1), MASKED, jnp.float32)
+    return jnp.concatenate([by_distance[:, ::-1], future], axis=1)
+
+
+def _heads(config, x):
+    """[B, L, H·D] -> [B, H, L, D]."""
+    x = x.reshape(*x.shape[:-1], config.num_heads, config.head_dim)
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _prepare_layer(config, layer, table, encoded, length):
+    dtype = jnp.dtype(config.dtype)
+    own, cross, mlp = layer["self_attention"], layer["encoder_decoder_attention"], layer["mlp"]
+    norms = ("pre_self_attention", "pre_cross_attention", "pre_mlp")
+
+    def kernel(part, *names):
+        return jnp.concatenate([part[name]["kernel"] for name in names], axis=1).astype(dtype)
+
+    gates = ("wi",) if "wi" in mlp else ("wi_0", "wi_1")
+    return LayerWeights(
+        norms=tuple(layer[f"{name}_layer_norm"]["scale"] for name in norms),
+        query_key_value=kernel(own, "query", "key", "value"),
+        self_out=kernel(own, "out"),
+        cross_query=kernel(cross, "query"),
+        cross_out=kernel(cross, "out"),
+        cross_keys=_heads(config, encoded.hidden.astype(dtype) @ kernel(cross, "key")),
+        cross_values=_heads(config, encoded.hidden.astype(dtype) @ kernel(cross, "value")),
+        mlp_in=kernel(mlp, *gates),
+        mlp_out=kernel(mlp, "wo"),
+        bias_by_distance=_bias_by_distance(table, length),
+    )
+
+
+def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weights, tuple]:
+    """Prepares the weights of the loop and an empty self-attention cache.
+
+    Args:
+      config: the `T5Config`; layers may be stacked or not.
+      params: the parameter tree, boxed or not.
+      encoded: B encoded prompts.
+      max_length: T, how many tokens will be decoded at most.
+
+    Returns:
+      (weights, cache): the loop's invariants; per layer (keys, values), each [B, H, T, D].
+    """
+    params = nn.meta.unbox(params)
+    decoder = unstack(params["decoder"])
+    shared = decoder.get("relpos_bias")
+
+    def layer_weights(i):
+        layer = decoder[f"layers_{i}"]
+        table = layer.get("relpos_bias", shared)["rel_embedding"]
+        return _prepare_layer(config, layer, table, encoded, max_length)
+
+    weights = Weights(
+        layers=tuple(layer_weights(i) for i in range(config.num_decoder_layers)),
+        final_norm=decoder["decoder_norm"]["scale"],
+        embedding=params["token_embedder"]["embedding"],
+        prompt_bias=padding_bias(encoded.mask)[:, :, 0, :],  # [B, 1, S]
+    )
+    shape = (encoded.mask.shape[0], config.num_heads, max_length, config.head_dim)
+    empty = jnp.zeros(shape, jnp.dtype(config.dtype))
+    return weights, tuple((empty, empty) for _ in weights.layers)
+
+
+def _attend(query, keys, values, bias):
+    """query [B, H, D], keys and values [B, H, L, D], bias [B|1, H|1, L] -> [B, H·D]."""
+    scores = jnp.einsum("bhd,bhld->bhl", query, keys, preferred_element_type=jnp.float32)
+    attention = jax.nn.softmax(scores + bias).astype(values.dtype)
+    return jnp.einsum("bhl,bhld->bhd", attention, values).reshape(query.shape[0], -1)
+
+
+def _layer_step(config, layer, prompt_bias, cache, x, position):
+    """One layer on one token: x [B, E] -> ([B, E], the layer's cache with this token in it)."""
+    dtype = jnp.dtype(config.dtype)
+    batch, heads, length = x.shape[0], config.num_heads, cache[0].shape[2]
+
+    y = rms_norm(x, layer.norms[0], dtype) @ layer.query_key_value  # [B, 3·H·D]
+    query, key, value = jnp.moveaxis(y.reshape(batch, 3, heads, config.head_dim), 1, 0)
+    at = (0, 0, position, 0)
+    keys = jax.lax.dynamic_update_slice(cache[0], key[:, :, None], at)  # [B, H, T, D]
+    values = jax.lax.dynamic_update_slice(cache[1], value[:, :, None], at)
+    window = (0, length - 1 - position)
+    bias = jax.lax.dynamic_slice(layer.bias_by_distance, window, (heads, length))[None]
+    x = x + _attend(query, keys, values, bias) @ layer.self_out
+
+    query = rms_norm(x, layer.norms[1], dtype) @ layer.cross_query
+    query = query.reshape(batch, heads, config.head_dim)
+    x = x + _attend(query, layer.cross_keys, layer.cross_values, prompt_bias) @ layer.cross_out
+
+    y = rms_norm(x, layer.norms[2], dtype) @ layer.mlp_in  # [B, F] or [B, 2·F]
+    pieces = jnp.split(y, len(config.mlp_activations), axis=-1)
+    return x + activate(pieces, config.mlp_activations) @ layer.mlp_out, (keys, values)
+
+
+def decode_step(
+    config,
+    weights: Weights,
+    cache: tuple,
+    tokens: Int[Array, " batch"],
+    position: Int[Array, ""] | int,
+) -> tuple[Float[Array, "batch embed"], tuple]:
+    """Feeds one token of every row and returns the hidden states that predict the next.
+
+    Args:
+      config: the `T5Config`.
+      weights, cache: from `init_cache`, or the cache of the step before.
+      tokens: the decoder's input at `position` (0, the start token, at position 0).
+      position: which step this is, the same for every row.
+
+    Returns:
+      (hidden [B, E] ready for the head, the cache with this token's keys and values).
+    """
+    dtype = jnp.dtype(config.dtype)
+    x = jnp.take(weights.embedding, tokens, axis=0).astype(dtype)  # [B, E]
+    updated = []
+    for layer, layer_cache in zip(weights.layers, cache, strict=True):
+        x, layer_cache = _layer_step(config, layer, weights.prompt_bias, layer_cache, x, position)
+        updated.append(layer_cache)
+    return rms_norm(x, weights.final_norm, dtype), tuple(updated)

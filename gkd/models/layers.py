@@ -1,0 +1,228 @@
+"""The layers of T5 as Flax Linen modules, with T5X's parameter names, shapes and initialisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+MASKED = -1e10  # added to attention logits that must not be attended to
+RELATIVE_BUCKETS = 32
+RELATIVE_MAX_DISTANCE = 128
+
+_fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+_fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_fan_average = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def relative_position_bucket(
+    relative_position: np.ndarray,
+    bidirectional: bool,
+    num_buckets: int = RELATIVE_BUCKETS,
+    max_distance: int = RELATIVE_MAX_DISTANCE,
+) -> np.ndarray:
+    """Bucket of a relative position (key − query): exact when near, logarithmic when far.
+
+    Args:
+      relative_position: integers of any shape, key position minus query position.
+      bidirectional: encoder (both directions have half of the buckets) or decoder (past only).
+      num_buckets: how many buckets there are.
+      max_distance: every distance from here on shares the last bucket.
+
+    Returns:
+      int32 buckets of the same shape. Source: arXiv 1910.10683, section 2.1.
+    """
+    distance = -np.asarray(relative_position)
+    bucket = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        bucket += np.where(distance < 0, num_buckets, 0)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(distance, 0)
+    exact = num_buckets // 2
+    # float32 throughout: the bucket borders must fall where T5's own do.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps)
+    far = exact + (ratio / np.log(max_distance / exact) * (num_buckets - exact)).astype(np.int32)
+    far = np.minimum(far, num_buckets - 1)
+    return (bucket + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def rms_norm(x: Float[Array, "*batch embed"], scale: Float[Array, " embed"], dtype: Any) -> Array:
+    """x / sqrt(mean(x²) + 1e-6) · scale: computed in float32, returned in `dtype`."""
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return x.astype(dtype) * scale.astype(dtype)
+
+
+def activate(pieces: Sequence[Array], activations: Sequence[str]) -> Array:
+    """The product of the MLP's branches, each through its own activation ('linear', 'gelu', …)."""
+    functions = {"linear": lambda x: x, "gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu}
+    unknown = [name for name in activations if name not in functions]
+    if unknown:
+        raise ValueError(f"unknown MLP activation {unknown[0]!r}: choose from {sorted(functions)}")
+    product = functions[activations[0]](pieces[0])
+    for name, piece in zip(activations[1:], pieces[1:], strict=True):
+        product = product * functions[name](piece)
+    return product
+
+
+def attend(
+    query: Float[Array, "batch query heads dim"],
+    key: Float[Array, "batch key heads dim"],
+    value: Float[Array, "batch key heads dim"],
+    bias: Float[Array, "..."] | None,
+    dropout: Callable[[Array], Array],
+) -> Float[Array, "batch query heads dim"]:
+    """Attention without the 1/√dim (T5 folds it into the initialisation); softmax in float32.
+
+    Args:
+      query, key, value: projected heads.
+      bias: broadcastable to [batch, heads, query, key], relative positions and masks together.
+      dropout: applied to the attention weights.
+
+    Returns:
+      The weighted values, in the dtype of `value`.
+    """
+    weights = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        weights = weights + bias
+    weights = dropout(jax.nn.softmax(weights).astype(value.dtype))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+class Dense(nn.Module):
+    """x @ kernel: [..., in] -> [..., features], kernel [in, features], no bias."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: Any = jnp.float32
+    kernel_init: Callable = _fan_in_truncated
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Multiplies the last axis of `x` with the kernel."""
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square layer norm with a scale and no bias."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Normalises the last axis."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        return rms_norm(x, self.param("scale", init, (x.shape[-1],), jnp.float32), self.dtype)
+
+
+class Embed(nn.Module):
+    """Token ids -> rows of a table [vocab, features]."""
+
+    num_embeddings: int
+    features: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Makes the table."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        self.embedding = self.param(
+            "embedding", init, (self.num_embeddings, self.features), jnp.float32
+        )
+
+    def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "..."]:
+        """Looks the rows up: [...] -> [..., features]."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+
+class RelativeBias(nn.Module):
+    """Learned attention bias per head and bucket of relative position."""
+
+    num_heads: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, length: int) -> Float[Array, "1 heads length length"]:
+        """The bias of every (query, key) pair of a sequence of `length` tokens, float32."""
+        init = nn.with_logical_partitioning(_fan_average, ("heads", "relpos_buckets"))
+        table = self.param(
+            "rel_embedding", init, (self.num_heads, RELATIVE_BUCKETS), jnp.float32
+        )  # [H, buckets]
+        positions = np.arange(length)
+        buckets = relative_position_bucket(
+            positions[None, :] - positions[:, None], self.bidirectional
+        )
+        return jnp.take(table, buckets, axis=1)[None]  # [1, H, length, length]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of T5: kernels [embed, heads·dim] and [heads·dim, embed]."""
+
+    num_heads: int
+    head_dim: int
+    dtype: Any
+    dropout_rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch query embed"],
+        context: Float[Array, "batch key embed"],
+        bias: Float[Array, "..."] | None,
+    ) -> Float[Array, "batch query embed"]:
+        """`x` attends to `context` under an additive `bias` [batch|1, heads|1, query, key]."""
+
+        def heads(name, inputs, scale=1.0):
+            def init(*args):
+                return _fan_in_normal(*args) * scale
+
+            dense = Dense(
+                self.num_heads * self.head_dim, ("embed", "joined_kv"), self.dtype, init, name=name
+            )
+            projected = dense(inputs)  # [B, L, H·D]
+            return projected.reshape(*inputs.shape[:-1], self.num_heads, self.head_dim)
+
+        query = heads("query", x, self.head_dim**-0.5)
+        key, value = heads("key", context), heads("value", context)  # [B, K, H, D]
+        dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+        mixed = attend(query, key, value, bias, lambda w: dropout(w, self.deterministic))
+        joined = mixed.reshape(*x.shape[:-1], -1)  # [B, Q, H·D]
+        return Dense(x.shape[-1], ("joined_kv", "embed"), self.dtype, _fan_in_normal, name="out")(
+            joined
+        )
+
+
+class Mlp(nn.Module):
+    """The feed-forward block: `wi` (v1.0) or `wi_0`, `wi_1` (gated, v1.1), then `wo`."""
+
+    mlp_dim: int
+    activations: tuple[str, ...]
+    dtype: Any
+    dropout_rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
+        """Applies the block to every position."""
+        names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
+        pieces = [
+            Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x) for name in names
+        ]
+        product = activate(pieces, self.activations)  # [B, L, F]
+        dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+        product = dropout(product, self.deterministic)
+        return Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(product)
+
+
+def padding_bias(mask: Bool[Array, "batch key"]) -> Float[Array, "batch 1 1 key"]:
+    """The additive bias that hides padding keys."""
+    return jnp.where(mask, 0.0, MASKED)[:, None, None, :].astype(jnp.float32)
