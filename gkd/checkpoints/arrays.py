@@ -1,0 +1,99 @@
+"""Reads the arrays of a step folder onto devices (or as NumPy), and says how a tree differs from a wanted one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from gkd.checkpoints import folders
+
+_SHOWN_DIFFERENCES = 5
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the tree's leaves by name, `params/decoder/...`: the same for a struct and a dict."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def read_saved_shapes(folder: epath.PathLike) -> Any:
+    """Returns the saved state's nested dict (lists for tuples) of `jax.ShapeDtypeStruct`s.
+
+    Args:
+      folder: a step folder.
+    """
+    folders.silence_orbax()
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder) / folders.STATE_ITEM).tree
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), leaf.dtype), tree
+    )
+
+
+def describe_differences(saved: Any, wanted: Any, compare_types: bool) -> str | None:
+    """Compares a checkpoint's tensors with those a program wants.
+
+    Args:
+      saved: the tree of `read_saved_shapes`, or a part of it.
+      wanted: a tree of arrays or of `jax.ShapeDtypeStruct`s.
+      compare_types: whether another dtype is a difference too.
+
+    Returns:
+      None if they agree, else one line that lists up to five differences and counts the others.
+    """
+    saved, wanted = _named_leaves(saved), _named_leaves(wanted)
+
+    def form(leaf: Any) -> str:
+        return (
+            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+            if compare_types
+            else f"{list(leaf.shape)}"
+        )
+
+    differences = [
+        f"{name} has {form(saved[name])}, wanted {form(wanted[name])}"
+        for name in wanted
+        if name in saved and form(saved[name]) != form(wanted[name])
+    ]
+    differences += [f"{name} is missing" for name in wanted if name not in saved]
+    differences += [f"{name} is left over" for name in saved if name not in wanted]
+    if not differences:
+        return None
+    more = len(differences) - _SHOWN_DIFFERENCES
+    shown = "; ".join(differences[:_SHOWN_DIFFERENCES])
+    return f"{shown}; and {more} more differences" if more > 0 else shown
+
+
+def _as_abstract(leaf: Any) -> Any:
+    """Gives a wanted leaf the place to restore to: its own sharding, NumPy, or the first device."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.asarray(leaf)
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def read_arrays(folder: epath.PathLike, wanted: Any) -> Any:
+    """Reads the part of a step folder's state that `wanted` names; nothing else is read.
+
+    Args:
+      folder: a step folder whose differences from `wanted` were ruled out.
+      wanted: a tree of arrays or `jax.ShapeDtypeStruct`s; the result has its structure, dtypes and
+        shardings. A NumPy leaf is restored as NumPy.
+
+    Returns:
+      The restored tree.
+    """
+    folders.silence_orbax()
+    item = jax.tree.map(_as_abstract, wanted)
+    arguments = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(epath.Path(folder).resolve() / folders.STATE_ITEM, args=arguments)

@@ -1,0 +1,98 @@
+"""Hashes of every file of a checkpoint's step folder: written before it is final, checked before it is read."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+HASHES_FILE = "hashes.json"
+# Orbax completes these two after the hashes are taken; nothing that is restored depends on them.
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_SMALL_FILE_BYTES = 1 << 16
+_READ_BYTES = 1 << 22
+
+
+def _sha256(path: epath.Path) -> str:
+    """Returns the file's SHA-256 in hexadecimal (1.25 GB/s a core where the processor has SHA)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _list_files(folder: epath.Path, prefix: str = "") -> list[str]:
+    """Returns the names, relative to `folder`, of all files below it."""
+    names = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            names.extend(_list_files(path, f"{prefix}{path.name}/"))
+        else:
+            names.append(prefix + path.name)
+    return names
+
+
+def write_hashes(folder: epath.PathLike) -> None:
+    """Writes size and SHA-256 of every file below `folder` into its `hashes.json`.
+
+    Args:
+      folder: a step folder whose items are all written, before it gets its final name.
+    """
+    folder = epath.Path(folder)
+    names = [name for name in _list_files(folder) if name not in (*_WRITTEN_LATER, HASHES_FILE)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda name: _sha256(folder / name), names))
+    files = {
+        name: {"bytes": (folder / name).stat().length, "sha256": digest}
+        for name, digest in zip(names, digests, strict=True)
+    }
+    (folder / HASHES_FILE).write_text(json.dumps({"files": files}, indent=1))
+
+
+def _read_hashes(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    files = json.loads((folder / HASHES_FILE).read_text())["files"]
+    if not files or not all({"bytes", "sha256"} <= set(entry) for entry in files.values()):
+        raise ValueError("no files listed")
+    return files
+
+
+def _damage_of_file(path: epath.Path, entry: dict[str, Any], thorough: bool) -> str | None:
+    if not path.exists():
+        return "is missing"
+    length = path.stat().length
+    if length != entry["bytes"]:
+        return f"has {length} bytes instead of {entry['bytes']}"
+    if (thorough or length <= _SMALL_FILE_BYTES) and _sha256(path) != entry["sha256"]:
+        return "does not match its SHA-256"
+    return None
+
+
+def find_damage(folder: epath.PathLike, thorough: bool = True) -> str | None:
+    """Compares a step folder's files with the hashes saved in it.
+
+    Args:
+      folder: a step folder.
+      thorough: read every byte; otherwise only names, sizes and the contents of small files.
+
+    Returns:
+      None if everything matches, else what is wrong with the first wrong file, naming it.
+    """
+    folder = epath.Path(folder)
+    if not (folder / HASHES_FILE).exists():
+        return f"{HASHES_FILE} is missing"
+    try:
+        files = _read_hashes(folder)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{HASHES_FILE} cannot be read"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = pool.map(
+            lambda name: _damage_of_file(folder / name, files[name], thorough), sorted(files)
+        )
+        for name, damage in zip(sorted(files), found, strict=True):
+            if damage:
+                return f"{name} {damage}"
+    return None

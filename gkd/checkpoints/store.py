@@ -1,0 +1,325 @@
+"""Saves and restores a run's whole state: asynchronous, atomic, hashed step folders with a keep policy."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from gkd.checkpoints import arrays, folders, hashes
+
+_LOG = logging.getLogger(__name__)
+_UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
+_DAMAGED_FOLDER = "damaged"
+# A step that the keep policy drops is first renamed into this folder: a process killed while it
+# deletes files would otherwise leave half a step behind, which looks like a damaged one.
+_DROPPED_FOLDER = "dropped"
+_SAVE_TIMEOUT_SECONDS = 3600
+_NO_STEP, _ALL_DAMAGED = -1, -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a run continues from.
+
+    Attributes:
+      step: the step that was restored.
+      state: the state, in the structure and on the shardings asked for.
+      data_state: the bytes that this process's data iterator was saved as.
+    """
+
+    step: int
+    state: Any
+    data_state: bytes
+
+
+class CheckpointStore:
+    """The checkpoints of one run: a folder of step folders, each complete or not there at all.
+
+    A step folder holds the state, the data iterator's own state, the model's description, the metrics,
+    and the hashes of all these files, written before the folder gets its final name. One store at a
+    time may write to a folder (opening it removes unfinished saves); others read with `restore_params`.
+    In a job of several processes each makes a store on the same shared folder and calls every method.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+        asynchronous: bool = True,
+        description: Mapping[str, Any] | None = None,
+    ):
+        """Opens or creates the folder and removes what a killed process left unfinished.
+
+        Args:
+          directory: the checkpoints folder, by custom `<run directory>/checkpoints`.
+          keep_last: how many of the newest steps to keep; at least 1, and 2 survive one damaged step.
+          keep_best: how many of the best steps to keep beside them, if there is a `best_metric`.
+          best_metric: the key of the saved metrics that says which step is best.
+          best_mode: whether a larger or a smaller value of it is better.
+          asynchronous: whether `save` returns before the files are written.
+          description: what is needed to build the model again, as JSON, saved with every step.
+
+        Raises:
+          ValueError: a number or mode that makes no sense.
+        """
+        if keep_last < 1 or keep_best < 0:
+            raise ValueError(f"keep_last={keep_last} must be ≥ 1 and keep_best={keep_best} ≥ 0")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode={best_mode!r} must be 'max' or 'min'")
+        folders.silence_orbax()
+        self.directory = epath.Path(directory).resolve()
+        self._best_metric, self._best_mode = best_metric, best_mode
+        self._asynchronous = asynchronous
+        self._saving: int | None = None
+        self._description = {
+            "description": json.loads(json.dumps(dict(description or {}))),
+            "best_metric": best_metric,
+            "best_mode": best_mode,
+        }
+        self._newest_intact(thorough=False)  # what is damaged must not confuse Orbax
+        self._orbax = ocp.CheckpointManager(
+            self.directory, options=self._options(keep_last, keep_best if best_metric else 0)
+        )
+        self._delete_dropped()
+
+    def _options(self, keep_last: int, keep_best: int) -> ocp.CheckpointManagerOptions:
+        policies = ocp.checkpoint_managers
+        reverse = self._best_mode == "min"
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            value = metrics.get(self._best_metric, math.nan)
+            return value if math.isfinite(value) else (math.inf if reverse else -math.inf)
+
+        return ocp.CheckpointManagerOptions(
+            best_fn=rank,
+            best_mode=self._best_mode,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep_last),
+                    policies.BestN(
+                        get_metric_fn=rank,
+                        reverse=reverse,
+                        n=keep_best,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+            todelete_subdir=_DROPPED_FOLDER,
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=_SAVE_TIMEOUT_SECONDS, post_finalization_callback=self._write_hashes
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data_state: bytes = b"",
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Saves one step; `state` may be donated or changed as soon as this returns.
+
+        Waits for the previous save first.
+
+        Args:
+          step: the number of the step.
+          state: a tree of arrays, such as a TrainState.
+          data_state: this process's data iterator, at the position of the batch consumed.
+          metrics: numbers that were measured at this step.
+
+        Returns:
+          False if that step was saved before (then nothing is written), else True.
+
+        Raises:
+          OSError: the previous save failed.
+        """
+        self.wait()
+        if step in self.all_steps():
+            return False
+        self._saving = step
+        self._orbax.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    folders.STATE_ITEM: ocp.args.StandardSave(state),
+                    folders.DATA_ITEM: ocp.args.JsonSave(_gather_data_states(data_state)),
+                    folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
+                }
+            ),
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            force=True,
+        )
+        if not self._asynchronous:
+            self.wait()
+        return True
+
+    def _write_hashes(self) -> None:
+        """Called by Orbax in the first process when all have written, before the folder is final."""
+        unfinished = self.directory / f"{self._saving}{_UNFINISHED_SUFFIX}"
+        if not unfinished.exists():  # storage without renaming: Orbax marks the folder final later
+            unfinished = self.directory / str(self._saving)
+        hashes.write_hashes(unfinished)
+
+    def restore(self, abstract_state: Any) -> Restored | None:
+        """Restores the newest step whose files are all as they were saved.
+
+        A damaged step is reported in one line and set aside under `damaged/`, and the one before it used.
+
+        Args:
+          abstract_state: a tree like the saved one, of arrays or `jax.ShapeDtypeStruct`s; arrays are
+            restored onto its shardings, which need not be those they were saved with.
+
+        Returns:
+          The restored step, or None where nothing was ever saved.
+
+        Raises:
+          ValueError: no saved step is intact, or the state has other tensors than `abstract_state`.
+        """
+        self.wait()
+        step = self._newest_intact(thorough=True)
+        if step == _ALL_DAMAGED:
+            raise ValueError(
+                f"no intact checkpoint is left in {self.directory}; the damaged ones are under "
+                f"{_DAMAGED_FOLDER}/: restore one from a copy, or train in a new folder"
+            )
+        if step == _NO_STEP:
+            return None
+        self._orbax.reload()
+        folder = self.directory / str(step)
+        differences = arrays.describe_differences(
+            arrays.read_saved_shapes(folder), abstract_state, compare_types=True
+        )
+        if differences:
+            raise ValueError(f"checkpoint {folder} does not fit this run: {differences}")
+        state = arrays.read_arrays(folder, abstract_state)
+        return Restored(step, state, _own_data_state(folder))
+
+    def _newest_intact(self, thorough: bool) -> int:
+        """Sets damaged steps aside; returns the newest intact one, the same in every process.
+
+        Args:
+          thorough: read every byte, down to the first intact step; otherwise a quick look at each.
+        """
+        newest = _NO_STEP
+        if jax.process_index() == 0:
+            damages = {}
+            for step in reversed(folders.step_numbers(self.directory)):
+                damage = hashes.find_damage(self.directory / str(step), thorough)
+                if damage is not None:
+                    damages[step] = damage
+                elif newest == _NO_STEP:
+                    newest = step
+                if newest != _NO_STEP and thorough:
+                    break
+            for step, damage in damages.items():
+                self._set_aside(step, damage, newest)
+            if newest == _NO_STEP and (self.directory / _DAMAGED_FOLDER).exists():
+                newest = _ALL_DAMAGED
+        return _from_first_process(newest)
+
+    def _set_aside(self, step: int, damage: str, newest: int) -> None:
+        """Renames a damaged step folder, which Orbax then does not see, and reports it."""
+        folder = self.directory / str(step)
+        (self.directory / _DAMAGED_FOLDER).mkdir(parents=True, exist_ok=True)
+        number = 1
+        while (aside := self.directory / _DAMAGED_FOLDER / f"{step}-{number}").exists():
+            number += 1
+        folder.rename(aside)
+        instead = (
+            "no intact step is left" if newest == _NO_STEP else f"step {newest} is used instead"
+        )
+        if newest > step:
+            instead = f"the newest step is {newest}"
+        _LOG.warning(
+            "checkpoint %s is damaged (%s): set aside as %s; %s", folder, damage, aside, instead
+        )
+
+    def all_steps(self) -> list[int]:
+        """Returns the steps that are completely saved, ascending."""
+        return folders.step_numbers(self.directory)
+
+    def latest_step(self) -> int | None:
+        """Returns the newest step that is completely saved."""
+        return max(self.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """Returns the saved step with the best `best_metric`; None if there is none."""
+        if self._best_metric is None:
+            return None
+        return folders.find_best_step(self.directory, self._best_metric, self._best_mode)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk under its final name and old steps are deleted.
+
+        Raises:
+          OSError: that save failed; older steps are untouched.
+        """
+        try:
+            self._orbax.wait_until_finished()
+        except Exception as error:
+            raise OSError(
+                f"saving step {self._saving} in {self.directory} failed: {error}"
+            ) from error
+        self._delete_dropped()
+
+    def _delete_dropped(self) -> None:
+        if jax.process_index() == 0:
+            (self.directory / _DROPPED_FOLDER).rmtree(missing_ok=True)
+
+    def close(self) -> None:
+        """Waits for the last save and ends the store's threads.
+
+        Raises:
+          OSError: the last save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+
+def _from_first_process(value: int) -> int:
+    """Returns the first process's value in every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _gather_data_states(data_state: bytes) -> dict[str, str]:
+    """Returns every process's data state, base64, by the process's index: only the first one writes."""
+    if jax.process_count() == 1:
+        return {"0": base64.b64encode(data_state).decode()}
+    lengths = multihost_utils.process_allgather(np.int32(len(data_state)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(data_state)] = np.frombuffer(data_state, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return {
+        str(process): base64.b64encode(row[:length].tobytes()).decode()
+        for process, (row, length) in enumerate(zip(rows, lengths, strict=True))
+    }
+
+
+def _own_data_state(folder: epath.Path) -> bytes:
+    """Returns this process's data state; positions of another number of processes mean nothing here."""
+    saved = folders.read_item(folder, folders.DATA_ITEM)
+    if len(saved) != jax.process_count():
+        raise ValueError(
+            f"checkpoint {folder} was saved by {len(saved)} processes and this job has "
+            f"{jax.process_count()}: resume with the same number, or start from its params"
+        )
+    return base64.b64decode(saved[str(jax.process_index())])
