@@ -1,0 +1,318 @@
+"""Divergences between the teacher's and the student's next-token distributions, per token.
+
+P is the teacher, Q the student. Every function takes logits of any float dtype, computes in
+float32 and sends no gradient to the teacher. Each divergence is written once as its value and its
+closed-form gradient: that needs fewer passes over the vocabulary than differentiating the value,
+never subtracts infinities, and is exactly zero where the two distributions are equal.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
+_LOWEST_LOGIT = -1e30
+# Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
+_UNUSABLE_LOGIT = -1e32
+
+Temperature = float | tuple[float, float] | Float[Array, ""]
+
+
+def forward_kl(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    *,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """KL(P‖Q): the student must cover whatever the teacher would write.
+
+    Args:
+      student_logits: [..., V].
+      teacher_logits: [..., V].
+      temperature: divides both models' logits, or a pair (student's, teacher's). The loss is not
+        multiplied by its square.
+      valid: [V], false for ids that carry no probability in either distribution.
+
+    Returns:
+      The divergence in nats, float32 [...].
+
+    Raises:
+      ValueError: the two shapes (or the mask's) differ.
+
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), section 2; Hinton et al. 2015.
+    """
+
+    def value_and_gradient(log_p, log_q):
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        return _sum(p * (log_p - log_q)), q - p
+
+    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+
+
+def reverse_kl(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    *,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """KL(Q‖P): the student must write only what the teacher would; see `forward_kl` for the rest.
+
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), section 2; Gu et al. 2023 (MiniLLM).
+    """
+
+    def value_and_gradient(log_p, log_q):
+        q, log_ratio = jnp.exp(log_q), log_q - log_p
+        value = _sum(q * log_ratio)
+        return value, q * (log_ratio - value[..., None])
+
+    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+
+
+def total_variation(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    *,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """Total variation distance ½ Σ|P−Q|, between 0 and 1; see `forward_kl` for the rest.
+
+    Source: Wen et al. 2023 (f-distill).
+    """
+
+    def value_and_gradient(log_p, log_q):
+        q = jnp.exp(log_q)
+        difference = q - jnp.exp(log_p)
+        half_sign = 0.5 * jnp.sign(difference)
+        return 0.5 * _sum(jnp.abs(difference)), _through_softmax(q, half_sign)
+
+    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+
+
+def generalized_jsd(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    *,
+    beta: float,
+    rescale: bool = False,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """Generalized Jensen-Shannon divergence β·KL(P‖M) + (1−β)·KL(Q‖M), M = βP + (1−β)Q.
+
+    Args:
+      student_logits: [..., V].
+      teacher_logits: [..., V].
+      beta: the teacher's share of the mixture, strictly between 0 and 1. Small values behave like
+        forward KL (times β), values near 1 like reverse KL (times 1−β).
+      rescale: divide by β(1−β), so that β tunes the shape and not the step size; then the limits
+        at 0 and 1 are forward and reverse KL themselves.
+      temperature: divides both models' logits, or a pair (student's, teacher's).
+      valid: [V], false for ids that carry no probability in either distribution.
+
+    Returns:
+      The divergence in nats, float32 [...], at most H(β) unless rescaled.
+
+    Raises:
+      ValueError: beta is not inside (0, 1), or shapes differ.
+
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 1.
+    """
+    _check_mixture("generalized_jsd", "beta", beta, at_zero="forward_kl", at_one="reverse_kl")
+    scale = 1.0 / (beta * (1.0 - beta)) if rescale else 1.0
+
+    def value_and_gradient(log_p, log_q):
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        mixture_over_p, mixture_over_q = _log_mixture_ratios(log_p, log_q, beta)
+        teacher_term, student_term = -_sum(p * mixture_over_p), -_sum(q * mixture_over_q)
+        value = beta * teacher_term + (1.0 - beta) * student_term
+        gradient = -(1.0 - beta) * q * (mixture_over_q + student_term[..., None])
+        return scale * value, scale * gradient
+
+    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+
+
+def skew_forward_kl(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    *,
+    alpha: float = 0.1,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """KL(P‖αP + (1−α)Q), bounded by −log α; see `forward_kl` for the rest.
+
+    Args:
+      alpha: the teacher's share of the second argument, strictly between 0 and 1.
+
+    Raises:
+      ValueError: alpha is not inside (0, 1), or shapes differ.
+
+    Source: Ko et al. 2024 (DistiLLM, arXiv 2402.03898), equation 3.
+    """
+    _check_mixture("skew_forward_kl", "alpha", alpha, at_zero="forward_kl")
+
+    def value_and_gradient(log_p, log_q):
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        mixture_over_p, _ = _log_mixture_ratios(log_p, log_q, alpha)
+        slope = -(1.0 - alpha) * jnp.exp(-mixture_over_p)
+        return -_sum(p * mixture_over_p), _through_softmax(q, slope)
+
+    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+
+
+def skew_reverse_kl(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    *,
+    alpha: float = 0.1,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """KL(Q‖(1−α)P + αQ), bounded by −log α; see `forward_kl` for the rest.
+
+    Args:
+      alpha: the student's share of the second argument, strictly between 0 and 1.
+
+    Raises:
+      ValueError: alpha is not inside (0, 1), or shapes differ.
+
+    Source: Ko et al. 2024 (DistiLLM, arXiv 2402.03898), equation 3.
+    """
+    _check_mixture("skew_reverse_kl", "alpha", alpha, at_zero="reverse_kl")
+
+    def value_and_gradient(log_p, log_q):
+        q = jnp.exp(log_q)
+        _, mixture_over_q = _log_mixture_ratios(log_p, log_q, 1.0 - alpha)
+        slope = -mixture_over_q - alpha * jnp.exp(-mixture_over_q)
+        return -_sum(q * mixture_over_q), _through_softmax(q, slope)
+
+    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+
+
+def entropy(
+    logits: Float[Array, "... vocabulary"],
+    *,
+    temperature: float = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """Entropy of softmax(logits / temperature) over the valid ids, in nats, float32 [...]."""
+    log_p = _log_softmax(logits.astype(jnp.float32) / temperature, valid)
+    return -_sum(jnp.exp(log_p) * log_p)
+
+
+def token_log_prob(
+    logits: Float[Array, "... vocabulary"], targets: Int[Array, "..."]
+) -> Float[Array, "..."]:
+    """Log-probability of the target ids under the raw logits, in nats, float32 [...].
+
+    A comparison picks the target instead of a gather: it fuses, its gradient is no scatter, and it
+    works on a vocabulary that is spread over devices.
+    """
+    log_p = _log_softmax(logits.astype(jnp.float32), None)
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return _sum(jnp.where(is_target, log_p, 0.0))
+
+
+DIVERGENCES: dict[str, Callable[..., Float[Array, "..."]]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd_0.1": functools.partial(generalized_jsd, beta=0.1),
+    "jsd_0.5": functools.partial(generalized_jsd, beta=0.5),
+    "jsd_0.9": functools.partial(generalized_jsd, beta=0.9),
+    "total_variation": total_variation,
+}
+"""Every divergence that an evaluation reports, by its column's name."""
+
+
+def check_same_vocabulary(student_vocabulary: int, teacher_vocabulary: int) -> None:
+    """Raises a ValueError that says what to do unless both models have the same ids."""
+    if student_vocabulary != teacher_vocabulary:
+        raise ValueError(
+            f"teacher vocabulary has {teacher_vocabulary} ids, student {student_vocabulary}: "
+            "distillation needs one vocabulary; convert one model or choose two of the same family"
+        )
+
+
+def _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid):
+    """Applies a (log P, log Q) -> (value, gradient for the student's logits) function to logits."""
+    check_same_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1])
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student logits have shape {student_logits.shape}, teacher logits "
+            f"{teacher_logits.shape}: both models must score the same tokens"
+        )
+    if valid is not None and valid.shape != student_logits.shape[-1:]:
+        raise ValueError(
+            f"the valid mask has {valid.shape[0]} ids, the logits {student_logits.shape[-1]}: "
+            "pass one entry for each id"
+        )
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    student = student_logits.astype(jnp.float32) / pair[0]
+    teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32) / pair[1])
+    return _value(value_and_gradient, student, teacher, valid)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _value(value_and_gradient, student, teacher, valid):
+    value, _ = value_and_gradient(_log_softmax(teacher, valid), _log_softmax(student, valid))
+    # No divergence is negative: what rounding leaves below zero is zero.
+    return jnp.maximum(value, 0.0)
+
+
+@_value.defjvp
+def _value_jvp(value_and_gradient, primals, tangents):
+    student, teacher, valid = primals
+    log_p, log_q = _log_softmax(teacher, valid), _log_softmax(student, valid)
+    value, gradient = value_and_gradient(log_p, log_q)
+    return jnp.maximum(value, 0.0), _sum(gradient * tangents[0])
+
+
+def _log_softmax(logits, valid):
+    """Log-probabilities that are always finite: at worst a huge negative number."""
+    logits = jnp.maximum(logits, _LOWEST_LOGIT)
+    if valid is not None:
+        logits = jnp.where(valid, logits, _UNUSABLE_LOGIT)
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
+
+
+def _log_mixture_ratios(log_p, log_q, teacher_share):
+    """log(M/P) and log(M/Q) for M = share·P + (1−share)·Q, exactly zero where P = Q."""
+    difference = log_q - log_p
+    other_share = jnp.where(difference < 0, 1.0 - teacher_share, teacher_share)
+    # log of M over the larger of P and Q: between log(min(share, 1−share)) and 0.
+    mixture_over_larger = jnp.maximum(
+        jnp.log1p(other_share * jnp.expm1(-jnp.abs(difference))),
+        math.log(min(teacher_share, 1.0 - teacher_share)),
+    )
+    return (
+        mixture_over_larger + jnp.maximum(difference, 0.0),
+        mixture_over_larger - jnp.minimum(difference, 0.0),
+    )
+
+
+def _through_softmax(q, slope):
+    """Turns ∂D/∂Q into ∂D/∂logits: q·(slope − E_q[slope])."""
+    return q * (slope - _sum(q * slope)[..., None])
+
+
+def _sum(values):
+    return jnp.sum(values, axis=-1)
+
+
+def _check_mixture(function, argument, value, *, at_zero, at_one=None):
+    if 0.0 < value < 1.0:
+        return
+    ends = f"for {argument}=0 use {at_zero}"
+    if at_one:
+        ends += f", for {argument}=1 use {at_one}"
+    raise ValueError(f"{function} needs 0 < {argument} < 1, got {value}: {ends}")

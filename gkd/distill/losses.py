@@ -1,0 +1,190 @@
+"""The third pure function: (student logits, teacher logits, rollout) -> (sum, weight, metrics).
+
+Sums and weights stay apart until the caller divides once, globally: sum / max(weight, tiny). Then
+microbatches, devices and hosts change neither the loss nor its gradient, and an empty rollout
+gives 0. Weights depend on the rollout only, so the denominator is known before any update.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gkd.distill.divergences import Temperature, entropy, token_log_prob
+from gkd.distill.fused import fused_token_loss
+from gkd.distill.logits import Logits
+from gkd.distill.types import Rollout
+
+Pair = tuple[Float[Array, ""], Float[Array, ""]]
+Loss = tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]
+DivergenceLoss = Callable[[Logits, Logits | None, Rollout], Loss]
+
+
+def token_coefficients(
+    rollout: Rollout, normalisation: str = "sequence"
+) -> tuple[Float[Array, "rows length"], Float[Array, ""]]:
+    """What each token's loss is multiplied with, and what the sum is divided by.
+
+    Args:
+      rollout: N rows of T tokens with their weights.
+      normalisation: "sequence" averages each row's tokens first and then the rows (weighted by
+        their examples); "token" averages over all tokens. Rows without tokens count in neither.
+
+    Returns:
+      Coefficients float32 [N, T], and their sum.
+
+    Raises:
+      ValueError: another normalisation.
+
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 2, for "sequence".
+    """
+    weights = rollout.weights.astype(jnp.float32)
+    if normalisation == "token":
+        return weights, jnp.sum(weights)
+    if normalisation != "sequence":
+        raise ValueError(f"normalisation is {normalisation!r}: choose 'sequence' or 'token'")
+    tokens = jnp.sum(weights != 0, axis=1, keepdims=True)
+    coefficients = weights / jnp.maximum(tokens, 1)
+    return coefficients, jnp.sum(coefficients)
+
+
+def loss_weight(rollout: Rollout, normalisation: str = "sequence") -> Float[Array, ""]:
+    """The denominator that a loss with this normalisation has on this rollout."""
+    return token_coefficients(rollout, normalisation)[1]
+
+
+def divergence_loss(
+    student: Logits,
+    teacher: Logits,
+    rollout: Rollout,
+    *,
+    divergence: Callable[..., Float[Array, "..."]],
+    normalisation: str = "sequence",
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " vocabulary"] | None = None,
+    with_entropies: bool = False,
+    block_size: int | None = None,
+    data_shards: int = 1,
+) -> Loss:
+    """The divergence between teacher and student, summed over a rollout's tokens.
+
+    Args:
+      student: logits of the rollout's tokens, N rows of T.
+      teacher: the teacher's; no gradient flows into them.
+      rollout: tokens and weights.
+      divergence: a function of gkd.distill.divergences, with β or α bound.
+      normalisation: "sequence" (the paper's) or "token".
+      temperature: divides both models' logits, or a pair (student's, teacher's).
+      valid: bool [V], false for ids that carry no probability.
+      with_entropies: also report both models' entropies, at a cost near that of the divergence.
+      block_size: see `fused_token_loss`.
+      data_shards: see `fused_token_loss`.
+
+    Returns:
+      Sum, weight, and metrics by name as (sum, weight) pairs of float32 scalars.
+
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), equations 2 and 4.
+    """
+
+    def token_loss(student_logits, teacher_logits, targets):
+        return divergence(student_logits, teacher_logits, temperature=temperature, valid=valid)
+
+    def entropies(student_logits, teacher_logits, targets):
+        return {
+            "student_entropy": entropy(student_logits, valid=valid),
+            "teacher_entropy": entropy(teacher_logits, valid=valid),
+        }
+
+    return _summed(
+        token_loss, student, teacher, rollout, normalisation, "divergence",
+        token_metrics=entropies if with_entropies else None,
+        block_size=block_size, data_shards=data_shards,
+    )  # fmt: skip
+
+
+def cross_entropy_loss(
+    student: Logits,
+    teacher: None,
+    rollout: Rollout,
+    *,
+    normalisation: str = "sequence",
+    block_size: int | None = None,
+    data_shards: int = 1,
+) -> Loss:
+    """Cross-entropy of the rollout's own tokens under the student's raw logits: SFT and SeqKD.
+
+    Args:
+      student: logits of the rollout's tokens, N rows of T.
+      teacher: None; there is no teacher, the argument keeps the third function's signature.
+      rollout: tokens and weights.
+      normalisation: "sequence" or "token".
+      block_size: see `fused_token_loss`.
+      data_shards: see `fused_token_loss`.
+
+    Returns:
+      Sum, weight, and the metrics "cross_entropy" and "token_accuracy" as (sum, weight) pairs.
+    """
+
+    def token_loss(student_logits, teacher_logits, targets):
+        return -token_log_prob(student_logits, targets)
+
+    def accuracy(student_logits, teacher_logits, targets):
+        # The target is right when nothing scores higher: a maximum costs less than an argmax.
+        is_target = jnp.arange(student_logits.shape[-1]) == targets[..., None]
+        target_logits = jnp.sum(jnp.where(is_target, student_logits, 0.0), axis=-1)
+        right = target_logits >= jnp.max(student_logits, axis=-1)
+        return {"token_accuracy": right.astype(jnp.float32)}
+
+    return _summed(
+        token_loss, student, None, rollout, normalisation, "cross_entropy",
+        token_metrics=accuracy, block_size=block_size, data_shards=data_shards,
+    )  # fmt: skip
+
+
+def make_divergence_loss(
+    divergence: Callable[..., Float[Array, "..."]],
+    normalisation: str = "sequence",
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " vocabulary"] | None = None,
+    with_entropies: bool = False,
+    block_size: int | None = None,
+    data_shards: int = 1,
+) -> DivergenceLoss:
+    """A `divergence_loss` of (student, teacher, rollout) with everything else bound."""
+    return functools.partial(
+        divergence_loss,
+        divergence=divergence,
+        normalisation=normalisation,
+        temperature=temperature,
+        valid=valid,
+        with_entropies=with_entropies,
+        block_size=block_size,
+        data_shards=data_shards,
+    )
+
+
+def make_cross_entropy_loss(
+    normalisation: str = "sequence", block_size: int | None = None, data_shards: int = 1
+) -> DivergenceLoss:
+    """A `cross_entropy_loss` of (student, None, rollout) with everything else bound."""
+    return functools.partial(
+        cross_entropy_loss,
+        normalisation=normalisation,
+        block_size=block_size,
+        data_shards=data_shards,
+    )
+
+
+def _summed(token_loss, student, teacher, rollout, normalisation, name, **options):
+    """Runs the fused loss over a rollout and pairs every sum with its weight."""
+    coefficients, weight = token_coefficients(rollout, normalisation)
+    total, _, token_metrics = fused_token_loss(
+        token_loss, student, teacher, rollout.target_tokens, coefficients, **options
+    )
+    metrics = {name: (total, weight)}
+    for metric, values in token_metrics.items():
+        metrics[metric] = (jnp.sum(coefficients * values), weight)
+    return total, weight, metrics

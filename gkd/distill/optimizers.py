@@ -1,0 +1,187 @@
+"""Optimizers with T5X's defaults and the learning-rate schedule, built from optax alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import traverse_util
+
+_STACK = "layers"
+
+
+def adafactor(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    max_norm: float | None = None,
+    decay_rate: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = True,
+) -> optax.GradientTransformation:
+    """Adafactor as T5X configures it, with the statistics of stacked layers kept per layer.
+
+    Args:
+      learning_rate: relative to each parameter's root mean square, a number or a schedule.
+      weight_decay: share of every matrix removed at each step, not multiplied by the learning rate
+        (T5X's and optax's convention; AdamW's differs). Norm scales never decay.
+      max_norm: clip gradients to this global norm first; None does not clip.
+      decay_rate: exponent of the second moment's decay, 1 − t**−decay_rate.
+      clipping_threshold: largest root mean square of a parameter's scaled update.
+      min_dim_size_to_factor: second moments of matrices with two sides this long are factored.
+      multiply_by_parameter_scale: whether the learning rate is relative (see above).
+
+    Returns:
+      The optimizer.
+
+    Source: Shazeer & Stern 2018 (arXiv 1804.04235).
+    """
+    optimizer = optax.adafactor(
+        learning_rate,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        decay_rate=decay_rate,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        clipping_threshold=clipping_threshold,
+        weight_decay_rate=weight_decay or None,
+        weight_decay_mask=_decays,
+    )
+    return _clip_first(per_layer(optimizer), max_norm)
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float = 0.0,
+    max_norm: float | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW; it works element by element, so stacked layers need no care.
+
+    Args:
+      learning_rate: absolute, a number or a schedule.
+      weight_decay: multiplied by the learning rate; norm scales never decay.
+      max_norm: clip gradients to this global norm first; None does not clip.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+
+    Returns:
+      The optimizer.
+
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101).
+    """
+    optimizer = optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decays
+    )
+    return _clip_first(optimizer, max_norm)
+
+
+def warmup_constant_cooldown(
+    peak: float, warmup_steps: int, total_steps: int, cooldown_steps: int = 0
+) -> optax.Schedule:
+    """A linear rise from 0 to `peak`, a plateau, and a linear fall to 0 at `total_steps`.
+
+    Args:
+      peak: the plateau's learning rate.
+      warmup_steps: steps of the rise; 0 starts at the peak.
+      total_steps: the last step of the run.
+      cooldown_steps: steps of the fall; 0 stays at the peak.
+
+    Returns:
+      A function of the step.
+
+    Raises:
+      ValueError: the rise and the fall do not fit into the run.
+    """
+    if warmup_steps + cooldown_steps > total_steps:
+        raise ValueError(
+            f"warm-up ({warmup_steps} steps) and cool-down ({cooldown_steps}) exceed the run's "
+            f"{total_steps} steps: shorten them"
+        )
+    parts = [optax.constant_schedule(peak)]
+    boundaries = []
+    if warmup_steps:
+        parts.insert(0, optax.linear_schedule(0.0, peak, warmup_steps))
+        boundaries.append(warmup_steps)
+    if cooldown_steps:
+        parts.append(optax.linear_schedule(peak, 0.0, cooldown_steps))
+        boundaries.append(total_steps - cooldown_steps)
+    return optax.join_schedules(parts, boundaries)
+
+
+class PerLayerState(NamedTuple):
+    """One optimizer state for the ordinary parameters, one with a layer axis for each stack."""
+
+    rest: Any
+    stacks: dict[str, Any]
+
+
+def per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs an optimizer on stacked layers as if each layer's parameters stood alone.
+
+    Adafactor's means, root mean squares and factored axes are over one parameter; over a whole
+    stack they would make it another optimizer. Whatever spans parameters (a global norm) belongs
+    outside.
+
+    Args:
+      optimizer: what to run. Subtrees under a key "layers", whose leaves have a leading layer axis,
+        are mapped over that axis; all other parameters are passed as they are.
+
+    Returns:
+      The optimizer for trees with and without stacks.
+    """
+
+    def init(params):
+        rest, stacks = _split(params)
+        return PerLayerState(
+            rest=optimizer.init(rest),
+            stacks={name: jax.vmap(optimizer.init)(stack) for name, stack in stacks.items()},
+        )
+
+    def update(updates, state, params=None):
+        rest, stacks = _split(updates)
+        rest_params, stack_params = _split(params)
+        rest, rest_state = optimizer.update(rest, state.rest, rest_params)
+        new_stacks, stack_states = {}, {}
+        for name, stack in stacks.items():
+            new_stacks[name], stack_states[name] = jax.vmap(optimizer.update)(
+                stack, state.stacks[name], stack_params[name]
+            )
+        return _merge(rest, new_stacks), PerLayerState(rest_state, stack_states)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _split(tree):
+    """A nested dict -> (what is not stacked, {path of a stack: its leaves by path})."""
+    rest, stacks = {}, {}
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        if _STACK in path:
+            depth = path.index(_STACK) + 1
+            stacks.setdefault("/".join(path[:depth]), {})[path[depth:]] = leaf
+        else:
+            rest[path] = leaf
+    stacks = {name: traverse_util.unflatten_dict(stack) for name, stack in stacks.items()}
+    return traverse_util.unflatten_dict(rest), stacks
+
+
+def _merge(rest, stacks):
+    """Undoes `_split`."""
+    leaves = traverse_util.flatten_dict(rest)
+    for name, stack in stacks.items():
+        for path, leaf in traverse_util.flatten_dict(stack).items():
+            leaves[(*name.split("/"), *path)] = leaf
+    return traverse_util.unflatten_dict(leaves)
+
+
+def _decays(params):
+    """Which parameters weight decay applies to: all but the norms' scales."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+
+
+def _clip_first(optimizer, max_norm):
+    if max_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
