@@ -1,0 +1,8 @@
+"""`python -m gkd VERB`: see gkd/jobs/command_line.py."""
+
+import sys
+
+from gkd.jobs.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main())

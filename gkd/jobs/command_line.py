@@ -1,0 +1,261 @@
+"""The command line: verbs, gin files and overrides, and one line for every expected error."""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gkd.jobs.signals import EXIT_STOPPED, Stopped
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+# What the caller can put right, wherever it is raised, or where GKD raises it on purpose. All
+# else is a mistake in the code and keeps its traceback.
+EXPECTED_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
+EXPECTED_FROM_GKD = (ValueError, OSError, FloatingPointError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A function that the command line offers; imported only when it is used."""
+
+    module: str
+    function: str
+    summary: str
+
+    def load(self) -> Callable[..., Any]:
+        """Imports the function."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+    @property
+    def selector(self) -> str:
+        """How gin files call it: `train.train`."""
+        return f"{self.module.rpartition('.')[2]}.{self.function}"
+
+
+VERBS = {
+    "train": Verb("gkd.jobs.train", "train", "train a student: SFT, supervised KD, GKD"),
+    "evaluate": Verb("gkd.jobs.evaluate", "evaluate", "measure a checkpoint on a task"),
+}
+
+USAGE = """\
+usage: python -m gkd VERB --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALUE ...]
+
+verbs:
+{verbs}
+
+options:
+  --gin_file=FILE   a run file, e.g. configs/runs/NAME.gin; later files override earlier ones
+  --gin.NAME=VALUE  overrides a macro (--gin.LAMBDA=0.5), a function
+                    (--gin.DIVERGENCE=@divergences.reverse_kl) or a parameter
+                    (--gin.train.train.steps=100); text needs quotes: '--gin.MODEL_DIR="runs/a"'
+  --help            this text
+
+exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
+            {stopped} stopped by SIGTERM or Ctrl-C after saving: the same command continues
+environment: GKD_TRACEBACK=1 shows where an error was raised
+"""
+
+
+class UsageError(ValueError):
+    """Arguments that make no command."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """The parsed arguments."""
+
+    verb: str
+    gin_files: tuple[str, ...]
+    overrides: tuple[str, ...]  # NAME=VALUE
+
+
+def usage() -> str:
+    """The help text."""
+    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    return USAGE.format(verbs=verbs, stopped=EXIT_STOPPED)
+
+
+def parse_arguments(arguments: Sequence[str]) -> Command | None:
+    """Splits the arguments.
+
+    Args:
+      arguments: what follows `python -m gkd`.
+
+    Returns:
+      The command, or None when help is asked for.
+
+    Raises:
+      UsageError: no or unknown verb, unknown option, no gin file.
+    """
+    if "--help" in arguments or "-h" in arguments or list(arguments[:1]) == ["help"]:
+        return None
+    if not arguments:
+        raise UsageError(f"no verb; one of {', '.join(VERBS)}")
+    verb, *options = arguments
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb {verb!r}{_suggestion(verb, VERBS)}")
+    gin_files, overrides = [], []
+    remaining = iter(options)
+    for option in remaining:
+        name, equals, value = option.partition("=")
+        if name == "--gin_file":
+            value = value if equals else next(remaining, "")
+            if not value:
+                raise UsageError("--gin_file needs a file name")
+            gin_files.append(value)
+        elif option.startswith("--gin."):
+            overrides.append(option.removeprefix("--gin."))
+        else:
+            raise UsageError(
+                f"unknown option {option!r}{_suggestion(name, ['--gin_file', '--gin.', '--help'])}"
+            )
+    if not gin_files:
+        raise UsageError(f"{verb} needs at least one --gin_file=FILE")
+    return Command(verb, tuple(gin_files), tuple(overrides))
+
+
+def _suggestion(name: str, candidates: Any) -> str:
+    from gkd.jobs.gin_check import suggestion
+
+    return suggestion(name, candidates, "one of")
+
+
+def configure(command: Command) -> Callable[[], Any]:
+    """Reads, checks and applies a command's gin files and overrides.
+
+    Gin's state is global: this clears what an earlier call set.
+
+    Args:
+      command: the parsed arguments.
+
+    Returns:
+      The verb's function, to be called without arguments.
+
+    Raises:
+      ConfigError: anything wrong with the configuration, in one line.
+    """
+    import gin
+
+    from gkd.jobs import gin_check
+    from gkd.jobs.gin_files import REPOSITORY, ConfigError, GinReader, resolve_gin_file
+
+    reader = GinReader()
+    paths = [resolve_gin_file(name) for name in command.gin_files]
+    for path in paths:
+        reader.read_file(path)
+    imports = _command_line_imports(command.overrides, reader)
+    for override in command.overrides:
+        reader.read_override(override, imports)
+    verb = VERBS[command.verb]
+    function = verb.load()
+    gin_check.check(reader, function, verb.selector)
+
+    gin.clear_config()
+    try:
+        with contextlib.chdir(REPOSITORY):  # gin resolves includes from the current directory
+            for path in paths:
+                gin.parse_config_file(str(path))
+        lines = [statement.format() for statement in imports]
+        lines += [override.replace("=", " = ", 1) for override in command.overrides]
+        gin.parse_config("\n".join(lines))
+        if not _is_registered(function):  # no file binds anything of it
+            gin.external_configurable(function, module=verb.module)
+        gin.finalize()
+    except (ValueError, SyntaxError) as error:  # what the check did not foresee
+        raise ConfigError(one_line(error)) from error
+    return gin.get_configurable(function)
+
+
+def _is_registered(function: Callable[..., Any]) -> bool:
+    import gin
+
+    try:
+        gin.get_configurable(function)
+    except ValueError:
+        return False
+    return True
+
+
+def _command_line_imports(overrides: Sequence[str], reader: Any) -> list[Any]:
+    """The imports that the overrides need: GKD's public modules and those of the run's files.
+
+    A public module is imported only when an override mentions its name: none costs start-up
+    time that it does not use.
+    """
+    from gkd.jobs.gin_check import COMMAND_LINE_MODULES, DYNAMIC_REGISTRATION
+    from gkd.jobs.gin_files import parse_statements
+
+    text = " ".join(overrides)
+    lines = ["from __gin__ import dynamic_registration"]
+    for name, package in COMMAND_LINE_MODULES.items():
+        if f"{name}." in text:
+            lines.append(f"from {package} import {name}")
+    imports = parse_statements("\n".join(lines), "command line")
+    for source in reader.sources:
+        imports += [item for item in source.imports if item.module != DYNAMIC_REGISTRATION]
+    return imports
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without the call trail that gin appends, on one line."""
+    message = str(error).partition("\n  In call to configurable")[0]
+    return " ".join(message.split()) or type(error).__name__
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Whether the message alone tells the caller what to do."""
+    if isinstance(error, EXPECTED_ERRORS):
+        return True
+    raised_in = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    by_gkd = raised_in.f_globals.get("__name__", "").split(".")[0] == "gkd"
+    return by_gkd and isinstance(error, EXPECTED_FROM_GKD)
+
+
+def _fail(error: BaseException, code: int, expected: bool) -> int:
+    if not expected or os.environ.get("GKD_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    print(f"gkd: error: {one_line(error)}", file=sys.stderr)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: what follows `python -m gkd`; the process's own when None.
+
+    Returns:
+      The exit code, as the help text lists them.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our lines
+    from gkd.jobs.gin_files import ConfigError
+
+    try:
+        command = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if command is None:
+            print(usage())
+            return EXIT_OK
+        run = configure(command)
+    except UsageError as error:
+        print(f"gkd: error: {error} (python -m gkd --help)", file=sys.stderr)
+        return EXIT_USAGE
+    except ConfigError as error:
+        return _fail(error, EXIT_USAGE, expected=True)
+    except Exception as error:
+        return _fail(error, EXIT_FAILED, _is_expected(error))
+    try:
+        run()
+    except Stopped as stopped:
+        print(f"gkd: stopped: {one_line(stopped)}", file=sys.stderr)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("gkd: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _fail(error, EXIT_FAILED, _is_expected(error))
+    return EXIT_OK

@@ -1,0 +1,260 @@
+"""Reads gin files into bindings with their places, so that errors can name file and line."""
+
+import dataclasses
+import io
+import pathlib
+import shlex
+import tokenize
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gin import config_parser
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """`@scope/module.function`, or its result when written with `()`."""
+
+    selector: str  # without the scope
+    evaluate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+    """`%NAME`."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where bindings stand: a gin file, or one `--gin.` argument (which shows no line)."""
+
+    name: str
+    imports: list[config_parser.ImportStatement]
+    path: pathlib.Path | None = None
+
+    def place(self, line: int) -> str:
+        """The place as a person looks for it: `configs/runs/x.gin:7` or `--gin.X=1`."""
+        return f"{self.name}:{line}" if self.path else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """One `scope/selector.parameter = value`, or `MACRO = value` (parameter is empty)."""
+
+    scope: str
+    selector: str
+    parameter: str
+    value: Any  # Python literals, with Reference and Macro inside
+    source: Source
+    line: int
+
+    @property
+    def place(self) -> str:
+        """Where it is written."""
+        return self.source.place(self.line)
+
+    @property
+    def macro(self) -> str | None:
+        """The macro's name, when this sets a macro."""
+        if self.parameter and self.selector != "gin.macro":
+            return None
+        scope = f"{self.scope}/" if self.scope else ""
+        return self.scope if self.selector == "gin.macro" else scope + self.selector
+
+    @property
+    def key(self) -> str:
+        """What it sets, in gin's spelling."""
+        scope = f"{self.scope}/" if self.scope else ""
+        return self.macro or f"{scope}{self.selector}.{self.parameter}"
+
+    @property
+    def target(self) -> str:
+        """What it sets, whatever a file calls the module: the same for all spellings."""
+        name, _, rest = self.key.rpartition("/")[2].partition(".")
+        for statement in reversed(self.source.imports):
+            if not self.macro and statement.bound_name() == name:
+                whole = statement.is_from or statement.alias
+                return f"{self.scope}/{statement.module if whole else name}.{rest}"
+        return self.key
+
+
+class _Delegate:
+    """Leaves references and macros unresolved: the check resolves them, with better errors."""
+
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Reference | Macro:
+        scope, selector = config_parser.parse_scoped_selector(scoped_selector)
+        if selector == "gin.macro":
+            return Macro(scope)
+        return Reference(selector, evaluate)
+
+    def macro(self, name: str) -> Macro:
+        return Macro(name)
+
+
+def references_in(value: Any) -> Iterator[Reference | Macro]:
+    """All references and macros inside a value, however nested."""
+    if isinstance(value, Reference | Macro):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from references_in(key)
+            yield from references_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from references_in(item)
+
+
+def parse_statements(text: str, name: str, show_line: bool = True) -> list[Any]:
+    """Parses gin text into gin's own statements.
+
+    Args:
+      text: gin statements.
+      name: what errors call the text: a file name or an argument.
+      show_line: whether errors add the line to `name`.
+
+    Returns:
+      Import, include, binding and block statements of `gin.config_parser`.
+
+    Raises:
+      ConfigError: a syntax error, in one line with its place.
+    """
+
+    def fail(line: int | None, message: str) -> ConfigError:
+        return ConfigError(f"{name}:{line}: {message}" if show_line else f"{name}: {message}")
+
+    try:
+        return list(config_parser.ConfigParser(io.StringIO(text), _Delegate()))
+    except tokenize.TokenError as error:
+        message, (line, _) = error.args
+        raise fail(line, f"syntax error: {message}") from None
+    except SyntaxError as error:
+        message, _, token = str(error.msg).partition("Failed to parse token ")
+        if not token:
+            raise fail(error.lineno, f"syntax error: {' '.join(message.split())}") from None
+        raise fail(
+            error.lineno,
+            f"{token} is not a gin value: text needs quotes, a macro %, a function @",
+        ) from None
+
+
+def resolve_gin_file(path: str) -> pathlib.Path:
+    """Finds a `--gin_file`: in the current directory, else in the repository.
+
+    Raises:
+      ConfigError: it is in neither.
+    """
+    for folder in (pathlib.Path.cwd(), REPOSITORY):
+        if (folder / path).is_file():
+            return (folder / path).resolve()
+    raise ConfigError(
+        f"--gin_file={path}: no such file, neither here nor in the repository ({REPOSITORY})"
+    )
+
+
+def display_name(path: pathlib.Path) -> str:
+    """A path as errors show it: relative to the repository where it lies inside."""
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+
+
+class GinReader:
+    """Collects the bindings of gin files in the order in which gin applies them.
+
+    The last binding of a key wins, so an include must not follow lines it would undo.
+    `bindings` holds all of them, `sources` all files. Reading checks
+    syntax, includes and order only.
+    """
+
+    def __init__(self) -> None:
+        self.bindings: list[Binding] = []
+        self.sources: list[Source] = []
+        self._latest: dict[str, Binding] = {}
+        self._visited: set[pathlib.Path] = set()
+
+    def read_file(self, path: pathlib.Path, including: Sequence[Source] = ()) -> None:
+        """Reads one file and what it includes.
+
+        Args:
+          path: absolute path of the file.
+          including: the files that led here, outermost first.
+
+        Raises:
+          ConfigError: syntax error, missing include, an include in a circle, or one that
+            would undo a line above it.
+        """
+        source = Source(display_name(path), [], path)
+        if path in (outer.path for outer in including):
+            raise ConfigError(f"{including[-1].name}: includes {source.name}, which includes it")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{source.name}: not a text file ({error.reason})") from None
+        again = path in self._visited
+        self._visited.add(path)
+        self.sources.append(source)
+        for statement in parse_statements(text, source.name):
+            line = statement.location.line_num
+            if isinstance(statement, config_parser.IncludeStatement):
+                included = REPOSITORY / statement.filename  # an absolute path stays absolute
+                if not included.is_file():
+                    raise ConfigError(
+                        f'{source.place(line)}: include "{statement.filename}": no such file '
+                        f"(includes are looked up from {REPOSITORY})"
+                    )
+                self.read_file(included.resolve(), (*including, source))
+            elif isinstance(statement, config_parser.ImportStatement):
+                source.imports.append(statement)
+            elif isinstance(statement, config_parser.BindingStatement):
+                binding = Binding(*statement[:4], source, line)
+                self._add(binding, including, again)
+
+    def read_override(self, argument: str, imports: list[Any]) -> None:
+        """Reads one `--gin.` argument.
+
+        Args:
+          argument: `NAME=VALUE`, without the leading `--gin.`.
+          imports: the import statements whose names it may use.
+
+        Raises:
+          ConfigError: not a binding, or a value that gin cannot read.
+        """
+        key, equals, value = argument.partition("=")
+        name = f"--gin.{argument}"
+        if not equals or not key:
+            raise ConfigError(f"{name}: write --gin.NAME=VALUE")
+        try:
+            statements = parse_statements(f"{key} = {value}", name, show_line=False)
+        except ConfigError as error:
+            quoted = shlex.quote(f'--gin.{key}="{value}"')
+            raise ConfigError(f"{error} (if it is text: {quoted})") from None
+        if len(statements) != 1 or not isinstance(statements[0], config_parser.BindingStatement):
+            raise ConfigError(f"{name}: write one binding, --gin.NAME=VALUE")
+        self._add(Binding(*statements[0][:4], Source(name, imports), 1), (), False)
+
+    def final_bindings(self) -> list[Binding]:
+        """The bindings that hold after all overriding."""
+        return list(self._latest.values())
+
+    def _add(self, binding: Binding, including: Sequence[Source], again: bool) -> None:
+        """Adds a binding, unless an include undoes silently what was set on purpose."""
+        before = self._latest.get(binding.target)
+        if before and before.value != binding.value and before.source is not binding.source:
+            if before.source in including:
+                raise ConfigError(
+                    f"{before.place}: sets {binding.key}, but a later include sets it again "
+                    f"({binding.place}): put includes first"
+                )
+            if again and before.source.path != binding.source.path:
+                raise ConfigError(
+                    f"{binding.source.name} is included twice, and the second time undoes "
+                    f"{before.place} ({binding.key}): include it once"
+                )
+        self._latest[binding.target] = binding
+        self.bindings.append(binding)

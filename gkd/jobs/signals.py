@@ -1,0 +1,62 @@
+"""Turns SIGTERM and Ctrl-C into a request to stop, so that a run saves before it ends."""
+
+import signal
+import types
+from typing import Any
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: "try again later". 143 would look like a run killed unsaved.
+
+
+class Stopped(Exception):
+    """Raised by a verb that saved and ended early because it was asked to.
+
+    The command line prints the message and exits with EXIT_STOPPED; the same command continues
+    the run.
+    """
+
+
+class StopRequest:
+    """Watches for SIGTERM and SIGINT while a `with` block runs, in the main thread.
+
+    The first signal only sets `requested`; a second one acts as it would without this class
+    (SIGINT raises KeyboardInterrupt, SIGTERM ends the process), for a run that hangs.
+
+    Example:
+      with StopRequest() as stop:
+          for step in range(first, last):
+              ...
+              if stop.requested:
+                  save(step)
+                  raise Stopped(f"{stop.signal_name} at step {step}; saved")
+    """
+
+    def __init__(self) -> None:
+        self._signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._signal is not None
+
+    @property
+    def signal_name(self) -> str:
+        """The name of the signal that came, "" before."""
+        return self._signal.name if self._signal else ""
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        self._signal = signal.Signals(number)
+        self._restore()  # so that the next one acts at once
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set outside Python
