@@ -1,0 +1,136 @@
+"""Synthetic multi-step arithmetic word problems with worked solutions, made from a seed.
+
+`Tom has 7 coins, finds 4, loses 2.` → `7 + 4 = 11 ; 11 - 2 = 9 #### 9` (equations)
+                                     → `11 9 #### 9` (totals)
+
+Which split a problem belongs to is a hash of its numbers, so no two splits share a problem's
+numbers whatever the seeds and sizes asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import NamedTuple
+
+NAMES = ("Tom", "Ann", "Ben", "Eva", "Max", "Zoe")
+ITEMS = ("coins", "cards", "books", "pens", "cups", "keys")
+GAINS = ("finds", "wins", "buys", "gets")
+LOSSES = ("loses", "sells", "gives", "drops")
+SOLUTIONS = ("equations", "totals")
+SPLITS = ("train", "validation", "test")
+
+# Of ten hash values, 0 is validation's, 1 is test's, the rest are train's.
+_BUCKETS = 10
+_DRAWS_WITHOUT_A_NEW_PROBLEM = 20_000
+
+
+class Problem(NamedTuple):
+    """A word problem: its text, its worked solution, and the signed numbers behind them."""
+
+    input: str
+    target: str
+    numbers: tuple[int, ...]
+
+
+def split_of(numbers: tuple[int, ...]) -> str:
+    """The only split that may hold a problem with these signed numbers.
+
+    Args:
+      numbers: the start, then the signed amount of each step.
+    """
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    bucket = int.from_bytes(digest[:8], "big") % _BUCKETS
+    return {0: "validation", 1: "test"}.get(bucket, "train")
+
+
+def problems(
+    split: str,
+    rows: int,
+    seed: int = 0,
+    steps: int = 5,
+    minimum_steps: int | None = None,
+    digits: int = 1,
+    solution: str = "equations",
+) -> list[Problem]:
+    """Distinct problems of one split; fewer rows with the same seed are a prefix of more.
+
+    Args:
+      split: train, validation or test.
+      rows: number of problems.
+      seed: selects the problems; splits stay disjoint even across seeds.
+      steps: additions and subtractions in a problem.
+      minimum_steps: if given, steps are drawn from minimum_steps … steps.
+      digits: amounts are drawn from 1 … 10^digits − 1. Totals are never negative.
+      solution: `equations` writes each step out, `totals` only the running totals.
+
+    Returns:
+      A list of `rows` problems, no two with the same numbers.
+
+    Raises:
+      ValueError: for an unknown split or solution, a size below 1, or more rows than exist.
+    """
+    _check(split, rows, steps, minimum_steps, digits, solution)
+    shortest = steps if minimum_steps is None else minimum_steps
+    source = random.Random(f"arithmetic {seed} {split}")
+    seen: set[tuple[int, ...]] = set()
+    made: list[Problem] = []
+    misses = 0
+    while len(made) < rows:
+        problem = _draw(source, shortest, steps, digits, solution)
+        if problem.numbers in seen or split_of(problem.numbers) != split:
+            misses += 1
+            if misses > _DRAWS_WITHOUT_A_NEW_PROBLEM:
+                raise ValueError(
+                    f"arithmetic: only {len(made)} distinct {split} problems found with steps="
+                    f"{steps}, digits={digits}, {rows} asked for: ask for fewer rows or more steps"
+                )
+            continue
+        misses = 0
+        seen.add(problem.numbers)
+        made.append(problem)
+    return made
+
+
+def _check(
+    split: str, rows: int, steps: int, minimum_steps: int | None, digits: int, solution: str
+) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"arithmetic has no split {split!r}; it has {', '.join(SPLITS)}")
+    if solution not in SOLUTIONS:
+        raise ValueError(f"arithmetic: solution={solution!r} is not one of {', '.join(SOLUTIONS)}")
+    for name, value in (("rows", rows), ("steps", steps), ("digits", digits)):
+        if value < 1:
+            raise ValueError(f"arithmetic: {name}={value} must be at least 1")
+    if minimum_steps is not None and not 1 <= minimum_steps <= steps:
+        raise ValueError(f"arithmetic: minimum_steps={minimum_steps} is not in 1 … steps={steps}")
+
+
+def _draw(source: random.Random, shortest: int, steps: int, digits: int, solution: str) -> Problem:
+    """One problem of any split. Only `random()` is used: Python promises its values."""
+
+    def below(bound: int) -> int:
+        return int(source.random() * bound)
+
+    name, item = NAMES[below(len(NAMES))], ITEMS[below(len(ITEMS))]
+    numbers = [1 + below(10**digits - 1)]
+    total = numbers[0]
+    story = [f"{name} has {total} {item}"]
+    totals, equations = [], []
+    for _ in range(shortest + below(steps - shortest + 1)):
+        amount = 1 + below(10**digits - 1)
+        gain = below(2) == 0 or amount > total
+        verb = (GAINS if gain else LOSSES)[below(4)]
+        story.append(f"{verb} {amount}")
+        after = total + amount if gain else total - amount
+        equations.append(f"{total} {'+' if gain else '-'} {amount} = {after}")
+        totals.append(str(after))
+        numbers.append(amount if gain else -amount)
+        total = after
+    worked = " ; ".join(equations) if solution == "equations" else " ".join(totals)
+    return Problem(", ".join(story) + ".", f"{worked} #### {total}", tuple(numbers))
+
+
+def words() -> tuple[str, ...]:
+    """Every word and sign that a problem or its solution can hold, digits aside."""
+    return (*NAMES, "has", *ITEMS, *GAINS, *LOSSES, "+", "-", "=", ";", "####")

@@ -1,0 +1,107 @@
+"""Metrics of generated text, in percent, with seqio's signature (targets, predictions) -> dict."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from gkd.data import calculator
+
+_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}
+
+
+def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
+    if len(targets) != len(predictions) or not targets:
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(targets)} targets: give one each, at least one"
+        )
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    return rouge_scorer.RougeScorer(list(_ROUGE), use_stemmer=True)
+
+
+def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L: mean F1 over examples, with Porter stemming.
+
+    Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), as the package rouge-score
+    computes it. ROUGE-L takes each text as one sentence.
+
+    Args:
+      targets: reference texts.
+      predictions: generated texts, in the same order.
+
+    Returns:
+      rouge1, rouge2, rouge_l in 0 … 100.
+
+    Raises:
+      ValueError: if there are no texts, or not as many of one as of the other.
+    """
+    _check(targets, predictions)
+    sums = dict.fromkeys(_ROUGE.values(), 0.0)
+    for target, prediction in zip(targets, predictions, strict=True):
+        scores = _rouge_scorer().score(target, prediction)
+        for measure, name in _ROUGE.items():
+            sums[name] += scores[measure].fmeasure
+    return {name: 100 * total / len(targets) for name, total in sums.items()}
+
+
+def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU as sacreBLEU's default computes it; `bleu_signature` says how.
+
+    Papineni et al. (2002); Post, "A Call for Clarity in Reporting BLEU Scores" (2018).
+
+    Args:
+      targets: reference texts.
+      predictions: generated texts, in the same order.
+
+    Returns:
+      bleu in 0 … 100.
+
+    Raises:
+      ValueError: if there are no texts, or not as many of one as of the other.
+    """
+    _check(targets, predictions)
+    return {"bleu": sacrebleu.BLEU().corpus_score(list(predictions), [list(targets)]).score}
+
+
+def bleu_signature() -> str:
+    """sacreBLEU's signature of `bleu`, to be printed with a score."""
+    scorer = sacrebleu.BLEU()
+    scorer.corpus_score(["a"], [["a"]])  # the signature wants to know the number of references
+    return str(scorer.get_signature())
+
+
+def final_answer(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """How often the final number is right, as generated and after a calculator.
+
+    Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021) for the calculator, which
+    here corrects the finished text: see `calculator.apply_calculator` and `final_number`.
+
+    Args:
+      targets: reference solutions; the answer is found in the same way, without the calculator.
+      predictions: generated solutions, in the same order.
+
+    Returns:
+      exact_match and exact_match_calculator in 0 … 100.
+
+    Raises:
+      ValueError: if there are no texts, or not as many of one as of the other.
+    """
+    _check(targets, predictions)
+    plain = calculated = 0
+    for target, prediction in zip(targets, predictions, strict=True):
+        answer = calculator.final_number(target)
+        if answer is None:
+            continue  # a reference without a number cannot be met
+        plain += calculator.final_number(prediction) == answer
+        calculated += calculator.final_number(prediction, calculator=True) == answer
+    return {
+        "exact_match": 100 * plain / len(targets),
+        "exact_match_calculator": 100 * calculated / len(targets),
+    }

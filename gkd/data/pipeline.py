@@ -1,0 +1,360 @@
+"""Host-side batches: endless, shuffled and resumable for training; finite, in order for evaluation.
+
+A split is tokenised once, through its seqio task, and kept in memory. The position in it is then
+two numbers, so a resume is exact and immediate, and every host cuts its rows out of the same global
+batch, however many hosts there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from gkd.data.permutation import permutation
+from gkd.data.tasks import TaskSpec
+
+_STATE_FORMAT = 1
+_ROWS_AT_ONCE = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedSplit:
+    """All rows of a split, tokenised; row i's tokens are tokens[offsets[i] : offsets[i + 1]].
+
+    Attributes:
+      input_tokens, target_tokens: unsigned integers, rows one after the other, EOS included.
+      input_offsets, target_offsets: int64 [rows + 1].
+      empty: bool [rows], true where the input or the target text is empty.
+      inputs, targets: the texts before tokenisation, if asked for.
+    """
+
+    input_tokens: np.ndarray
+    input_offsets: np.ndarray
+    target_tokens: np.ndarray
+    target_offsets: np.ndarray
+    empty: np.ndarray
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.empty)
+
+    def fingerprint(self) -> str:
+        """A hash of every token: two splits with the same one give the same batches."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (
+            self.input_tokens, self.input_offsets, self.target_tokens, self.target_offsets,
+            self.empty,
+        ):  # fmt: skip
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def tokenized_split(
+    task: TaskSpec, split: str, texts: bool = False, max_examples: int | None = None
+) -> TokenizedSplit:
+    """Run a split through its seqio task into memory.
+
+    Args:
+      task: the task.
+      split: the name of one of its splits.
+      texts: whether to keep the texts as well.
+      max_examples: stop after so many rows; None reads all.
+
+    Returns:
+      The rows in the source's order.
+
+    Raises:
+      ValueError: if the task has no such split, or the split has no rows.
+    """
+    if split not in task.splits:
+        raise ValueError(
+            f"task {task.name} has no split {split!r}; it has {', '.join(task.splits)}"
+        )
+    dataset = task.task.get_dataset(
+        sequence_length=None, split=split, shuffle=False, use_cached=False, num_epochs=1
+    )
+    if max_examples is not None:
+        dataset = dataset.take(max_examples)
+    small = np.uint16 if task.vocabulary.vocab_size <= 1 << 16 else np.uint32
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("inputs", "targets", "empty")}
+    lengths: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
+    kept: dict[str, list[str]] = {"inputs": [], "targets": []}
+    for block in dataset.ragged_batch(_ROWS_AT_ONCE):
+        for name in ("inputs", "targets"):
+            parts[name].append(block[name].values.numpy().astype(small))
+            lengths[name].append(block[name].row_lengths().numpy())
+            if texts:
+                column = block[f"{name}_pretokenized"].numpy()
+                kept[name] += [text.decode("utf-8") for text in column]
+        parts["empty"].append(block["empty"].numpy())
+    if not parts["empty"]:
+        raise ValueError(f"task {task.name}: split {split!r} has no rows")
+    offsets = {
+        name: np.concatenate([[0], np.cumsum(np.concatenate(lengths[name]))]).astype(np.int64)
+        for name in lengths
+    }
+    return TokenizedSplit(
+        np.concatenate(parts["inputs"]),
+        offsets["inputs"],
+        np.concatenate(parts["targets"]),
+        offsets["targets"],
+        np.concatenate(parts["empty"]),
+        tuple(kept["inputs"]),
+        tuple(kept["targets"]),
+    )
+
+
+def _batch(
+    data: TokenizedSplit,
+    rows: np.ndarray,
+    size: int,
+    input_length: int,
+    target_length: int,
+    eos: int,
+) -> dict[str, Any]:
+    """The named rows as padded arrays of `size` rows; those after them are padding, weight 0."""
+    inputs = np.zeros((size, input_length), np.int32)  # [B, S]
+    targets = np.zeros((size, target_length), np.int32)  # [B, T]
+    weights = np.zeros(size, np.float32)  # [B]
+    inputs_cut = targets_cut = 0
+    for i, row in enumerate(rows):
+        tokens = data.input_tokens[data.input_offsets[row] : data.input_offsets[row + 1]]
+        length = min(len(tokens), input_length)
+        inputs[i, :length] = tokens[:length]
+        if len(tokens) > input_length:
+            inputs[i, -1] = eos  # the encoder has never seen an input that does not end
+            inputs_cut += 1
+        # A cut target has no EOS: the text did not end there, and must not be taught to.
+        tokens = data.target_tokens[data.target_offsets[row] : data.target_offsets[row + 1]]
+        length = min(len(tokens), target_length)
+        targets[i, :length] = tokens[:length]
+        targets_cut += len(tokens) > target_length
+        weights[i] = not data.empty[row]
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_target_tokens": targets,
+        "example_weights": weights,
+        "inputs_cut": inputs_cut,
+        "targets_cut": int(targets_cut),
+        "empty_examples": int(data.empty[rows].sum()),
+    }
+
+
+def _check_sizes(
+    batch_size: int, input_length: int, target_length: int, shard: tuple[int, int]
+) -> None:
+    sizes = (("batch_size", batch_size), ("input_length", input_length))
+    for name, value in (*sizes, ("target_length", target_length)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    index, count = shard
+    if count < 1 or not 0 <= index < count:
+        raise ValueError(f"shard {index} of {count} does not exist: index is 0 … count−1")
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {count} hosts: choose a multiple "
+            f"of {count}"
+        )
+
+
+class TrainingBatches:
+    """An endless iterator of batches whose position can be saved and restored exactly.
+
+    Epochs follow each other without a gap: with N rows, global example number n is row n mod N of
+    epoch n div N's permutation, so every row comes once an epoch whatever the batch size.
+    """
+
+    def __init__(
+        self,
+        data: TokenizedSplit,
+        eos: int,
+        batch_size: int,
+        input_length: int,
+        target_length: int,
+        seed: int,
+        shuffle: bool,
+        shard: tuple[int, int],
+    ):
+        self._data = data
+        self._eos = eos
+        self._batch_size = batch_size
+        self._lengths = input_length, target_length
+        self._shard = shard
+        self._order = {
+            "format": _STATE_FORMAT,
+            "rows": data.rows,
+            "seed": seed,
+            "shuffle": shuffle,
+            "data": data.fingerprint(),
+        }
+        self._position = 0
+        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    def __iter__(self) -> TrainingBatches:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        index, count = self._shard
+        size = self._batch_size // count
+        start = self._position + index * size
+        rows = np.array([self._row(n) for n in range(start, start + size)], np.int64)
+        self._position += self._batch_size
+        return _batch(self._data, rows, size, *self._lengths, self._eos)
+
+    def _row(self, number: int) -> int:
+        epoch, place = divmod(number, self._data.rows)
+        if not self._order["shuffle"]:
+            return place
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, permutation(self._data.rows, self._order["seed"], epoch)
+        return int(self._epoch[1][place])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the split, so that jobs can speak of epochs."""
+        return self._data.rows
+
+    def state(self) -> bytes:
+        """The position after the batch last returned: a small JSON text, the same on every host."""
+        return json.dumps({**self._order, "position": self._position}, sort_keys=True).encode()
+
+    def restore(self, state: bytes) -> None:
+        """Go to a saved position: the next batches are those that followed it.
+
+        Args:
+          state: what `state()` returned, in this process or another; the number of hosts and the
+            batch size may have changed since, the data, seed and shuffling may not.
+
+        Raises:
+          ValueError: if the state is damaged or belongs to other data, another seed or shuffling.
+        """
+        try:
+            saved = json.loads(state)
+            position = saved.pop("position")
+        except (ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"the data position is damaged ({error})") from error
+        if type(position) is not int or position < 0:
+            raise ValueError(f"the data position is damaged (position {position!r})")
+        for name, value in self._order.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"the data position belongs to another order: {name} was {saved.get(name)!r}, "
+                    f"now {value!r}; restore the data and settings it was saved with, or start anew"
+                )
+        self._position = position
+
+
+def training_batches(
+    task: TaskSpec,
+    split: str,
+    batch_size: int,
+    input_length: int,
+    target_length: int,
+    seed: int,
+    shuffle: bool = True,
+    shard: tuple[int, int] = (0, 1),
+) -> TrainingBatches:
+    """Endless batches of a split, each epoch in another order.
+
+    Args:
+      task: the task.
+      split: the name of one of its splits.
+      batch_size: B, rows of a batch over all hosts.
+      input_length: S. A longer input is cut and its last token is EOS.
+      target_length: T. A longer target is cut and has no EOS.
+      seed: selects the order, non-negative.
+      shuffle: false keeps the source's order.
+      shard: (index, count) of this host; it gets rows index·B/count … of each batch.
+
+    Returns:
+      An iterator of dictionaries: encoder_input_tokens int32 [B/count, S], decoder_target_tokens
+      int32 [B/count, T], example_weights float32 [B/count] (0 for an empty input or target), and
+      the integers inputs_cut, targets_cut, empty_examples of this host's rows.
+
+    Raises:
+      ValueError: if a size is below 1, batch_size does not divide over the hosts, or the split has
+        no row with both an input and a target.
+    """
+    _check_sizes(batch_size, input_length, target_length, shard)
+    data = tokenized_split(task, split)
+    if data.empty.all():
+        raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
+    eos = task.vocabulary.eos_id
+    return TrainingBatches(data, eos, batch_size, input_length, target_length, seed, shuffle, shard)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """The batches of a split and its texts; text i belongs to row i of the batches laid end to end.
+
+    Attributes:
+      batches: dictionaries as `training_batches` gives them. Only padding, at the end, has weight 0.
+      inputs: the prompts as text.
+      targets: the references as text, whole even where the tokens were cut.
+      inputs_cut, targets_cut, empty_examples: counts; empty examples are left out of the rest.
+    """
+
+    batches: tuple[dict[str, Any], ...]
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    inputs_cut: int
+    targets_cut: int
+    empty_examples: int
+
+
+def evaluation_batches(
+    task: TaskSpec,
+    split: str,
+    batch_size: int,
+    input_length: int,
+    target_length: int,
+    max_examples: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> EvaluationSet:
+    """Every row of a split once, in order, the last batch filled up with rows of weight 0.
+
+    Args:
+      task: the task.
+      split: the name of one of its splits.
+      batch_size: B, rows of a batch over all hosts.
+      input_length: S, as in `training_batches`.
+      target_length: T, as in `training_batches`.
+      max_examples: how many rows to use, the first; None uses all.
+      shard: (index, count) of this host; its batches hold rows index·B/count … of each global
+        batch. The texts and counts are those of all hosts.
+
+    Raises:
+      ValueError: if a size is below 1, batch_size does not divide over the hosts, or no example is
+        left.
+    """
+    _check_sizes(batch_size, input_length, target_length, shard)
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
+    data = tokenized_split(task, split, texts=True, max_examples=max_examples)
+    rows = np.flatnonzero(~data.empty)
+    if not len(rows):
+        raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
+    index, count = shard
+    size = batch_size // count
+    batches = []
+    for start in range(0, len(rows), batch_size):
+        first = start + index * size
+        mine = rows[first : min(first + size, start + batch_size)]
+        batches.append(
+            _batch(data, mine, size, input_length, target_length, task.vocabulary.eos_id)
+        )
+    return EvaluationSet(
+        tuple(batches),
+        tuple(data.inputs[i] for i in rows),
+        tuple(data.targets[i] for i in rows),
+        int((np.diff(data.input_offsets)[rows] > input_length).sum()),
+        int((np.diff(data.target_offsets)[rows] > target_length).sum()),
+        int(data.empty.sum()),
+    )

@@ -1,0 +1,202 @@
+"""Where rows come from: JSONL and TSV files (also gzipped), or TFDS, as seqio data sources."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gkd.data.permutation import permutation
+from gkd.data.tensorflow_host import seqio, tf
+
+ENVIRONMENT = "GKD_DATA"
+_SLICE = re.compile(r"^(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?$")
+
+
+def resolved(path: str, directory: str | None = None) -> str:
+    """The file a configured path means.
+
+    Args:
+      path: absolute, or relative to a data directory.
+      directory: the data directory; by default the environment's GKD_DATA, else the current one.
+    """
+    return os.path.join(directory or os.environ.get(ENVIRONMENT) or "", path)
+
+
+def read_rows(
+    path: str, fields: Sequence[str], columns: Sequence[str] | None = None
+) -> list[dict[str, str]]:
+    """The rows of one text file, each field checked.
+
+    Args:
+      path: a .jsonl or .tsv file, possibly with .gz after it.
+      fields: the fields wanted; every row must have each as text.
+      columns: names of a TSV file's columns; by default its first line holds them.
+
+    Returns:
+      One dictionary a row with `fields` only.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: with file, line number and field, if a line is malformed.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "
+            "macro DATA) to the directory that relative paths start from"
+        )
+    name = path.removesuffix(".gz")
+    if name.endswith((".jsonl", ".json")):
+        rows = _json_rows(path)
+    elif name.endswith(".tsv"):
+        rows = _tsv_rows(path, columns)
+    else:
+        raise ValueError(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
+    return [
+        {field: _field(row, field, f"{path}:{number}") for field in fields} for number, row in rows
+    ]
+
+
+def _field(row: Mapping[str, Any], field: str, where: str) -> str:
+    if field not in row:
+        raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(map(str, row))}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
+    return row[field]
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+    number = 0
+    with opened as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                text = line.decode("utf-8").rstrip("\r\n")
+                if text.strip():
+                    yield number, text
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from error
+        except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:
+            raise ValueError(f"{path}: damaged gzip after line {number} ({error})") from error
+
+
+def _json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, text in _lines(path):
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: malformed JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: {type(row).__name__}, needs an object with fields")
+        yield number, row
+
+
+def _tsv_rows(path: str, columns: Sequence[str] | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, text in _lines(path):
+        cells = text.split("\t")
+        if columns is None:
+            columns = cells
+            continue
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{path}:{number}: {len(cells)} columns, needs {len(columns)} "
+                f"({', '.join(columns)})"
+            )
+        # A TSV file cannot hold these two characters, so they are written as an escape.
+        cells = [cell.replace("\\n", "\n").replace("\\t", "\t") for cell in cells]
+        yield number, dict(zip(columns, cells, strict=True))
+
+
+def chosen(rows: list[Any], max_examples: int | None) -> list[Any]:
+    """At most `max_examples` rows, in the order they had.
+
+    They are the same at every call, a smaller choice lies within a larger one, and they are spread
+    over the file: translation corpora are often sorted by length, so its head is no sample of it.
+
+    Args:
+      rows: all rows.
+      max_examples: how many to keep; None keeps all.
+    """
+    if max_examples is None or max_examples >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(permutation(len(rows), 0)[:max_examples].tolist())]
+
+
+def files_source(
+    files: Mapping[str, str],
+    fields: Sequence[str],
+    directory: str | None = None,
+    columns: Sequence[str] | None = None,
+    max_examples: int | None = None,
+) -> Any:
+    """A seqio data source over local files.
+
+    Args:
+      files: path of each split's file. `train.jsonl[:-500]` and `train.jsonl[-500:]` are slices of
+        one file's rows, for data sets without a validation split.
+      fields: the fields wanted.
+      directory: where relative paths start, see `resolved`.
+      columns: names of a TSV file's columns where its first line does not hold them.
+      max_examples: how many of the training rows to use, see `chosen`.
+    """
+
+    def rows_of(split: str) -> list[dict[str, str]]:
+        parts = _SLICE.match(files[split])
+        start, stop = (None if x is None else int(x) for x in parts.group("start", "stop"))
+        rows = read_rows(resolved(parts["path"], directory), fields, columns)[start:stop]
+        if not rows:
+            raise ValueError(f"data file {files[split]} (split {split}) has no rows")
+        return chosen(rows, max_examples if split == "train" else None)
+
+    return rows_source(rows_of, fields, tuple(files))
+
+
+def rows_source(rows_of: Any, fields: Sequence[str], splits: Sequence[str]) -> Any:
+    """A seqio data source over rows made in Python.
+
+    Args:
+      rows_of: function of a split's name to its list of rows (dictionaries of text).
+      fields: the fields of a row.
+      splits: names of the splits.
+    """
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files, seed  # the order is the pipeline's business
+        rows = rows_of(split)
+        columns = {field: tf.constant([row[field] for row in rows]) for field in fields}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    return seqio.FunctionDataSource(dataset_fn, splits=splits)
+
+
+def tfds_source(name: str, splits: Mapping[str, str], max_examples: int | None = None) -> Any:
+    """A seqio data source over TFDS, read in file order.
+
+    Args:
+      name: data set, configuration and version, e.g. `wmt14_translate/de-en:1.0.0`.
+      splits: the TFDS split or slice behind each split.
+      max_examples: how many of the training rows to use: the first, as TFDS shuffles when it
+        writes its files.
+
+    Returns:
+      A source whose reading raises FileNotFoundError, in one line, if TFDS cannot provide it.
+    """
+    source = seqio.TfdsDataSource(name, splits=dict(splits))
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files, seed
+        try:
+            dataset = source.get_dataset(split, shuffle=False)
+        except Exception as error:  # TFDS raises a dozen types for missing data and no network
+            cause = str(error).strip().splitlines() or [type(error).__name__]
+            raise FileNotFoundError(
+                f"TFDS has no {name} here ({cause[0]}): prepare it with `tfds build "
+                f"{name.split(':')[0]}`, or give local `files` to the task"
+            ) from error
+        return dataset.take(max_examples) if max_examples and split == "train" else dataset
+
+    return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits))
