@@ -21,8 +21,13 @@ class ConfigError(ValueError):
 class Reference:
     """`@scope/module.function`, or its result when written with `()`."""
 
-    selector: str  # without the scope
+    scope: str
+    selector: str
     evaluate: bool
+
+    def __repr__(self) -> str:
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"@{scope}{self.selector}{'()' if self.evaluate else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Macro:
     """`%NAME`."""
 
     name: str
+
+    def __repr__(self) -> str:
+        return f"%{self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +101,7 @@ class _Delegate:
         scope, selector = config_parser.parse_scoped_selector(scoped_selector)
         if selector == "gin.macro":
             return Macro(scope)
-        return Reference(selector, evaluate)
+        return Reference(scope, selector, evaluate)
 
     def macro(self, name: str) -> Macro:
         return Macro(name)

@@ -1,0 +1,160 @@
+"""Shows how a run goes: a live bar on a terminal, a plain line now and then elsewhere."""
+
+import collections
+import time
+from collections.abc import Callable
+from typing import Any
+
+import rich.console
+import rich.progress
+
+
+class Rates:
+    """Steps and tokens a second over the last while.
+
+    A window, because the first step compiles and evaluations pause the loop: an average from
+    the start would report a speed that the run no longer has.
+    """
+
+    def __init__(self, clock: Callable[[], float], window_seconds: float = 30.0) -> None:
+        """Starts empty.
+
+        Args:
+          clock: gives seconds.
+          window_seconds: how far back the rates look.
+        """
+        self._clock = clock
+        self._window = window_seconds
+        self._points: collections.deque[tuple[float, int, int]] = collections.deque()
+        self._tokens = 0
+
+    def add(self, step: int, tokens: int) -> None:
+        """Notes that `step` has ended and handled `tokens` tokens."""
+        self._tokens += tokens
+        now = self._clock()
+        self._points.append((now, step, self._tokens))
+        while len(self._points) > 2 and now - self._points[0][0] > self._window:
+            self._points.popleft()
+
+    def skip(self) -> None:
+        """Forgets the past, after a pause that is not training."""
+        self._points.clear()
+
+    def per_second(self) -> tuple[float, float] | None:
+        """Steps and tokens a second; None before two steps have ended."""
+        if len(self._points) < 2:
+            return None
+        (start, first_step, first_tokens), (end, step, tokens) = self._points[0], self._points[-1]
+        seconds = max(end - start, 1e-9)
+        return (step - first_step) / seconds, (tokens - first_tokens) / seconds
+
+
+class Progress:
+    """The progress of a loop over steps.
+
+    Example:
+      with Progress("train", total_steps=1000, start_step=restored) as progress:
+          for step in range(restored, 1000):
+              ...
+              progress.update(step + 1, tokens=4096, loss=1.25)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total_steps: int,
+        start_step: int = 0,
+        line_seconds: float = 10.0,
+        console: rich.console.Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepares; the bar appears with the `with` block.
+
+        Args:
+          name: what runs, e.g. "train".
+          total_steps: the step at which the loop ends.
+          start_step: steps done before, by an earlier launch.
+          line_seconds: seconds between plain lines, where there is no terminal.
+          console: where to write; stderr when None.
+          clock: gives seconds.
+        """
+        self._name, self._total, self._step = name, total_steps, start_step
+        self._line_seconds = line_seconds
+        self._console = console or rich.console.Console(stderr=True)
+        self._clock = clock
+        self._rates = Rates(clock)
+        self._last_line = clock()
+        self._text = ""
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=24),
+                rich.progress.TextColumn("{task.fields[text]}", markup=False),
+                console=self._console,
+            )
+            self._bar.add_task(self._name, total=self._total, completed=self._step, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._text:
+            self._print_line()
+
+    def update(self, step: int, tokens: int = 0, **values: float) -> None:
+        """Reports that a step has ended.
+
+        Args:
+          step: steps done so far.
+          tokens: tokens that this step handled.
+          **values: what to show, e.g. loss=1.25.
+        """
+        self._step = step
+        self._rates.add(step, tokens)
+        self._text = self._describe(values)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, text=self._text)
+        elif self._clock() - self._last_line >= self._line_seconds:
+            self._print_line()
+
+    def pause_ended(self) -> None:
+        """Says that time went to something else (an evaluation), so the rates start afresh."""
+        self._rates.skip()
+
+    def print(self, *objects: Any) -> None:
+        """Prints text or rich tables above the bar."""
+        self._console.print(*objects)
+
+    def _describe(self, values: dict[str, float]) -> str:
+        parts = [f"{self._step}/{self._total}"]
+        parts += [f"{name} {value:.4g}" for name, value in values.items()]
+        rates = self._rates.per_second()
+        if rates is not None:
+            steps, tokens = rates
+            parts.append(f"{steps:.3g} steps/s")
+            if tokens:
+                parts.append(f"{tokens:,.0f} tokens/s")
+            if steps and self._step < self._total:
+                parts.append(f"ETA {duration((self._total - self._step) / steps)}")
+        return "  ".join(parts)
+
+    def _print_line(self) -> None:
+        """One plain line; nothing is printed twice."""
+        self._console.print(
+            f"{self._name}  {self._text}", markup=False, highlight=False, soft_wrap=True
+        )
+        self._last_line, self._text = self._clock(), ""
+
+
+def duration(seconds: float) -> str:
+    """Writes seconds as `8s`, `2m05s` or `3h07m`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
