@@ -1,4 +1,4 @@
-"""Reads the arrays of a step folder onto devices (or as NumPy), and says how a tree differs from a wanted one."""
+"""Reads a step folder's arrays onto devices or as NumPy, and says how they differ from others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where checkpoints lie on disk: step folders, their small JSON items, and which step is the best."""
+"""Where checkpoints lie: step folders, their small JSON items, and which step is the best."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
 
 
 def step_numbers(directory: epath.PathLike) -> list[int]:
-    """Returns the finished steps in a checkpoints folder, ascending; unfinished ones have other names."""
+    """Returns a checkpoints folder's steps, ascending; unfinished ones have other names."""
     directory = epath.Path(directory)
     if not directory.is_dir():
         return []

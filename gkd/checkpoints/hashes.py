@@ -1,4 +1,4 @@
-"""Hashes of every file of a checkpoint's step folder: written before it is final, checked before it is read."""
+"""Hashes of a step folder's files: written before it is final, checked before it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a run's parameters and model description, to start from its student or to use it as a teacher."""
+"""Reads a run's parameters and model description, for a student's start or a teacher."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def restore_params(
     abstract_params: Any = None,
     step: int | Literal["best"] | None = None,
 ) -> Any:
-    """Reads only the parameters of a checkpoint, after checking its hashes; changes nothing on disk.
+    """Reads a checkpoint's parameters, after checking its hashes; changes nothing on disk.
 
     Args:
       directory: a run directory, its checkpoints folder, or one step folder.
-      abstract_params: the wanted tree of `jax.ShapeDtypeStruct`s or arrays: structure, shapes, dtypes
-        (another floating dtype is converted to) and shardings. None: a nested dict of NumPy arrays.
-      step: None for the newest intact step, a step number, or "best" for the best by the metric the
-        run kept its best by.
+      abstract_params: the wanted tree of `jax.ShapeDtypeStruct`s or arrays: structure, shapes,
+        dtypes (converted to) and shardings. None: a nested dict of NumPy arrays.
+      step: None for the newest intact step, a step number, or "best" for the best by the metric
+        that the run kept its best by.
 
     Returns:
       The parameters.
@@ -90,8 +90,8 @@ def _intact_folder(
 
 def _recorded_best(directory: epath.Path, steps: list[int]) -> int:
     """Returns the best of a checkpoints folder by the metric its run recorded."""
-    newest = directory / str(steps[-1])
-    description = folders.read_item(newest, folders.DESCRIPTION_ITEM)
+    readable = _intact_folder(directory, None, thorough=False)
+    description = folders.read_item(readable, folders.DESCRIPTION_ITEM)
     metric = description["best_metric"]
     best = metric and folders.find_best_step(directory, metric, description["best_mode"])
     if best is None or best not in steps:

@@ -1,4 +1,4 @@
-"""Saves and restores a run's whole state: asynchronous, atomic, hashed step folders with a keep policy."""
+"""Saves and restores a run's whole state in atomic, hashed step folders, with a keep policy."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ class Restored:
 class CheckpointStore:
     """The checkpoints of one run: a folder of step folders, each complete or not there at all.
 
-    A step folder holds the state, the data iterator's own state, the model's description, the metrics,
-    and the hashes of all these files, written before the folder gets its final name. One store at a
-    time may write to a folder (opening it removes unfinished saves); others read with `restore_params`.
-    In a job of several processes each makes a store on the same shared folder and calls every method.
+    A step folder holds the state, the data iterator's own state, the model's description, the
+    metrics, and the hashes of all these files, written before the folder gets its final name.
+    One store at a time may write to a folder (opening it removes unfinished saves); others read
+    with `restore_params`. In a job of several processes each opens a store on the same shared
+    folder and calls the same methods.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class CheckpointStore:
 
         Args:
           directory: the checkpoints folder, by custom `<run directory>/checkpoints`.
-          keep_last: how many of the newest steps to keep; at least 1, and 2 survive one damaged step.
+          keep_last: how many of the newest steps to keep; 2 survive one damaged step.
           keep_best: how many of the best steps to keep beside them, if there is a `best_metric`.
           best_metric: the key of the saved metrics that says which step is best.
           best_mode: whether a larger or a smaller value of it is better.
@@ -169,7 +170,7 @@ class CheckpointStore:
         return True
 
     def _write_hashes(self) -> None:
-        """Called by Orbax in the first process when all have written, before the folder is final."""
+        """Orbax calls this in the first process when all have written, before the rename."""
         unfinished = self.directory / f"{self._saving}{_UNFINISHED_SUFFIX}"
         if not unfinished.exists():  # storage without renaming: Orbax marks the folder final later
             unfinished = self.directory / str(self._saving)
@@ -178,11 +179,12 @@ class CheckpointStore:
     def restore(self, abstract_state: Any) -> Restored | None:
         """Restores the newest step whose files are all as they were saved.
 
-        A damaged step is reported in one line and set aside under `damaged/`, and the one before it used.
+        A damaged step is reported in one line and set aside under `damaged/`; the one before it is
+        used.
 
         Args:
-          abstract_state: a tree like the saved one, of arrays or `jax.ShapeDtypeStruct`s; arrays are
-            restored onto its shardings, which need not be those they were saved with.
+          abstract_state: a tree like the saved one, of arrays or `jax.ShapeDtypeStruct`s, whose
+            shardings are restored onto; they need not be those of the save.
 
         Returns:
           The restored step, or None where nothing was ever saved.
@@ -301,7 +303,7 @@ def _from_first_process(value: int) -> int:
 
 
 def _gather_data_states(data_state: bytes) -> dict[str, str]:
-    """Returns every process's data state, base64, by the process's index: only the first one writes."""
+    """Returns every process's data state, in base64, by its index: only the first one writes."""
     if jax.process_count() == 1:
         return {"0": base64.b64encode(data_state).decode()}
     lengths = multihost_utils.process_allgather(np.int32(len(data_state)))
@@ -315,7 +317,7 @@ def _gather_data_states(data_state: bytes) -> dict[str, str]:
 
 
 def _own_data_state(folder: epath.Path) -> bytes:
-    """Returns this process's data state; positions of another number of processes mean nothing here."""
+    """Returns this process's data state; those of another number of processes do not fit."""
     saved = folders.read_item(folder, folders.DATA_ITEM)
     if len(saved) != jax.process_count():
         raise ValueError(

@@ -10,7 +10,7 @@ from gkd.distill.types import TrainState
 
 
 def build_state(number: int) -> TrainState:
-    """A state whose every array depends on `number`; computed by NumPy, so it is known from outside."""
+    """A state whose arrays all depend on `number`."""
     random = np.random.default_rng(number)
     params = {
         "encoder": {"kernel": jnp.asarray(random.normal(size=(16, 8)), jnp.float32)},

@@ -1,4 +1,4 @@
-"""A saved state comes back bit for bit, on any mesh, and the keep policy keeps the last and the best."""
+"""A saved state comes back bit for bit on any mesh; the last and the best steps are kept."""
 
 import jax
 import jax.numpy as jnp
