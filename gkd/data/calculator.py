@@ -45,7 +45,7 @@ def calculate(expression: str) -> Fraction:
     """
     if len(expression) > MAXIMUM_CHARACTERS:
         raise ValueError(
-            f"expression of {len(expression)} characters: at most {MAXIMUM_CHARACTERS}"
+            f"expression of {len(expression)} characters: the limit is {MAXIMUM_CHARACTERS}"
         )
     tokens = _tokens(_normal(expression))
     value, position = _sum(tokens, 0, 0)
@@ -139,7 +139,7 @@ def _value_before(text: str) -> Fraction | None:
     run = _EXPRESSION.search(window).group()
     if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(window[: len(window) - len(run)]):
         return None
-    tokens = [match for match in _TOKEN.finditer(run)]
+    tokens = list(_TOKEN.finditer(run))
     # An operator in front belongs to something unread: "y + 4 + 3" does not mean 4 + 3.
     if not tokens or tokens[0].group(2) in ("+", "-", "*", "/", "%"):
         return None
@@ -224,11 +224,10 @@ def final_number(text: str, calculator: bool = False) -> Fraction | None:
 
 
 def _last_number(text: str) -> Fraction | None:
-    match = None
-    for match in re.finditer(_NUMBER, text):
-        pass
-    if match is None:
+    matches = list(re.finditer(_NUMBER, text))
+    if not matches:
         return None
+    match = matches[-1]
     value = as_number(match.group())
     before = text[: match.start()]
     signed = before.endswith("-") and not re.search(r"[\w)]-$", before)

@@ -17,7 +17,7 @@ _ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}
 def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
     if len(targets) != len(predictions) or not targets:
         raise ValueError(
-            f"{len(predictions)} predictions for {len(targets)} targets: give one each, at least one"
+            f"{len(predictions)} predictions for {len(targets)} targets: give one each, one or more"
         )
 
 

@@ -59,10 +59,6 @@ def without_calculator_notes(text: Any) -> Any:
     return tf.strings.regex_replace(text, r"<<[^<>]*>>", "")
 
 
-def _mapped(row_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda dataset: dataset.map(row_function, num_parallel_calls=tf.data.AUTOTUNE)
-
-
 def _row(prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
     # The prompt is never empty, so an example's emptiness has to be noted before it is added.
     empty = tf.equal(tf.strings.length(input_text), 0) | tf.equal(tf.strings.length(target_text), 0)
@@ -70,7 +66,7 @@ def _row(prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
 
 
 def text_to_text(input_field: str, target_field: str, prefix: str = "") -> Callable[[Any], Any]:
-    """A seqio preprocessor: prefix + input → target.
+    """Texts of one row, or of a batch of rows: prefix + input → target.
 
     Args:
       input_field: the row's field that holds the input text.
@@ -78,20 +74,20 @@ def text_to_text(input_field: str, target_field: str, prefix: str = "") -> Calla
       prefix: put before every input, e.g. `summarize: `.
 
     Returns:
-      A function of a dataset to a dataset of {inputs, targets, empty}.
+      A function of a row of string tensors to {inputs, targets, empty}.
     """
 
     def row(example: Any) -> dict[str, Any]:
         source, target = one_line(example[input_field]), one_line(example[target_field])
         return _row(prefix + source, source, target)
 
-    return _mapped(row)
+    return row
 
 
 def chain_of_thought(
     question_field: str, answer_field: str, rationale_field: str | None = None, shots: int = 4
 ) -> Callable[[Any], Any]:
-    """A seqio preprocessor: worked examples + question → worked solution and `#### N`.
+    """Texts of one row, or of a batch: worked examples + question → solution and `#### N`.
 
     Args:
       question_field: the row's field that holds the question.
@@ -100,7 +96,7 @@ def chain_of_thought(
       shots: how many of the four exemplars go before the question.
 
     Returns:
-      A function of a dataset to a dataset of {inputs, targets, empty}.
+      A function of a row of string tensors to {inputs, targets, empty}.
 
     Raises:
       ValueError: if shots is not in 0 … 4.
@@ -124,4 +120,4 @@ def chain_of_thought(
         prompt = tf.strings.join([before, "Q: ", question, " ", _THINK])
         return _row(prompt, question, answer)
 
-    return _mapped(row)
+    return row

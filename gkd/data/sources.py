@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,9 +71,8 @@ def _field(row: Mapping[str, Any], field: str, where: str) -> str:
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank."""
-    opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
     number = 0
-    with opened as file:
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
         try:
             for number, line in enumerate(file, start=1):
                 text = line.decode("utf-8").rstrip("\r\n")
@@ -80,7 +80,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
                     yield number, text
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from error
-        except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip after line {number} ({error})") from error
 
 

@@ -19,11 +19,13 @@ class TaskSpec:
       name: its name in seqio's registry.
       vocabulary: the seqio vocabulary of inputs and targets.
       task: the seqio task itself; a later task of the same name does not change this one.
+      texts: the task's first preprocessor, which makes a row's (or a batch's) texts.
     """
 
     name: str
     vocabulary: Any
     task: Any
+    texts: Callable[[Any], Any]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -82,8 +84,8 @@ def summarization(
         tfds_splits or {split: split for split in ("train", "validation", "test")},
         max_examples,
     )
-    preprocessor = prompts.text_to_text(input_field, target_field, prefix)
-    return _registered(name, source, preprocessor, vocabulary or vocabularies.t5(), metric_fns)
+    texts = prompts.text_to_text(input_field, target_field, prefix)
+    return _registered(name, source, texts, vocabulary or vocabularies.t5(), metric_fns)
 
 
 def translation(
@@ -147,8 +149,8 @@ def gsm8k_cot(
         tfds_splits or {"train": "train[:-500]", "validation": "train[-500:]", "test": "test"},
         max_examples,
     )
-    preprocessor = prompts.chain_of_thought(question_field, answer_field, rationale_field, shots)
-    return _registered(name, source, preprocessor, vocabulary or vocabularies.t5(), metric_fns)
+    texts = prompts.chain_of_thought(question_field, answer_field, rationale_field, shots)
+    return _registered(name, source, texts, vocabulary or vocabularies.t5(), metric_fns)
 
 
 def local_text(
@@ -209,9 +211,9 @@ def arithmetic(
         return [{"input": problem.input, "target": problem.target} for problem in made]
 
     source = sources.rows_source(rows_of, ("input", "target"), tuple(sizes))
-    preprocessor = prompts.text_to_text("input", "target")
+    texts = prompts.text_to_text("input", "target")
     chosen = vocabulary or vocabularies.arithmetic()
-    return _registered(name, source, preprocessor, chosen, metric_fns)
+    return _registered(name, source, texts, chosen, metric_fns)
 
 
 def _source(
@@ -233,7 +235,7 @@ def _source(
 def _registered(
     name: str,
     source: Any,
-    preprocessor: Callable[[Any], Any],
+    texts: Callable[[Any], Any],
     vocabulary: Any,
     metric_fns: Sequence[Callable[..., Any]],
 ) -> TaskSpec:
@@ -242,8 +244,12 @@ def _registered(
     task = seqio.TaskRegistry.add(
         name,
         source=source,
-        preprocessors=[preprocessor, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        preprocessors=[
+            lambda dataset: dataset.map(texts),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+        ],
         output_features={"inputs": feature, "targets": feature},
         metric_fns=list(metric_fns),
     )
-    return TaskSpec(name, vocabulary, task)
+    return TaskSpec(name, vocabulary, task, texts)

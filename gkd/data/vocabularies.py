@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,21 @@ def _piece(vocabulary: Any, index: int) -> str:
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return vocabulary.tokenizer.id_to_piece(index)
     return f"<byte id {index}>"
+
+
+def encode_texts(vocabulary: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of many texts, without EOS: what seqio's tokenize gives, many times faster.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      texts: the texts.
+
+    Returns:
+      One list of ids a text.
+    """
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return vocabulary.tokenizer.encode(list(texts))
+    return [vocabulary.encode(text) for text in texts]
 
 
 def decode_tokens(vocabulary: Any, tokens: Iterable[Iterable[int]]) -> list[str]:
