@@ -208,6 +208,9 @@ def _write_session_start(folder: pathlib.Path, step: int) -> None:
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+    # TensorBoard reads the files by name, which begins with the second: be later than all others.
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))
     writer = EventFileWriter(os.fspath(folder), filename_suffix=".restart")
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))

@@ -16,7 +16,7 @@ class Rates:
     the start would report a speed that the run no longer has.
     """
 
-    def __init__(self, clock: Callable[[], float], window_seconds: float = 30.0) -> None:
+    def __init__(self, clock: Callable[[], float], window_seconds: float | int = 30) -> None:
         """Starts empty.
 
         Args:
@@ -64,7 +64,7 @@ class Progress:
         name: str,
         total_steps: int,
         start_step: int = 0,
-        line_seconds: float = 10.0,
+        line_seconds: float | int = 10,
         console: rich.console.Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,13 +106,13 @@ class Progress:
         elif self._text:
             self._print_line()
 
-    def update(self, step: int, tokens: int = 0, **values: float) -> None:
+    def update(self, step: int, tokens: int = 0, **values: Any) -> None:
         """Reports that a step has ended.
 
         Args:
           step: steps done so far.
           tokens: tokens that this step handled.
-          **values: what to show, e.g. loss=1.25.
+          **values: numbers to show, e.g. loss=1.25; 0-d arrays too (which waits for them).
         """
         self._step = step
         self._rates.add(step, tokens)
@@ -130,9 +130,9 @@ class Progress:
         """Prints text or rich tables above the bar."""
         self._console.print(*objects)
 
-    def _describe(self, values: dict[str, float]) -> str:
+    def _describe(self, values: dict[str, Any]) -> str:
         parts = [f"{self._step}/{self._total}"]
-        parts += [f"{name} {value:.4g}" for name, value in values.items()]
+        parts += [f"{name} {float(value):.4g}" for name, value in values.items()]
         rates = self._rates.per_second()
         if rates is not None:
             steps, tokens = rates
@@ -151,7 +151,7 @@ class Progress:
         self._last_line, self._text = self._clock(), ""
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Writes seconds as `8s`, `2m05s` or `3h07m`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

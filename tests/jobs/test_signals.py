@@ -1,0 +1,48 @@
+"""Stop requests, with real signals to this and to other processes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gkd.jobs.gin_files import REPOSITORY
+from gkd.jobs.signals import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_only_sets_the_flag(number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest() as stop:
+        assert not stop.requested and stop.signal_name == ""
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.signal_name == number.name
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_handlers_are_restored_without_a_signal():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_second_interrupt_interrupts():
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_ends_a_run_that_hangs():
+    program = (
+        "import os, signal\nfrom gkd.jobs.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.requested, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('still here', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.stdout == "True\n"
+    assert done.returncode == -signal.SIGTERM
