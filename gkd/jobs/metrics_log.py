@@ -213,5 +213,6 @@ def _write_session_start(folder: pathlib.Path, step: int) -> None:
     time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))
     writer = EventFileWriter(os.fspath(folder), filename_suffix=".restart")
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
+    for _ in range(2):  # TensorBoard ignores a run's first start: it may follow a graph
+        writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
     writer.close()
