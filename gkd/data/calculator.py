@@ -20,6 +20,9 @@ _EXPRESSION = re.compile(r"[\d.,+\-*/()%$\s]*$")
 _SENTENCE_END = re.compile(r"[.,;:!?]\s")
 # "15% of 20 + 4 = 7" is arithmetic in words: its tail is not the expression that was meant.
 _WORD_OPERATOR = re.compile(r"\b(?:of|plus|minus|times|by)\s*$", re.IGNORECASE)
+# "100 - 15% = 85" takes the percentage of what stands before it, which a calculator does not.
+_PERCENT_OFF = re.compile(rf"[-+]\s*{_NUMBER}\s*%")
+_OPERATORS = {"+", "-", "*", "/", "%"}
 _ANSWER = re.compile(rf"####\s*\$?\s*(-?{_NUMBER})")
 
 
@@ -131,23 +134,24 @@ def _as_text(value: Fraction) -> str:
     return f"{float(value):.6f}".rstrip("0").rstrip(".")
 
 
-def _value_before(text: str) -> Fraction | None:
-    """The value of the expression that `text` ends in; None where that is not clear."""
-    window = text[-MAXIMUM_CHARACTERS:]
-    for end in _SENTENCE_END.finditer(window):
-        window = text[-MAXIMUM_CHARACTERS:][end.end() :]
-    run = _EXPRESSION.search(window).group()
-    if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(window[: len(window) - len(run)]):
+def _value_before(window: str) -> Fraction | None:
+    """The value of the expression that `window` ends in; None where that is not clear."""
+    sentence = _SENTENCE_END.split(window)[-1]
+    run = _EXPRESSION.search(sentence).group()
+    if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(
+        sentence[: len(sentence) - len(run)]
+    ):
         return None
     tokens = list(_TOKEN.finditer(run))
+    signs = [token.group(2) for token in tokens]  # None for a number
     # An operator in front belongs to something unread: "y + 4 + 3" does not mean 4 + 3.
-    if not tokens or tokens[0].group(2) in ("+", "-", "*", "/", "%"):
+    if not tokens or signs[0] in _OPERATORS or _PERCENT_OFF.search(run):
         return None
-    for i, token in enumerate(tokens[:-1]):
-        if token.group(2) not in (None, "(") or (i and tokens[i - 1].group(2) in tuple("+-*/")):
+    for i, token in enumerate(tokens):
+        # Nor does "12 1/2" mean 1/2; but "(4 + 5 = 9)" opens a parenthesis of the prose.
+        starts = signs[i] in (None, "(") and (i == 0 or signs[i - 1] in ("(", ")"))
+        if not starts or not _OPERATORS.intersection(signs[i + 1 :]):
             continue
-        if not any(later.group(2) in tuple("+-*/") for later in tokens[i + 1 :]):
-            return None
         try:
             return calculate(run[token.start() :].strip())
         except ValueError:
@@ -170,8 +174,8 @@ def apply_calculator(text: str) -> tuple[str, dict[Fraction, str]]:
     value, or that value rounded to the decimals written; otherwise the computed value takes its
     place: an integer, or a decimal of at most six places. Nothing else in the text changes: a later
     expression that uses the wrong number still does. What is not clearly an equation between
-    arithmetic and a number (a variable, a sign in front, `2*(3+4) = 2*7`, words such as `of`) is
-    left alone.
+    arithmetic and a number (a variable, a sign in front, `2*(3+4) = 2*7`, `100 - 15%`, words such
+    as `of`) is left alone.
 
     Args:
       text: a generated solution.
@@ -187,7 +191,8 @@ def apply_calculator(text: str) -> tuple[str, dict[Fraction, str]]:
         written = match.group(1)
         if len(written) > 100 or _GOES_ON.match(normal, match.end()):
             continue
-        value = _value_before(normal[: match.start()])
+        window = normal[max(0, match.start() - MAXIMUM_CHARACTERS) : match.start()]
+        value = _value_before(window)
         if value is None:
             continue
         right = written if _agrees(written, value) else _as_text(value)

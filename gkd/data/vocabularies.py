@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,18 +136,18 @@ def encode_texts(vocabulary: Any, texts: Sequence[str]) -> list[list[int]]:
     return [vocabulary.encode(text) for text in texts]
 
 
-def decode_tokens(vocabulary: Any, tokens: Iterable[Iterable[int]]) -> list[str]:
+def decode_tokens(vocabulary: Any, tokens: Any) -> list[str]:
     """Texts of rows of token ids: each stops at its first EOS; pad and unusable ids are dropped.
 
     Args:
       vocabulary: a seqio vocabulary.
-      tokens: integers [rows, length], an array or nested sequences.
+      tokens: integers [rows, length], a NumPy or JAX array or nested lists.
 
     Returns:
       One text a row.
     """
     texts = []
-    for row in np.asarray(tokens).tolist():
+    for row in tokens.tolist() if hasattr(tokens, "tolist") else tokens:
         if vocabulary.eos_id in row:
             row = row[: row.index(vocabulary.eos_id)]
         usable = [i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size]
