@@ -214,9 +214,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
         """Applies the block to every position."""
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
-        pieces = [
-            Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x) for name in names
-        ]
+        pieces = [Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x) for name in names]
         product = activate(pieces, self.activations)  # [B, L, F]
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
         product = dropout(product, self.deterministic)

@@ -1,0 +1,156 @@
+"""Sampling from a model: one compiled `lax.while_loop` that stops when every row has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gkd.models.interface import Encoded, Seq2SeqModel, project
+
+EOS_ID = 1
+_IMPOSSIBLE = -jnp.inf
+
+
+@flax.struct.dataclass
+class Samples:
+    """What the sampler wrote.
+
+    Attributes:
+      tokens: int32 [B, T], through EOS, then 0.
+      log_probs: float32 [B, T], log Q(token | prefix) over the usable ids, 0 after the end.
+      lengths: int32 [B], tokens through EOS, or T where a row was cut off.
+    """
+
+    tokens: Any
+    log_probs: Any
+    lengths: Any
+
+
+def truncate_logits(
+    logits: Float[Array, "batch vocab"], top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "batch vocab"]:
+    """Rules out all but the most probable ids.
+
+    Args:
+      logits: of the distribution to truncate, already divided by the temperature.
+      top_k: keep the k most probable ids (ties with the k-th too); 0 keeps all.
+      top_p: then keep the smallest set of most probable ids that holds at least this mass, and
+        always the most probable one; 1 keeps all.
+
+    Returns:
+      The logits with −inf at the ids ruled out.
+    """
+    if top_k:
+        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < kth, _IMPOSSIBLE, logits)
+    if top_p < 1.0:
+        ordered = -jnp.sort(-logits, axis=-1)
+        mass = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
+        kept = jnp.sum(mass < top_p, axis=-1, keepdims=True)  # ids before the one that reaches p
+        threshold = jnp.take_along_axis(ordered, kept, axis=-1)
+        logits = jnp.where(logits < threshold, _IMPOSSIBLE, logits)
+    return logits
+
+
+def row_keys(rng: Array, rows: Int[Array, " batch"]) -> Array:
+    """One key a row, from its global number: the same wherever and with whomever it is sampled."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, rows)
+
+
+def _choose(logits, keys, step, temperature, top_k, top_p):
+    """The next token of every row: argmax, or a draw by the Gumbel trick with the row's noise."""
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = truncate_logits(logits / temperature, top_k, top_p)
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(step_keys)
+    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
+def _check(max_length, temperature, top_k, top_p):
+    if max_length < 1:
+        raise ValueError(f"max_length is {max_length}: sample at least one token")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}: use 0 (greedy) or more")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}: use 0 (all ids) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: use a probability in (0, 1]")
+
+
+def sample(
+    model: Seq2SeqModel,
+    params: Any,
+    encoded: Encoded,
+    rng: Array,
+    *,
+    max_length: int,
+    valid: Bool[Array, " vocab"],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    eos_id: int = EOS_ID,
+    rows: Int[Array, " batch"] | None = None,
+) -> Samples:
+    """Writes one output for every prompt, exactly from the model's distribution by default.
+
+    The noise of row r at token t comes from fold_in(fold_in(rng, r), t): how prompts are split over
+    devices or microbatches changes nothing, as long as `rows` numbers them globally.
+
+    Args:
+      model: the functions of the model.
+      params: its parameters; no gradient flows through the samples.
+      encoded: B encoded prompts.
+      rng: the key of this call (a step's, an evaluation's).
+      max_length: T, at most so many tokens; a row that reaches it has no EOS.
+      valid: bool [V], ids that may be written; pad and unusable ids are false.
+      temperature: 0 is greedy; 1 samples the model's own distribution.
+      top_k, top_p: see `truncate_logits`; off by default.
+      eos_id: ends a row; it is kept, everything after it is 0.
+      rows: global row numbers, 0…B-1 by default.
+
+    Returns:
+      The tokens, their log-probabilities under the model's own distribution over the usable ids
+      (temperature 1, not truncated: what a teacher-forced pass gives) and lengths.
+
+    Raises:
+      ValueError: for a length, temperature, top_k or top_p that means nothing.
+    """
+    _check(max_length, temperature, top_k, top_p)
+    batch = encoded.mask.shape[0]
+    params, encoded = jax.lax.stop_gradient((params, encoded))
+    keys = row_keys(rng, jnp.arange(batch) if rows is None else rows)
+    weights, cache = model.init_cache(params, encoded, max_length)
+    head = model.head(params)
+
+    def unfinished(carry):
+        step, _, ended, *_ = carry
+        return (step < max_length) & ~jnp.all(ended)
+
+    def write_one(carry):
+        step, last, ended, tokens, log_probs, cache = carry
+        hidden, cache = model.decode_step(weights, cache, last, step)
+        logits = jnp.where(valid, project(hidden, head), _IMPOSSIBLE)  # [B, V]
+        token = _choose(logits, keys, step, temperature, top_k, top_p)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
+        token = jnp.where(ended, 0, token)
+        log_prob = jnp.where(ended, 0.0, log_prob)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
+        log_probs = jax.lax.dynamic_update_slice(log_probs, log_prob[:, None], (0, step))
+        return step + 1, token, ended | (token == eos_id), tokens, log_probs, cache
+
+    start = (
+        jnp.int32(0),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros(batch, bool),
+        jnp.zeros((batch, max_length), jnp.int32),
+        jnp.zeros((batch, max_length), jnp.float32),
+        cache,
+    )
+    _, _, _, tokens, log_probs, _ = jax.lax.while_loop(unfinished, write_one, start)
+    return Samples(tokens, log_probs, jnp.sum(tokens > 0, axis=-1, dtype=jnp.int32))

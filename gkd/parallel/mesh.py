@@ -1,0 +1,223 @@
+"""Device meshes (data, model) and the rules that place every array on them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Logical axis -> mesh axis. `fully_sharded` adds embed -> data.
+RULES: Mapping[str, str | None] = {
+    "batch": "data",
+    "vocab": "model",
+    "mlp": "model",
+    "heads": "model",
+    "joined_kv": "model",
+    "embed": None,
+    "relpos_buckets": None,
+    "layers": None,
+    "length": None,
+    "activation_embed": None,
+}
+
+
+def make_mesh(data: int = 0, model: int = 1, devices: list | None = None) -> Mesh:
+    """A mesh with the axes `data` (batch) and `model` (width).
+
+    Args:
+      data: devices along the batch; 0 takes all that `model` leaves.
+      model: devices along vocabulary, heads and MLP.
+      devices: the devices to use, all of them by default.
+
+    Returns:
+      The mesh, with Auto axes (the compiler propagates shardings).
+
+    Raises:
+      ValueError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = data or max(1, len(devices) // model)
+    if data * model != len(devices):
+        raise ValueError(
+            f"a mesh of data={data} × model={model} needs {data * model} devices, "
+            f"{len(devices)} are here: choose factors of {len(devices)}"
+        )
+    grid = np.asarray(devices).reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def rules_for(fully_sharded: bool = False) -> dict[str, str | None]:
+    """The logical rules; `fully_sharded` also splits parameters over the data axis."""
+    return {**RULES, "embed": "data" if fully_sharded else None}
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh, rules: Mapping[str, str | None] = RULES):
+    """Traces and runs what is inside with the mesh and the logical rules in force."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
+        yield
+
+
+def _partition_spec(axes, shape, mesh, rules):
+    """Mesh axes of one array; a dimension that its axis does not divide stays whole."""
+    names, taken = [], set()
+    for axis, size in zip(axes, shape, strict=True):
+        name = rules.get(axis)
+        fits = name is not None and name not in taken and size % mesh.shape[name] == 0
+        names.append(name if fits and len(shape) > 1 else None)
+        taken.add(names[-1])
+    return PartitionSpec(*names)
+
+
+def parameter_shardings(mesh: Mesh, boxed: Any, rules: Mapping[str, str | None] = RULES) -> Any:
+    """The sharding of every parameter.
+
+    Args:
+      mesh: from `make_mesh`.
+      boxed: `jax.eval_shape(model.init, …)`: shapes in boxes that name the logical axes.
+      rules: logical axis -> mesh axis.
+
+    Returns:
+      A tree of NamedSharding like the unboxed parameters. Vectors are replicated.
+    """
+
+    def place(box):
+        if not isinstance(box, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        shape = box.value.shape
+        return NamedSharding(mesh, _partition_spec(box.names, shape, mesh, rules))
+
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree.map(place, boxed, is_leaf=is_box)
+
+
+def shardings_like(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
+    """Shardings of a tree that holds things shaped like parameters (an optimizer's state).
+
+    A leaf whose path ends like a parameter's takes its sharding if it has its shape, and the
+    sharding of the remaining axes if it is the parameter reduced over one axis (Adafactor's rows
+    and columns); everything else is replicated.
+
+    Args:
+      mesh: from `make_mesh`.
+      tree: shapes of the tree to place (`jax.eval_shape`).
+      params: shapes of the parameters.
+      shardings: their shardings.
+
+    Returns:
+      A tree of NamedSharding like `tree`.
+    """
+    known = {}
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    for (path, leaf), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
+        known[jax.tree_util.keystr(path, simple=True, separator="/")] = (leaf.shape, sharding.spec)
+
+    def place(path, leaf):
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        for start in range(len(parts)):
+            match = known.get("/".join(parts[start:]))
+            if match is not None:
+                return NamedSharding(mesh, _spec_like(leaf.shape, *match))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec_like(shape, parameter_shape, spec):
+    """`spec` for a leaf that is a parameter, or a parameter reduced over one of its axes."""
+    spec = tuple(spec) + (None,) * (len(parameter_shape) - len(spec))
+    if shape == parameter_shape:
+        return PartitionSpec(*spec)
+    reduced = [
+        axis
+        for axis in range(len(parameter_shape))
+        if parameter_shape[:axis] + parameter_shape[axis + 1 :] == shape
+    ]
+    if len(reduced) != 1:  # a placeholder, or a square kernel whose axis cannot be told
+        return PartitionSpec()
+    return PartitionSpec(*(name for axis, name in enumerate(spec) if axis != reduced[0]))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data axis, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts this host's rows of a batch on the mesh, as one global array over all hosts.
+
+    Args:
+      batch: a pytree of host arrays [rows of this host, …].
+      mesh: from `make_mesh`.
+
+    Returns:
+      The same pytree of global arrays [rows of all hosts, …], rows over the data axis.
+
+    Raises:
+      ValueError: if the rows do not divide over the data axis.
+    """
+    sharding = batch_sharding(mesh)
+    rows = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+    check_batch_divides(rows, mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def check_batch_divides(rows: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises ValueError, naming the way out, if a batch does not divide over mesh and microbatches."""
+    unit = mesh.shape["data"] * microbatches
+    if rows % unit:
+        raise ValueError(
+            f"a batch of {rows} does not divide over {mesh.shape['data']} devices of the data axis "
+            f"× {microbatches} microbatches: use a multiple of {unit}"
+        )
+
+
+def compile_step(
+    step: Callable,
+    mesh: Mesh,
+    state_shardings: Any,
+    teacher_shardings: Any,
+    rules: Mapping[str, str | None] = RULES,
+) -> Callable:
+    """Puts a train step under one `jax.jit` over the mesh.
+
+    The state is donated (its buffers are reused for the new one), the teacher never is. Batches
+    have their rows over the data axis, metrics are whole on every device.
+
+    Args:
+      step: (state, teacher_params, batch) -> (state, metrics).
+      mesh: from `make_mesh`.
+      state_shardings: of the state, see `parameter_shardings` and `shardings_like`.
+      teacher_shardings: of the teacher's parameters, or None where there is no teacher.
+      rules: the logical rules that activations follow.
+
+    Returns:
+      A function with the signature of `step`; its attribute `lower` lowers it for inspection.
+    """
+    compiled = jax.jit(
+        step,
+        in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    def run(*args):
+        with on_mesh(mesh, rules):
+            return compiled(*args)
+
+    def lower(*args):
+        with on_mesh(mesh, rules):
+            return compiled.lower(*args)
+
+    run.lower = lower
+    return run

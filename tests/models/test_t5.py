@@ -1,0 +1,176 @@
+"""T5 against Hugging Face's and T5X's numbers, and its three ways to run against one another."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gkd.models import t5
+from gkd.models.interface import project
+from gkd.models.layers import relative_position_bucket
+from tests.models import golden
+
+FAMILIES = ["t5v10_tiny", "t5v11_tiny", "mt5_tiny", "umt5_tiny"]
+
+
+def logits_of(config, params, inputs, decoder_inputs):
+    apply = jax.jit(t5.T5(config).apply)
+    return apply({"params": params}, jnp.asarray(inputs), jnp.asarray(decoder_inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prefix", ["", "long_"])
+def test_logits_equal_hugging_face(shared, family, prefix):
+    config, params, want = golden.read(shared / "golden/hf" / family)
+    got = logits_of(
+        config, params, want[prefix + "input_ids"], want[prefix + "decoder_input_ids"]
+    )
+    real = want[prefix + "decoder_attention_mask"] == 1
+    np.testing.assert_allclose(got[real], want[prefix + "logits"][real], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encoder_and_gradients_equal_hugging_face(shared, family):
+    config, params, want = golden.read(shared / "golden/hf" / family)
+    encoded = jax.jit(t5.as_seq2seq(config).encode)(params, jnp.asarray(want["input_ids"]))
+    real = want["attention_mask"] == 1
+    np.testing.assert_allclose(encoded.hidden[real], want["encoder_last_hidden"][real], atol=1e-4)
+
+    def cross_entropy(params):
+        logits = logits_of(config, params, want["input_ids"], want["decoder_input_ids"])
+        labels = want["labels"]
+        log_probs = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(log_probs, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+        return -jnp.sum(chosen * (labels >= 0)) / np.sum(labels >= 0)
+
+    loss, gradients = jax.jit(jax.value_and_grad(cross_entropy))(params)
+    np.testing.assert_allclose(loss, want["ce_mean_f64"], rtol=1e-5)
+    layer = gradients["decoder"]["layers_0"]
+    pairs = {
+        "shared.weight": gradients["token_embedder"]["embedding"],
+        "encoder.block.1.layer.0.SelfAttention.o.weight": gradients["encoder"]["layers_1"][
+            "attention"
+        ]["out"]["kernel"].T,
+        "decoder.block.0.layer.0.SelfAttention.q.weight": layer["self_attention"]["query"][
+            "kernel"
+        ].T,
+        "decoder.block.0.layer.2.layer_norm.weight": layer["pre_mlp_layer_norm"]["scale"],
+    }
+    for name, got in pairs.items():
+        reference = want[f"grad_f64/{name}"]
+        error = np.linalg.norm(got - reference) / np.linalg.norm(reference)
+        assert error < 1e-4, f"{name}: relative error {error}"
+
+
+def test_logits_equal_t5x(shared):
+    config, params, _ = golden.read(shared / "golden/hf/t5v11_tiny")
+    want = np.load(next((shared / "golden/t5x").glob("t5v11_tiny_from_hf/**/golden.npz")))
+    got = logits_of(config, params, want["encoder_input_tokens"], want["decoder_input_tokens"])
+    real = want["decoder_target_tokens"] > 0
+    np.testing.assert_allclose(got[real], want["logits"][real], atol=1e-4)
+
+
+def test_parameter_names_and_shapes_are_t5x(shared):
+    want = np.load(next((shared / "golden/t5x").glob("t5v11_tiny_from_hf/**/golden.npz")))
+    config, _, _ = golden.read(shared / "golden/hf/t5v11_tiny")
+    shapes = jax.eval_shape(t5.as_seq2seq(config).init, jax.random.key(0))
+    flat = jax.tree_util.tree_flatten_with_path(nn.meta.unbox(shapes))[0]
+    paths = {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat}
+    assert paths == set(want["param_paths"].tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_cached_logits_equal_teacher_forced_ones(shared, family, stacked):
+    config, params, want = golden.read(shared / "golden/hf" / family)
+    reference = want["long_logits"]
+    if stacked:
+        config = dataclasses.replace(config, stacked_layers=True)
+        params = t5.stack_layers(params)
+    model = t5.as_seq2seq(config)
+    encoded = jax.jit(model.encode)(params, jnp.asarray(want["long_input_ids"]))
+    tokens = jnp.asarray(want["long_decoder_input_ids"])
+    weights, cache = model.init_cache(params, encoded, tokens.shape[1])
+
+    def step(cache, at):
+        hidden, cache = model.decode_step(weights, cache, tokens[:, at], at)
+        return cache, project(hidden, model.head(params))
+
+    _, by_position = jax.lax.scan(step, cache, jnp.arange(tokens.shape[1]))
+    got = np.swapaxes(by_position, 0, 1)  # [B, T, V]
+    real = want["long_decoder_attention_mask"] == 1
+    np.testing.assert_allclose(got[real], reference[real], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stacked_rematerialised_layers_change_nothing(shared, family):
+    config, params, want = golden.read(shared / "golden/hf" / family)
+    stacked = dataclasses.replace(config, stacked_layers=True, remat=True)
+    names = jax.eval_shape(t5.as_seq2seq(stacked).init, jax.random.key(0))
+    stacked_params = t5.stack_layers(params)
+    assert jax.tree.structure(nn.meta.unbox(names)) == jax.tree.structure(stacked_params)
+    query = names["decoder"]["layers"]["self_attention"]["query"]["kernel"]
+    assert query.names == ("layers", "embed", "joined_kv")
+    jax.tree.map(np.testing.assert_array_equal, t5.unstack_layers(stacked_params), params)
+
+    got = logits_of(stacked, stacked_params, want["input_ids"], want["decoder_input_ids"])
+    real = want["decoder_attention_mask"] == 1
+    np.testing.assert_allclose(got[real], want["logits"][real], atol=1e-4)
+
+    def loss(config, params):
+        logits = logits_of(config, params, want["input_ids"], want["decoder_input_ids"])
+        return jnp.mean(jnp.square(logits))
+
+    got = t5.unstack_layers(jax.grad(lambda p: loss(stacked, p))(stacked_params))
+    plain = jax.grad(lambda p: loss(config, p))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, plain)
+
+
+def test_bfloat16_compute_stays_near_float32(shared):
+    config, params, want = golden.read(shared / "golden/hf/t5v11_tiny")
+    half = dataclasses.replace(config, dtype="bfloat16")
+    got = logits_of(half, params, want["input_ids"], want["decoder_input_ids"])
+    real = want["decoder_attention_mask"] == 1
+    assert got.dtype == jnp.float32
+    error = np.abs(got[real] - want["logits_f64"][real])
+    assert 1e-4 < error.max() < 0.5, "bfloat16 has 8 bits: not exact, not far off"
+    assert error.mean() < 0.05
+
+
+def test_head_of_another_width_than_the_embedding():
+    config = t5.T5Config(
+        vocab_size=40, emb_dim=12, num_heads=3, head_dim=8, mlp_dim=16, num_encoder_layers=1,
+        num_decoder_layers=2,
+    )  # fmt: skip
+    params = nn.meta.unbox(t5.as_seq2seq(config).init(jax.random.key(0)))
+    assert params["decoder"]["layers_1"]["self_attention"]["out"]["kernel"].shape == (24, 12)
+    assert "layers_1" not in params["encoder"]
+    tokens = jnp.array([[5, 6, 1]])
+    assert logits_of(config, params, tokens, tokens).shape == (1, 3, 40)
+
+
+def test_relative_buckets_match_the_published_table():
+    # Decoder: 0…15 exact, then logarithmic to 31 at distance 128 and beyond (arXiv 1910.10683).
+    distances = np.array([0, 1, 15, 16, 19, 32, 64, 112, 113, 127, 128, 1000])
+    got = relative_position_bucket(-distances, bidirectional=False)
+    np.testing.assert_array_equal(got, [0, 1, 15, 16, 17, 21, 26, 30, 31, 31, 31, 31])
+    assert relative_position_bucket(np.array([3]), bidirectional=False)[0] == 0  # the future
+    np.testing.assert_array_equal(
+        relative_position_bucket(np.array([-3, 3, -500, 500]), bidirectional=True),
+        [3, 19, 15, 31],
+    )
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("dtype", "float16", "use 'float32' or 'bfloat16'"),
+        ("mlp_activations", ("gelu", "gelu", "gelu"), r"one \(v1.0\) or two \(gated\)"),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        t5.T5Config(**{field: value})
