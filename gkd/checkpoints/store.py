@@ -95,7 +95,6 @@ class CheckpointStore:
         self._orbax = ocp.CheckpointManager(
             self.directory, options=self._options(keep_last, keep_best if best_metric else 0)
         )
-        self._delete_dropped()
 
     def _options(self, keep_last: int, keep_best: int) -> ocp.CheckpointManagerOptions:
         policies = ocp.checkpoint_managers
@@ -111,12 +110,7 @@ class CheckpointStore:
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep_last),
-                    policies.BestN(
-                        get_metric_fn=rank,
-                        reverse=reverse,
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
+                    policies.BestN(get_metric_fn=rank, reverse=reverse, n=keep_best),
                 ]
             ),
             cleanup_tmp_directories=True,
@@ -162,6 +156,7 @@ class CheckpointStore:
                     folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
                 }
             ),
+            # Never None: the policy would keep a step without metrics for ever.
             metrics={name: float(value) for name, value in (metrics or {}).items()},
             force=True,
         )

@@ -41,7 +41,8 @@ def arrange_death(moment: str) -> None:
 
     def half_delete(path, missing_ok=False):
         if path.exists() and moment == "half deleted":
-            next(name for name in pathlib.Path(path).rglob("*") if name.is_file()).unlink()
+            files = [name for name in pathlib.Path(path).rglob("*") if name.is_file()]
+            max(files, key=lambda name: name.stat().st_size).unlink()
             die()
         rmtree(path, missing_ok=missing_ok)
 

@@ -163,3 +163,12 @@ def test_a_failed_save_is_reported_and_leaves_the_step_before(
     assert store.save(8, make_state(8))
     store.close()
     same_bits(CheckpointStore(two_steps).restore(make_state(0)).state, make_state(8))
+
+
+def test_what_restoring_does_not_need_may_be_damaged_silently(
+    two_steps, make_state, same_bits, caplog
+):
+    (two_steps / "6" / "_CHECKPOINT_METADATA").write_text("{garbage")
+    (two_steps / "6" / "commit_success.txt").unlink()
+    same_bits(CheckpointStore(two_steps).restore(make_state(0)).state, make_state(6))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

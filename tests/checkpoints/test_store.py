@@ -61,6 +61,15 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, values, kept, best):
     store.close()
 
 
+@pytest.mark.parametrize("mode, best", [("max", 3), ("min", 4)])
+def test_the_newest_of_equally_good_steps_is_the_best(tmp_path, mode, best):
+    store = CheckpointStore(tmp_path, keep_last=4, best_metric="bleu", best_mode=mode)
+    for step, value in ((1, 9.0), (2, 1.0), (3, 9.0), (4, 1.0)):
+        store.save(step, {"params": jnp.float32(step)}, metrics={"bleu": value})
+    store.close()
+    assert store.best_step() == best
+
+
 def test_state_may_be_donated_right_after_save(tmp_path):
     # Nothing here looks at the arrays before they are donated: a NumPy view would keep them alive.
     update = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
