@@ -247,7 +247,7 @@ class TrainingBatches:
         try:
             saved = json.loads(state)
             position = saved.pop("position")
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"the data position is damaged ({error})") from error
         if type(position) is not int or position < 0:
             raise ValueError(f"the data position is damaged (position {position!r})")

@@ -200,6 +200,7 @@ def arithmetic(
       max_examples: how many of the training rows to use, the first; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
     """
+    _check_max_examples(max_examples)
     sizes = dict(rows or {"train": 10_000, "validation": 500, "test": 500})
     if max_examples is not None and "train" in sizes:
         sizes["train"] = min(sizes["train"], max_examples)
@@ -216,6 +217,11 @@ def arithmetic(
     return _registered(name, source, texts, chosen, metric_fns)
 
 
+def _check_max_examples(max_examples: int | None) -> None:
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
+
+
 def _source(
     files: Mapping[str, str] | None,
     fields: Sequence[str],
@@ -225,8 +231,7 @@ def _source(
     tfds_splits: Mapping[str, str],
     max_examples: int | None,
 ) -> Any:
-    if max_examples is not None and max_examples < 1:
-        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
+    _check_max_examples(max_examples)
     if files:
         return sources.files_source(files, fields, directory, columns, max_examples)
     return sources.tfds_source(tfds_name, tfds_splits, max_examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -113,6 +114,14 @@ def same_vocabulary(first: Any, second: Any) -> str | None:
         if pieces[0] != pieces[1]:
             return f"id {index} is {pieces[0]!r} in one and {pieces[1]!r} in the other"
     return None
+
+
+def fingerprint(vocabulary: Any) -> str:
+    """SHA-256 over what every id stands for: what a checkpoint remembers of its vocabulary."""
+    digest = hashlib.sha256()
+    for index in range(vocabulary.vocab_size):
+        digest.update(_piece(vocabulary, index).encode() + b"\0")
+    return digest.hexdigest()
 
 
 def _piece(vocabulary: Any, index: int) -> str:

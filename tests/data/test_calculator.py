@@ -120,8 +120,9 @@ def test_no_text_breaks_it(text):
 
 
 @given(
-    st.lists(st.integers(1, 999), min_size=2, max_size=6), st.lists(st.sampled_from("+-*"), min_size=5)
-)  # fmt: skip
+    st.lists(st.integers(1, 999), min_size=2, max_size=6),
+    st.lists(st.sampled_from("+-*"), min_size=5),
+)
 def test_equations_made_by_python_are_left_alone_and_wrong_ones_corrected(numbers, signs):
     value, expression = numbers[0], str(numbers[0])
     for number, sign in zip(numbers[1:], signs, strict=False):  # parenthesised, so left to right

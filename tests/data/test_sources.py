@@ -1,0 +1,130 @@
+"""Local files: JSONL and TSV, gzipped or not, slices, subsets, one clear line for each fault."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from gkd.data import sources
+from gkd.data.permutation import permutation
+
+
+def jsonl(path, rows):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_jsonl(tmp_path, name):
+    path = jsonl(tmp_path / name, [{"q": "é\n1", "a": "1", "more": 3}, {"q": "2", "a": ""}])
+    assert sources.read_rows(path, ("q", "a")) == [{"q": "é\n1", "a": "1"}, {"q": "2", "a": ""}]
+
+
+def test_tsv_with_and_without_a_header(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("q\ta\nx\\ny\t1\n\nz\t2\n")
+    assert sources.read_rows(str(path), ("a", "q")) == [
+        {"a": "1", "q": "x\ny"},
+        {"a": "2", "q": "z"},
+    ]
+    named = sources.read_rows(str(path), ("second",), columns=("first", "second"))
+    assert [row["second"] for row in named] == ["a", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"q": "x"}\n\n{"q": 1}\n', "a.jsonl:3: field 'q' is int, needs text"),
+        ("a.jsonl", b'{"q": ""}\n{"a": "1", "b": ""}\n', "a.jsonl:2: no field 'q'.* has a, b"),
+        ("a.jsonl", b'{"q": "x"}\n{"q": "x"\n', "a.jsonl:2: malformed JSON"),
+        ("a.jsonl", b"[1]\n", "a.jsonl:1: list, needs an object"),
+        ("a.jsonl", b'{"q": "\xff"}\n', "a.jsonl:.: not UTF-8"),
+        ("a.tsv", b"q\ta\n1\t2\n1\n", "a.tsv:3: 1 columns, needs 2"),
+        ("a.tsv", b"a\tb\n1\t2\n", "a.tsv:2: no field 'q'; the row has a, b"),
+        ("a.txt", b"", "neither .jsonl nor .tsv"),
+        ("a.jsonl.gz", b"not gzip", "damaged gzip"),
+        ("a.jsonl.gz", gzip.compress(b'{"q": "x"}\n' * 99)[:-12], "damaged gzip"),
+    ],
+)  # fmt: skip
+def test_faults_name_file_line_and_field(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        sources.read_rows(str(path), ("q",))
+    assert "\n" not in str(error.value)
+
+
+def test_not_utf8_names_its_own_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"q": "x"}\n{"q": "\xff"}\n')
+    with pytest.raises(ValueError, match="a.jsonl:2: not UTF-8"):
+        sources.read_rows(str(path), ("q",))
+
+
+def test_missing_file_and_the_directory_of_relative_paths(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="/no/such.jsonl does not exist.*GKD_DATA"):
+        sources.read_rows("/no/such.jsonl", ("q",))
+    monkeypatch.setenv("GKD_DATA", "/from/environment")
+    assert sources.resolved("a.tsv") == "/from/environment/a.tsv"
+    assert sources.resolved("a.tsv", "/given") == "/given/a.tsv"
+    assert sources.resolved("/absolute/a.tsv", "/given") == "/absolute/a.tsv"
+    monkeypatch.delenv("GKD_DATA")
+    assert sources.resolved("a.tsv") == "a.tsv"
+
+
+def values(source, split):
+    dataset = source.get_dataset(split, shuffle=False)
+    return [int(row["q"]) for row in dataset.as_numpy_iterator()]
+
+
+def test_slices_and_subsets(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"q": str(i)} for i in range(100)])
+    files = {"train": f"{path}[:-20]", "validation": f"{path}[-20:]", "test": path}
+    source = sources.files_source(files, ("q",))
+    assert values(source, "train") == list(range(80))
+    assert values(source, "validation") == list(range(80, 100))
+    assert values(source, "test") == list(range(100))
+    few, more = (
+        values(sources.files_source(files, ("q",), max_examples=n), "train") for n in (10, 40)
+    )
+    assert (len(few), len(more)) == (10, 40)
+    assert few == sorted(few) != list(range(10))
+    assert set(few) < set(more) < set(range(80))
+    # Spread over the file: the mean of 40 of 0 … 79 is 39.5 ± 3.7 · 0.7.
+    assert abs(np.mean(more) - 39.5) < 8
+    assert values(sources.files_source(files, ("q",), max_examples=10), "validation") == list(
+        range(80, 100)
+    )
+
+
+def test_empty_slice_is_an_error(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"q": "1"}])
+    with pytest.raises(ValueError, match=r"a.jsonl\[5:\] \(split train\) has no rows"):
+        values(sources.files_source({"train": f"{path}[5:]"}, ("q",)), "train")
+
+
+def test_permutation_is_pinned():
+    # From Philox's raw bits, which NumPy promises to keep; sorted here by Python.
+    for words in ((0, 0), (0, 1), (7, 3)):
+        bits = np.random.Philox(np.random.SeedSequence(words)).random_raw(50).tolist()
+        assert permutation(50, *words).tolist() == sorted(range(50), key=bits.__getitem__)
+    assert permutation(8, 0, 0).tolist() != permutation(8, 0, 1).tolist()
+
+
+def test_the_shared_files_are_read_whole(shared):
+    data = shared / "data"
+    columns = ("question", "answer", "rationale")
+    counts = {  # from the data's READMEs
+        ("tatoeba_en_de/train.jsonl", ("en", "de"), None): 48486,
+        ("tatoeba_en_de/val.jsonl", ("en", "de"), None): 1279,
+        ("debian_synopsis/val.jsonl.gz", ("document", "summary"), None): 691,
+        ("gsm8k/test.jsonl", ("question", "answer"), None): 1319,
+        ("flan_cot/gsm8k_train.tsv.gz", columns, columns): 7473,
+        ("mgsm_en_de/mgsm_de.tsv", ("question", "answer"), ("question", "answer")): 250,
+        ("quickstart/translate.val.jsonl", ("input", "target"), None): 64,
+    }
+    for (name, fields, names), rows in counts.items():
+        assert len(sources.read_rows(str(data / name), fields, names)) == rows
