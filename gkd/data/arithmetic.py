@@ -77,8 +77,8 @@ def problems(
     made: list[Problem] = []
     misses = 0
     while len(made) < rows:
-        problem = _draw(source, shortest, steps, digits, solution)
-        if problem.numbers in seen or split_of(problem.numbers) != split:
+        numbers = _drawn(source, shortest, steps, digits)
+        if numbers in seen or split_of(numbers) != split:
             misses += 1
             if misses > _DRAWS_WITHOUT_A_NEW_PROBLEM:
                 raise ValueError(
@@ -87,8 +87,8 @@ def problems(
                 )
             continue
         misses = 0
-        seen.add(problem.numbers)
-        made.append(problem)
+        seen.add(numbers)
+        made.append(_told(source, numbers, solution))
     return made
 
 
@@ -106,29 +106,37 @@ def _check(
         raise ValueError(f"arithmetic: minimum_steps={minimum_steps} is not in 1 … steps={steps}")
 
 
-def _draw(source: random.Random, shortest: int, steps: int, digits: int, solution: str) -> Problem:
-    """One problem of any split. Only `random()` is used: Python promises its values."""
+def _below(source: random.Random, bound: int) -> int:
+    # Only `random()` is used: Python promises its values for a seed, not those of randrange.
+    return int(source.random() * bound)
 
-    def below(bound: int) -> int:
-        return int(source.random() * bound)
 
-    name, item = NAMES[below(len(NAMES))], ITEMS[below(len(ITEMS))]
-    numbers = [1 + below(10**digits - 1)]
+def _drawn(source: random.Random, shortest: int, steps: int, digits: int) -> tuple[int, ...]:
+    """The start and the signed amounts of a problem of any split."""
+    total = 1 + _below(source, 10**digits - 1)
+    numbers = [total]
+    for _ in range(shortest + _below(source, steps - shortest + 1)):
+        amount = 1 + _below(source, 10**digits - 1)
+        gain = source.random() < 0.5 or amount > total
+        numbers.append(amount if gain else -amount)
+        total += numbers[-1]
+    return tuple(numbers)
+
+
+def _told(source: random.Random, numbers: tuple[int, ...], solution: str) -> Problem:
+    """The numbers as a story with its worked solution."""
     total = numbers[0]
+    name, item = NAMES[_below(source, len(NAMES))], ITEMS[_below(source, len(ITEMS))]
     story = [f"{name} has {total} {item}"]
     totals, equations = [], []
-    for _ in range(shortest + below(steps - shortest + 1)):
-        amount = 1 + below(10**digits - 1)
-        gain = below(2) == 0 or amount > total
-        verb = (GAINS if gain else LOSSES)[below(4)]
-        story.append(f"{verb} {amount}")
-        after = total + amount if gain else total - amount
-        equations.append(f"{total} {'+' if gain else '-'} {amount} = {after}")
-        totals.append(str(after))
-        numbers.append(amount if gain else -amount)
-        total = after
+    for signed in numbers[1:]:
+        verbs, sign = (GAINS, "+") if signed > 0 else (LOSSES, "-")
+        story.append(f"{verbs[_below(source, len(verbs))]} {abs(signed)}")
+        equations.append(f"{total} {sign} {abs(signed)} = {total + signed}")
+        total += signed
+        totals.append(str(total))
     worked = " ; ".join(equations) if solution == "equations" else " ".join(totals)
-    return Problem(", ".join(story) + ".", f"{worked} #### {total}", tuple(numbers))
+    return Problem(", ".join(story) + ".", f"{worked} #### {total}", numbers)
 
 
 def words() -> tuple[str, ...]:

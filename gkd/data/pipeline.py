@@ -230,6 +230,15 @@ class TrainingBatches:
         """Rows of the split, so that jobs can speak of epochs."""
         return self._data.rows
 
+    def count_cuts(self) -> dict[str, int]:
+        """How many rows of the split do not fit the lengths or are empty."""
+        input_length, target_length = self._lengths
+        return {
+            "inputs cut": int((np.diff(self._data.input_offsets) > input_length).sum()),
+            "targets cut": int((np.diff(self._data.target_offsets) > target_length).sum()),
+            "empty examples": int(self._data.empty.sum()),
+        }
+
     def state(self) -> bytes:
         """The position after the batch last returned: a small JSON text, the same on every host."""
         return json.dumps({**self._order, "position": self._position}, sort_keys=True).encode()
