@@ -111,13 +111,19 @@ def test_includes_and_run_files_are_found_from_any_directory(fake_verb, monkeypa
     (tmp_path / "configs").mkdir()
     (tmp_path / "elsewhere" / "configs").mkdir(parents=True)
     fake_verb.write("configs/base.gin", RUN)
-    # A file of the same name below the current directory must not win.
-    fake_verb.write("elsewhere/configs/base.gin", RUN.replace("0.25", "0.99"))
+    # A file of the same name below the current directory must not be read.
+    fake_verb.write("elsewhere/configs/base.gin", "not gin\n")
     fake_verb.write("configs/run.gin", 'include "configs/base.gin"\n')
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert fake_verb("--gin_file=configs/run.gin") == (0, "")
     assert fake_verb.calls[0]["mixing"] == 0.25
     assert pathlib.Path.cwd() == tmp_path / "elsewhere"
+
+
+def test_a_run_file_of_the_current_directory_is_found(fake_verb, monkeypatch, tmp_path):
+    fake_verb.write("mine.gin", RUN)
+    monkeypatch.chdir(tmp_path)
+    assert fake_verb("--gin_file=mine.gin") == (0, "")
 
 
 # Configurations that are refused: exit code 2, one line, and the verb is not called

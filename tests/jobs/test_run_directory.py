@@ -94,6 +94,8 @@ def test_a_changed_configuration_is_one_line_of_warning(open_after, capsys):
     assert run.changes == ("STEPS 5 → 9", "job.Config.depth added (4)")
     launches = read_launches(run.path)
     assert [launch["bindings"]["STEPS"] for launch in launches] == ["5", "9"]
+    # The comparison is with the launch before, not with the first.
+    assert open_after("--gin.STEPS=9", "--gin.job.Config.depth=4").changes == ()
 
 
 def test_changed_bindings_in_words():
