@@ -1,0 +1,227 @@
+"""The verb `train`: fine-tuning, supervised and on-policy distillation, resumable at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gkd.checkpoints.store import CheckpointStore
+from gkd.data import pipeline
+from gkd.data.tasks import TaskSpec
+from gkd.decode.sampling import sample
+from gkd.distill import losses, optimizers, train_step
+from gkd.jobs import evaluation as evaluations
+from gkd.jobs import models
+from gkd.jobs.metrics_log import MetricsLog
+from gkd.jobs.run_directory import open_run
+from gkd.jobs.signals import StopRequest
+from gkd.jobs.training_loop import Intervals, TrainingLoop
+from gkd.models.t5 import T5Config
+from gkd.parallel import mesh as meshes
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(
+    model_dir: str,
+    task: TaskSpec,
+    input_length: int,
+    target_length: int,
+    train_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    student_model: T5Config | None = None,
+    student: str | None = None,
+    teacher: str | None = None,
+    divergence: Callable[..., Any] | None = None,
+    on_policy_fraction: Any = 0.0,
+    normalisation: str = "sequence",
+    temperature: Any = 1.0,
+    optimizer: Callable[..., Any] = optimizers.adafactor,
+    warmup_steps: int = 0,
+    cooldown_steps: int = 0,
+    max_gradient_norm: float | None = None,
+    microbatches: int = 1,
+    dropout: bool = False,
+    seed: int = 0,
+    train_split: str = "train",
+    evaluation_split: str = "validation",
+    evaluation_batch_size: int | None = None,
+    evaluation_examples: int | None = None,
+    evaluate_every: int = 0,
+    log_every: int = 10,
+    checkpoint_every: int = 1000,
+    keep_last: int = 2,
+    keep_best: int = 1,
+    best_metric: str | None = None,
+    best_mode: str = "max",
+    stop_after_skipped: int = 10,
+    sample_rows: int = 4,
+    model_parallelism: int = 1,
+    fully_sharded: bool = False,
+    teacher_dtype: str | None = None,
+    tensorboard: bool = True,
+) -> dict[str, Any]:
+    """Trains a student until `train_steps`, from the start or from where its directory stands.
+
+    Args:
+      model_dir: the run directory: checkpoints, metrics, configuration. An existing one is resumed.
+      task: what to train on.
+      input_length, target_length: of a row, in tokens; what is longer is cut and counted.
+      train_steps: the step at which the run is complete.
+      batch_size: rows of a step, over all devices and microbatches.
+      learning_rate: of the plateau.
+      student_model: the architecture of a student that starts at random.
+      student: the checkpoint that the student starts from instead (it brings its architecture).
+      teacher: the teacher's checkpoint; needed with a divergence.
+      divergence: a function of gkd.distill.divergences; None is cross-entropy on the data (SFT).
+      on_policy_fraction: λ in [0, 1], or a function of the step.
+      normalisation: 'sequence' (the paper's) or 'token'.
+      temperature: divides the logits of both models in the divergence, or (student's, teacher's).
+      optimizer: optimizers.adafactor or optimizers.adamw, with what else they take bound in gin.
+      warmup_steps, cooldown_steps: of the learning rate, linear.
+      max_gradient_norm: gradients are clipped to this global norm; None does not clip.
+      microbatches: parts that a step is run in, to save memory.
+      dropout: whether the student trains with its architecture's dropout.
+      seed: of parameters, data order, λ-coin and samples.
+      train_split, evaluation_split: names of the task's splits.
+      evaluation_batch_size: rows of an evaluation batch; by default the training batch's.
+      evaluation_examples: how many rows to evaluate on, the first; None is all.
+      evaluate_every, log_every, checkpoint_every: intervals in steps; 0 is only at the end.
+      keep_last, keep_best: how many checkpoints to keep, the newest and the best.
+      best_metric, best_mode: which evaluation metric says what is best, 'max' or 'min'.
+      stop_after_skipped: so many updates in a row that are not finite end the run.
+      sample_rows: rows of the table of outputs.
+      model_parallelism: devices along the model axis; the others are the data axis.
+      fully_sharded: whether parameters are split over the data axis too.
+      teacher_dtype: compute dtype of the teacher, where it should not be its own.
+      tensorboard: whether to write TensorBoard events beside the JSON lines.
+
+    Returns:
+      The summary that is also written to `summary.json`.
+
+    Raises:
+      ValueError: anything that does not fit together, in one line.
+      FloatingPointError: too many updates in a row were not finite.
+      Stopped: SIGTERM or Ctrl-C came; everything is saved.
+    """
+    mesh = meshes.make_mesh(model=model_parallelism)
+    rules = meshes.rules_for(fully_sharded)
+    meshes.check_batch_divides(batch_size, mesh, microbatches)
+    if divergence is not None and teacher is None:
+        raise ValueError("a divergence needs a teacher: set TEACHER to a checkpoint")
+    if divergence is None and on_policy_fraction != 0:
+        raise ValueError(
+            f"fine-tuning on the student's own samples (λ={on_policy_fraction}) teaches nothing: "
+            "set DIVERGENCE and TEACHER, or λ to 0"
+        )
+    learner = models.load_model("STUDENT", mesh, rules, task, student_model, student)
+    expert = None
+    if divergence is not None:
+        expert = models.load_model(
+            "TEACHER", mesh, rules, task, None, teacher, dtype=teacher_dtype
+        )
+    valid = models.shared_valid_ids(learner, expert, task)
+    schedule = optimizers.warmup_constant_cooldown(
+        learning_rate, warmup_steps, train_steps, cooldown_steps
+    )
+    transformation = optimizer(learning_rate=schedule, max_norm=max_gradient_norm)
+    step = _make_step(
+        learner, expert, transformation, valid, divergence, normalisation, temperature,
+        on_policy_fraction, microbatches, dropout, mesh,
+    )  # fmt: skip
+    shard = (jax.process_index(), jax.process_count())
+    batches = pipeline.training_batches(
+        task, train_split, batch_size, input_length, target_length, seed, shard=shard
+    )
+    evaluation = evaluations.make_evaluation(
+        task, evaluation_split, mesh, rules, valid,
+        batch_size=evaluation_batch_size or batch_size, input_length=input_length,
+        target_length=target_length, max_examples=evaluation_examples,
+    )  # fmt: skip
+    intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
+    with open_run(model_dir) as run, StopRequest() as stop:
+        store = CheckpointStore(
+            run.path.resolve() / CHECKPOINTS, keep_last, keep_best, best_metric, best_mode,
+            description=models.describe(learner.config, task),
+        )  # fmt: skip
+        state, shardings, abstract = _initial_state(mesh, learner, transformation, seed)
+        restored = store.restore(abstract)
+        if restored is None:
+            state = state()
+        else:
+            state = restored.state
+            batches.restore(restored.data_state)
+        with MetricsLog(run.path, tensorboard) as log:
+            loop = TrainingLoop(
+                intervals=intervals,
+                compiled=meshes.compile_step(
+                    step, mesh, shardings, None if expert is None else expert.shardings, rules
+                ),
+                mesh=mesh,
+                batches=batches,
+                student=learner,
+                teacher=expert,
+                evaluation=evaluation,
+                store=store,
+                log=log,
+                stop=stop,
+                schedule=schedule,
+                seed=seed,
+                stop_after_skipped=stop_after_skipped,
+                sample_rows=sample_rows,
+                directory=run.path,
+            )
+            run.write_operative_config()
+            try:
+                return loop.run(state, None if restored is None else restored.step)
+            finally:
+                store.close()
+
+
+def _make_step(
+    learner, expert, optimizer, valid, divergence, normalisation, temperature,
+    on_policy_fraction, microbatches, dropout, mesh,
+):  # fmt: skip
+    """The pure step of this run."""
+    shards = mesh.shape["data"]
+    if divergence is None:
+        loss = losses.make_cross_entropy_loss(normalisation, data_shards=shards)
+    else:
+        loss = losses.make_divergence_loss(
+            divergence, normalisation, temperature, valid, data_shards=shards
+        )
+    return train_step.make_train_step(
+        learner.model,
+        optimizer,
+        divergence_loss_fn=loss,
+        teacher_logits_fn=expert and train_step.make_teacher_logits_fn(expert.model),
+        sample_fn=train_step.make_sample_fn(learner.model, sample, valid),
+        on_policy_fraction=on_policy_fraction,
+        microbatches=microbatches,
+        dropout=dropout,
+    ).step
+
+
+def _initial_state(mesh, learner, optimizer, seed):
+    """(a function that makes the state at step 0, its shardings, its abstract values)."""
+    shapes = jax.eval_shape(
+        lambda: train_step.init_state(models.random_params(learner, seed), optimizer, seed)
+    )
+    shardings = meshes.shardings_like(mesh, shapes, shapes.params, learner.shardings)
+
+    def start():
+        params = models.initial_params(learner, seed)
+        init = jax.jit(
+            lambda params: train_step.init_state(params, optimizer, seed), out_shardings=shardings
+        )
+        return init(params)
+
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return start, shardings, abstract

@@ -1,0 +1,231 @@
+"""The loop of a training run: steps, logs, evaluates, saves, and stops when asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gkd.checkpoints.store import CheckpointStore
+from gkd.data import pipeline
+from gkd.jobs import evaluation as evaluations
+from gkd.jobs import models
+from gkd.jobs.metrics_log import MetricsLog, markdown_table
+from gkd.jobs.progress import Progress
+from gkd.jobs.signals import Stopped, StopRequest
+from gkd.parallel import mesh as meshes
+
+SUMMARY_FILE = "summary.json"
+TEACHER_FILE = "teacher_evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """When a run does what; all in steps, 0 is never (the last step always does everything)."""
+
+    train_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether `step` is one of those, or the last."""
+        return step == self.train_steps or (every > 0 and step % every == 0)
+
+
+@dataclasses.dataclass
+class TrainingLoop:
+    """One launch of a run: what it steps, measures and saves with."""
+
+    intervals: Intervals
+    compiled: Callable[..., Any]
+    mesh: Any
+    batches: pipeline.TrainingBatches
+    student: models.LoadedModel
+    teacher: models.LoadedModel | None
+    evaluation: evaluations.Evaluation
+    store: CheckpointStore
+    log: MetricsLog
+    stop: StopRequest
+    schedule: Callable[[int], Any]
+    seed: int
+    stop_after_skipped: int
+    sample_rows: int
+    directory: pathlib.Path
+
+    def __post_init__(self):
+        self._key = evaluations.evaluation_key(self.seed)
+        self._generate = self.evaluation.generator(self.student)
+        self._meter = None
+        if self.teacher is not None:
+            self._meter = self.evaluation.divergence_meter(self.student, self.teacher)
+        self._seconds: list[float] = []
+        self._clock: float | None = None
+        self._last_evaluation: dict[str, float] = {}
+
+    def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
+        """Steps until the end, a signal, or too many updates that are not finite."""
+        first = restored_step or 0
+        # A fresh start writes everything again, also what it measured before its first step.
+        self.log.truncate_after(-1 if restored_step is None else first)
+        total = self.intervals.train_steps
+        with Progress("train", total, first) as self._progress:
+            self._report_cuts()
+            self._teacher_texts = self._evaluate_teacher(first if restored_step is None else None)
+            if restored_step is None:
+                self._evaluate(state, 0)
+            else:
+                self._progress.print(f"resumed at step {first} of {total}")
+            pending = None
+            for number in range(first + 1, total + 1):
+                host = next(self.batches)
+                batch = meshes.place_batch(evaluations.host_batch(host), self.mesh)
+                teacher_params = None if self.teacher is None else self.teacher.params
+                state, metrics = self.compiled(state, teacher_params, batch)
+                # The step before is read while this one runs.
+                self._report(pending)
+                pending = (number, metrics, host)
+                if self._pauses_after(number) or self.stop.requested:
+                    self._report(pending)
+                    pending = None
+                    self._pause(state, number)
+        return self._finish(state)
+
+    def _pauses_after(self, number):
+        every = (self.intervals.evaluate_every, self.intervals.checkpoint_every)
+        return any(self.intervals.due(number, interval) for interval in every)
+
+    def _pause(self, state, number):
+        """Evaluates and saves where it is time to, and ends the launch where a signal asks."""
+        measured = {}
+        if self.intervals.due(number, self.intervals.evaluate_every):
+            measured = self._evaluate(state, number)
+        if self.intervals.due(number, self.intervals.checkpoint_every) or self.stop.requested:
+            self.log.flush()
+            self.store.save(number, state, self.batches.state(), measured)
+        if self.stop.requested and number < self.intervals.train_steps:
+            self.store.wait()
+            raise Stopped(
+                f"{self.stop.signal_name} at step {number}: saved in {self.directory}; "
+                "the same command continues"
+            )
+        self._clock = None
+        self._progress.pause_ended()
+
+    def _report(self, pending):
+        """Writes a step's metrics; waits for the step, so the loop is one step ahead of it."""
+        if pending is None:
+            return
+        number, metrics, host = pending
+        pairs = jax.device_get(metrics)
+        values = {
+            f"train/{name}": float(total) / max(float(weight), 1e-30)
+            for name, (total, weight) in pairs.items()
+        }
+        tokens = int(pairs["target_length"][0])
+        now = time.monotonic()
+        if self._clock is not None:
+            self._seconds.append(now - self._clock)
+        self._clock = now
+        if self.intervals.due(number, self.intervals.log_every):
+            values["train/learning_rate"] = float(self.schedule(number - 1))
+            for count in ("inputs_cut", "targets_cut", "empty_examples"):
+                values[f"data/{count}"] = host[count]
+            self.log.write(number, values)
+        self._progress.update(number, tokens, loss=values["train/loss"])
+        streak = int(values["train/skipped_in_a_row"])
+        if streak >= self.stop_after_skipped:
+            saved = self.store.latest_step()
+            kept = f"checkpoint {saved} in {self.directory} is kept" if saved else "none was saved"
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {streak} updates in a row, up to step "
+                f"{number}: {kept}; lower LEARNING_RATE, clip with MAX_GRADIENT_NORM, or use "
+                "another seed"
+            )
+
+    def _evaluate(self, state, number, write=True) -> dict[str, float]:
+        """Scores the student's outputs, and its divergences from the teacher on its own samples."""
+        generated = self._generate(state.params, self._key)
+        measured = dict(generated.metrics)
+        if self._meter is not None:
+            key = jax.random.fold_in(self._key, number)
+            for name, value in self._meter(state.params, self.teacher.params, key).items():
+                measured[f"on_policy_{name}"] = value
+        outputs = {"student": generated.texts}
+        if self._teacher_texts:
+            outputs["teacher"] = self._teacher_texts
+        self._table = self.evaluation.sample_table(outputs, self.sample_rows)
+        if write:
+            named = {f"evaluation/{name}": value for name, value in measured.items()}
+            self.log.write(number, named)
+            self.log.write_texts(number, f"samples/{self.evaluation.task.name}", self._table)
+        self._progress.print(f"step {number}: {_format(measured)}")
+        self._last_evaluation = measured
+        return measured
+
+    def _evaluate_teacher(self, step) -> list[str]:
+        """Scores the teacher once a run; returns its outputs for the table of samples."""
+        if self.teacher is None:
+            return []
+        path = self.directory / TEACHER_FILE
+        if not path.exists():
+            generated = self.evaluation.generator(self.teacher)(self.teacher.params, self._key)
+            write_json(
+                path,
+                {"metrics": generated.metrics, "outputs": generated.texts[: self.sample_rows]},
+            )
+        saved = json.loads(path.read_text())
+        if step is not None:
+            named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
+            self.log.write(step, named)
+        self._progress.print(f"teacher: {_format(saved['metrics'])}")
+        return saved["outputs"]
+
+    def _report_cuts(self):
+        """One line for what does not fit, at the start, where it can still be changed."""
+        cuts = self.batches.count_cuts()
+        if any(cuts.values()):
+            rows = self.batches.rows
+            facts = ", ".join(f"{count} {name}" for name, count in cuts.items() if count)
+            self._progress.print(
+                f"training data: of {rows} rows, {facts}: longer inputs and targets are cut at "
+                "INPUT_LENGTH and TARGET_LENGTH, empty examples weigh nothing"
+            )
+
+    def _finish(self, state) -> dict[str, Any]:
+        self.store.wait()
+        path = self.directory / SUMMARY_FILE
+        if not self._seconds and path.exists():  # a finished run, started again
+            return json.loads(path.read_text())
+        if not self._last_evaluation:  # killed between its last checkpoint and its summary
+            self._evaluate(state, self.intervals.train_steps, write=False)
+        parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+        summary = {
+            "steps": int(state.step),
+            "skipped_updates": int(state.skipped),
+            "parameters": parameters,
+            "seconds_per_step": statistics.median(self._seconds) if self._seconds else None,
+            "evaluation": self._last_evaluation,
+            "best_step": self.store.best_step(),
+        }
+        write_json(path, summary)
+        self._progress.print(markdown_table(self._table))
+        return summary
+
+
+def _format(values):
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a whole file or none."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    temporary.replace(path)
