@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 # Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
-_LOWEST_LOGIT = -1e30
+_LOWEST_LOGIT = -1e32
 # Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
-_UNUSABLE_LOGIT = -1e32
+_UNUSABLE_LOGIT = -1e34
 
-Temperature = float | tuple[float, float] | Float[Array, ""]
+_Scalar = float | Float[Array, ""]
+Temperature = _Scalar | tuple[_Scalar, _Scalar]
 
 
 def forward_kl(
@@ -163,7 +164,8 @@ def skew_forward_kl(
     def value_and_gradient(log_p, log_q):
         p, q = jnp.exp(log_p), jnp.exp(log_q)
         mixture_over_p, _ = _log_mixture_ratios(log_p, log_q, alpha)
-        slope = -(1.0 - alpha) * jnp.exp(-mixture_over_p)
+        # ∂/∂Q is −(1−α)·P/M; a constant more or less does not pass the softmax.
+        slope = -(1.0 - alpha) * jnp.expm1(-mixture_over_p)
         return -_sum(p * mixture_over_p), _through_softmax(q, slope)
 
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
@@ -192,7 +194,8 @@ def skew_reverse_kl(
     def value_and_gradient(log_p, log_q):
         q = jnp.exp(log_q)
         _, mixture_over_q = _log_mixture_ratios(log_p, log_q, 1.0 - alpha)
-        slope = -mixture_over_q - alpha * jnp.exp(-mixture_over_q)
+        # ∂/∂Q is log(Q/M) + 1 − α·Q/M, again up to a constant.
+        slope = -mixture_over_q - alpha * jnp.expm1(-mixture_over_q)
         return -_sum(q * mixture_over_q), _through_softmax(q, slope)
 
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
