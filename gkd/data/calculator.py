@@ -144,11 +144,11 @@ def _value_before(window: str) -> Fraction | None:
         return None
     tokens = list(_TOKEN.finditer(run))
     signs = [token.group(2) for token in tokens]  # None for a number
-    # An operator in front belongs to something unread: "y + 4 + 3" does not mean 4 + 3.
-    if not tokens or signs[0] in _OPERATORS or _PERCENT_OFF.search(run):
+    if _PERCENT_OFF.search(run):
         return None
     for i, token in enumerate(tokens):
-        # Nor does "12 1/2" mean 1/2; but "(4 + 5 = 9)" opens a parenthesis of the prose.
+        # After an operator or a number would be a tail: "y + 4 + 3" does not mean 4 + 3, nor
+        # "12 1/2" 1/2. After a parenthesis is fine: "(4 + 5 = 9)" opens one of the prose.
         starts = signs[i] in (None, "(") and (i == 0 or signs[i - 1] in ("(", ")"))
         if not starts or not _OPERATORS.intersection(signs[i + 1 :]):
             continue
