@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
@@ -53,14 +53,12 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
     return json.loads((epath.Path(folder) / item / _JSON_FILES[item]).read_text())
 
 
-def better_or_equal(value: float, other: float, mode: Literal["max", "min"]) -> bool:
+def better_or_equal(value: float, other: float, mode: str) -> bool:
     """Whether `value` is at least as good as `other`."""
     return value >= other if mode == "max" else value <= other
 
 
-def find_best_step(
-    directory: epath.PathLike, metric: str, mode: Literal["max", "min"]
-) -> int | None:
+def find_best_step(directory: epath.PathLike, metric: str, mode: str) -> int | None:
     """Returns the step with the best finite `metric`, the newest of equals; None if none has it.
 
     Args:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,7 +59,7 @@ class CheckpointStore:
         keep_last: int = 2,
         keep_best: int = 1,
         best_metric: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
+        best_mode: str = "max",
         asynchronous: bool = True,
         description: Mapping[str, Any] | None = None,
     ):
@@ -75,7 +75,7 @@ class CheckpointStore:
           description: what is needed to build the model again, as JSON, saved with every step.
 
         Raises:
-          ValueError: a number or mode that makes no sense.
+          ValueError: a number or mode that makes no sense, or the path of a file.
         """
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"keep_last={keep_last} must be ≥ 1 and keep_best={keep_best} ≥ 0")
@@ -83,6 +83,10 @@ class CheckpointStore:
             raise ValueError(f"best_mode={best_mode!r} must be 'max' or 'min'")
         folders.silence_orbax()
         self.directory = epath.Path(directory).resolve()
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(
+                f"checkpoints cannot go to {self.directory}: it is a file, not a folder"
+            )
         self._best_metric, self._best_mode = best_metric, best_mode
         self._asynchronous = asynchronous
         self._saving: int | None = None

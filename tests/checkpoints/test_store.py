@@ -142,6 +142,16 @@ def test_restores_onto_the_same_and_another_mesh(tmp_path, shape):
         assert np.array_equal(np.asarray(state[name]), value)
 
 
+def test_settings_that_make_no_sense_are_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file: it is a file, not a folder"):
+        CheckpointStore(tmp_path / "file")
+    with pytest.raises(ValueError, match="keep_last=0 must be"):
+        CheckpointStore(tmp_path, keep_last=0)
+    with pytest.raises(ValueError, match="best_mode='most' must be"):
+        CheckpointStore(tmp_path, best_mode="most")
+
+
 def test_a_state_of_another_shape_is_one_clear_line(tmp_path, make_state):
     store = CheckpointStore(tmp_path)
     store.save(3, make_state(3))
