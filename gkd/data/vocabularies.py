@@ -157,8 +157,6 @@ def decode_tokens(vocabulary: Any, tokens: Any) -> list[str]:
     """
     texts = []
     for row in tokens.tolist() if hasattr(tokens, "tolist") else tokens:
-        if vocabulary.eos_id in row:
-            row = row[: row.index(vocabulary.eos_id)]
         usable = [i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size]
-        texts.append(vocabulary.decode(usable))
+        texts.append(vocabulary.decode(usable))  # seqio stops at EOS
     return texts
