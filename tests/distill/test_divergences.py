@@ -165,6 +165,12 @@ def test_jsd_symmetry_and_bound(beta):
     assert float(disjoint) == pytest.approx(bound, abs=1e-6)
 
 
+def test_a_share_that_float32_rounds_away_still_bounds_the_divergence():
+    student, teacher = jnp.array([0.0, -jnp.inf]), jnp.array([-jnp.inf, 0.0])
+    value = divergences.skew_forward_kl(student, teacher, alpha=1e-9)
+    assert float(value) == pytest.approx(-math.log(1e-9), rel=1e-6)
+
+
 def test_jsd_limits_are_the_two_kl_divergences():
     jsd = divergences.generalized_jsd
     assert float(jsd(STUDENT, TEACHER, beta=1e-4)) / 1e-4 == pytest.approx(0.583815, rel=2e-3)
