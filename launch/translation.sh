@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Translation of real text with T5's own vocabulary: a teacher, a student's start, distillation on
 # the data's outputs and on the student's own, then a table. Run again, it goes on where it stood.
-#   GKD_DATA=/folder/of/tatoeba_en_de GKD_VOCABULARY=/path/spiece.model bash launch/translation.sh
-# GKD_RUNS=/folder puts the four run directories elsewhere; arguments go to all four runs:
+#   GKD_DATA=/path/to/data GKD_VOCABULARY=/path/to/spiece.model bash launch/translation.sh
+# where /path/to/data/tatoeba_en_de holds train.jsonl and val.jsonl. GKD_RUNS=/path puts the four run
+# directories elsewhere; arguments go to all four runs. Relative paths start at the repository:
 #   GKD_RUNS=runs/second_seed … bash launch/translation.sh --gin.SEED=1
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 task=tatoeba_en_de
 runs="${GKD_RUNS:-runs/$task}"
+cd "$root"
 
 fail() {
     echo "gkd: error: $1" >&2
@@ -20,8 +22,7 @@ fail() {
     fail "GKD_VOCABULARY=${GKD_VOCABULARY:-} is no file: set it to T5's sentencepiece model"
 case "$runs" in *[\'\"\\]*) fail "GKD_RUNS=$runs: choose a name without quotes" ;; esac
 
-bash "$root/launch/setup.sh"
-cd "$root"
+bash launch/setup.sh
 
 train() { # the run file's name, then overrides
     echo "gkd: $1 → $runs/$1" >&2

@@ -9,14 +9,28 @@ _EIGHT = "--xla_force_host_platform_device_count=8"
 if _EIGHT not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT}".strip()
 
+# Compiling is most of the suite's time: compile quickly, and the same program once. Tests that look
+# into a compiled program ask for the `optimized` fixture.
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Every public signature of gkd is checked at run time, in tests only.
 install_import_hook("gkd", "beartype.beartype")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+@pytest.fixture
+def optimized():
+    """Compiles as a user's process would: for tests that measure or read the compiled program."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

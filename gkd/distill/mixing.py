@@ -19,7 +19,9 @@ def step_key(seed: Array, step: Int[Array, ""]) -> Array:
     return jax.random.fold_in(seed, step)
 
 
-def coin_is_on_policy(key: Array, on_policy_fraction: int | float | Float[Array, ""]) -> Bool[Array, ""]:
+def coin_is_on_policy(
+    key: Array, on_policy_fraction: int | float | Float[Array, ""]
+) -> Bool[Array, ""]:
     """Tosses the step's coin (Algorithm 1 of arXiv 2306.13649): true with probability λ.
 
     Args:

@@ -1,11 +1,12 @@
 """One distillation step: roll out, score, update, composed from three pure functions.
 
     batch ─► encode ─► sample_fn ─► rollout ─┬─► teacher_logits_fn ─► P ─┐
-      │                 (λ-coin)             │                           ├─► divergence_loss_fn ─► update
-      └── data targets ───────┘              └─► student decoder ─► Q ───┘
+      │                 (λ-coin)             │                           ├─► divergence_loss_fn
+      └── data targets ───────┘              └─► student decoder ─► Q ───┘          │
+                                                                                  update
 
-`make_train_step` returns `rollout`, `update` and their composition `step`; `compile_step` puts any
-of them under one `jax.jit` over a mesh.
+`make_train_step` returns `rollout`, `update` and their composition `step`;
+`gkd.parallel.mesh.compile_step` puts the step under one `jax.jit` over a mesh.
 """
 
 from __future__ import annotations
@@ -27,21 +28,6 @@ from gkd.models.interface import Seq2SeqModel
 
 EOS_ID = 1
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainStep:
-    """The pure functions of a step.
-
-    Attributes:
-      rollout: (state, batch, rng) -> Rollout.
-      update: (state, teacher_params, batch, rollout) -> (state, metrics).
-      step: (state, teacher_params, batch) -> (state, metrics); the two in one program.
-    """
-
-    rollout: Callable
-    update: Callable
-    step: Callable
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -104,24 +90,170 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
     return teacher_logits_fn
 
 
-def _split(tree, microbatches):
-    """[B, …] -> [M, B/M, …]; a microbatch takes every M-th row, so each device keeps its own."""
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """The pure functions of a step: `rollout`, `update`, and `step`, the two in one program.
 
-    def split(x):
-        rows = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
-        return jnp.swapaxes(rows, 0, 1)
+    Made by `make_train_step`, which explains the attributes.
+    """
 
-    return jax.tree.map(split, tree)
+    student: Seq2SeqModel
+    optimizer: optax.GradientTransformation
+    divergence_loss_fn: Callable
+    teacher_logits_fn: Callable | None
+    sample_fn: Callable | None
+    on_policy_fraction: mixing.Fraction
+    microbatches: int
+    dropout: bool
 
+    def rollout(self, state: TrainState, batch: Batch, rng: Array) -> Rollout:
+        """Who writes what this step: the sequences of all rows, one microbatch after the other.
 
-def _join(tree):
-    """The inverse of `_split`."""
+        Args:
+          state: the student's state; no gradient flows through what it writes.
+          batch: prompts and the data set's outputs.
+          rng: the step's key, `mixing.step_key`.
 
-    def join(x):
-        rows = jnp.swapaxes(x, 0, 1)
-        return rows.reshape(-1, *x.shape[2:])
+        Returns:
+          The sequences of every row.
+        """
+        if not self._samples:
+            return rollout_from_targets(batch)
+        params = jax.lax.stop_gradient(state.params)
 
-    return jax.tree.map(join, tree)
+        def write_part(part):
+            rows, part = part
+            encoded = self.student.encode(params, part.encoder_input_tokens)
+            return self._write(params, encoded, part, state.step, rng, rows)
+
+        everything = (jnp.arange(batch.example_weights.shape[0]), batch)
+        if self.microbatches == 1:
+            return write_part(everything)
+        return _join(jax.lax.map(write_part, _split(everything, self.microbatches)))
+
+    def update(
+        self, state: TrainState, teacher_params: Any, batch: Batch, rollout: Rollout
+    ) -> tuple[TrainState, Metrics]:
+        """One optimizer update on sequences already written; encodes the prompts (again).
+
+        Args:
+          state: the student's state.
+          teacher_params: of the teacher, or None where there is none.
+          batch: the prompts.
+          rollout: the sequences to learn from.
+
+        Returns:
+          The new state, and the step's metrics as (sum, weight) pairs.
+        """
+        gradient_fn = jax.value_and_grad(self._loss_sum, has_aux=True)
+        key = None
+        if self.dropout:
+            key = _fold(mixing.step_key(state.seed, state.step), mixing.DROPOUT)
+
+        def part_of(index, part, written):
+            (loss, (weight, metrics)), gradients = gradient_fn(
+                state.params, teacher_params, part, written, dropout_rng=_fold(key, index)
+            )
+            return gradients, loss, weight, metrics
+
+        if self.microbatches == 1:
+            return self._apply(state, *part_of(0, batch, rollout), rollout)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, part_of(*part)), None
+
+        parts = (jnp.arange(self.microbatches), *_split((batch, rollout), self.microbatches))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(part_of, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        totals, _ = jax.lax.scan(add, zeros, parts)
+        return self._apply(state, *totals, rollout)
+
+    def step(
+        self, state: TrainState, teacher_params: Any, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        """Rollout and update in one program; one encoder pass serves both where it can."""
+        rng = mixing.step_key(state.seed, state.step)
+        if self.microbatches > 1 or self.dropout:
+            return self.update(state, teacher_params, batch, self.rollout(state, batch, rng))
+
+        def roll_out_and_score(params):
+            encoded = self.student.encode(params, batch.encoder_input_tokens)
+            rows = jnp.arange(batch.example_weights.shape[0])
+            frozen = jax.lax.stop_gradient((params, encoded))
+            written = self._write(*frozen, batch, state.step, rng, rows)
+            written = jax.lax.stop_gradient(written)
+            scored = self._loss_sum(params, teacher_params, batch, written, encoded)
+            loss, (weight, metrics) = scored
+            return loss, (weight, metrics, written)
+
+        scored = jax.value_and_grad(roll_out_and_score, has_aux=True)(state.params)
+        (loss, (weight, metrics, written)), gradients = scored
+        return self._apply(state, gradients, loss, weight, metrics, written)
+
+    @property
+    def _samples(self) -> bool:
+        """Whether any step samples at all; decided before tracing."""
+        return callable(self.on_policy_fraction) or self.on_policy_fraction > 0
+
+    def _write(self, params, encoded, batch, step, rng, rows) -> Rollout:
+        """The sequences of some rows: data, samples, or what the coin says."""
+        fraction = self.on_policy_fraction
+        if not self._samples:
+            return rollout_from_targets(batch)
+        if not callable(fraction) and fraction == 1:
+            return self.sample_fn(params, encoded, batch, rng, rows)
+        return jax.lax.cond(
+            mixing.coin_is_on_policy(rng, fraction(step) if callable(fraction) else fraction),
+            lambda: self.sample_fn(params, encoded, batch, rng, rows),
+            lambda: rollout_from_targets(batch),
+        )
+
+    def _loss_sum(self, params, teacher_params, batch, written, encoded=None, dropout_rng=None):
+        """The loss of some rows as a sum, and (weight, metrics)."""
+        model = self.student
+        if encoded is None:
+            tokens = batch.encoder_input_tokens
+            encoded = model.encode(params, tokens, dropout_rng=_fold(dropout_rng, 0))
+        inputs = shift_right(written.target_tokens)
+        hidden = model.decode_hidden(params, encoded, inputs, dropout_rng=_fold(dropout_rng, 1))
+        logits = ProjectedLogits(hidden.last, model.head(params))
+        teacher_logits = None
+        if self.teacher_logits_fn is not None:
+            teacher_logits = self.teacher_logits_fn(teacher_params, batch, written)
+        total, weight, metrics = self.divergence_loss_fn(logits, teacher_logits, written)
+        return total, (weight, metrics)
+
+    def _apply(self, state, gradient_sum, loss, weight, metrics, written):
+        """The optimizer's update from summed gradients, unless something is not finite."""
+        scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+        gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        skip = jnp.where(finite, 0, 1).astype(jnp.int32)
+        state = state.replace(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + skip,
+            skipped_in_a_row=(state.skipped_in_a_row + skip) * skip,
+        )
+        one = jnp.float32(1)
+        metrics = {
+            "loss": (loss, weight),
+            **metrics,
+            **_rollout_metrics(written),
+            "gradient_norm": (norm, one),
+            "skipped": (state.skipped.astype(jnp.float32), one),
+            "skipped_in_a_row": (state.skipped_in_a_row.astype(jnp.float32), one),
+        }
+        return state, metrics
 
 
 def make_train_step(
@@ -142,7 +274,7 @@ def make_train_step(
       optimizer: turns gradients of the mean loss into updates.
       divergence_loss_fn: (student logits, teacher logits or None, rollout) -> (sum, weight,
         metrics); the loss is Σ sum / Σ weight over all rows of all devices and microbatches.
-      teacher_logits_fn: (teacher params, batch, rollout) -> logits; None trains on the tokens alone.
+      teacher_logits_fn: (teacher params, batch, rollout) -> logits; None trains on tokens alone.
       sample_fn: (params, encoded, batch, rng, rows) -> Rollout; needed unless λ is 0.
       on_policy_fraction: λ. The numbers 0 and 1 choose the program here and leave no branch in it;
         a function of the step is traced.
@@ -159,130 +291,33 @@ def make_train_step(
     Source: Algorithm 1 of arXiv 2306.13649.
     """
     mixing.check_fraction(on_policy_fraction)
-    samples_sometimes = callable(on_policy_fraction) or on_policy_fraction > 0
-    if samples_sometimes and sample_fn is None:
+    step = TrainStep(
+        student, optimizer, divergence_loss_fn, teacher_logits_fn, sample_fn, on_policy_fraction,
+        microbatches, dropout,
+    )  # fmt: skip
+    if step._samples and sample_fn is None:
         raise ValueError(f"λ is {on_policy_fraction} but no sample_fn is given: pass one, or λ=0")
+    return step
 
-    def write(params, encoded, batch, state_step, rng, rows):
-        """The sequences of this step for these rows: data, samples, or what the coin says."""
-        if not samples_sometimes:
-            return rollout_from_targets(batch)
-        if not callable(on_policy_fraction) and on_policy_fraction == 1:
-            return sample_fn(params, encoded, batch, rng, rows)
-        fraction = on_policy_fraction
-        fraction = fraction(state_step) if callable(fraction) else fraction
-        return jax.lax.cond(
-            mixing.coin_is_on_policy(rng, fraction),
-            lambda: sample_fn(params, encoded, batch, rng, rows),
-            lambda: rollout_from_targets(batch),
-        )
 
-    def rollout(state: TrainState, batch: Batch, rng: Array) -> Rollout:
-        """Who writes what this step: sequences of all rows, one microbatch after the other."""
-        if not samples_sometimes:
-            return rollout_from_targets(batch)
-        params = jax.lax.stop_gradient(state.params)
+def _split(tree, microbatches):
+    """[B, …] -> [M, B/M, …]; a microbatch takes every M-th row, so each device keeps its own."""
 
-        def write_part(part):
-            rows, part = part
-            encoded = student.encode(params, part.encoder_input_tokens)
-            return write(params, encoded, part, state.step, rng, rows)
+    def split(x):
+        rows = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
+        return jnp.swapaxes(rows, 0, 1)
 
-        everything = (jnp.arange(batch.example_weights.shape[0]), batch)
-        if microbatches == 1:
-            return write_part(everything)
-        return _join(jax.lax.map(write_part, _split(everything, microbatches)))
+    return jax.tree.map(split, tree)
 
-    def loss_sum(params, teacher_params, batch, written, encoded=None, dropout_rng=None):
-        """The loss of some rows as a sum, and (weight, metrics)."""
-        if encoded is None:
-            encoded = student.encode(
-                params, batch.encoder_input_tokens, dropout_rng=_fold(dropout_rng, 0)
-            )
-        inputs = shift_right(written.target_tokens)
-        hidden = student.decode_hidden(params, encoded, inputs, dropout_rng=_fold(dropout_rng, 1))
-        logits = ProjectedLogits(hidden.last, student.head(params))
-        teacher_logits = None
-        if teacher_logits_fn is not None:
-            teacher_logits = teacher_logits_fn(teacher_params, batch, written)
-        total, weight, metrics = divergence_loss_fn(logits, teacher_logits, written)
-        return total, (weight, metrics)
 
-    def apply(state, gradient_sum, loss, weight, metrics, written):
-        """The optimizer's update from summed gradients, unless something is not finite."""
-        scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
-        gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
-        norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        skip = jnp.where(finite, 0, 1).astype(jnp.int32)
-        state = state.replace(
-            step=state.step + 1,
-            params=jax.tree.map(keep, params, state.params),
-            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-            skipped=state.skipped + skip,
-            skipped_in_a_row=(state.skipped_in_a_row + skip) * skip,
-        )
-        one = jnp.float32(1)
-        metrics = {
-            "loss": (loss, weight),
-            **metrics,
-            **_rollout_metrics(written),
-            "gradient_norm": (norm, one),
-            "skipped": (state.skipped.astype(jnp.float32), one),
-            "skipped_in_a_row": (state.skipped_in_a_row.astype(jnp.float32), one),
-        }
-        return state, metrics
+def _join(tree):
+    """The inverse of `_split`."""
 
-    def update(state: TrainState, teacher_params: Any, batch: Batch, written: Rollout):
-        """One optimizer update on sequences already written; encodes the prompts (again)."""
-        gradient_fn = jax.value_and_grad(loss_sum, has_aux=True)
-        key = mixing.step_key(state.seed, state.step) if dropout else None
-        key = _fold(key, mixing.DROPOUT)
+    def join(x):
+        rows = jnp.swapaxes(x, 0, 1)
+        return rows.reshape(-1, *x.shape[2:])
 
-        def part_of(index, part, part_written):
-            rng = _fold(key, index)
-            (loss, (weight, metrics)), gradients = gradient_fn(
-                state.params, teacher_params, part, part_written, dropout_rng=rng
-            )
-            return gradients, loss, weight, metrics
-
-        if microbatches == 1:
-            return apply(state, *part_of(0, batch, written), written)
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, part_of(*part)), None
-
-        parts = (jnp.arange(microbatches), *_split((batch, written), microbatches))
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, *first)
-        )
-        totals, _ = jax.lax.scan(add, zeros, parts)
-        return apply(state, *totals, written)
-
-    def step(state: TrainState, teacher_params: Any, batch: Batch):
-        """Rollout and update in one program; one encoder pass serves both where it can."""
-        rng = mixing.step_key(state.seed, state.step)
-        if microbatches > 1 or dropout:
-            return update(state, teacher_params, batch, rollout(state, batch, rng))
-
-        def roll_out_and_score(params):
-            encoded = student.encode(params, batch.encoder_input_tokens)
-            rows = jnp.arange(batch.example_weights.shape[0])
-            frozen = jax.lax.stop_gradient((params, encoded))
-            written = write(*frozen, batch, state.step, rng, rows)
-            written = jax.lax.stop_gradient(written)
-            loss, (weight, metrics) = loss_sum(params, teacher_params, batch, written, encoded)
-            return loss, (weight, metrics, written)
-
-        scored = jax.value_and_grad(roll_out_and_score, has_aux=True)(state.params)
-        (loss, (weight, metrics, written)), gradients = scored
-        return apply(state, gradients, loss, weight, metrics, written)
-
-    return TrainStep(rollout, update, step)
+    return jax.tree.map(join, tree)
 
 
 def _fold(key, number):

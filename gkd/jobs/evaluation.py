@@ -1,4 +1,4 @@
-"""Evaluation of a model on a task: generated texts and their metrics, divergences, a sample table."""
+"""Evaluation of a model on a task: outputs and their metrics, divergences, a sample table."""
 
 from __future__ import annotations
 
@@ -137,9 +137,7 @@ class Evaluation:
         }
         return Generated(metrics, texts)
 
-    def sample_table(
-        self, outputs: Mapping[str, Sequence[str]], rows: int
-    ) -> list[dict[str, str]]:
+    def sample_table(self, outputs: Mapping[str, Sequence[str]], rows: int) -> list[dict[str, str]]:
         """The first examples side by side: prompt, every model's output, reference."""
         examples = self.examples
         return [

@@ -1,4 +1,4 @@
-"""Student and teacher of a job: their architecture, their parameters on the mesh, one vocabulary."""
+"""Student and teacher of a job: architecture, parameters on the mesh, one vocabulary."""
 
 from __future__ import annotations
 

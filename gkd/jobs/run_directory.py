@@ -60,8 +60,15 @@ class RunDirectory:
         self.write_operative_config()
 
     def write_operative_config(self) -> None:
-        """Writes the bindings and defaults that the run has used so far."""
-        _replace(self.path / OPERATIVE_CONFIG_FILE, gin.operative_config_str())
+        """Writes the bindings and defaults that the run has used so far.
+
+        A launch that used less than an earlier one (a finished run, started again) changes nothing.
+        """
+        path = self.path / OPERATIVE_CONFIG_FILE
+        config = gin.operative_config_str()
+        if path.exists() and set(config.splitlines()) <= set(path.read_text().splitlines()):
+            return
+        _replace(path, config)
 
 
 def open_run(

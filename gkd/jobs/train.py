@@ -120,9 +120,7 @@ def train(
     learner = models.load_model("STUDENT", mesh, rules, task, student_model, student)
     expert = None
     if divergence is not None:
-        expert = models.load_model(
-            "TEACHER", mesh, rules, task, None, teacher, dtype=teacher_dtype
-        )
+        expert = models.load_model("TEACHER", mesh, rules, task, None, teacher, dtype=teacher_dtype)
     valid = models.shared_valid_ids(learner, expert, task)
     schedule = optimizers.warmup_constant_cooldown(
         learning_rate, warmup_steps, train_steps, cooldown_steps

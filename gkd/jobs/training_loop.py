@@ -108,16 +108,23 @@ class TrainingLoop:
         if self.intervals.due(number, self.intervals.evaluate_every):
             measured = self._evaluate(state, number)
         if self.intervals.due(number, self.intervals.checkpoint_every) or self.stop.requested:
-            self.log.flush()
-            self.store.save(number, state, self.batches.state(), measured)
+            self._save(state, number, measured)
         if self.stop.requested and number < self.intervals.train_steps:
             self.store.wait()
             raise Stopped(
-                f"{self.stop.signal_name} at step {number}: saved in {self.directory}; "
-                "the same command continues"
+                f"{self.stop.signal_name} at step {number}: saved up to step "
+                f"{self.store.latest_step()} in {self.directory}; the same command continues"
             )
         self._clock = None
         self._progress.pause_ended()
+
+    def _save(self, state, number, measured):
+        """Saves, unless the last update was skipped: what gives NaN must not displace the good."""
+        if int(state.skipped_in_a_row):
+            self._progress.print(f"step {number}: not saved, its update was not finite")
+            return
+        self.log.flush()
+        self.store.save(number, state, self.batches.state(), measured)
 
     def _report(self, pending):
         """Writes a step's metrics; waits for the step, so the loop is one step ahead of it."""

@@ -13,8 +13,16 @@ from jaxtyping import Array, Float, Int
 
 from gkd.models import cached
 from gkd.models.interface import Encoded, Head, Hidden, Seq2SeqModel, project
-from gkd.models.layers import MASKED, Attention, Dense, Embed, Mlp, RelativeBias, RMSNorm
-from gkd.models.layers import padding_bias
+from gkd.models.layers import (
+    MASKED,
+    Attention,
+    Dense,
+    Embed,
+    Mlp,
+    RelativeBias,
+    RMSNorm,
+    padding_bias,
+)
 
 RESIDUAL = ("batch", "length", "activation_embed")
 

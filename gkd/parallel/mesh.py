@@ -173,7 +173,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_divides(rows: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Raises ValueError, naming the way out, if a batch does not divide over mesh and microbatches."""
+    """Raises ValueError if a batch does not divide over the mesh and microbatches."""
     unit = mesh.shape["data"] * microbatches
     if rows % unit:
         raise ValueError(

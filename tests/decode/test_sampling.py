@@ -1,4 +1,4 @@
-"""The sampler against Hugging Face's greedy outputs, the softmax it claims to draw from, and itself."""
+"""The sampler against Hugging Face's greedy outputs, the softmax it draws from, and itself."""
 
 import dataclasses
 
@@ -45,9 +45,8 @@ def test_greedy_tokens_equal_hugging_face(shared, family):
     config, params, want = golden.read(shared / "golden/hf" / family)
     model = t5.as_seq2seq(config)
     encoded = model.encode(params, jnp.asarray(want["input_ids"]))
-    got = sample(
-        model, params, encoded, jax.random.PRNGKey(0), max_length=20, valid=EVERY_ID, temperature=0.0
-    )
+    options = {"max_length": 20, "valid": EVERY_ID, "temperature": 0.0}
+    got = sample(model, params, encoded, jax.random.PRNGKey(0), **options)
     np.testing.assert_array_equal(got.tokens, want["greedy_sequences"][:, 1:])
 
 
@@ -56,9 +55,8 @@ def test_log_probs_equal_teacher_forced_ones(shared):
     model = t5.as_seq2seq(config)
     inputs = jnp.asarray(want["input_ids"])
     valid = EVERY_ID.at[0].set(False).at[300:].set(False)
-    got = sample(
-        model, params, model.encode(params, inputs), jax.random.PRNGKey(3), max_length=20, valid=valid
-    )
+    encoded, key = model.encode(params, inputs), jax.random.PRNGKey(3)
+    got = sample(model, params, encoded, key, max_length=20, valid=valid)
     shifted = jnp.pad(got.tokens, ((0, 0), (1, 0)))[:, :-1]
     logits = np.asarray(t5.T5(config).apply({"params": params}, inputs, shifted), np.float64)
     logits = np.where(valid, logits, -np.inf)
@@ -87,7 +85,8 @@ def test_frequencies_match_the_softmax(temperature):
 def test_top_k_and_top_p_keep_what_they_promise():
     logits = np.log([0.05, 0.4, 0.3, 0.15, 0.1])
     frequencies = {}
-    for name, options in {"k": {"top_k": 2}, "p": {"top_p": 0.75}, "both": {"top_k": 3, "top_p": 0.5}}.items():
+    settings = {"k": {"top_k": 2}, "p": {"top_p": 0.75}, "both": {"top_k": 3, "top_p": 0.5}}
+    for name, options in settings.items():
         got = draw([logits] * 5, 20_000, 2, **options)
         frequencies[name] = np.bincount(np.asarray(got.tokens)[:, 0], minlength=5) / 20_000
     np.testing.assert_allclose(frequencies["k"], [0, 4 / 7, 3 / 7, 0, 0], atol=0.015)
@@ -98,7 +97,8 @@ def test_top_k_and_top_p_keep_what_they_promise():
 
 def test_top_p_always_keeps_the_most_probable_id():
     logits = jnp.log(jnp.array([[0.6, 0.4]]))
-    np.testing.assert_array_equal(jnp.isfinite(truncate_logits(logits, top_p=0.01)), [[True, False]])
+    kept = jnp.isfinite(truncate_logits(logits, top_p=0.01))
+    np.testing.assert_array_equal(kept, [[True, False]])
     np.testing.assert_array_equal(truncate_logits(logits), logits)
 
 

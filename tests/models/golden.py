@@ -56,7 +56,8 @@ def _layer(config, tensors, side, i):
     own = "attention" if side == "encoder" else "self_attention"
     blocks = [(own, "SelfAttention", f"pre_{own}_layer_norm")]
     if side == "decoder":
-        blocks.append(("encoder_decoder_attention", "EncDecAttention", "pre_cross_attention_layer_norm"))
+        cross = "encoder_decoder_attention"
+        blocks.append((cross, "EncDecAttention", "pre_cross_attention_layer_norm"))
     layer = {}
     for j, (ours, theirs, norm) in enumerate(blocks):
         layer[norm] = {"scale": tensors[f"{prefix}{j}.layer_norm.weight"]}

@@ -25,9 +25,7 @@ def logits_of(config, params, inputs, decoder_inputs):
 @pytest.mark.parametrize("prefix", ["", "long_"])
 def test_logits_equal_hugging_face(shared, family, prefix):
     config, params, want = golden.read(shared / "golden/hf" / family)
-    got = logits_of(
-        config, params, want[prefix + "input_ids"], want[prefix + "decoder_input_ids"]
-    )
+    got = logits_of(config, params, want[prefix + "input_ids"], want[prefix + "decoder_input_ids"])
     real = want[prefix + "decoder_attention_mask"] == 1
     np.testing.assert_allclose(got[real], want[prefix + "logits"][real], atol=1e-4)
 

@@ -1,0 +1,120 @@
+"""Where arrays are placed: by hand-made expectations, and by what the arrays then say."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gkd.distill import optimizers
+from gkd.models import t5
+from gkd.parallel import mesh as meshes
+
+
+def model_of(**sizes):
+    sizes = {"vocab_size": 64, "emb_dim": 16, "num_heads": 4, "head_dim": 8, "mlp_dim": 32, **sizes}
+    config = t5.T5Config(num_encoder_layers=1, num_decoder_layers=1, **sizes)
+    return jax.eval_shape(t5.as_seq2seq(config).init, jax.random.key(0))
+
+
+def specs(boxed, mesh, **options):
+    shardings = meshes.parameter_shardings(mesh, boxed, meshes.rules_for(**options))
+    return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+def test_a_mesh_takes_all_devices():
+    assert dict(meshes.make_mesh().shape) == {"data": 8, "model": 1}
+    assert dict(meshes.make_mesh(model=2).shape) == {"data": 4, "model": 2}
+    assert dict(meshes.make_mesh(devices=jax.devices()[:2]).shape) == {"data": 2, "model": 1}
+    with pytest.raises(ValueError, match="data=3 × model=2 needs 6 devices, 8 are here"):
+        meshes.make_mesh(data=3, model=2)
+    with pytest.raises(ValueError, match="8 are here"):
+        meshes.make_mesh(model=3)
+
+
+def test_parameters_are_split_by_their_logical_axes():
+    mesh = meshes.make_mesh(data=4, model=2)
+    got = specs(model_of(), mesh)
+    layer = got["decoder"]["layers_0"]
+    assert got["token_embedder"]["embedding"] == P("model", None)
+    assert got["decoder"]["logits_dense"]["kernel"] == P(None, "model")
+    assert layer["self_attention"]["query"]["kernel"] == P(None, "model")
+    assert layer["self_attention"]["out"]["kernel"] == P("model", None)
+    assert layer["mlp"]["wi_0"]["kernel"] == P(None, "model")
+    assert layer["mlp"]["wo"]["kernel"] == P("model", None)
+    assert layer["pre_mlp_layer_norm"]["scale"] == P(None), "vectors stay whole"
+    full = specs(model_of(), mesh, fully_sharded=True)
+    assert full["token_embedder"]["embedding"] == P("model", "data")
+    assert full["decoder"]["layers_0"]["mlp"]["wo"]["kernel"] == P("model", "data")
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = meshes.make_mesh(data=2, model=4)
+    got = specs(model_of(vocab_size=66, num_heads=6), mesh)
+    assert got["token_embedder"]["embedding"] == P(None, None)
+    assert got["encoder"]["relpos_bias"]["rel_embedding"] == P(None, None)
+    assert got["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"] == P(None, "model")
+
+
+def test_stacked_layers_keep_their_layer_axis_whole():
+    mesh = meshes.make_mesh(data=4, model=2)
+    got = specs(model_of(stacked_layers=True), mesh)
+    kernel = got["encoder"]["layers"]["attention"]["query"]["kernel"]
+    assert kernel == P(None, None, "model")
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_optimizers_state_is_split_like_its_parameters(stacked):
+    mesh = meshes.make_mesh(data=4, model=2)
+    boxed = model_of(emb_dim=128, mlp_dim=256, stacked_layers=stacked)
+    params = nn.meta.unbox(boxed)
+    shardings = meshes.parameter_shardings(mesh, boxed, meshes.rules_for(fully_sharded=True))
+    where = ("layers",) if stacked else ("layers_0",)
+
+    def spec_of(tree, *path):
+        for key in ("encoder", *where, "mlp", "wi_0", "kernel"):
+            tree = tree[key]
+        return tree.spec
+
+    adam = jax.eval_shape(optax.adam(1e-3).init, params)
+    placed = meshes.shardings_like(mesh, adam, params, shardings)
+    full = P(None, "data", "model") if stacked else P("data", "model")
+    assert spec_of(placed[0].mu) == full and spec_of(placed[0].nu) == full
+
+    factored = jax.eval_shape(optimizers.adafactor(1e-3).init, params)
+    placed = meshes.shardings_like(mesh, factored, params, shardings)
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): sharding.spec
+        for path, sharding in jax.tree_util.tree_flatten_with_path(placed)[0]
+    }
+    rows = [spec for path, spec in leaves.items() if "v_row" in path and "mlp/wi_0" in path]
+    columns = [spec for path, spec in leaves.items() if "v_col" in path and "mlp/wi_0" in path]
+    lead = (None,) if stacked else ()
+    # [E, F] = (data, model) reduced over one axis leaves the other's.
+    assert (P(*lead, "data") in rows) != (P(*lead, "data") in columns)
+    assert (P(*lead, "model") in rows) != (P(*lead, "model") in columns)
+
+
+def test_a_batch_has_its_rows_over_the_data_axis():
+    mesh = meshes.make_mesh(data=4, model=2)
+    placed = meshes.place_batch({"tokens": np.arange(32).reshape(8, 4)}, mesh)["tokens"]
+    shards = sorted((s.index[0].start, np.asarray(s.data)) for s in placed.addressable_shards[::2])
+    assert [start for start, _ in shards] == [0, 2, 4, 6]
+    np.testing.assert_array_equal(shards[1][1], [[8, 9, 10, 11], [12, 13, 14, 15]])
+    with pytest.raises(ValueError, match="a batch of 6 does not divide over 4 devices"):
+        meshes.place_batch({"tokens": np.zeros((6, 4))}, mesh)
+    with pytest.raises(ValueError, match="× 2 microbatches: use a multiple of 8"):
+        meshes.check_batch_divides(12, mesh, microbatches=2)
+
+
+def test_activations_follow_the_rules_inside_a_mesh():
+    mesh = meshes.make_mesh()
+
+    def constrain(x):
+        return nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+
+    with meshes.on_mesh(mesh):
+        text = jax.jit(constrain).lower(jnp.ones((8, 2, 2))).as_text()
+    assert "sharding_constraint" in text or "Sharding" in text
