@@ -99,7 +99,8 @@ def test_resume_is_exact(letters, consumed):
     state = stream.state()
     expected = [next(stream) for _ in range(12)]
     resumed = batches(letters)
-    next(resumed)
+    for _ in range(15):  # into its third epoch, so that it must also find its way back
+        next(resumed)
     resumed.restore(state)
     for batch in expected:
         other = next(resumed)

@@ -38,6 +38,15 @@ def test_prefixes_and_one_line(write):
     assert texts(task) == [("say: a", "b")]
 
 
+def test_an_empty_text_is_noticed_behind_its_prefix(write):
+    path = write("a.jsonl", [{"q": x, "a": y} for x, y in [("", "1"), ("1", "\n"), ("1", "2")]])
+    files = {"train": path}
+    prefixed = tasks.summarization(files=files, vocabulary=BYTES, input_field="q", target_field="a")
+    prompted = tasks.gsm8k_cot(files=files, vocabulary=BYTES, question_field="q", answer_field="a")
+    for task in (prefixed, prompted):
+        assert pipeline.tokenized_split(task, "train").empty.tolist() == [True, True, False]
+
+
 def test_chain_of_thought(write):
     answer = "He has 48/2 = <<48/2=24>>24.\nThen 24+1 = <<24+1=25>>25.\n#### 25"
     path = write("a.jsonl", [{"question": "How\nmany?", "answer": answer}])
