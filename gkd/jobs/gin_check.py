@@ -26,10 +26,12 @@ COMMAND_LINE_MODULES = {
     "divergences": "gkd.distill",
     "evaluate": "gkd.jobs",
     "losses": "gkd.distill",
+    "metrics": "gkd.data",
     "optimizers": "gkd.distill",
     "t5": "gkd.models",
     "tasks": "gkd.data",
     "train": "gkd.jobs",
+    "vocabularies": "gkd.data",
 }
 _BUILTINS = types.SimpleNamespace(macro=gin.config.macro, singleton=gin.config.singleton)
 _SHOWN = 10  # names an error lists when none is close

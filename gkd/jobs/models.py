@@ -84,7 +84,8 @@ def load_model(
     if checkpoint is not None:
         description = read_description(checkpoint)
         _check_vocabulary(role, checkpoint, description["vocabulary"], task)
-        architecture = T5Config(**description["model"])
+        saved = description["model"]  # JSON knows no tuples
+        architecture = T5Config(**{**saved, "mlp_activations": tuple(saved["mlp_activations"])})
     if dtype is not None:
         architecture = dataclasses.replace(architecture, dtype=dtype)
     if architecture.vocab_size < task.vocabulary.vocab_size:

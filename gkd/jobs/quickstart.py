@@ -54,9 +54,7 @@ def result_table(directory: pathlib.Path) -> tuple[rich.table.Table, dict[str, A
     Returns:
       The table to print, and the same as a dictionary.
     """
-    summaries = {
-        name: json.loads((directory / name / SUMMARY_FILE).read_text()) for name in TITLES
-    }
+    summaries = {name: json.loads((directory / name / SUMMARY_FILE).read_text()) for name in TITLES}
     start = summaries["start"]["evaluation"][METRIC]
     table = rich.table.Table(title="exact match of the final number on new problems, greedy")
     for column in ("model", "parameters", "steps", "seconds a step", "exact match", "gain"):

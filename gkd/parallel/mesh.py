@@ -99,9 +99,9 @@ def parameter_shardings(mesh: Mesh, boxed: Any, rules: Mapping[str, str | None] 
 def shardings_like(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
     """Shardings of a tree that holds things shaped like parameters (an optimizer's state).
 
-    A leaf whose path ends like a parameter's takes its sharding if it has its shape, and the
-    sharding of the remaining axes if it is the parameter reduced over one axis (Adafactor's rows
-    and columns); everything else is replicated.
+    A leaf whose path holds a parameter's path (in order, other keys may stand between) takes that
+    parameter's sharding if it has its shape, and the sharding of the remaining axes if it is the
+    parameter reduced over one axis (Adafactor's rows and columns); all else is replicated.
 
     Args:
       mesh: from `make_mesh`.
@@ -112,20 +112,32 @@ def shardings_like(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
     Returns:
       A tree of NamedSharding like `tree`.
     """
-    known = {}
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    for (path, leaf), sharding in zip(flat, jax.tree.leaves(shardings), strict=True):
-        known[jax.tree_util.keystr(path, simple=True, separator="/")] = (leaf.shape, sharding.spec)
+    known = [
+        (_keys(path), leaf.shape, sharding.spec)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+        )
+    ]
 
     def place(path, leaf):
-        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        for start in range(len(parts)):
-            match = known.get("/".join(parts[start:]))
-            if match is not None:
-                return NamedSharding(mesh, _spec_like(leaf.shape, *match))
-        return NamedSharding(mesh, PartitionSpec())
+        keys = _keys(path)
+        matches = [entry for entry in known if _holds(keys, entry[0])]
+        if not matches:
+            return NamedSharding(mesh, PartitionSpec())
+        _, shape, spec = max(matches, key=lambda entry: len(entry[0]))
+        return NamedSharding(mesh, _spec_like(leaf.shape, shape, spec))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _keys(path) -> list[str]:
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+
+def _holds(keys, wanted) -> bool:
+    """Whether `wanted` stands in `keys` in order, both ending alike."""
+    remaining = iter(keys)
+    return keys[-1] == wanted[-1] and all(key in remaining for key in wanted)
 
 
 def _spec_like(shape, parameter_shape, spec):
