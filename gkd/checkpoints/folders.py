@@ -90,7 +90,7 @@ def locate_steps(path: epath.PathLike) -> tuple[epath.Path, list[int]]:
       FileNotFoundError: `path` does not exist.
       ValueError: it holds no checkpoint.
     """
-    path = epath.Path(path)
+    path = epath.Path(path).resolve()  # Orbax reads absolute paths only
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: there is no such folder")
     if (path / STATE_ITEM).is_dir() and _is_step_name(path.name):

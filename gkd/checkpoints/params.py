@@ -65,11 +65,29 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
     return folders.read_item(folder, folders.DESCRIPTION_ITEM)["description"]
 
 
+def find_step(path: epath.PathLike, step: int | Literal["best"] | None = None) -> epath.Path:
+    """The step folder that `restore_params` would read; only sizes are checked, not hashes.
+
+    Args:
+      path: a run directory, its checkpoints folder, or one step folder (then `step` is ignored).
+      step: see `restore_params`.
+
+    Returns:
+      The absolute path of the step folder; its name is the step.
+
+    Raises:
+      As `restore_params`.
+    """
+    return _intact_folder(path, step, thorough=False)
+
+
 def _intact_folder(
     path: epath.PathLike, step: int | Literal["best"] | None, thorough: bool = True
 ) -> epath.Path:
     """Returns the step folder to read: the newest intact one, or the one asked for."""
     directory, steps = folders.locate_steps(path)
+    if epath.Path(path).resolve() == directory / str(steps[-1]):  # a step folder is its own step
+        step = None
     if step == "best":
         steps = [_recorded_best(directory, steps)]
     elif step is not None:

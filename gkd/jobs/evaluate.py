@@ -24,6 +24,7 @@ def evaluate(
     input_length: int,
     target_length: int,
     batch_size: int,
+    evaluation_batch_size: int | None = None,
     teacher: str | None = None,
     step: int | str | None = "best",
     split: str = "validation",
@@ -42,6 +43,7 @@ def evaluate(
       task: what to measure on.
       input_length, target_length: in tokens.
       batch_size: rows of a batch.
+      evaluation_batch_size: the same, where it differs from training's.
       teacher: also measured, and the divergences between the two on the student's own samples.
       step: which checkpoint of the directory: 'best', a number, or None for the newest.
       split: of the task.
@@ -58,14 +60,17 @@ def evaluate(
     Raises:
       ValueError, FileNotFoundError: in one line.
     """
+    path = pathlib.Path(output) if output else _default_output(checkpoint, split)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
     mesh = meshes.make_mesh(model=model_parallelism)
     rules = meshes.rules_for(fully_sharded)
     student = models.load_model("STUDENT", mesh, rules, task, None, checkpoint, step)
     expert = teacher and models.load_model("TEACHER", mesh, rules, task, None, teacher)
     evaluation = evaluations.make_evaluation(
         task, split, mesh, rules, models.shared_valid_ids(student, expert, task),
-        batch_size=batch_size, input_length=input_length, target_length=target_length,
-        max_examples=max_examples, temperature=temperature,
+        batch_size=evaluation_batch_size or batch_size, input_length=input_length,
+        target_length=target_length, max_examples=max_examples, temperature=temperature,
     )  # fmt: skip
     key = evaluations.evaluation_key(seed)
     generated = {"student": evaluation.generator(student)(student.params, key)}
@@ -73,13 +78,13 @@ def evaluate(
     if expert:
         generated["teacher"] = evaluation.generator(expert)(expert.params, key)
         measured["teacher"] = generated["teacher"].metrics
-        meter = evaluation.divergence_meter(student, expert, max_batches=1_000_000)
+        meter = evaluation.divergence_meter(student, expert, max_batches=None)
         measured["on_policy_divergences"] = meter(student.params, expert.params, key)
     table = evaluation.sample_table({k: v.texts for k, v in generated.items()}, sample_rows)
     result = {
         "checkpoint": str(checkpoint),
-        "step": step,
-        "teacher": teacher,
+        "step_folder": student.checkpoint,
+        "teacher": expert and expert.checkpoint,
         "task": task.name,
         "split": split,
         "examples": len(evaluation.examples.inputs),
@@ -94,7 +99,6 @@ def evaluate(
         **git_state(pathlib.Path(__file__).resolve().parents[2]),
         **environment(),
     }
-    path = pathlib.Path(output) if output else _default_output(checkpoint, split)
     write_json(path, result)
     _print(result, table, path)
     return result

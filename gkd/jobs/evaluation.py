@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ class Evaluation:
         return generate
 
     def divergence_meter(
-        self, student: LoadedModel, teacher: LoadedModel, max_batches: int = 1
+        self, student: LoadedModel, teacher: LoadedModel, max_batches: int | None = 1
     ) -> Callable[[Any, Any, Any], dict[str, float]]:
         """A compiled (student params, teacher params, seed) -> every divergence on Q's own samples.
 
@@ -136,6 +137,16 @@ class Evaluation:
             "unfinished": 100 * float(unfinished.mean()),
         }
         return Generated(metrics, texts)
+
+    def fingerprint(self) -> str:
+        """What a measurement on this evaluation depends on besides the model, as a hash."""
+        digest = hashlib.sha256(f"{self.task.name} {self.temperature}".encode())
+        for batch in self.examples.batches:
+            digest.update(np.ascontiguousarray(batch["encoder_input_tokens"]))
+            digest.update(np.ascontiguousarray(batch["decoder_target_tokens"]))
+        for text in self.examples.targets:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
 
     def sample_table(self, outputs: Mapping[str, Sequence[str]], rows: int) -> list[dict[str, str]]:
         """The first examples side by side: prompt, every model's output, reference."""

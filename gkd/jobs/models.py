@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gkd.checkpoints.params import read_description, restore_params
+from gkd.checkpoints.params import find_step, read_description, restore_params
 from gkd.data import vocabularies
 from gkd.data.tasks import TaskSpec
 from gkd.models.interface import Seq2SeqModel
@@ -27,14 +27,16 @@ class LoadedModel:
     Attributes:
       config: its architecture.
       model: its functions.
-      params: on the mesh, or None for a student that starts at random.
-      shardings: of the parameters.
+      shardings: of its parameters on the mesh.
+      params: on the mesh; None for a student, whose parameters live in the training state.
+      checkpoint: the step folder it comes from, None where it starts at random.
     """
 
     config: T5Config
     model: Seq2SeqModel
-    params: Any
     shardings: Any
+    params: Any
+    checkpoint: str | None
 
 
 def describe(config: T5Config, task: TaskSpec) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def load_model(
     checkpoint: str | None,
     step: int | str | None = None,
     dtype: str | None = None,
+    with_params: bool = True,
 ) -> LoadedModel:
     """Builds a model and reads its parameters onto the mesh.
 
@@ -70,10 +73,11 @@ def load_model(
       architecture: of a model that starts at random; a checkpoint brings its own.
       checkpoint: a run directory, its checkpoints folder or a step folder; None for random.
       step: which of the checkpoint's steps, see `restore_params`.
-      dtype: compute dtype, where it should not be the architecture's own.
+      dtype: of parameters and computation, where it should not be the architecture's own.
+      with_params: false leaves the parameters to `initial_params`.
 
     Returns:
-      The model; `params` is None where there is no checkpoint.
+      The model.
 
     Raises:
       ValueError: neither architecture nor checkpoint; another vocabulary; a model too small for it.
@@ -82,6 +86,7 @@ def load_model(
     if checkpoint is None and architecture is None:
         raise ValueError(f"set {role} (a checkpoint) or {role}_MODEL (an architecture)")
     if checkpoint is not None:
+        checkpoint = str(find_step(checkpoint, step))
         description = read_description(checkpoint)
         _check_vocabulary(role, checkpoint, description["vocabulary"], task)
         saved = description["model"]  # JSON knows no tuples
@@ -97,14 +102,26 @@ def load_model(
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
     params = None
-    if checkpoint is not None:
-        shapes = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            nn.meta.unbox(boxed),
-            shardings,
-        )
-        params = restore_params(checkpoint, shapes, step)
-    return LoadedModel(architecture, model, params, shardings)
+    if with_params and checkpoint is not None:
+        params = _read_params(nn.meta.unbox(boxed), shardings, checkpoint, dtype)
+    return LoadedModel(architecture, model, shardings, params, checkpoint)
+
+
+def _read_params(shapes, shardings, checkpoint, dtype=None):
+    wanted = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, dtype or leaf.dtype, sharding=sharding
+        ),
+        shapes,
+        shardings,
+    )
+    return restore_params(checkpoint, wanted)
+
+
+def with_dropout(loaded: LoadedModel, rate: float) -> LoadedModel:
+    """The same model with this dropout rate; parameters do not depend on it."""
+    config = dataclasses.replace(loaded.config, dropout_rate=rate)
+    return dataclasses.replace(loaded, config=config, model=as_seq2seq(config))
 
 
 def random_params(loaded: LoadedModel, seed: int) -> Any:
@@ -114,8 +131,9 @@ def random_params(loaded: LoadedModel, seed: int) -> Any:
 
 def initial_params(loaded: LoadedModel, seed: int) -> Any:
     """The student's parameters at step 0: its checkpoint's, or random ones made on the mesh."""
-    if loaded.params is not None:
-        return loaded.params
+    if loaded.checkpoint is not None:
+        shapes = jax.eval_shape(lambda: random_params(loaded, seed))
+        return _read_params(shapes, loaded.shardings, loaded.checkpoint)
     return jax.jit(lambda: random_params(loaded, seed), out_shardings=loaded.shardings)()
 
 

@@ -7,10 +7,12 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import rich.console
 import rich.table
+import rich.text
 
 from gkd.jobs import command_line
 from gkd.jobs.metrics_log import read_metrics
@@ -26,37 +28,47 @@ TITLES = {
 ARMS = ("supervised_kd", "gkd")
 
 
-def run(name: str, directory: pathlib.Path, seed: int) -> int:
+def run_directories(directory: pathlib.Path, seed: int) -> dict[str, pathlib.Path]:
+    """Where each run lies: one teacher for all seeds, the student's three runs by seed."""
+    return {
+        name: directory / name if name == "teacher" else directory / f"seed_{seed}" / name
+        for name in TITLES
+    }
+
+
+def run(name: str, places: dict[str, pathlib.Path], seed: int, overrides: Sequence[str]) -> int:
     """Trains one of the four runs, or continues it; returns the command line's exit code.
 
     Args:
       name: a file of configs/runs/quickstart.
-      directory: where the four run directories lie.
+      places: from `run_directories`.
       seed: of the student's runs; the teacher is the same for all seeds.
+      overrides: further `--gin.NAME=VALUE` arguments.
     """
-    values = {"MODEL_DIR": str(directory / name)}
+    values = {"MODEL_DIR": str(places[name])}
     if name != "teacher":
         values["SEED"] = seed
     if name in ARMS:
-        values |= {"TEACHER": str(directory / "teacher"), "STUDENT": str(directory / "start")}
-    overrides = [f"--gin.{key}={value!r}" for key, value in values.items()]
-    return command_line.main(
-        ["train", f"--gin_file=configs/runs/quickstart/{name}.gin", *overrides]
-    )
+        values |= {"TEACHER": str(places["teacher"]), "STUDENT": str(places["start"])}
+    settings = [f"--gin.{key}={value!r}" for key, value in values.items()]
+    file = f"--gin_file=configs/runs/quickstart/{name}.gin"
+    return command_line.main(["train", file, *settings, *overrides])
 
 
-def result_table(directory: pathlib.Path) -> tuple[rich.table.Table, dict[str, Any]]:
+def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dict[str, Any]]:
     """What came out: exact match of every model, gains of the arms over their common start.
 
     Args:
-      directory: where the four run directories lie.
+      places: from `run_directories`; every run is complete.
 
     Returns:
       The table to print, and the same as a dictionary.
     """
-    summaries = {name: json.loads((directory / name / SUMMARY_FILE).read_text()) for name in TITLES}
+    summaries = {
+        name: json.loads((place / SUMMARY_FILE).read_text()) for name, place in places.items()
+    }
     start = summaries["start"]["evaluation"][METRIC]
-    table = rich.table.Table(title="exact match of the final number on new problems, greedy")
+    table = rich.table.Table(title="exact match of the final number on 500 new problems, greedy")
     for column in ("model", "parameters", "steps", "seconds a step", "exact match", "gain"):
         table.add_column(column, justify="left" if column == "model" else "right")
     results = {}
@@ -76,11 +88,11 @@ def result_table(directory: pathlib.Path) -> tuple[rich.table.Table, dict[str, A
     return table, results
 
 
-def draw(directory: pathlib.Path, path: pathlib.Path) -> None:
+def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
     """A figure of exact match by training step: both arms, their start, and the teacher's line.
 
     Args:
-      directory: where the four run directories lie.
+      places: from `run_directories`; every run is complete.
       path: of the PNG.
     """
     import matplotlib
@@ -89,10 +101,10 @@ def draw(directory: pathlib.Path, path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), dpi=150)
-    teacher = json.loads((directory / "teacher" / SUMMARY_FILE).read_text())
+    teacher = json.loads((places["teacher"] / SUMMARY_FILE).read_text())
     axes.axhline(teacher["evaluation"][METRIC], color="0.4", linestyle="--", label="teacher")
     for name in ARMS:
-        rows = [row for row in read_metrics(directory / name) if f"evaluation/{METRIC}" in row]
+        rows = [row for row in read_metrics(places[name]) if f"evaluation/{METRIC}" in row]
         scores = [row[f"evaluation/{METRIC}"] for row in rows]
         axes.plot([row["step"] for row in rows], scores, marker="o", label=TITLES[name])
     axes.set_xlabel("updates after the SFT start")
@@ -105,11 +117,11 @@ def draw(directory: pathlib.Path, path: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs everything and prints what came out; run again, it continues or only prints.
 
     Args:
-      arguments: --directory and --seed; the process's own when None.
+      arguments: --directory, --seed and `--gin.NAME=VALUE`; the process's own when None.
 
     Returns:
       0, or the exit code of the run that failed.
@@ -117,37 +129,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="launch/quickstart.sh", description=__doc__)
     parser.add_argument("--directory", default="runs/quickstart", help="where the runs are kept")
     parser.add_argument("--seed", type=int, default=0, help="of the student's start and both arms")
-    options = parser.parse_args(arguments)
-    directory = pathlib.Path(options.directory)
+    options, overrides = parser.parse_known_args(arguments)
+    if unknown := [argument for argument in overrides if not argument.startswith("--gin.")]:
+        parser.error(f"unknown argument {unknown[0]}")
+    places = run_directories(pathlib.Path(options.directory), options.seed)
     began = time.monotonic()
     for number, (name, title) in enumerate(TITLES.items(), start=1):
         print(f"\n[{number}/{len(TITLES)}] {title}", file=sys.stderr)
-        code = run(name, directory, options.seed)
+        code = run(name, places, options.seed, overrides)
         if code:
             return code
-    table, results = result_table(directory)
-    figure = directory / "quickstart.png"
-    draw(directory, figure)
-    (directory / "quickstart.json").write_text(json.dumps(results, indent=1) + "\n")
+    table, results = result_table(places)
+    folder = places["start"].parent
+    draw(places, folder / "quickstart.png")
+    (folder / "quickstart.json").write_text(json.dumps(results, indent=1) + "\n")
     console = rich.console.Console()
+    _print_samples(console, places)
     console.print(table)
-    _print_samples(console, directory)
-    console.print(f"figure: {figure}   runs: {directory}/*   {time.monotonic() - began:.0f} s")
+    print(f"figure: {folder / 'quickstart.png'}   {time.monotonic() - began:.0f} s")
     return 0
 
 
-def _print_samples(console: rich.console.Console, directory: pathlib.Path) -> None:
+def _print_samples(console: rich.console.Console, places: dict[str, pathlib.Path]) -> None:
     """The first problems with what each model writes."""
     tables = {}
     for name in ("start", *ARMS):
-        lines = (directory / name / "samples.jsonl").read_text().splitlines()
+        lines = (places[name] / "samples.jsonl").read_text().splitlines()
         tables[name] = json.loads(lines[-1])["rows"]
-    for row in range(min(len(rows) for rows in tables.values())):
-        console.print(f"\n[bold]{tables['gkd'][row]['prompt']}[/bold]")
-        console.print(f"  {'reference':<22}{tables['gkd'][row]['reference']}", highlight=False)
-        console.print(f"  {'teacher':<22}{tables['gkd'][row]['teacher']}", highlight=False)
-        for name, rows in tables.items():
-            console.print(f"  {TITLES[name]:<22}{rows[row]['student']}", highlight=False)
+    for row, first in enumerate(tables["gkd"]):
+        console.print(rich.text.Text(first["prompt"], style="bold"))
+        texts = {"reference": first["reference"], "teacher": first["teacher"]}
+        texts |= {TITLES[name]: rows[row]["student"] for name, rows in tables.items()}
+        for title, text in texts.items():
+            console.print(f"  {title:<22}{text}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from gkd.checkpoints.store import CheckpointStore
 from gkd.data import pipeline
@@ -17,7 +21,7 @@ from gkd.jobs import models
 from gkd.jobs.metrics_log import MetricsLog
 from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
-from gkd.jobs.training_loop import Intervals, TrainingLoop
+from gkd.jobs.training_loop import TEACHER_FILE, Intervals, TrainingLoop, write_json
 from gkd.models.t5 import T5Config
 from gkd.parallel import mesh as meshes
 
@@ -36,6 +40,7 @@ def train(
     student: str | None = None,
     teacher: str | None = None,
     divergence: Callable[..., Any] | None = None,
+    beta: float | None = None,
     on_policy_fraction: Any = 0.0,
     normalisation: str = "sequence",
     temperature: Any = 1.0,
@@ -44,7 +49,7 @@ def train(
     cooldown_steps: int = 0,
     max_gradient_norm: float | None = None,
     microbatches: int = 1,
-    dropout: bool = False,
+    dropout_rate: float = 0.0,
     seed: int = 0,
     train_split: str = "train",
     evaluation_split: str = "validation",
@@ -77,6 +82,7 @@ def train(
       student: the checkpoint that the student starts from instead (it brings its architecture).
       teacher: the teacher's checkpoint; needed with a divergence.
       divergence: a function of gkd.distill.divergences; None is cross-entropy on the data (SFT).
+      beta: of generalized_jsd, in (0, 1); None with every other divergence.
       on_policy_fraction: λ in [0, 1], or a function of the step.
       normalisation: 'sequence' (the paper's) or 'token'.
       temperature: divides the logits of both models in the divergence, or (student's, teacher's).
@@ -84,7 +90,7 @@ def train(
       warmup_steps, cooldown_steps: of the learning rate, linear.
       max_gradient_norm: gradients are clipped to this global norm; None does not clip.
       microbatches: parts that a step is run in, to save memory.
-      dropout: whether the student trains with its architecture's dropout.
+      dropout_rate: of the student while it trains (never while it samples).
       seed: of parameters, data order, λ-coin and samples.
       train_split, evaluation_split: names of the task's splits.
       evaluation_batch_size: rows of an evaluation batch; by default the training batch's.
@@ -96,7 +102,7 @@ def train(
       sample_rows: rows of the table of outputs.
       model_parallelism: devices along the model axis; the others are the data axis.
       fully_sharded: whether parameters are split over the data axis too.
-      teacher_dtype: compute dtype of the teacher, where it should not be its own.
+      teacher_dtype: of the teacher's parameters and computation, where not its own.
       tensorboard: whether to write TensorBoard events beside the JSON lines.
 
     Returns:
@@ -107,20 +113,23 @@ def train(
       FloatingPointError: too many updates in a row were not finite.
       Stopped: SIGTERM or Ctrl-C came; everything is saved.
     """
+    _check_settings(seed, microbatches, temperature, dropout_rate)
+    divergence = _bound_divergence(divergence, beta, teacher, on_policy_fraction)
     mesh = meshes.make_mesh(model=model_parallelism)
     rules = meshes.rules_for(fully_sharded)
     meshes.check_batch_divides(batch_size, mesh, microbatches)
-    if divergence is not None and teacher is None:
-        raise ValueError("a divergence needs a teacher: set TEACHER to a checkpoint")
-    if divergence is None and on_policy_fraction != 0:
-        raise ValueError(
-            f"fine-tuning on the student's own samples (λ={on_policy_fraction}) teaches nothing: "
-            "set DIVERGENCE and TEACHER, or λ to 0"
-        )
-    learner = models.load_model("STUDENT", mesh, rules, task, student_model, student)
+    own = pathlib.Path(model_dir).resolve() / CHECKPOINTS
+    resumes = own.is_dir() and any(path.name.isdigit() for path in own.iterdir())
+    # A run that continues needs its start no more: its own checkpoint brings the architecture.
+    source = str(own) if resumes and student is not None else student
+    learner = models.load_model(
+        "STUDENT", mesh, rules, task, student_model, source, with_params=False
+    )
+    learner = models.with_dropout(learner, dropout_rate)
     expert = None
     if divergence is not None:
-        expert = models.load_model("TEACHER", mesh, rules, task, None, teacher, dtype=teacher_dtype)
+        pinned = _pinned_teacher(pathlib.Path(model_dir), teacher, resumes)
+        expert = models.load_model("TEACHER", mesh, rules, task, None, pinned, dtype=teacher_dtype)
     valid = models.shared_valid_ids(learner, expert, task)
     schedule = optimizers.warmup_constant_cooldown(
         learning_rate, warmup_steps, train_steps, cooldown_steps
@@ -128,7 +137,7 @@ def train(
     transformation = optimizer(learning_rate=schedule, max_norm=max_gradient_norm)
     step = _make_step(
         learner, expert, transformation, valid, divergence, normalisation, temperature,
-        on_policy_fraction, microbatches, dropout, mesh,
+        on_policy_fraction, microbatches, dropout_rate > 0, mesh,
     )  # fmt: skip
     shard = (jax.process_index(), jax.process_count())
     batches = pipeline.training_batches(
@@ -141,6 +150,7 @@ def train(
     )  # fmt: skip
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
     with open_run(model_dir) as run, StopRequest() as stop:
+        _pin_teacher(run.path, teacher, expert)
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, keep_last, keep_best, best_metric, best_mode,
             description=models.describe(learner.config, task),
@@ -170,6 +180,7 @@ def train(
                 seed=seed,
                 stop_after_skipped=stop_after_skipped,
                 sample_rows=sample_rows,
+                best_metric=best_metric,
                 directory=run.path,
             )
             run.write_operative_config()
@@ -177,6 +188,67 @@ def train(
                 return loop.run(state, None if restored is None else restored.step)
             finally:
                 store.close()
+
+
+def _check_settings(seed, microbatches, temperature, dropout_rate) -> None:
+    """Refuses what no run can mean, before anything is read or compiled."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes: a run is one host with all its devices for now"
+        )
+    if seed < 0:
+        raise ValueError(f"SEED is {seed}: use 0 or more")
+    if microbatches < 1:
+        raise ValueError(f"MICROBATCHES is {microbatches}: use 1 or more")
+    temperatures = temperature if isinstance(temperature, tuple | list) else (temperature,)
+    if min(temperatures) <= 0:
+        raise ValueError(f"TEMPERATURE is {temperature}: the divergence needs more than 0")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"DROPOUT_RATE is {dropout_rate}: use a share in [0, 1)")
+
+
+def _bound_divergence(divergence, beta, teacher, on_policy_fraction):
+    """The divergence with β bound; refuses combinations that would silently train another thing."""
+    if divergence is None:
+        if teacher is not None:
+            raise ValueError("TEACHER is set but DIVERGENCE is not: SFT would ignore the teacher")
+        if on_policy_fraction != 0:
+            raise ValueError(
+                f"fine-tuning on the student's own samples (λ={on_policy_fraction}) teaches "
+                "nothing: set DIVERGENCE and TEACHER, or λ to 0"
+            )
+        return None
+    if not callable(divergence):
+        raise ValueError(f"DIVERGENCE is {divergence!r}: write @divergences.forward_kl, without ''")
+    if teacher is None:
+        raise ValueError("a divergence needs a teacher: set TEACHER to a checkpoint")
+    needs_beta = divergence.__name__ == "generalized_jsd"
+    if needs_beta != (beta is not None):
+        raise ValueError(
+            f"BETA is {beta} and DIVERGENCE {divergence.__name__}: generalized_jsd needs a BETA in "
+            "(0, 1), no other divergence has one"
+        )
+    if needs_beta:
+        divergence = functools.partial(divergence, beta=beta)
+    logits = jax.ShapeDtypeStruct((1, 2), np.float32)
+    jax.eval_shape(divergence, logits, logits)  # a β or α out of range is said now
+    return divergence
+
+
+def _pinned_teacher(directory, teacher, resumes) -> str:
+    """The teacher's step folder: on a resume the one the run began with, else the newest."""
+    path = directory / TEACHER_FILE
+    if resumes and path.exists():
+        saved = json.loads(path.read_text())
+        if saved["teacher"] == teacher:
+            return saved["step_folder"]
+    return teacher
+
+
+def _pin_teacher(directory, teacher, expert) -> None:
+    """Records which step of the teacher's run this run learns from."""
+    if expert is not None:
+        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": expert.checkpoint})
 
 
 def _make_step(

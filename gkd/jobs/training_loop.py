@@ -23,7 +23,8 @@ from gkd.jobs.signals import Stopped, StopRequest
 from gkd.parallel import mesh as meshes
 
 SUMMARY_FILE = "summary.json"
-TEACHER_FILE = "teacher_evaluation.json"
+TEACHER_FILE = "teacher.json"
+TEACHER_EVALUATION_FILE = "teacher_evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TrainingLoop:
     seed: int
     stop_after_skipped: int
     sample_rows: int
+    best_metric: str | None
     directory: pathlib.Path
 
     def __post_init__(self):
@@ -69,6 +71,7 @@ class TrainingLoop:
         self._seconds: list[float] = []
         self._clock: float | None = None
         self._last_evaluation: dict[str, float] = {}
+        self._stepped = False
 
     def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
         """Steps until the end, a signal, or too many updates that are not finite."""
@@ -89,6 +92,7 @@ class TrainingLoop:
                 batch = meshes.place_batch(evaluations.host_batch(host), self.mesh)
                 teacher_params = None if self.teacher is None else self.teacher.params
                 state, metrics = self.compiled(state, teacher_params, batch)
+                self._stepped = True
                 # The step before is read while this one runs.
                 self._report(pending)
                 pending = (number, metrics, host)
@@ -104,24 +108,28 @@ class TrainingLoop:
 
     def _pause(self, state, number):
         """Evaluates and saves where it is time to, and ends the launch where a signal asks."""
+        stops = self.stop.requested and number < self.intervals.train_steps
         measured = {}
         if self.intervals.due(number, self.intervals.evaluate_every):
             measured = self._evaluate(state, number)
-        if self.intervals.due(number, self.intervals.checkpoint_every) or self.stop.requested:
+        # What was evaluated is saved, so that the best can be kept.
+        if measured or stops or self.intervals.due(number, self.intervals.checkpoint_every):
             self._save(state, number, measured)
-        if self.stop.requested and number < self.intervals.train_steps:
+        if stops:
             self.store.wait()
+            saved = self.store.latest_step()
             raise Stopped(
-                f"{self.stop.signal_name} at step {number}: saved up to step "
-                f"{self.store.latest_step()} in {self.directory}; the same command continues"
+                f"{self.stop.signal_name} at step {number}: "
+                f"{'nothing is saved yet' if saved is None else f'saved up to step {saved}'} in "
+                f"{self.directory}; the same command continues"
             )
         self._clock = None
         self._progress.pause_ended()
 
     def _save(self, state, number, measured):
-        """Saves, unless the last update was skipped: what gives NaN must not displace the good."""
-        if int(state.skipped_in_a_row):
-            self._progress.print(f"step {number}: not saved, its update was not finite")
+        """Saves, but not from a streak of skipped updates: it must not displace the last good."""
+        if int(state.skipped_in_a_row) > 1:
+            self._progress.print(f"step {number}: not saved, its updates are not finite")
             return
         self.log.flush()
         self.store.save(number, state, self.batches.state(), measured)
@@ -165,6 +173,11 @@ class TrainingLoop:
             key = jax.random.fold_in(self._key, number)
             for name, value in self._meter(state.params, self.teacher.params, key).items():
                 measured[f"on_policy_{name}"] = value
+        if self.best_metric is not None and self.best_metric not in measured:
+            raise ValueError(
+                f"BEST_METRIC is {self.best_metric!r}, measured are {', '.join(sorted(measured))}: "
+                "choose one of them, or None"
+            )
         outputs = {"student": generated.texts}
         if self._teacher_texts:
             outputs["teacher"] = self._teacher_texts
@@ -178,17 +191,24 @@ class TrainingLoop:
         return measured
 
     def _evaluate_teacher(self, step) -> list[str]:
-        """Scores the teacher once a run; returns its outputs for the table of samples."""
+        """Scores the teacher once a run; returns its outputs for the table of samples.
+
+        Args:
+          step: 0 for a fresh start, None where the run is resumed and its row already written.
+        """
         if self.teacher is None:
             return []
-        path = self.directory / TEACHER_FILE
-        if not path.exists():
+        path = self.directory / TEACHER_EVALUATION_FILE
+        about = {
+            "teacher": self.teacher.checkpoint,
+            "dtype": self.teacher.config.dtype,
+            "evaluation": self.evaluation.fingerprint(),
+        }
+        saved = json.loads(path.read_text()) if path.exists() else {}
+        if saved.get("about") != about:
             generated = self.evaluation.generator(self.teacher)(self.teacher.params, self._key)
-            write_json(
-                path,
-                {"metrics": generated.metrics, "outputs": generated.texts[: self.sample_rows]},
-            )
-        saved = json.loads(path.read_text())
+            saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
+            write_json(path, saved)
         if step is not None:
             named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
             self.log.write(step, named)
@@ -209,8 +229,10 @@ class TrainingLoop:
     def _finish(self, state) -> dict[str, Any]:
         self.store.wait()
         path = self.directory / SUMMARY_FILE
-        if not self._seconds and path.exists():  # a finished run, started again
-            return json.loads(path.read_text())
+        if not self._stepped and path.exists():  # a finished run, started again
+            saved = json.loads(path.read_text())
+            if saved["steps"] == int(state.step):
+                return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary
             self._evaluate(state, self.intervals.train_steps, write=False)
         parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))

@@ -190,7 +190,8 @@ def check_batch_divides(rows: int, mesh: Mesh, microbatches: int = 1) -> None:
     if rows % unit:
         raise ValueError(
             f"a batch of {rows} does not divide over {mesh.shape['data']} devices of the data axis "
-            f"× {microbatches} microbatches: use a multiple of {unit}"
+            f"× {microbatches} microbatches: set BATCH_SIZE (or EVALUATION_BATCH_SIZE) to a "
+            f"multiple of {unit}"
         )
 
 
