@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes or reuses .venv with the exact versions of constraints.txt, in any current directory.
 # Installs again only when a requirements file or the Python changed: a stamp inside .venv says
-# what is installed. PYTHON=/path/to/python chooses the interpreter; GKD_VENV another folder.
+# what is installed. PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="${GKD_VENV:-$root/.venv}"
+venv="$root/.venv"
 stamp="$venv/gkd-requirements.sha256"
 
 fail() {

@@ -128,7 +128,7 @@ class Progress:
 
     def print(self, *objects: Any) -> None:
         """Prints text or rich tables above the bar."""
-        self._console.print(*objects, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(*objects, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _describe(self, values: dict[str, Any]) -> str:
         parts = [f"{self._step}/{self._total}"]

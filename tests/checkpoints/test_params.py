@@ -29,6 +29,7 @@ def test_reads_from_every_folder_of_a_run(run, make_state, same_bits):
         (run, None, 3),
         (run / "checkpoints", None, 3),
         (run / "checkpoints" / "2", None, 2),
+        (run / "checkpoints" / "2", "best", 2),
         (run, 2, 2),
         (run, "best", 1),
         (str(run), None, 3),

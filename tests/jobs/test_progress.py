@@ -94,3 +94,10 @@ def test_a_loop_without_steps_prints_nothing():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_what_a_model_wrote_is_printed_to_the_letter():
+    file = io.StringIO()
+    progress = Progress("train", 1, console=rich.console.Console(file=file, width=20))
+    progress.print("[/b] [amd64] and a line longer than the console")
+    assert file.getvalue() == "[/b] [amd64] and a line longer than the console\n"

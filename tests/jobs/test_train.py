@@ -37,6 +37,7 @@ def launch(model_dir, *overrides):
     environment = {
         **os.environ,
         "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # as users run it
     }
     command = [sys.executable, "-m", "gkd", *arguments(model_dir, *overrides)]
     return subprocess.Popen(
@@ -64,7 +65,8 @@ def uninterrupted(folder, teacher):
 
 
 def saved_steps(model_dir):
-    return [int(path.name) for path in (model_dir / "checkpoints").iterdir() if path.name.isdigit()]
+    folders = (model_dir / "checkpoints").glob("*")
+    return [int(path.name) for path in folders if path.name.isdigit()]
 
 
 def assert_same_run(got, want):
@@ -203,6 +205,18 @@ def test_bad_settings_get_one_line_and_a_way_out(folder, teacher, capfd):
     byte_level = "tasks.arithmetic.vocabulary=@vocabularies.byte_level()"
     message = fails(capfd, new, *DISTIL, here, byte_level, "t5.T5Config.vocab_size=384")
     assert "was trained with a vocabulary of" in message
+    message = fails(capfd, new, *DISTIL, here, "BETA=1.0")
+    assert "forward_kl" in message or "reverse_kl" in message
+    message = fails(capfd, new, here, "DIVERGENCE=@divergences.forward_kl", "BETA=0.9")
+    assert "BETA is 0.9 and DIVERGENCE forward_kl" in message
+    message = fails(capfd, new, here)
+    assert "TEACHER is set but DIVERGENCE is not" in message
+    message = fails(capfd, new, here, "DIVERGENCE='forward_kl'")
+    assert "write @divergences.forward_kl" in message
+    message = fails(capfd, new, "BEST_METRIC='blue'", "TRAIN_STEPS=1")
+    assert "BEST_METRIC is 'blue'" in message and "exact_match" in message
+    for setting in ("MICROBATCHES=0", "SEED=-1", "DROPOUT_RATE=1.0", "TEMPERATURE=0"):
+        assert setting.split("=")[0] in fails(capfd, new, setting)
     message = fails(capfd, new, *DISTIL, here, "LAMBDA=1.5")
     assert "λ is 1.5" in message
     message = fails(capfd, new, "LAMBDA=0.5")
@@ -215,7 +229,7 @@ def test_bad_settings_get_one_line_and_a_way_out(folder, teacher, capfd):
     assert "LAMDA" in message and "LAMBDA" in message
     message = fails(capfd, new, "train.train.stpes=1", code=2)
     assert "stpes" in message
-    assert not (new / "checkpoints").exists()
+    assert not saved_steps(new)
 
 
 def test_a_missing_macro_is_named(capfd):
@@ -243,9 +257,40 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(folder, capfd):
         "train.train.stop_after_skipped=3",
     )  # fmt: skip
     assert "not finite in 3 updates in a row" in message and "LEARNING_RATE" in message
-    saved = saved_steps(run)
-    assert 4 in saved and max(saved) <= 5, "nothing is saved from a streak of skipped updates"
-    jax.tree.map(np.testing.assert_array_equal, restore_params(run, step=4), good)
+    assert 4 in saved_steps(run)
+    for step in saved_steps(run):  # also of a skipped update: it changed nothing
+        jax.tree.map(np.testing.assert_array_equal, restore_params(run, step=step), good)
+
+
+def test_every_way_to_split_the_work_goes_through_the_command_line(folder, teacher, capfd):
+    run = folder / "split"
+    settings = (
+        f'STUDENT="{teacher}/checkpoints/4"', "STUDENT_MODEL=None", f'TEACHER="{teacher}"',
+        "DIVERGENCE=@divergences.reverse_kl", "LAMBDA=1.0", "MICROBATCHES=2",
+        "MODEL_PARALLELISM=2", "FULLY_SHARDED=True", "DROPOUT_RATE=0.1",
+        "TEACHER_DTYPE='bfloat16'", "OPTIMIZER=@optimizers.adafactor", "MAX_GRADIENT_NORM=1.0",
+        "WARMUP_STEPS=2", "COOLDOWN_STEPS=2", "TRAIN_STEPS=6", "EVALUATE_EVERY=3",
+    )  # fmt: skip
+    assert train(run, *settings) == 0
+    rows = [row for row in read_metrics(run) if "train/loss" in row]
+    rates = [row["train/learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [0, 1.5e-3, 3e-3, 3e-3, 3e-3, 1.5e-3], rtol=1e-6)
+    assert all(np.isfinite(row["train/loss"]) and row["train/on_policy"] == 1 for row in rows)
+    assert set(saved_steps(run)) >= {3, 6}, "what was evaluated is saved, so the best can be kept"
+    names = {str(path.relative_to(run)) for path in (run / "checkpoints").rglob("*")}
+    assert not any("teacher" in name for name in names), "the teacher is not checkpointed"
+    saved = restore_params(run)
+    embedding = saved["token_embedder"]["embedding"]
+    assert embedding.shape == (64, 16) and embedding.dtype == np.float32
+    pinned = json.loads((run / "teacher.json").read_text())["step_folder"]
+    assert pinned.endswith("teacher/checkpoints/4")
+
+
+def test_a_longer_run_does_not_report_the_shorter_ones_summary(folder, teacher):
+    copy = folder / "longer"
+    shutil.copytree(teacher, copy)
+    assert train(copy, "TRAIN_STEPS=5") == 0  # one step: no time a step, yet a new summary
+    assert json.loads((copy / "summary.json").read_text())["steps"] == 5
 
 
 def test_what_does_not_fit_is_cut_weighs_nothing_and_is_counted(folder, tmp_path, capfd):
