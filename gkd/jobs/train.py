@@ -39,7 +39,7 @@ def train(
     student_model: T5Config | None = None,
     student: str | None = None,
     teacher: str | None = None,
-    divergence: Callable[..., Any] | None = None,
+    divergence: Any = None,
     beta: float | None = None,
     on_policy_fraction: Any = 0.0,
     normalisation: str = "sequence",
