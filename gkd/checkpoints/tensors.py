@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,7 +114,22 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def read_finite(name: str, tensor: Tensor) -> np.ndarray:
+def as_tensors(params: Any) -> dict[str, Tensor]:
+    """Parameters in memory as named tensors, their layers unstacked; `Tensor`s stay as they are.
+
+    Args:
+      params: a nested dictionary of NumPy or JAX arrays, boxed or not, or names to `Tensor`s.
+    """
+    named = dict(params)
+    if not all(isinstance(value, Tensor) for value in named.values()):
+        named = {
+            name: Tensor(leaf.shape, np.dtype(leaf.dtype), name, lambda leaf=leaf: np.asarray(leaf))
+            for name, leaf in tensor_names(nn.meta.unbox(params)).items()
+        }
+    return unstacked(named)
+
+
+def read_finite(tensor: Tensor) -> np.ndarray:
     """Reads one tensor and refuses NaN and infinity.
 
     Raises:
@@ -125,13 +141,15 @@ def read_finite(name: str, tensor: Tensor) -> np.ndarray:
     # One pass and no copy: the sum of finite values is finite (in float64), else something is not.
     if not np.isfinite(np.sum(array, dtype=np.float64)):
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise ValueError(f"{name} has {bad} of {array.size} values that are not finite: {tensor.where}")
+        raise ValueError(
+            f"{name} has {bad} of {array.size} values that are not finite: {tensor.where}"
+        )
     return array
 
 
 def read_numpy(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """All tensors as a nested dictionary of NumPy arrays in the file's dtypes."""
-    return nest({name: read_finite(name, tensor) for name, tensor in tensors.items()})
+    return nest({name: read_finite(tensor) for name, tensor in tensors.items()})
 
 
 def read_onto(tensors: Mapping[str, Tensor], wanted: Any) -> Any:
@@ -149,7 +167,7 @@ def read_onto(tensors: Mapping[str, Tensor], wanted: Any) -> Any:
     arrays = {}
     for name, leaf in names.items():
         if name in tensors:
-            arrays[name] = _place(read_finite(name, tensors[name]), leaf)
+            arrays[name] = _place(read_finite(tensors[name]), leaf)
         else:
             arrays[name] = _place_stacked(tensors, name, leaf)
     return jax.tree.unflatten(jax.tree.structure(wanted), list(arrays.values()))
@@ -167,12 +185,16 @@ def _place_stacked(tensors: Mapping[str, Tensor], name: str, leaf: Any) -> jax.A
     result = np.empty(leaf.shape, leaf.dtype)
     for i in range(leaf.shape[0]):
         layer = name.replace("/layers/", f"/layers_{i}/", 1)
-        result[i] = read_finite(layer, tensors[layer])
+        result[i] = read_finite(tensors[layer])
     return _place(result, leaf)
 
 
 def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whose layers are stacked along the first axis (`layers/…`) -> one tensor a layer."""
+    """Tensors whose layers are stacked along the first axis (`layers/…`) -> one tensor a layer.
+
+    In the order of the result each stack is read once: the last one read is kept.
+    """
+    read = functools.lru_cache(maxsize=1)(lambda name: tensors[name].read())
     result = {}
     for name, tensor in tensors.items():
         if "/layers/" not in name:
@@ -183,7 +205,7 @@ def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 tuple(tensor.shape[1:]),
                 tensor.dtype,
                 f"{tensor.where}[{i}]",
-                lambda tensor=tensor, i=i: tensor.read()[i],
+                lambda name=name, i=i: read(name)[i],
             )
     return result
 

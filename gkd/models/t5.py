@@ -42,6 +42,9 @@ class T5Config:
       dtype: compute dtype of the layers, 'float32' or 'bfloat16'; parameters stay as they are.
       stacked_layers: run the layers in a `lax.scan` over stacked parameters (`stack_layers`).
       remat: recompute each layer in the backward pass instead of storing its activations.
+      family, embedding_copies: without effect on the model and on equality; Hugging Face's model
+        type ('t5', 'mt5', 'umt5') and the names under which a file of it held the embedding table
+        again, so that what was read can be written as it was.
     """
 
     vocab_size: int = 32128
@@ -58,9 +61,12 @@ class T5Config:
     dtype: str = "float32"
     stacked_layers: bool = False
     remat: bool = False
+    family: str = dataclasses.field(default="t5", compare=False)
+    embedding_copies: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in ("mlp_activations", "embedding_copies"):  # JSON and gin know lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"T5Config.dtype is {self.dtype!r}: use 'float32' or 'bfloat16'")
         if len(self.mlp_activations) not in (1, 2):

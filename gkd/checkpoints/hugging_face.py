@@ -1,0 +1,218 @@
+"""Hugging Face directories of the T5 family: config.json and safetensors, read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from gkd.checkpoints import writing
+from gkd.checkpoints.hugging_face_names import parameter_names, read_config, write_config
+from gkd.checkpoints.safetensors_files import (
+    converted,
+    open_safetensors,
+    split_by_size,
+    write_safetensors,
+)
+from gkd.checkpoints.tensors import (
+    Checkpoint,
+    Tensor,
+    as_tensors,
+    check_tensors,
+    read_finite,
+    read_numpy,
+)
+from gkd.models.t5 import T5Config
+
+CONFIG_FILE = "config.json"
+VOCABULARY_FILE = "spiece.model"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# What a tokenizer of transformers needs beside the weights; copied as it is.
+TOKENIZER_FILES = (
+    VOCABULARY_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+LARGEST_FILE = 5e9
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+# Early T5 files hold a bias for cross-attention that no T5 has ever used.
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def is_hugging_face(path: epath.PathLike) -> bool:
+    """Whether `path` is a folder with a config.json."""
+    return (epath.Path(path) / CONFIG_FILE).exists()
+
+
+def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
+    """Reads a Hugging Face directory of a T5, mT5, ByT5, UL2, FLAN or umT5 checkpoint.
+
+    Args:
+      directory: holds config.json and model.safetensors, whole or in shards with an index.
+
+    Returns:
+      The architecture, and the parameters as a nested dictionary of NumPy arrays in the file's
+      dtypes, under T5X's names and in its orientation (kernels [in, out]).
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: another family, damaged files, tensors that do not fit, values not finite.
+    """
+    checkpoint = open_hf(directory)
+    return checkpoint.config, read_numpy(checkpoint.tensors)
+
+
+def open_hf(directory: epath.PathLike) -> Checkpoint:
+    """`load_hf` without reading the weights: their headers are checked against config.json."""
+    directory = epath.Path(directory)
+    raw = _read_json(directory / CONFIG_FILE)
+    files = _open_files(directory)
+    copies = tuple(name for name in _COPIES if name in files)
+    config = read_config(raw, directory / CONFIG_FILE, copies)
+    known = parameter_names(config)
+    tensors = {}
+    for name, (theirs, transposed) in known.items():
+        if theirs in files:
+            tensors[name] = _oriented(files[theirs], transposed)
+    rest = set(files) - {theirs for theirs, _ in known.values()} - {*copies, _UNUSED}
+    tensors.update({theirs: files[theirs] for theirs in sorted(rest)})  # reported as left over
+    check_tensors(tensors, config, directory)
+    _check_copies(files, config.embedding_copies, directory)
+    vocabulary = directory / VOCABULARY_FILE
+    return Checkpoint(
+        path=directory,
+        format="huggingface",
+        config=config,
+        tensors=tensors,
+        vocabulary=vocabulary if vocabulary.exists() else None,
+        bytes_vocabulary=_tokenizer_class(raw, directory).startswith("ByT5"),
+    )
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: this is no Hugging Face checkpoint")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
+
+
+def _tokenizer_class(raw: Mapping[str, Any], directory: epath.Path) -> str:
+    path = directory / "tokenizer_config.json"
+    own = _read_json(path) if path.exists() else {}
+    return own.get("tokenizer_class") or raw.get("tokenizer_class") or ""
+
+
+def _open_files(directory: epath.Path) -> dict[str, Tensor]:
+    """Every tensor of the directory's safetensors files, by its name there."""
+    index = directory / INDEX_FILE
+    if not index.exists():
+        if not (directory / WEIGHTS_FILE).exists():
+            pickles = sorted(path.name for kind in _PICKLES for path in directory.glob(kind))
+            if pickles:
+                raise ValueError(
+                    f"{directory} has its weights in {pickles[0]}, a pickle, which can run any "
+                    f"code when it is read: save them as {WEIGHTS_FILE} first"
+                )
+        return open_safetensors(directory / WEIGHTS_FILE)
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise ValueError(f"{index} has no weight_map of tensor to file")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if epath.Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}: only a .safetensors file beside it is read")
+        tensors.update(open_safetensors(directory / name))
+    lost = sorted(set(places) - set(tensors))
+    if lost:
+        raise ValueError(f"{index} places {lost[0]} in {places[lost[0]]}, which does not hold it")
+    return tensors
+
+
+def _oriented(tensor: Tensor, transposed: bool) -> Tensor:
+    """A tensor in the other library's orientation: [out, in] <-> [in, out]."""
+    return converted(tensor, tensor.shape[::-1], np.transpose) if transposed else tensor
+
+
+def _check_copies(files: Mapping[str, Tensor], copies: Iterable[str], directory: Any) -> None:
+    for name in copies:
+        table, copy = files["shared.weight"], files[name]
+        same = (table.shape, table.dtype) == (copy.shape, copy.dtype)
+        if not same or table.read().tobytes() != copy.read().tobytes():
+            raise ValueError(
+                f"{directory}: {name} differs from shared.weight, but a T5 has one table for both"
+            )
+
+
+def save_hf(
+    directory: epath.PathLike,
+    config: T5Config,
+    params: Any,
+    tokenizer_from: epath.PathLike | None = None,
+    tokenizer_class: str | None = None,
+    largest_file: float = LARGEST_FILE,
+) -> None:
+    """Writes a Hugging Face directory that transformers loads; tensor by tensor, all or nothing.
+
+    Args:
+      directory: the folder to make; it must not exist or be empty.
+      config: the architecture; `family` and `embedding_copies` come back as they were read.
+      params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
+      tokenizer_from: a folder whose spiece.model and tokenizer files are copied.
+      tokenizer_class: what config.json names, 'T5Tokenizer' or 'ByT5Tokenizer'.
+      largest_file: more bytes than this are split over several files with an index.
+
+    Raises:
+      FileExistsError: the directory exists and is not empty.
+      ValueError: parameters that do not fit the architecture, values not finite.
+      OSError: the disk is full; nothing is left under `directory`.
+    """
+    tensors = as_tensors(params)
+    check_tensors(tensors, config, "to be written")
+    known = parameter_names(config)
+    theirs = {}
+    for name, tensor in tensors.items():
+        checked = dataclasses.replace(tensor, read=functools.partial(read_finite, tensor))
+        theirs[known[name][0]] = _oriented(checked, known[name][1])
+    for copy in config.embedding_copies:
+        theirs[copy] = theirs["shared.weight"]
+    with writing.new_folder(directory) as folder:
+        _write_weights(folder, theirs, largest_file)
+        if tokenizer_from is not None:
+            writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
+        dtypes = {tensor.dtype.name for tensor in theirs.values()}
+        raw = write_config(config, dtypes.pop() if len(dtypes) == 1 else None, tokenizer_class)
+        (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n")
+        generation = {name: raw[name] for name in _GENERATION}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+_GENERATION = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+
+
+def _write_weights(folder: epath.Path, tensors: Mapping[str, Tensor], largest: float) -> None:
+    parts = split_by_size(tensors, largest)
+    if len(parts) == 1:
+        write_safetensors(folder / WEIGHTS_FILE, parts[0])
+        return
+    places = {}
+    for i, part in enumerate(parts, start=1):
+        name = f"model-{i:05d}-of-{len(parts):05d}.safetensors"
+        write_safetensors(folder / name, part)
+        places.update(dict.fromkeys(part, name))
+    total = sum(t.dtype.itemsize * int(np.prod(t.shape)) for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
