@@ -1,13 +1,16 @@
 """The command line: verbs, gin files and overrides, and one line for every expected error."""
 
+import argparse
 import contextlib
 import dataclasses
 import dis
+import functools
 import importlib
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.jobs.signals import EXIT_STOPPED, Stopped
@@ -22,11 +25,20 @@ EXPECTED_FROM_GKD = (ValueError, OSError, FloatingPointError)
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A function that the command line offers; imported only when it is used."""
+    """A function that the command line offers; imported only when it is used.
+
+    Attributes:
+      module, function: where it is.
+      summary: for the help text.
+      plain: it takes options of its own instead of gin files: its module's
+        `add_arguments(parser: argparse.ArgumentParser) -> None` declares them, and the function is
+        called with what was given as keywords.
+    """
 
     module: str
     function: str
     summary: str
+    plain: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Imports the function."""
@@ -41,15 +53,21 @@ class Verb:
 VERBS = {
     "train": Verb("gkd.jobs.train", "train", "train a student: SFT, supervised KD, GKD"),
     "evaluate": Verb("gkd.jobs.evaluate", "evaluate", "measure a checkpoint on a task"),
+    "infer": Verb("gkd.jobs.infer", "infer", "write outputs for a file of inputs", plain=True),
+    "convert": Verb("gkd.jobs.convert", "convert", "write another checkpoint format", plain=True),
 }
 
 USAGE = """\
 usage: python -m gkd VERB --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALUE ...]
+       python -m gkd VERB ARGUMENTS
 
-verbs:
-{verbs}
+verbs with gin files:
+{gin_verbs}
 
-options:
+verbs with arguments of their own (python -m gkd VERB --help lists them):
+{plain_verbs}
+
+options of verbs with gin files:
   --gin_file=FILE   a run file, e.g. configs/runs/NAME.gin; later files override earlier ones
   --gin.NAME=VALUE  overrides a macro (--gin.LAMBDA=0.5), a function
                     (--gin.DIVERGENCE=@divergences.reverse_kl) or a parameter
@@ -68,38 +86,87 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """The parsed arguments."""
+    """The parsed arguments of a verb with gin files."""
 
     verb: str
     gin_files: tuple[str, ...]
     overrides: tuple[str, ...]  # NAME=VALUE
 
 
+@dataclasses.dataclass(frozen=True)
+class PlainCommand:
+    """The parsed arguments of a verb with arguments of its own."""
+
+    verb: str
+    arguments: Mapping[str, Any]
+
+
 def usage() -> str:
     """The help text."""
-    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
-    return USAGE.format(verbs=verbs, stopped=EXIT_STOPPED)
+
+    def listed(plain: bool) -> str:
+        verbs = [(name, verb) for name, verb in VERBS.items() if verb.plain == plain]
+        return "\n".join(f"  {name:<10}{verb.summary}" for name, verb in verbs)
+
+    return USAGE.format(gin_verbs=listed(False), plain_verbs=listed(True), stopped=EXIT_STOPPED)
 
 
-def parse_arguments(arguments: Sequence[str]) -> Command | None:
+def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
     """Splits the arguments.
 
     Args:
       arguments: what follows `python -m gkd`.
 
     Returns:
-      The command, or None when help is asked for.
+      The command, or the text to print when help is asked for.
 
     Raises:
-      UsageError: no or unknown verb, unknown option, no gin file.
+      UsageError: no or unknown verb, unknown option, no gin file, a plain verb's wrong argument.
     """
-    if "--help" in arguments or "-h" in arguments or list(arguments[:1]) == ["help"]:
-        return None
     if not arguments:
         raise UsageError(f"no verb; one of {', '.join(VERBS)}")
     verb, *options = arguments
+    if verb in VERBS and VERBS[verb].plain:
+        return _parse_plain(verb, options)
+    if "--help" in arguments or "-h" in arguments or verb == "help":
+        return usage()
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}{_suggestion(verb, VERBS)}")
+    return _parse_gin(verb, options)
+
+
+def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
+    module = importlib.import_module(VERBS[verb].module)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m gkd {verb}",
+        description=VERBS[verb].summary,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    if "--help" in options or "-h" in options:
+        return parser.format_help()
+
+    def refuse(message: str) -> None:  # argparse would print its usage and exit
+        raise UsageError(f"{verb}: {message}")
+
+    parser.error = refuse
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    try:
+        parsed, unknown = parser.parse_known_args(options)
+    except UsageError:
+        # A misspelt option is also reported as the lack of the right one.
+        names = [option.partition("=")[0] for option in options if option.startswith("--")]
+        parsed, unknown = None, [name for name in names if name not in known]
+        if not unknown:
+            raise
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        raise UsageError(f"{verb}: unknown argument {name!r}{_suggestion(name, known)}")
+    return PlainCommand(verb, vars(parsed))
+
+
+def _parse_gin(verb: str, options: Sequence[str]) -> Command:
     gin_files, overrides = [], []
     remaining = iter(options)
     for option in remaining:
@@ -126,8 +193,8 @@ def _suggestion(name: str, candidates: Any) -> str:
     return suggestion(name, candidates, "one of")
 
 
-def configure(command: Command) -> Callable[[], Any]:
-    """Reads, checks and applies a command's gin files and overrides.
+def configure(command: Command | PlainCommand) -> Callable[[], Any]:
+    """Reads, checks and applies a command's gin files and overrides; a plain verb has none.
 
     Gin's state is global: this clears what an earlier call set.
 
@@ -140,6 +207,8 @@ def configure(command: Command) -> Callable[[], Any]:
     Raises:
       ConfigError: anything wrong with the configuration, in one line.
     """
+    if isinstance(command, PlainCommand):
+        return functools.partial(VERBS[command.verb].load(), **command.arguments)
     import gin
 
     from gkd.jobs import gin_check
@@ -241,14 +310,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our lines
     from gkd.jobs.gin_files import ConfigError
 
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        command = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        if command is None:
-            print(usage())
+        command = parse_arguments(arguments)
+        if isinstance(command, str):
+            print(command)
             return EXIT_OK
         run = configure(command)
     except UsageError as error:
-        print(f"gkd: error: {error} (python -m gkd --help)", file=sys.stderr)
+        plain = [name for name in arguments[:1] if name in VERBS and VERBS[name].plain]
+        help_command = " ".join(["python -m gkd", *plain, "--help"])
+        print(f"gkd: error: {one_line(error)} ({help_command})", file=sys.stderr)
         return EXIT_USAGE
     except ConfigError as error:
         return _fail(error, EXIT_USAGE, expected=True)
