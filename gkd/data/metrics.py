@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from rouge_score import rouge_scorer
 from gkd.data import calculator
 
 _ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}
+_ANSWER_IS = re.compile(r"\b(?:the answer is|die antwort (?:ist|lautet))\b:?", re.IGNORECASE)
+_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])(?![\w'’-]))")
 
 
 def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
@@ -105,3 +108,104 @@ def final_answer(targets: Sequence[str], predictions: Sequence[str]) -> dict[str
         "exact_match": 100 * plain / len(targets),
         "exact_match_calculator": 100 * calculated / len(targets),
     }
+
+
+def normalised(text: str) -> str:
+    """The form in which exact match compares texts.
+
+    Case-folded, runs of white space as one space, none at the ends, and one full stop at the end
+    dropped. Punctuation and articles stay: an answer may consist of brackets.
+
+    Args:
+      text: any text.
+    """
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+def stated_answer(text: str) -> str:
+    """What a text says its answer is, normalised: all after its last `the answer is`.
+
+    German's `die Antwort ist` and `die Antwort lautet` count too. A text without such words is an
+    answer as a whole.
+
+    Args:
+      text: a generated text, or a reference.
+    """
+    return normalised(_ANSWER_IS.split(text)[-1])
+
+
+def chosen_letter(text: str) -> str | None:
+    """The option a text chooses: `B`, `(b)`, `B. Both`, `… so the answer is (B).` all give B.
+
+    It is the letter that the text, or the part after its last `the answer is`, begins with; it
+    stands in parentheses or is a word of its own.
+
+    Args:
+      text: a generated text, or a reference.
+
+    Returns:
+      A capital letter, or None where the text does not begin with an option.
+    """
+    match = _LETTER.match(_ANSWER_IS.split(text)[-1])
+    return (match.group(1) or match.group(2)).upper() if match else None
+
+
+def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """How often the whole text is the reference, compared as `normalised`.
+
+    Args:
+      targets: reference texts.
+      predictions: generated texts, in the same order.
+
+    Returns:
+      exact_match in 0 … 100.
+
+    Raises:
+      ValueError: if there are no texts, or not as many of one as of the other.
+    """
+    return {"exact_match": _share_equal(normalised, targets, predictions)}
+
+
+def answer_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """How often the stated answer is the reference's, see `stated_answer`.
+
+    Suzgun et al., "Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them" (2022)
+    extract answers after the same words; on answers without a chain of thought it is `exact_match`.
+
+    Args:
+      targets: reference texts, each an answer or a solution that states it.
+      predictions: generated texts, in the same order.
+
+    Returns:
+      exact_match in 0 … 100.
+
+    Raises:
+      ValueError: if there are no texts, or not as many of one as of the other.
+    """
+    return {"exact_match": _share_equal(stated_answer, targets, predictions)}
+
+
+def multiple_choice(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """How often the chosen option is the right one, see `chosen_letter`.
+
+    Args:
+      targets: the right options' letters, `B` or `(B)`.
+      predictions: generated texts, or the options of highest likelihood, in the same order.
+
+    Returns:
+      accuracy in 0 … 100.
+
+    Raises:
+      ValueError: if there are no texts, or not as many of one as of the other.
+    """
+    return {"accuracy": _share_equal(chosen_letter, targets, predictions)}
+
+
+def _share_equal(answer_of: Any, targets: Sequence[str], predictions: Sequence[str]) -> float:
+    """Percentage of rows whose answers are equal; a reference without one cannot be met."""
+    _check(targets, predictions)
+    right = 0
+    for target, prediction in zip(targets, predictions, strict=True):
+        answer = answer_of(target)
+        right += answer is not None and answer_of(prediction) == answer
+    return 100 * right / len(targets)

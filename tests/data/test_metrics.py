@@ -60,8 +60,53 @@ def test_a_reference_without_a_number_is_never_met():
     assert metrics.final_answer(["none"], ["none"])["exact_match"] == 0
 
 
-@pytest.mark.parametrize("metric", [metrics.rouge, metrics.bleu, metrics.final_answer])
+@pytest.mark.parametrize("metric",
+    [metrics.rouge, metrics.bleu, metrics.final_answer, metrics.exact_match, metrics.answer_match,
+     metrics.multiple_choice],
+)  # fmt: skip
 @pytest.mark.parametrize(("targets", "predictions"), [([], []), (["a"], ["a", "b"])])
 def test_unequal_or_no_texts_are_refused(metric, targets, predictions):
     with pytest.raises(ValueError, match="predictions for"):
         metric(targets, predictions)
+
+
+def test_normalised_exact_match():
+    targets = ["The  Cat", "] } >", "an answer", "12", "a. b."]
+    predictions = ["the cat.", "] } >", "answer", "12.", "A.  B"]
+    assert metrics.exact_match(targets, predictions) == {"exact_match": 80.0}
+    assert metrics.normalised(" One\n TWO .") == "one two"
+    assert metrics.normalised("Straße...") == "strasse.."  # one full stop, not all
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("False", "false"),
+        ("Z = False. So the answer is False.", "false"),
+        ("The answer is 3? No, the answer is: 4.", "4"),
+        ("Die Antwort lautet 29.", "29"),
+        ("So the answer is ] } ].", "] } ]"),
+        ("So the answering is off", "so the answering is off"),
+    ],
+)
+def test_stated_answer(text, answer):
+    assert metrics.stated_answer(text) == answer
+    assert metrics.answer_match([answer, "else"], [text, text]) == {"exact_match": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"), ("(b)", "B"), (" B. Both", "B"), ("C) no", "C"), ("(D) It's (A)", "D"),
+        ("(A) is wrong, so the answer is (C).", "C"), ("I", "I"), ("A's", None), ("a-b", None),
+        ("Both", None), ("", None), ("7", None), ("The answer is", None),
+    ],
+)  # fmt: skip
+def test_chosen_letter(text, letter):
+    assert metrics.chosen_letter(text) == letter
+
+
+def test_multiple_choice():
+    predictions = ["A", "(b) yes", "the answer is D", "none"]
+    assert metrics.multiple_choice(["A", "(B)", "C", "D"], predictions) == {"accuracy": 50.0}
+    assert metrics.multiple_choice(["Monsters, Inc"], ["?"]) == {"accuracy": 0.0}  # no letter
