@@ -1,0 +1,375 @@
+"""T5X's native checkpoints: a msgpack index, with small arrays in it, beside zarr arrays.
+
+Arrays are read one at a time, those of a scanned model (T5X's scalable_t5) one layer at a time.
+What the index says is compared with what lies on the disk; no path leaves the checkpoint's folder.
+Source: t5x/checkpoints.py, version 3, at https://github.com/google-research/t5x.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore
+from etils import epath
+from flax import serialization
+
+from gkd.checkpoints import writing
+from gkd.checkpoints.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
+from gkd.checkpoints.tensors import (
+    Checkpoint,
+    Tensor,
+    as_tensors,
+    check_tensors,
+    layer_count,
+    nest,
+    read_finite,
+    read_numpy,
+)
+from gkd.checkpoints.zarr_arrays import is_specification, locate_zarr, read_zarr, write_zarr
+from gkd.models.t5 import T5Config
+
+INDEX_FILE = "checkpoint"
+GIN_FILE = "config.gin"
+VOCABULARY_FILES = ("spiece.model", "sentencepiece.model")
+_STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
+_MOST_LAYERS = 1024
+_MT5_VOCABULARY = 250112
+_CACHE_BYTES = 1 << 28
+_GIN_FIELDS = (
+    "vocab_size",
+    "emb_dim",
+    "num_heads",
+    "head_dim",
+    "mlp_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "mlp_activations",
+    "logits_via_embedding",
+    "dropout_rate",
+    "dtype",
+)
+_ACTIVATIONS = re.compile(
+    r"^\s*(?:[\w./]*\.)?mlp_activations\s*=\s*(.+?)\s*(?:#.*)?$", re.MULTILINE
+)
+
+
+def is_t5x(path: epath.PathLike) -> bool:
+    """Whether `path` is a T5X checkpoint's folder, or a model's folder that holds some."""
+    return _has_index(epath.Path(path)) or bool(_steps(epath.Path(path)))
+
+
+def _has_index(folder: epath.Path) -> bool:
+    index = folder / INDEX_FILE
+    if not index.exists() or index.is_dir():
+        return False
+    with index.open("rb") as file:  # TensorFlow has a text file of that name
+        return not file.read(64).startswith(b"model_checkpoint_path")
+
+
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+    """The complete checkpoints of a model's folder; the index is what T5X writes last."""
+    if not folder.is_dir():
+        return {}
+    found = {path: _STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir()}
+    return {
+        int(match.group(1)): path for path, match in found.items() if match and _has_index(path)
+    }
+
+
+def find_t5x(path: epath.PathLike) -> epath.Path:
+    """The folder of the checkpoint that `path` means.
+
+    Args:
+      path: a checkpoint's folder, or a T5X model's folder, whose newest complete one is meant.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: it holds no complete checkpoint.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path}: there is no such folder")
+    if _has_index(path):
+        return path
+    steps = _steps(path)
+    if not steps:
+        raise ValueError(
+            f"{path} is no T5X checkpoint: it holds neither a file `{INDEX_FILE}` nor a complete "
+            "folder checkpoint_N"
+        )
+    return steps[max(steps)]
+
+
+def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint:
+    """Opens a T5X checkpoint without reading its weights.
+
+    Args:
+      path: a checkpoint's folder, or a T5X model's folder (its newest complete checkpoint).
+      config: the architecture; without it names and shapes tell it, and a config.gin in the folder
+        or the one above tells the activations (gelu, or relu where there is no gate, without one).
+
+    Returns:
+      The checkpoint; a scanned one has its layers apart and attention kernels [in, out].
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`.
+      ValueError: the index is damaged, leads out of its folder, or does not fit the architecture.
+    """
+    folder = find_t5x(path)
+    index = folder / INDEX_FILE
+    tensors = _in_our_layout(_stored(_target(index), folder), index)
+    gin = _read_gin(folder)
+    if config is None:
+        config = _infer(tensors, gin, folder)
+    config = dataclasses.replace(config, stacked_layers=False)
+    check_tensors(tensors, config, folder)
+    places = [place / name for place in (folder, folder.parent) for name in VOCABULARY_FILES]
+    return Checkpoint(
+        path=folder,
+        format="t5x",
+        config=config,
+        tensors=tensors,
+        vocabulary=next((place for place in places if place.exists()), None),
+        bytes_vocabulary="ByteVocabulary" in gin,
+    )
+
+
+def load_t5x(directory: epath.PathLike, config: T5Config | None = None) -> dict[str, Any]:
+    """Reads the parameters of a T5X checkpoint.
+
+    Args:
+      directory: a checkpoint's folder, or a T5X model's folder (its newest complete checkpoint).
+      config: the architecture that they must fit; told by names and shapes where it is None.
+
+    Returns:
+      A nested dictionary of NumPy arrays in the file's dtypes, layers not stacked.
+
+    Raises:
+      FileNotFoundError: there is nothing at `directory`.
+      ValueError: damaged files, tensors that do not fit, values not finite: one line.
+    """
+    return read_numpy(open_t5x(directory, config).tensors)
+
+
+def _target(index: epath.Path) -> dict[str, Any]:
+    """The parameters' part of the index; the optimizer's state is jumped over."""
+
+    def keep(keys: tuple[str, ...]) -> bool:
+        return keys == ("optimizer",) or keys[:2] == ("optimizer", "target") or keys[0] == "target"
+
+    tree = index_msgpack(index, keep)
+    target = tree.get("optimizer", tree)
+    target = target.get("target") if isinstance(target, dict) else None
+    if not isinstance(target, dict) or not target:
+        raise ValueError(f"{index} holds no parameters: neither optimizer/target nor target")
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A tensor as T5X stored it; `read(layer)` gives [:, layer], `read(None)` the whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int | None], np.ndarray]
+
+
+def _stored(target: dict[str, Any], folder: epath.Path) -> dict[str, _Stored]:
+    """Every tensor of the index by its name, unread."""
+    # Layers of a scanned model share chunks: this spares decompressing them once a layer where
+    # the array is small enough.
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+    found = {}
+    for name, value in _leaves(target, ""):
+        if is_specification(value):
+            array = locate_zarr(value, folder, name)
+            read = functools.partial(read_zarr, array, context=context)
+            found[name] = _Stored(array.shape, array.dtype, read)
+        elif isinstance(value, StoredArray) and value.type_name in FLOAT_TYPES:
+            read = functools.partial(_read_inline, folder / INDEX_FILE, value)
+            found[name] = _Stored(value.shape, FLOAT_TYPES[value.type_name], read)
+        else:
+            kind = value.type_name if isinstance(value, StoredArray) else repr(value)[:60]
+            raise ValueError(f"{folder / INDEX_FILE}: {name} is {kind}, not floating-point weights")
+    return found
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and not is_specification(value):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def _read_inline(index: epath.Path, stored: StoredArray, layer: int | None) -> np.ndarray:
+    array = read_array(index, stored)
+    return array if layer is None else array[:, layer]
+
+
+def _in_our_layout(stored: Mapping[str, _Stored], index: epath.Path) -> dict[str, Tensor]:
+    """Scanned layers apart (axis 1, under encoder/encoder and decoder/decoder), heads joined."""
+    tensors = {}
+    for name, leaf in stored.items():
+        where = f"{index}: {name}"
+        side, _, rest = name.partition("/")
+        if side not in ("encoder", "decoder") or not rest.startswith(f"{side}/"):
+            tensors[name] = _tensor(name, leaf, leaf.shape, where, None)
+            continue
+        if len(leaf.shape) < 2 or not 0 < leaf.shape[1] <= _MOST_LAYERS:
+            raise ValueError(f"{where} is {list(leaf.shape)}: the second axis counts its layers")
+        shape = (leaf.shape[0], *leaf.shape[2:])
+        for i in range(leaf.shape[1]):
+            ours = f"{side}/layers_{i}{rest.removeprefix(side)}"
+            tensors[ours] = _tensor(ours, leaf, shape, f"{where}[:, {i}]", i)
+    return tensors
+
+
+def _tensor(
+    name: str, leaf: _Stored, shape: tuple[int, ...], where: str, layer: int | None
+) -> Tensor:
+    """[embed, heads, dim] -> [embed, heads·dim] and for `out` [heads, dim, embed] likewise."""
+    if len(shape) == 3 and name.endswith(("/query/kernel", "/key/kernel", "/value/kernel")):
+        shape = (shape[0], shape[1] * shape[2])
+    elif len(shape) == 3 and name.endswith("/out/kernel"):
+        shape = (shape[0] * shape[1], shape[2])
+    return Tensor(shape, leaf.dtype, where, functools.partial(_read_shaped, leaf, layer, shape))
+
+
+def _read_shaped(leaf: _Stored, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(leaf.read(layer)).reshape(shape)
+
+
+def _read_gin(folder: epath.Path) -> str:
+    for path in (folder / GIN_FILE, folder.parent / GIN_FILE):
+        if path.exists():
+            return path.read_text()
+    return ""
+
+
+def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Config:
+    """The architecture that names and shapes tell."""
+
+    def shape(name: str) -> tuple[int, int]:
+        found = tensors[name].shape if name in tensors else ()
+        if len(found) != 2 or not all(found):
+            raise ValueError(
+                f"{folder}: {name} is {list(found) or 'missing'}: these are not a T5's parameters"
+            )
+        return found
+
+    layer = "encoder/layers_0"
+    per_layer = f"{layer}/relpos_bias/rel_embedding" in tensors
+    bias = f"{layer if per_layer else 'encoder'}/relpos_bias/rel_embedding"
+    gated = f"{layer}/mlp/wi_0/kernel" in tensors
+    vocab_size, emb_dim = shape("token_embedder/embedding")
+    heads, joined = shape(bias)[0], shape(f"{layer}/attention/query/kernel")[1]
+    if joined % heads:
+        raise ValueError(f"{folder}: {joined} columns of a query kernel are not {heads} heads")
+    return T5Config(
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=heads,
+        head_dim=joined // heads,
+        mlp_dim=shape(f"{layer}/mlp/{'wi_0' if gated else 'wi'}/kernel")[1],
+        num_encoder_layers=_depth(tensors, "encoder", folder),
+        num_decoder_layers=_depth(tensors, "decoder", folder),
+        mlp_activations=_activations(gin, gated, folder),
+        logits_via_embedding="decoder/logits_dense/kernel" not in tensors,
+        relative_bias_per_layer=per_layer,
+        # The model type for Hugging Face: mT5's table has a size of its own.
+        family="umt5" if per_layer else "mt5" if vocab_size == _MT5_VOCABULARY else "t5",
+    )
+
+
+def _depth(tensors: Mapping[str, Tensor], side: str, folder: epath.Path) -> int:
+    count = layer_count(tensors, side)
+    there = {name.split("/")[1] for name in tensors if name.startswith(f"{side}/layers_")}
+    if len(there) != count:
+        raise ValueError(
+            f"{folder}: the {side} has layers up to {count - 1}, but {len(there)} here"
+        )
+    return count
+
+
+def _activations(gin: str, gated: bool, folder: epath.Path) -> tuple[str, ...]:
+    found = _ACTIVATIONS.search(gin)
+    if found is None:
+        return ("gelu", "linear") if gated else ("relu",)
+    try:
+        value = ast.literal_eval(found.group(1))
+    except (ValueError, SyntaxError):
+        value = None
+    names = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
+    if not names or len(value) != 1 + gated:
+        raise ValueError(
+            f"{GIN_FILE} of {folder} says mlp_activations = {found.group(1)}, wanted "
+            f"{'two names, the MLPs are gated' if gated else 'one name'}: give the architecture"
+        )
+    return tuple(value)
+
+
+def save_t5x(
+    directory: epath.PathLike,
+    config: T5Config,
+    params: Any,
+    step: int = 0,
+    tokenizer_from: epath.PathLike | None = None,
+) -> None:
+    """Writes a checkpoint that T5X restores; tensor by tensor, all or nothing.
+
+    It holds the parameters and the step and no optimizer's state: T5X evaluates and infers from it,
+    and trains from it with `fallback_to_scratch`. Layers are not scanned; where every layer has
+    its relative bias the kernels have the shapes of scalable_t5 with `scan_layers=False`. A
+    config.gin beside the index says the architecture.
+
+    Args:
+      directory: the folder to make, e.g. …/checkpoint_1000; it must not exist or be empty.
+      config: the architecture.
+      params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
+      step: the training step that the checkpoint says it is of.
+      tokenizer_from: a folder whose sentencepiece model is copied.
+
+    Raises:
+      FileExistsError: the directory exists and is not empty.
+      ValueError: parameters that do not fit the architecture, values not finite.
+      OSError: the disk is full; nothing is left under `directory`.
+    """
+    tensors = as_tensors(params)
+    check_tensors(tensors, config, "to be written")
+    with writing.new_folder(directory) as folder:
+        target = {}
+        for name, tensor in tensors.items():
+            array = _for_t5x(name, read_finite(tensor), config)
+            target[name] = write_zarr(folder, f"target.{name.replace('/', '.')}", array)
+        if tokenizer_from is not None:
+            writing.copy_files(epath.Path(tokenizer_from), VOCABULARY_FILES, folder)
+        (folder / GIN_FILE).write_text(_gin_of(config))
+        state = {"step": np.asarray(step, np.int32)}
+        index = {"version": 3, "optimizer": {"target": nest(target), "state": state}}
+        (folder / INDEX_FILE).write_bytes(serialization.msgpack_serialize(index))
+
+
+def _for_t5x(name: str, array: np.ndarray, config: T5Config) -> np.ndarray:
+    if config.relative_bias_per_layer and "attention/" in name:
+        heads = (config.num_heads, config.head_dim)
+        if name.endswith("/out/kernel"):
+            return array.reshape(*heads, array.shape[1])
+        return array.reshape(array.shape[0], *heads)
+    return array
+
+
+def _gin_of(config: T5Config) -> str:
+    example = "scalable_t5" if config.relative_bias_per_layer else "t5"
+    lines = [f"from t5x.examples.{example} import network", ""]
+    values = dataclasses.asdict(config)
+    lines += [f"network.T5Config.{name} = {values[name]!r}" for name in _GIN_FIELDS]
+    if config.relative_bias_per_layer:
+        lines.append("network.T5Config.scan_layers = False")
+    return "\n".join(lines) + "\n"
