@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gkd.data.tensorflow_host import tf
@@ -121,3 +122,77 @@ def chain_of_thought(
         return _row(prompt, question, answer)
 
     return row
+
+
+def template_fields(templates: Sequence[Sequence[str]]) -> list[str]:
+    """The fields that templates name in braces, each once, in order of appearance.
+
+    Args:
+      templates: pairs of an input and a target.
+
+    Raises:
+      ValueError: if there is no pair, one is none, or a text has a bare brace or an unnamed field.
+    """
+    fields: dict[str, None] = {}
+    for pair in templates:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"template {pair!r} is not a pair of an input and a target")
+        for text in pair:
+            fields.update(dict.fromkeys(field for _, field in _pieces(text) if field is not None))
+    if not fields:
+        raise ValueError("templates name no field: write fields in braces, e.g. 'Q: {question}'")
+    return list(fields)
+
+
+def _pieces(template: str) -> list[tuple[str, str | None]]:
+    """What stands in a template: words, each followed by a field's name or by nothing."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template {template!r}: {error}") from error
+    for _, field, form, conversion in parsed:
+        if field is not None and (not field.isidentifier() or form or conversion):
+            raise ValueError(f"template {template!r}: {field!r} is not the name of a field")
+    return [(words, field) for words, field, _, _ in parsed]
+
+
+def instructions(templates: Sequence[Sequence[str]]) -> Callable[[Any], Any]:
+    """Texts of one row, or of a batch: each row in one of several templates.
+
+    Which one is a hash of the row's own text, so it stays the same however rows are ordered, and
+    in every epoch. A row of which any field is empty is an empty example.
+
+    Args:
+      templates: pairs of an input and a target, with fields in braces, e.g.
+        ("Q: {question}", "{answer}").
+
+    Returns:
+      A function of a row of string tensors to {inputs, targets, empty}.
+
+    Raises:
+      ValueError: as `template_fields`.
+    """
+    fields = template_fields(templates)
+    pieces = [[_pieces(text) for text in pair] for pair in templates]
+
+    def row(example: Any) -> dict[str, Any]:
+        values = {field: one_line(example[field]) for field in fields}
+        lengths = [tf.strings.length(value) for value in values.values()]
+        empty = tf.reduce_any(tf.equal(tf.stack(lengths), 0), axis=0)
+        which = tf.strings.to_hash_bucket_fast(
+            tf.strings.join(list(values.values()), separator=" "), len(templates)
+        )
+        texts = [[_filled(text, values) for text in pair] for pair in pieces]
+        inputs, targets = texts[0]
+        for i, (other_input, other_target) in enumerate(texts[1:], start=1):
+            inputs = tf.where(tf.equal(which, i), other_input, inputs)
+            targets = tf.where(tf.equal(which, i), other_target, targets)
+        return {"inputs": inputs, "targets": targets, "empty": empty}
+
+    return row
+
+
+def _filled(pieces: list[tuple[str, str | None]], values: dict[str, Any]) -> Any:
+    parts = [part for words, field in pieces for part in (words, values.get(field, ""))]
+    nothing = tf.zeros_like(next(iter(values.values())))  # a text without a field has rows as well
+    return tf.strings.strip(tf.strings.join([*parts, nothing]))

@@ -14,6 +14,7 @@ from gkd.data.permutation import permutation
 from gkd.data.tensorflow_host import seqio, tf
 
 ENVIRONMENT = "GKD_DATA"
+PRETOKENIZED = ("inputs_pretokenized", "targets_pretokenized")
 _SLICE = re.compile(r"^(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?$")
 
 
@@ -28,27 +29,27 @@ def resolved(path: str, directory: str | None = None) -> str:
 
 
 def read_rows(
-    path: str, fields: Sequence[str], columns: Sequence[str] | None = None
-) -> list[dict[str, str]]:
+    path: str,
+    fields: Sequence[str],
+    columns: Sequence[str] | None = None,
+    lists: Sequence[str] = (),
+) -> list[dict[str, Any]]:
     """The rows of one text file, each field checked.
 
     Args:
       path: a .jsonl or .tsv file, possibly with .gz after it.
       fields: the fields wanted; every row must have each as text.
       columns: names of a TSV file's columns; by default its first line holds them.
+      lists: further fields wanted, which hold lists of texts.
 
     Returns:
-      One dictionary a row with `fields` only.
+      One dictionary a row with `fields` and `lists` only.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: with file, line number and field, if a line is malformed.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "
-            "macro DATA) to the directory that relative paths start from"
-        )
+    _check_exists(path)
     name = path.removesuffix(".gz")
     if name.endswith((".jsonl", ".json")):
         rows = _json_rows(path)
@@ -56,17 +57,49 @@ def read_rows(
         rows = _tsv_rows(path, columns)
     else:
         raise ValueError(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
+    wanted = {**dict.fromkeys(fields, False), **dict.fromkeys(lists, True)}
     return [
-        {field: _field(row, field, f"{path}:{number}") for field in fields} for number, row in rows
+        {field: _field(row, field, many, f"{path}:{number}") for field, many in wanted.items()}
+        for number, row in rows
     ]
 
 
-def _field(row: Mapping[str, Any], field: str, where: str) -> str:
+def _field(row: Mapping[str, Any], field: str, many: bool, where: str) -> Any:
     if field not in row:
         raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(map(str, row))}")
-    if not isinstance(row[field], str):
-        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
-    return row[field]
+    value = row[field]
+    if many and isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return value
+    if many or not isinstance(value, str):
+        needs = "a list of texts" if many else "text"
+        raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, needs {needs}")
+    return value
+
+
+def read_text(path: str) -> str:
+    """A whole UTF-8 file, e.g. of exemplars.
+
+    Args:
+      path: the file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not UTF-8.
+    """
+    _check_exists(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason})") from error
+
+
+def _check_exists(path: str) -> None:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "
+            "macro DATA) to the directory that relative paths start from"
+        )
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
@@ -126,6 +159,31 @@ def chosen(rows: list[Any], max_examples: int | None) -> list[Any]:
     return [rows[i] for i in sorted(permutation(len(rows), 0)[:max_examples].tolist())]
 
 
+def configured_rows(
+    file: str,
+    fields: Sequence[str],
+    directory: str | None = None,
+    columns: Sequence[str] | None = None,
+    lists: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The rows of a file as a configuration names it.
+
+    Args:
+      file: its path, with a slice of its rows after it if not all are meant: `train.jsonl[:-500]`.
+      fields, columns, lists: as in `read_rows`.
+      directory: where relative paths start, see `resolved`.
+
+    Raises:
+      ValueError: if no row is left; and as `read_rows`.
+    """
+    parts = _SLICE.match(file)
+    start, stop = (None if x is None else int(x) for x in parts.group("start", "stop"))
+    rows = read_rows(resolved(parts["path"], directory), fields, columns, lists)[start:stop]
+    if not rows:
+        raise ValueError(f"data file {file} has no rows")
+    return rows
+
+
 def files_source(
     files: Mapping[str, str],
     fields: Sequence[str],
@@ -136,20 +194,16 @@ def files_source(
     """A seqio data source over local files.
 
     Args:
-      files: path of each split's file. `train.jsonl[:-500]` and `train.jsonl[-500:]` are slices of
-        one file's rows, for data sets without a validation split.
+      files: path of each split's file, see `configured_rows`. `train.jsonl[:-500]` and
+        `train.jsonl[-500:]` make a validation split where a data set has none.
       fields: the fields wanted.
       directory: where relative paths start, see `resolved`.
       columns: names of a TSV file's columns where its first line does not hold them.
       max_examples: how many of the training rows to use, see `chosen`.
     """
 
-    def rows_of(split: str) -> list[dict[str, str]]:
-        parts = _SLICE.match(files[split])
-        start, stop = (None if x is None else int(x) for x in parts.group("start", "stop"))
-        rows = read_rows(resolved(parts["path"], directory), fields, columns)[start:stop]
-        if not rows:
-            raise ValueError(f"data file {files[split]} (split {split}) has no rows")
+    def rows_of(split: str) -> list[dict[str, Any]]:
+        rows = configured_rows(files[split], fields, directory, columns)
         return chosen(rows, max_examples if split == "train" else None)
 
     return rows_source(rows_of, fields, tuple(files))
@@ -200,3 +254,39 @@ def tfds_source(name: str, splits: Mapping[str, str], max_examples: int | None =
         return dataset.take(max_examples) if max_examples and split == "train" else dataset
 
     return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits))
+
+
+def provider_source(provider: str, max_examples: int | None = None) -> Any:
+    """A seqio data source over the texts of a registered seqio task or mixture.
+
+    Args:
+      provider: its name.
+      max_examples: how many of the training rows to use, the first.
+
+    Raises:
+      ValueError: if neither registry has it; while reading, if it keeps no texts.
+    """
+    try:
+        found = seqio.get_mixture_or_task(provider)
+    except ValueError as error:
+        raise ValueError(
+            f"seqio knows no task or mixture {provider!r}: import the module that registers it in "
+            "the gin file"
+        ) from error
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files, seed
+        # A mixture draws components at random: a fixed seed makes it the same at every start.
+        settings = {"sequence_length": None, "split": split, "shuffle": False, "seed": 0}
+        if isinstance(found, seqio.Mixture):
+            settings |= {"num_epochs": 1, "copy_pretokenized": True}
+        dataset = found.get_dataset(**settings)
+        if not set(PRETOKENIZED) <= set(dataset.element_spec):
+            raise ValueError(
+                f"seqio's {provider} keeps no {PRETOKENIZED[0]}: its tokenize step needs "
+                "copy_pretokenized=True"
+            )
+        dataset = dataset.map(lambda row: {field: row[field] for field in PRETOKENIZED})
+        return dataset.take(max_examples) if max_examples and split == "train" else dataset
+
+    return seqio.FunctionDataSource(dataset_fn, splits=tuple(found.splits))

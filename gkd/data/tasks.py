@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.data import arithmetic as arithmetic_problems
-from gkd.data import metrics, prompts, sources, vocabularies
-from gkd.data.tensorflow_host import seqio
+from gkd.data import calculator, metrics, mixtures, prompts, sources, vocabularies
+from gkd.data.task_spec import TaskSpec, make_task
 
-
-@dataclasses.dataclass(frozen=True)
-class TaskSpec:
-    """What jobs need of a task.
-
-    Attributes:
-      name: its name in seqio's registry.
-      vocabulary: the seqio vocabulary of inputs and targets.
-      task: the seqio task itself; a later task of the same name does not change this one.
-      texts: the task's first preprocessor, which makes a row's (or a batch's) texts.
-    """
-
-    name: str
-    vocabulary: Any
-    task: Any
-    texts: Callable[[Any], Any]
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits it has."""
-        return tuple(self.task.splits)
-
-    def evaluate(self, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """Every metric of the task, in percent.
-
-        Args:
-          targets: reference texts.
-          predictions: generated texts, in the same order.
-        """
-        values: dict[str, float] = {}
-        for metric in self.task.metric_fns:
-            values.update(metric(targets=targets, predictions=predictions))
-        return values
+# A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
+NUMBERS = {
+    "answer_of": functools.partial(calculator.final_number, calculator=True),
+    "reference_answer_of": calculator.final_number,
+}
 
 
 def summarization(
@@ -85,31 +57,28 @@ def summarization(
         max_examples,
     )
     texts = prompts.text_to_text(input_field, target_field, prefix)
-    return _registered(name, source, texts, vocabulary or vocabularies.t5(), metric_fns)
+    return make_task(name, source, texts, vocabulary or vocabularies.t5(), metric_fns)
 
 
 def translation(
     name: str = "wmt14_en_de",
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
-    directory: str | None = None,
-    columns: Sequence[str] | None = None,
     input_field: str = "en",
     target_field: str = "de",
     prefix: str = "translate English to German: ",
     tfds_name: str = "wmt14_translate/de-en:1.0.0",
-    tfds_splits: Mapping[str, str] | None = None,
-    max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.bleu,),
+    **others: Any,
 ) -> TaskSpec:
     """Translation: WMT14 English to German from TFDS, or any files with the two sentences.
 
     Args:
-      As `summarization`'s.
+      All, with those not named here, as `summarization`'s.
     """
     return summarization(
-        name, vocabulary, files, directory, columns, input_field, target_field, prefix, tfds_name,
-        tfds_splits, max_examples, metric_fns,
+        name, vocabulary, files, input_field=input_field, target_field=target_field, prefix=prefix,
+        tfds_name=tfds_name, metric_fns=metric_fns, **others,
     )  # fmt: skip
 
 
@@ -150,32 +119,60 @@ def gsm8k_cot(
         max_examples,
     )
     texts = prompts.chain_of_thought(question_field, answer_field, rationale_field, shots)
-    return _registered(name, source, texts, vocabulary or vocabularies.t5(), metric_fns)
+    chosen = vocabulary or vocabularies.t5()
+    return make_task(name, source, texts, chosen, metric_fns, **NUMBERS)
 
 
 def local_text(
     files: Mapping[str, str],
     name: str = "local_text",
-    vocabulary: Any = None,
-    directory: str | None = None,
-    columns: Sequence[str] | None = None,
     input_field: str = "input",
     target_field: str = "target",
     prefix: str = "",
-    max_examples: int | None = None,
-    metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
+    **others: Any,
 ) -> TaskSpec:
     """Any text to any text, from local files with the fields input and target.
 
     Args:
-      As `summarization`'s.
+      All, with those not named here, as `summarization`'s.
     """
     if not files:
         raise ValueError("local_text.files is empty: give a file for at least one split")
     return summarization(
-        name, vocabulary, files, directory, columns, input_field, target_field, prefix,
-        max_examples=max_examples, metric_fns=metric_fns,
+        name, files=files, input_field=input_field, target_field=target_field, prefix=prefix,
+        **others,
     )  # fmt: skip
+
+
+def instructions(
+    templates: Sequence[Sequence[str]],
+    name: str = "instructions",
+    vocabulary: Any = None,
+    files: Mapping[str, str] | None = None,
+    directory: str | None = None,
+    columns: Sequence[str] | None = None,
+    tfds_name: str | None = None,
+    tfds_splits: Mapping[str, str] | None = None,
+    max_examples: int | None = None,
+    metric_fns: Sequence[Callable[..., Any]] = (metrics.answer_match,),
+    answer_of: Callable[[str], Any] | None = metrics.stated_answer,
+) -> TaskSpec:
+    """Instruction tuning as FLAN does it: each row in the words of one of several templates.
+
+    Wei et al., "Finetuned Language Models Are Zero-Shot Learners" (2022).
+
+    Args:
+      templates: pairs of an input and a target with fields in braces, see `prompts.instructions`.
+      answer_of: a generated text's answer, for votes; None: it has none.
+      Others: as `summarization`'s.
+    """
+    if not files and not (tfds_name and tfds_splits):
+        raise ValueError(f"task {name}: give `files`, or `tfds_name` and `tfds_splits`")
+    texts = prompts.instructions(templates)
+    fields = prompts.template_fields(templates)
+    source = _source(files, fields, directory, columns, tfds_name, tfds_splits or {}, max_examples)
+    chosen = vocabulary or vocabularies.t5()
+    return make_task(name, source, texts, chosen, metric_fns, answer_of=answer_of)
 
 
 def arithmetic(
@@ -214,7 +211,111 @@ def arithmetic(
     source = sources.rows_source(rows_of, ("input", "target"), tuple(sizes))
     texts = prompts.text_to_text("input", "target")
     chosen = vocabulary or vocabularies.arithmetic()
-    return _registered(name, source, texts, chosen, metric_fns)
+    return make_task(name, source, texts, chosen, metric_fns, **NUMBERS)
+
+
+def from_seqio(
+    provider: str,
+    name: str | None = None,
+    vocabulary: Any = None,
+    max_examples: int | None = None,
+    metric_fns: Sequence[Callable[..., Any]] = (metrics.exact_match,),
+    answer_of: Callable[[str], Any] | None = None,
+) -> TaskSpec:
+    """Any task or mixture that is in seqio's registries, by the texts it has before tokenisation.
+
+    A gin file registers them by importing the module that does, e.g. `import flan.v2.mixtures`.
+
+    Args:
+      provider: its name there, e.g. `flan_zsopt`.
+      name: the new task's name; by default the provider's with `_texts` after it.
+      vocabulary: a seqio vocabulary; by default T5's. The provider's own is not used.
+      max_examples: how many of the training rows to use, the first; None uses all.
+      metric_fns: functions of (targets, predictions) to a dictionary.
+      answer_of: a generated text's answer, for votes; None: it has none.
+
+    Raises:
+      ValueError: if the name is in neither registry, or would replace the provider.
+    """
+    _check_max_examples(max_examples)
+    name = name or f"{provider}_texts"
+    if name == provider:
+        raise ValueError(f"task {name!r} would replace the one it reads: give another name")
+    source = sources.provider_source(provider, max_examples)
+    texts = prompts.text_to_text(*sources.PRETOKENIZED)
+    chosen = vocabulary or vocabularies.t5()
+    return make_task(name, source, texts, chosen, metric_fns, answer_of=answer_of)
+
+
+def mixture(
+    tasks: Sequence[TaskSpec],
+    rates: Sequence[float] | None = None,
+    name: str = "mixture",
+    maximum: int | None = None,
+    temperature: float = 1.0,
+    rows: int | None = None,
+    metric_fns: Sequence[Callable[..., Any]] = (),
+) -> TaskSpec:
+    """Several tasks as one, as seqio's mixtures mix them, but in an order that can be resumed.
+
+    The split `train` holds the components' rows in the given rates, interleaved (see
+    `mixtures.row_counts` and `mixtures.interleaved`); an epoch is so long that every row comes at
+    least once. Every other split holds each row of the components that have it once.
+
+    Args:
+      tasks: the components, of one vocabulary and with different names.
+      rates: relative rates, one a component; None is `mixtures.proportional_rates`.
+      name: the mixture's name in seqio's registry.
+      maximum, temperature: of proportional rates: the cap K in rows, and T.
+      rows: rows of a training epoch, for a shorter one that leaves rows of some components out.
+      metric_fns: measured over all rows; each component's own metrics are measured on its rows
+        where the inputs are given, see `TaskSpec.evaluate`.
+
+    Raises:
+      ValueError: if components or rates do not fit together.
+    """
+    _check_mixture(tasks, rates, rows)
+    components = {task.name: task for task in tasks}
+
+    def having(split: str) -> list[tuple[int, TaskSpec]]:
+        return [(i, task) for i, task in enumerate(tasks) if split in task.splits]
+
+    def read(split: str) -> list[mixtures.Texts]:
+        return [mixtures.read_texts(t.task.source, t.texts, split) for _, t in having(split)]
+
+    def counts_of(split: str, sizes: Sequence[int]) -> Sequence[int]:
+        if split != "train":
+            return sizes
+        chosen = rates and [rates[i] for i, _ in having(split)]
+        chosen = chosen or mixtures.proportional_rates(sizes, maximum, temperature)
+        return mixtures.row_counts(sizes, chosen, rows)
+
+    splits = sorted({split for task in tasks for split in task.splits})
+    return make_task(
+        name,
+        mixtures.mixed_source(read, splits, counts_of),
+        lambda texts: texts,
+        tasks[0].vocabulary,
+        metric_fns,
+        group_of=mixtures.component_finder(components),
+        components=components,
+    )
+
+
+def _check_mixture(
+    tasks: Sequence[TaskSpec], rates: Sequence[float] | None, rows: int | None
+) -> None:
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) != len(names):
+        raise ValueError(f"a mixture needs tasks with different names, not {names}")
+    for task in tasks[1:]:
+        difference = vocabularies.same_vocabulary(tasks[0].vocabulary, task.vocabulary)
+        if difference:
+            raise ValueError(f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}")
+    if rates is not None and (len(rates) != len(tasks) or min(rates) <= 0):
+        raise ValueError(f"rates {list(rates)}: give a positive one to each of {', '.join(names)}")
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows={rows} of a mixture must be at least 1, or None")
 
 
 def _check_max_examples(max_examples: int | None) -> None:
@@ -235,26 +336,3 @@ def _source(
     if files:
         return sources.files_source(files, fields, directory, columns, max_examples)
     return sources.tfds_source(tfds_name, tfds_splits, max_examples)
-
-
-def _registered(
-    name: str,
-    source: Any,
-    texts: Callable[[Any], Any],
-    vocabulary: Any,
-    metric_fns: Sequence[Callable[..., Any]],
-) -> TaskSpec:
-    feature = seqio.Feature(vocabulary, add_eos=True, required=True)
-    seqio.TaskRegistry.remove(name)  # gin builds the task anew at each use of its macro
-    task = seqio.TaskRegistry.add(
-        name,
-        source=source,
-        preprocessors=[
-            lambda dataset: dataset.map(texts),
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
-        ],
-        output_features={"inputs": feature, "targets": feature},
-        metric_fns=list(metric_fns),
-    )
-    return TaskSpec(name, vocabulary, task, texts)

@@ -102,7 +102,7 @@ def test_slices_and_subsets(tmp_path):
 
 def test_empty_slice_is_an_error(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"q": "1"}])
-    with pytest.raises(ValueError, match=r"a.jsonl\[5:\] \(split train\) has no rows"):
+    with pytest.raises(ValueError, match=r"a.jsonl\[5:\] has no rows"):
         values(sources.files_source({"train": f"{path}[5:]"}, ("q",)), "train")
 
 

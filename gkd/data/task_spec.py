@@ -1,0 +1,147 @@
+"""What jobs need of a task: its texts, its metrics, and how its rows fall into parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gkd.data import sample_metrics
+from gkd.data.tensorflow_host import seqio
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """What jobs need of a task.
+
+    Attributes:
+      name: its name in seqio's registry.
+      vocabulary: the seqio vocabulary of inputs and targets.
+      task: the seqio task itself; a later task of the same name does not change this one.
+      texts: the task's first preprocessor, which makes a row's (or a batch's) texts.
+      choices: for tasks whose options are scored by log-likelihood: function of a row's input and
+        target text to (the option texts, the index of the right one; -1 where none is right). The
+        prediction to evaluate is the text of the best option.
+      answer_of: function of a generated text to its answer, compared by ==, for majority votes and
+        rewards; None where a text gives none.
+      reference_answer_of: the same for a reference; by default `answer_of`.
+      group_of: function of a row's input and target text to the part of the task it belongs to: a
+        subject, a language, a mixture's component.
+      components: of a mixture, by their names.
+    """
+
+    name: str
+    vocabulary: Any
+    task: Any
+    texts: Callable[[Any], Any]
+    choices: Callable[[str, str], tuple[tuple[str, ...], int]] | None = None
+    answer_of: Callable[[str], Any] | None = None
+    reference_answer_of: Callable[[str], Any] | None = None
+    group_of: Callable[[str, str], str] | None = None
+    components: Mapping[str, TaskSpec] = dataclasses.field(default_factory=dict)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits it has."""
+        return tuple(self.task.splits)
+
+    def evaluate(
+        self,
+        targets: Sequence[str],
+        predictions: Sequence[str],
+        inputs: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """Every metric of the task, in percent.
+
+        Args:
+          targets: reference texts.
+          predictions: generated texts, in the same order.
+          inputs: the prompts; with them a task of several parts (see `group_of`) also measures each
+            part, a mixture's by the component's own metrics.
+
+        Returns:
+          The metrics over all rows; those of each part as `part/metric`; and `macro_metric`, the
+          mean over the parts of every metric that all of them have.
+
+        Raises:
+          ValueError: if the texts are none or not equally many, or there is nothing to measure.
+        """
+        values: dict[str, float] = {}
+        for metric in self.task.metric_fns:
+            values.update(metric(targets=targets, predictions=predictions))
+        if inputs is not None and self.group_of is not None:
+            values.update(self._evaluate_parts(targets, predictions, inputs))
+        if not values:
+            raise ValueError(
+                f"task {self.name} has no metrics over all its rows: give the inputs as well"
+            )
+        return values
+
+    def _evaluate_parts(self, targets, predictions, inputs) -> dict[str, float]:
+        rows: dict[str, list[int]] = {}
+        for i, (prompt, target) in enumerate(zip(inputs, targets, strict=True)):
+            rows.setdefault(self.group_of(prompt, target), []).append(i)
+        parts = {}
+        for name in sorted(rows):
+            chosen = [[column[i] for i in rows[name]] for column in (targets, predictions, inputs)]
+            part = self.components.get(name) or dataclasses.replace(self, group_of=None)
+            parts[name] = part.evaluate(*chosen)
+        values = {f"{name}/{key}": value for name in parts for key, value in parts[name].items()}
+        for key in sorted(set.intersection(*(set(part) for part in parts.values()))):
+            values[f"macro_{key}"] = sum(part[key] for part in parts.values()) / len(parts)
+        return values
+
+    def evaluate_samples(
+        self, targets: Sequence[str], samples: Sequence[Sequence[str]]
+    ) -> dict[str, float]:
+        """What several samples a prompt show, in percent: diversity, and maj@k where they answer.
+
+        Args:
+          targets: reference texts.
+          samples: k generated texts a prompt, in the same order.
+
+        Returns:
+          distinct_1 and distinct_2; self_bleu, if k is 2 or more; maj@k, if the task has answers.
+        """
+        values = sample_metrics.distinct(samples)
+        if len(samples[0]) > 1:
+            values.update(sample_metrics.self_bleu(samples))
+        if self.answer_of is not None:
+            values.update(
+                sample_metrics.majority(targets, samples, self.answer_of, self.reference_answer_of)
+            )
+        return values
+
+
+def make_task(
+    name: str,
+    source: Any,
+    texts: Callable[[Any], Any],
+    vocabulary: Any,
+    metric_fns: Sequence[Callable[..., Any]],
+    **fields: Any,
+) -> TaskSpec:
+    """Register a seqio task over rows that become texts; it replaces one of the same name.
+
+    Args:
+      name: the task's name in seqio's registry.
+      source: a seqio data source.
+      texts: function of a row, or a batch of rows, to {inputs, targets, empty}.
+      vocabulary: a seqio vocabulary.
+      metric_fns: functions of (targets, predictions) to a dictionary.
+      **fields: further fields of the `TaskSpec`.
+    """
+    feature = seqio.Feature(vocabulary, add_eos=True, required=True)
+    seqio.TaskRegistry.remove(name)  # gin builds the task anew at each use of its macro
+    task = seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[
+            lambda dataset: dataset.map(texts),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+        ],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=list(metric_fns),
+    )
+    return TaskSpec(name, vocabulary, task, texts, **fields)
