@@ -1,0 +1,222 @@
+"""Beam search: one compiled `lax.while_loop` that stops when no live beam can still improve."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from gkd.decode.sampling import EOS_ID
+from gkd.models.interface import Encoded, Seq2SeqModel, project
+
+_IMPOSSIBLE = -jnp.inf
+
+
+@flax.struct.dataclass
+class Beams:
+    """The K outputs that the search kept of every prompt, best first.
+
+    Where fewer than K outputs exist, the last places are empty: tokens 0, length 0, log-probability
+    and score −inf.
+
+    Attributes:
+      tokens: int32 [B, K, T], through EOS, then 0.
+      log_probs: float32 [B, K], log Q(output | prompt) over the usable ids, EOS included.
+      scores: float32 [B, K], log_probs ÷ ((5 + length) ÷ 6)**length_penalty.
+      lengths: int32 [B, K], tokens through EOS (which counts), or T where a beam was cut off.
+    """
+
+    tokens: Any
+    log_probs: Any
+    scores: Any
+    lengths: Any
+
+
+@flax.struct.dataclass
+class _Search:
+    """What a step changes.
+
+    Attributes:
+      step: int32 [], tokens written so far.
+      tokens: int32 [B, K, T] of the live beams, most probable first.
+      log_probs: float32 [B, K] of the live beams; −inf where there is none.
+      last: int32 [B·K], the decoder's next input.
+      finished: the best `Beams` with an EOS so far.
+      cache: of the model, row = prompt·K + beam.
+    """
+
+    step: Any
+    tokens: Any
+    log_probs: Any
+    last: Any
+    finished: Any
+    cache: Any
+
+
+def _check(max_length, beams, length_penalty, eos_id, vocab):
+    if max_length < 1:
+        raise ValueError(f"max_length is {max_length}: write at least one token")
+    if beams < 1:
+        raise ValueError(f"beams is {beams}: use 1 or more")
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(f"length_penalty is {length_penalty}: use 0 (none) or more, T5's is 0.6")
+    if not 0 <= eos_id < vocab:
+        raise ValueError(f"eos_id is {eos_id}: use one of the vocabulary's {vocab} ids")
+
+
+def _score(log_probs, length, length_penalty):
+    """Log-probabilities by length, Wu et al. 2016 (arXiv:1609.08144), Eq. 14."""
+    return log_probs / ((5.0 + length) / 6.0) ** length_penalty
+
+
+def _take(tree, index):
+    """The entries index [B, M] of every leaf [B, N, …] -> [B, M, …]."""
+
+    def take(leaf):
+        of_row = jax.vmap(lambda row, i: row.at[i].get(mode="promise_in_bounds"))
+        return of_row(leaf, index)
+
+    return jax.tree.map(take, tree)
+
+
+def _take_rows(cache, parents):
+    """The cache of every beam's parent: leaves [B·K, …], parents [B, K]; scalars are kept."""
+    split = jax.tree.map(lambda x: x.reshape(*parents.shape, *x.shape[1:]) if x.ndim else x, cache)
+    taken = jax.tree.map(lambda x: _take(x, parents) if x.ndim else x, split)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim else x, taken)
+
+
+def _merge(first, second, key):
+    """The K best by key([B, N] scores) of two `Beams`; of equals those of the first."""
+    count = first.scores.shape[1]
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), first, second)
+    return _take(both, jax.lax.top_k(key(both.scores), count)[1])
+
+
+def _start(batch, beams, max_length, cache):
+    """One live beam a prompt, with nothing written; nothing finished."""
+    tokens = jnp.zeros((batch, beams, max_length), jnp.int32)
+    nothing = jnp.full((batch, beams), _IMPOSSIBLE, jnp.float32)
+    return _Search(
+        step=jnp.int32(0),
+        tokens=tokens,
+        log_probs=nothing.at[:, 0].set(0.0),
+        last=jnp.zeros(batch * beams, jnp.int32),
+        finished=Beams(tokens, nothing, nothing, jnp.zeros((batch, beams), jnp.int32)),
+        cache=cache,
+    )
+
+
+def _advance(search, log_probs, cache, eos_id, length_penalty):
+    """Extends the live beams, given log Q of the next token [B, K, V], and sorts out the ended."""
+    batch, beams, vocab = log_probs.shape
+    log_probs = (search.log_probs[..., None] + log_probs).reshape(batch, beams * vocab)
+    # Each beam has one EOS: of twice as many candidates, enough are left to go on with.
+    log_probs, index = jax.lax.top_k(log_probs, 2 * beams)  # [B, 2·K]
+    parents, token = index // vocab, index % vocab
+    tokens = _take(search.tokens, parents)  # [B, 2·K, T]
+    tokens = jax.lax.dynamic_update_slice(tokens, token[..., None], (0, 0, search.step))
+
+    ended, length = token == eos_id, search.step + 1
+    scores = jnp.where(ended, _score(log_probs, length, length_penalty), _IMPOSSIBLE)
+    new = Beams(tokens, log_probs, scores, jnp.full_like(token, length))
+
+    live, chosen = jax.lax.top_k(jnp.where(ended, _IMPOSSIBLE, log_probs), beams)  # [B, K]
+    tokens, token, parents = _take((tokens, token, parents), chosen)
+    return _Search(
+        step=length,
+        tokens=tokens,
+        log_probs=live,
+        last=token.reshape(-1),
+        finished=_merge(search.finished, new, key=lambda scores: scores),
+        cache=_take_rows(cache, parents),
+    )
+
+
+def _conclude(search, length_penalty):
+    """What finished, then, in places left free, the live beams: they were cut off."""
+    max_length = search.tokens.shape[-1]
+    scores = _score(search.log_probs, max_length, length_penalty)
+    lengths = jnp.full_like(search.finished.lengths, max_length)
+    cut_off = Beams(search.tokens, search.log_probs, scores, lengths)
+    found = _merge(search.finished, cut_off, key=lambda scores: jnp.isfinite(scores).astype(int))
+    exists = jnp.isfinite(found.scores)
+    return Beams(
+        tokens=jnp.where(exists[..., None], found.tokens, 0),
+        log_probs=jnp.where(exists, found.log_probs, _IMPOSSIBLE),
+        scores=found.scores,
+        lengths=jnp.where(exists, found.lengths, 0),
+    )
+
+
+def beam_search(
+    model: Seq2SeqModel,
+    params: Any,
+    encoded: Encoded,
+    *,
+    max_length: int,
+    valid: Bool[Array, " vocab"],
+    beams: int = 4,
+    length_penalty: float = 0.6,
+    eos_id: int = EOS_ID,
+) -> Beams:
+    """Writes the K most probable outputs it can find for every prompt, as T5X's beam search does.
+
+    Each step extends the K live beams and keeps the 2·K most probable candidates: those that end
+    compete, by score, for K finished places, the K best others live on. A score is
+    log Q(output) ÷ ((5 + length) ÷ 6)**length_penalty, and length counts EOS, as in T5X
+    (`decoding.brevity_penalty`). (Hugging Face's transformers divide by length**length_penalty, and
+    let an EOS end a beam only where it is among the K most probable candidates.)
+
+    The search of a prompt is over when its best live log-probability, scored as if it were final at
+    max_length, the most favourable length, does not exceed its worst of K finished scores; the loop
+    ends with the last prompt's search. What the batch's other prompts do changes nothing.
+
+    Beams cut off at max_length never displace one with an EOS: they fill the places that are free,
+    best first, their score taken at length max_length. (T5X shows them only where nothing finished,
+    and gives their log-probability as the score.) So scores fall within either group only.
+
+    With beams=1 and length_penalty=0 this is greedy, but for EOS as the second choice: that output
+    is kept too, and returned if the greedy one turns out to be less probable (as in T5X).
+
+    Args:
+      model: the functions of the model; what it caches has the row (prompt·K + beam) as the first
+        axis, or none at all.
+      params: its parameters; no gradient flows through the search.
+      encoded: B encoded prompts.
+      max_length: T, at most so many tokens, EOS included.
+      valid: bool [V], ids that may be written; pad and unusable ids are false.
+      beams: K, how many beams live and how many outputs are returned.
+      length_penalty: 0 ranks by log-probability; the larger, the longer the outputs.
+      eos_id: ends an output; it is kept, everything after it is 0.
+
+    Returns:
+      The outputs, best first, with log-probabilities over the usable ids, scores and lengths.
+
+    Raises:
+      ValueError: for a length, number of beams, penalty or EOS id that means nothing.
+    """
+    _check(max_length, beams, length_penalty, eos_id, valid.shape[0])
+    batch = encoded.mask.shape[0]
+    params, encoded = jax.lax.stop_gradient((params, encoded))
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), encoded)
+    weights, cache = model.init_cache(params, repeated, max_length)
+    head = model.head(params)
+
+    def unfinished(search):
+        reachable = _score(search.log_probs[:, 0], max_length, length_penalty)
+        improvable = reachable > search.finished.scores[:, -1]
+        return (search.step < max_length) & jnp.any(improvable)
+
+    def write_one(search):
+        hidden, cache = model.decode_step(weights, search.cache, search.last, search.step)
+        logits = jnp.where(valid, project(hidden, head), _IMPOSSIBLE)  # [B·K, V]
+        log_probs = jax.nn.log_softmax(logits).reshape(batch, beams, -1)
+        return _advance(search, log_probs, cache, eos_id, length_penalty)
+
+    start = _start(batch, beams, max_length, cache)
+    return _conclude(jax.lax.while_loop(unfinished, write_one, start), length_penalty)
