@@ -53,6 +53,13 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
     return json.loads((epath.Path(folder) / item / _JSON_FILES[item]).read_text())
 
 
+def write_item(folder: epath.PathLike, item: str, value: dict[str, Any]) -> None:
+    """Writes one of a step folder's JSON items, as `read_item` reads it."""
+    place = epath.Path(folder) / item
+    place.mkdir()
+    (place / _JSON_FILES[item]).write_text(json.dumps(value))
+
+
 def better_or_equal(value: float, other: float, mode: str) -> bool:
     """Whether `value` is at least as good as `other`."""
     return value >= other if mode == "max" else value <= other

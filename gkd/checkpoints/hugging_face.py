@@ -31,13 +31,14 @@ from gkd.models.t5 import T5Config
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "spiece.model"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # What a tokenizer of transformers needs beside the weights; copied as it is.
 TOKENIZER_FILES = (
     VOCABULARY_FILE,
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
 )
@@ -51,6 +52,11 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 def is_hugging_face(path: epath.PathLike) -> bool:
     """Whether `path` is a folder with a config.json."""
     return (epath.Path(path) / CONFIG_FILE).exists()
+
+
+def find_pickle(directory: epath.Path) -> str | None:
+    """The first file in a folder that is a pickle by its name."""
+    return min((path.name for kind in _PICKLES for path in directory.glob(kind)), default=None)
 
 
 def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
@@ -88,13 +94,15 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     check_tensors(tensors, config, directory)
     _check_copies(files, config.embedding_copies, directory)
     vocabulary = directory / VOCABULARY_FILE
+    tokenizer = _tokenizer(raw, directory)
     return Checkpoint(
         path=directory,
         format="huggingface",
         config=config,
         tensors=tensors,
         vocabulary=vocabulary if vocabulary.exists() else None,
-        bytes_vocabulary=_tokenizer_class(raw, directory).startswith("ByT5"),
+        bytes_vocabulary=str(tokenizer.get("tokenizer_class")).startswith("ByT5"),
+        sentinels=int(tokenizer.get("extra_ids", 100 if config.family == "t5" else 0)),
     )
 
 
@@ -110,10 +118,11 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     return value
 
 
-def _tokenizer_class(raw: Mapping[str, Any], directory: epath.Path) -> str:
-    path = directory / "tokenizer_config.json"
+def _tokenizer(raw: Mapping[str, Any], directory: epath.Path) -> dict[str, Any]:
+    """What the checkpoint says of its tokenizer."""
+    path = directory / TOKENIZER_CONFIG_FILE
     own = _read_json(path) if path.exists() else {}
-    return own.get("tokenizer_class") or raw.get("tokenizer_class") or ""
+    return {"tokenizer_class": raw.get("tokenizer_class"), **own}
 
 
 def _open_files(directory: epath.Path) -> dict[str, Tensor]:
@@ -121,10 +130,10 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
     index = directory / INDEX_FILE
     if not index.exists():
         if not (directory / WEIGHTS_FILE).exists():
-            pickles = sorted(path.name for kind in _PICKLES for path in directory.glob(kind))
-            if pickles:
+            pickle = find_pickle(directory)
+            if pickle:
                 raise ValueError(
-                    f"{directory} has its weights in {pickles[0]}, a pickle, which can run any "
+                    f"{directory} has its weights in {pickle}, a pickle, which can run any "
                     f"code when it is read: save them as {WEIGHTS_FILE} first"
                 )
         return open_safetensors(directory / WEIGHTS_FILE)
@@ -162,8 +171,10 @@ def save_hf(
     config: T5Config,
     params: Any,
     tokenizer_from: epath.PathLike | None = None,
-    tokenizer_class: str | None = None,
-    largest_file: float = LARGEST_FILE,
+    sentencepiece: epath.PathLike | None = None,
+    sentinels: int | None = None,
+    bytes_vocabulary: bool = False,
+    largest_file: float | int = LARGEST_FILE,
 ) -> None:
     """Writes a Hugging Face directory that transformers loads; tensor by tensor, all or nothing.
 
@@ -172,7 +183,9 @@ def save_hf(
       config: the architecture; `family` and `embedding_copies` come back as they were read.
       params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
       tokenizer_from: a folder whose spiece.model and tokenizer files are copied.
-      tokenizer_class: what config.json names, 'T5Tokenizer' or 'ByT5Tokenizer'.
+      sentencepiece: a sentencepiece model, where there is no such folder.
+      sentinels: how many ids follow the sentencepiece's own.
+      bytes_vocabulary: whether ids are bytes (ByT5), which no file describes.
       largest_file: more bytes than this are split over several files with an index.
 
     Raises:
@@ -193,6 +206,12 @@ def save_hf(
         _write_weights(folder, theirs, largest_file)
         if tokenizer_from is not None:
             writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
+        tokenizer_class = "ByT5Tokenizer" if bytes_vocabulary else "T5Tokenizer"
+        if sentencepiece is not None and not (folder / VOCABULARY_FILE).exists():
+            (folder / VOCABULARY_FILE).write_bytes(epath.Path(sentencepiece).read_bytes())
+        if sentinels is not None and not (folder / TOKENIZER_CONFIG_FILE).exists():
+            tokenizer = {"tokenizer_class": tokenizer_class, "extra_ids": sentinels}
+            (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(tokenizer, indent=2) + "\n")
         dtypes = {tensor.dtype.name for tensor in theirs.values()}
         raw = write_config(config, dtypes.pop() if len(dtypes) == 1 else None, tokenizer_class)
         (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n")
@@ -203,7 +222,7 @@ def save_hf(
 _GENERATION = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 
 
-def _write_weights(folder: epath.Path, tensors: Mapping[str, Tensor], largest: float) -> None:
+def _write_weights(folder: epath.Path, tensors: Mapping[str, Tensor], largest: float | int) -> None:
     parts = split_by_size(tensors, largest)
     if len(parts) == 1:
         write_safetensors(folder / WEIGHTS_FILE, parts[0])

@@ -65,12 +65,15 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
     return folders.read_item(folder, folders.DESCRIPTION_ITEM)["description"]
 
 
-def find_step(path: epath.PathLike, step: int | Literal["best"] | None = None) -> epath.Path:
-    """The step folder that `restore_params` would read; only sizes are checked, not hashes.
+def find_step(
+    path: epath.PathLike, step: int | Literal["best"] | None = None, thorough: bool = False
+) -> epath.Path:
+    """The step folder that `restore_params` would read.
 
     Args:
       path: a run directory, its checkpoints folder, or one step folder (then `step` is ignored).
       step: see `restore_params`.
+      thorough: whether to check every file's hash, else only sizes.
 
     Returns:
       The absolute path of the step folder; its name is the step.
@@ -78,7 +81,7 @@ def find_step(path: epath.PathLike, step: int | Literal["best"] | None = None) -
     Raises:
       As `restore_params`.
     """
-    return _intact_folder(path, step, thorough=False)
+    return _intact_folder(path, step, thorough)
 
 
 def _intact_folder(

@@ -157,7 +157,7 @@ def byte_size(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def split_by_size(tensors: Mapping[str, Tensor], most: float) -> list[dict[str, Tensor]]:
+def split_by_size(tensors: Mapping[str, Tensor], most: float | int) -> list[dict[str, Tensor]]:
     """Distributes tensors over files of at most `most` bytes each (a larger tensor has its own)."""
     parts: list[dict[str, Tensor]] = [{}]
     filled = 0

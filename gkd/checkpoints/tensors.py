@@ -47,6 +47,7 @@ class Checkpoint:
       tensors: by name, 'encoder/layers_0/attention/query/kernel': T5X's names joined by '/'.
       vocabulary: the sentencepiece model that lies beside it; None where there is none.
       bytes_vocabulary: whether the checkpoint says that its ids are bytes (ByT5).
+      sentinels: how many ids its tokenizer adds after the sentencepiece's own.
       description: what the run that wrote it said of it (this project's format), else None.
     """
 
@@ -56,6 +57,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     vocabulary: epath.Path | None = None
     bytes_vocabulary: bool = False
+    sentinels: int = 100
     description: Mapping[str, Any] | None = None
 
 
@@ -77,6 +79,7 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+@functools.lru_cache(maxsize=8)
 def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of an architecture, its layers unstacked."""
     model = as_seq2seq(dataclasses.replace(config, stacked_layers=False, remat=False))
@@ -141,9 +144,7 @@ def read_finite(tensor: Tensor) -> np.ndarray:
     # One pass and no copy: the sum of finite values is finite (in float64), else something is not.
     if not np.isfinite(np.sum(array, dtype=np.float64)):
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise ValueError(
-            f"{name} has {bad} of {array.size} values that are not finite: {tensor.where}"
-        )
+        raise ValueError(f"{tensor.where} has {bad} of {array.size} values that are not finite")
     return array
 
 

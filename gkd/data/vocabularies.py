@@ -37,12 +37,12 @@ def t5(path: str | None = None, extra_ids: int = 100) -> Any:
             f"no T5 vocabulary: set {ENVIRONMENT} or vocabularies.t5.path to a sentencepiece "
             "model file (spiece.model of a T5 checkpoint)"
         )
-    return _sentencepiece(path, extra_ids)
+    return sentencepiece(path, extra_ids)
 
 
 def arithmetic() -> Any:
     """The small sentencepiece shipped with the package, for the arithmetic task only."""
-    return _sentencepiece(str(_ARITHMETIC), extra_ids=0)
+    return sentencepiece(str(_ARITHMETIC), extra_ids=0)
 
 
 def byte_level(extra_ids: int = 0) -> Any:
@@ -54,7 +54,16 @@ def byte_level(extra_ids: int = 0) -> Any:
     return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
-def _sentencepiece(path: str, extra_ids: int) -> Any:
+def sentencepiece(path: str, extra_ids: int = 0) -> Any:
+    """The vocabulary of a sentencepiece model file whose pad, eos and unk are T5's 0, 1 and 2.
+
+    Args:
+      path: the file.
+      extra_ids: sentinels added after the pieces.
+
+    Raises:
+      FileNotFoundError, ValueError: as `t5`.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"vocabulary {path} does not exist: set {ENVIRONMENT} or vocabularies.t5.path to a "
@@ -128,6 +137,16 @@ def _piece(vocabulary: Any, index: int) -> str:
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return vocabulary.tokenizer.id_to_piece(index)
     return f"<byte id {index}>"
+
+
+def is_byte_level(vocabulary: Any) -> bool:
+    """Whether ids are UTF-8 bytes, so that no file describes them."""
+    return isinstance(vocabulary, seqio.ByteVocabulary)
+
+
+def sentencepiece_file(vocabulary: Any) -> str | None:
+    """The sentencepiece model that a vocabulary was read from; None for bytes."""
+    return None if is_byte_level(vocabulary) else vocabulary.sentencepiece_model_file
 
 
 def encode_texts(vocabulary: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -27,6 +27,9 @@ def evaluate(
     evaluation_batch_size: int | None = None,
     teacher: str | None = None,
     step: int | str | None = "best",
+    student_dtype: str | None = None,
+    teacher_dtype: str | None = None,
+    teacher_step: int | str | None = None,
     split: str = "validation",
     max_examples: int | None = None,
     temperature: float = 0.0,
@@ -39,13 +42,14 @@ def evaluate(
     """Generates with a checkpoint on a split, prints its metrics and samples, writes them as JSON.
 
     Args:
-      checkpoint: a run directory, its checkpoints folder or one step folder.
+      checkpoint: a run directory, one step folder, a Hugging Face directory, a T5X checkpoint.
       task: what to measure on.
       input_length, target_length: in tokens.
       batch_size: rows of a batch.
       evaluation_batch_size: the same, where it differs from training's.
       teacher: also measured, and the divergences between the two on the student's own samples.
       step: which checkpoint of the directory: 'best', a number, or None for the newest.
+      student_dtype, teacher_dtype, teacher_step: as in training.
       split: of the task.
       max_examples: the first so many; None uses all.
       temperature: of the outputs; 0 is greedy.
@@ -65,8 +69,14 @@ def evaluate(
         raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
     mesh = meshes.make_mesh(model=model_parallelism)
     rules = meshes.rules_for(fully_sharded)
-    student = models.load_model("STUDENT", mesh, rules, task, None, checkpoint, step)
-    expert = teacher and models.load_model("TEACHER", mesh, rules, task, None, teacher)
+    student = models.load_model(
+        "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=student_dtype
+    )
+    teacher_dtype = teacher_dtype or models.inference_dtype()
+    expert = teacher and models.load_model(
+        "TEACHER", mesh, rules, task, None, teacher, teacher_step,
+        dtype=teacher_dtype, params_dtype=teacher_dtype,
+    )  # fmt: skip
     evaluation = evaluations.make_evaluation(
         task, split, mesh, rules, models.shared_valid_ids(student, expert, task),
         batch_size=evaluation_batch_size or batch_size, input_length=input_length,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gkd.checkpoints.params import find_step, read_description, restore_params
+from gkd.checkpoints import formats
+from gkd.checkpoints.run_format import VOCABULARY_FILE
+from gkd.checkpoints.tensors import Checkpoint, check_tensors, read_onto
 from gkd.data import vocabularies
 from gkd.data.tasks import TaskSpec
 from gkd.models.interface import Seq2SeqModel
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +35,7 @@ class LoadedModel:
       model: its functions.
       shardings: of its parameters on the mesh.
       params: on the mesh; None for a student, whose parameters live in the training state.
-      checkpoint: the step folder it comes from, None where it starts at random.
+      checkpoint: the folder it comes from (a run's step folder), None where it starts at random.
     """
 
     config: T5Config
@@ -39,17 +45,49 @@ class LoadedModel:
     checkpoint: str | None
 
 
-def describe(config: T5Config, task: TaskSpec) -> dict[str, Any]:
+def describe(config: T5Config, vocabulary: Any) -> dict[str, Any]:
     """What a checkpoint says of itself: architecture and vocabulary, as JSON."""
-    return {"model": dataclasses.asdict(config), "vocabulary": describe_vocabulary(task)}
-
-
-def describe_vocabulary(task: TaskSpec) -> dict[str, Any]:
-    """Size and fingerprint of a task's vocabulary: equal if and only if every piece is."""
+    known = vocabulary is not None
     return {
-        "size": int(task.vocabulary.vocab_size),
-        "sha256": vocabularies.fingerprint(task.vocabulary),
+        "model": dataclasses.asdict(config),
+        "vocabulary": describe_vocabulary(vocabulary) if known else None,
     }
+
+
+def describe_vocabulary(vocabulary: Any) -> dict[str, Any]:
+    """Size and fingerprint of a vocabulary: equal if and only if every piece is."""
+    return {
+        "size": int(vocabulary.vocab_size),
+        "sha256": vocabularies.fingerprint(vocabulary),
+        "bytes": vocabularies.is_byte_level(vocabulary),
+    }
+
+
+def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
+    """Puts the sentencepiece model beside a run's checkpoints, so that it travels with them."""
+    source = vocabularies.sentencepiece_file(vocabulary)
+    target = directory / VOCABULARY_FILE
+    if source is not None and not target.exists():
+        temporary = target.with_suffix(".tmp")
+        temporary.write_bytes(pathlib.Path(source).read_bytes())
+        temporary.replace(target)
+
+
+def open_model(role: str, checkpoint: str, step: int | str | None = None) -> Checkpoint:
+    """Opens a checkpoint of any format; nothing but its headers is read.
+
+    Args:
+      role: 'STUDENT', 'TEACHER' or 'MODEL', for messages.
+      checkpoint: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
+      step: which step of a run, see `gkd.checkpoints.params.restore_params`.
+
+    Raises:
+      FileNotFoundError, ValueError: in one line that names the role.
+    """
+    try:
+        return formats.open_checkpoint(checkpoint, step)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{role}: {error}") from error
 
 
 def load_model(
@@ -57,10 +95,14 @@ def load_model(
     mesh: Mesh,
     rules: Mapping[str, str | None],
     task: TaskSpec,
-    architecture: T5Config | None,
+    architecture: Any,
     checkpoint: str | None,
     step: int | str | None = None,
+    *,
     dtype: str | None = None,
+    params_dtype: str | None = None,
+    stacked_layers: bool | None = None,
+    remat: bool | None = None,
     with_params: bool = True,
 ) -> LoadedModel:
     """Builds a model and reads its parameters onto the mesh.
@@ -70,10 +112,13 @@ def load_model(
       mesh: from `make_mesh`.
       rules: logical axis -> mesh axis.
       task: its vocabulary must be the one the checkpoint was trained with.
-      architecture: of a model that starts at random; a checkpoint brings its own.
-      checkpoint: a run directory, its checkpoints folder or a step folder; None for random.
-      step: which of the checkpoint's steps, see `restore_params`.
-      dtype: of parameters and computation, where it should not be the architecture's own.
+      architecture: the T5Config of a model that starts at random (a checkpoint brings its own), or
+        a T5XModel (`gkd.models.t5x_adapter`), which runs with a checkpoint's parameters too.
+      checkpoint: see `open_model`; None for random.
+      step: which of a run's steps.
+      dtype: of the computation, where it should not be the architecture's own.
+      params_dtype: of the parameters; None is float32.
+      stacked_layers, remat: how to run it (`T5Config`), where not as its architecture says.
       with_params: false leaves the parameters to `initial_params`.
 
     Returns:
@@ -85,41 +130,116 @@ def load_model(
     """
     if checkpoint is None and architecture is None:
         raise ValueError(f"set {role} (a checkpoint) or {role}_MODEL (an architecture)")
+    opened = None
     if checkpoint is not None:
-        checkpoint = str(find_step(checkpoint, step))
-        description = read_description(checkpoint)
-        _check_vocabulary(role, checkpoint, description["vocabulary"], task)
-        saved = description["model"]  # JSON knows no tuples
-        architecture = T5Config(**{**saved, "mlp_activations": tuple(saved["mlp_activations"])})
-    if dtype is not None:
-        architecture = dataclasses.replace(architecture, dtype=dtype)
-    if architecture.vocab_size < task.vocabulary.vocab_size:
+        opened = open_model(role, checkpoint, step)
+        _check_vocabulary(role, opened, task)
+    ways = {"dtype": dtype, "stacked_layers": stacked_layers, "remat": remat}
+    config, model = _build(role, opened, architecture, ways)
+    if config.vocab_size < task.vocabulary.vocab_size:
         raise ValueError(
-            f"{role} has {architecture.vocab_size} ids, the vocabulary of task {task.name} "
+            f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
             f"{task.vocabulary.vocab_size}: set {role}_MODEL's vocab_size to that or more"
         )
-    model = as_seq2seq(architecture)
+    loaded = _placed(config, model, mesh, rules, opened and str(opened.path))
+    if with_params and opened is not None:
+        return dataclasses.replace(loaded, params=_read_params(loaded, opened, params_dtype))
+    return loaded
+
+
+def load_checkpoint(
+    opened: Checkpoint, mesh: Mesh, rules: Mapping[str, str | None], dtype: str | None = None
+) -> LoadedModel:
+    """Reads an opened checkpoint onto the mesh to be used as it is, without a task.
+
+    Args:
+      opened: from `open_model`.
+      mesh, rules: where it runs.
+      dtype: of parameters and computation; by default `inference_dtype()`.
+    """
+    dtype = dtype or inference_dtype()
+    config, model = _build("MODEL", opened, None, {"dtype": dtype})
+    loaded = _placed(config, model, mesh, rules, str(opened.path))
+    return dataclasses.replace(loaded, params=_read_params(loaded, opened, dtype))
+
+
+def inference_dtype() -> str:
+    """The dtype of models that do not learn: bfloat16 on accelerators, float32 on CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
+    """The vocabulary to use a checkpoint with.
+
+    Args:
+      opened: the checkpoint.
+      given: a sentencepiece model file, or 'bytes'; None takes the checkpoint's own, or else the
+        file that the environment's GKD_VOCABULARY names.
+
+    Raises:
+      FileNotFoundError: none is known, or the file does not exist.
+      ValueError: the vocabulary has more ids than the model.
+    """
+    if given == "bytes" or (given is None and opened.bytes_vocabulary):
+        vocabulary = vocabularies.byte_level()
+    elif given is None and opened.vocabulary is not None:
+        vocabulary = vocabularies.sentencepiece(str(opened.vocabulary), _sentinels(opened))
+    else:
+        vocabulary = vocabularies.t5(given, _sentinels(opened))
+    vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # says what does not fit
+    return vocabulary
+
+
+def _sentinels(opened: Checkpoint) -> int:
+    """How many ids follow the sentencepiece's own: what the run said, else what its family has."""
+    described = (opened.description or {}).get("vocabulary")
+    if described and opened.vocabulary is not None:
+        own = vocabularies.sentencepiece(str(opened.vocabulary)).vocab_size
+        return described["size"] - own
+    return opened.sentinels
+
+
+def _build(role, opened, architecture, ways):
+    """(config, model functions) of a checkpoint, an architecture, or both for a T5X module."""
+    if not isinstance(architecture, T5Config | None):
+        if any(value is not None for value in ways.values()):
+            wrong = next(name for name, value in ways.items() if value is not None)
+            raise ValueError(f"{role}_MODEL is a T5X module: set its {wrong} in its own gin")
+        if opened is not None:
+            check_tensors(opened.tensors, architecture.config, opened.path)
+        return architecture.config, architecture.model
+    config = architecture
+    if opened is not None:
+        config = opened.config
+        saved = (opened.description or {}).get("model", {})
+        own = {name: saved.get(name, False) for name in ("stacked_layers", "remat")}
+        config = dataclasses.replace(config, **own)
+    config = dataclasses.replace(config, **{k: v for k, v in ways.items() if v is not None})
+    return config, as_seq2seq(config)
+
+
+def _placed(config, model, mesh, rules, checkpoint) -> LoadedModel:
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
-    params = None
-    if with_params and checkpoint is not None:
-        params = _read_params(nn.meta.unbox(boxed), shardings, checkpoint, dtype)
-    return LoadedModel(architecture, model, shardings, params, checkpoint)
+    return LoadedModel(config, model, shardings, None, checkpoint)
 
 
-def _read_params(shapes, shardings, checkpoint, dtype=None):
+def _read_params(loaded: LoadedModel, opened: Checkpoint, dtype: str | None) -> Any:
+    shapes = jax.eval_shape(lambda: random_params(loaded, 0))
     wanted = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
             leaf.shape, dtype or leaf.dtype, sharding=sharding
         ),
         shapes,
-        shardings,
+        loaded.shardings,
     )
-    return restore_params(checkpoint, wanted)
+    return read_onto(opened.tensors, wanted)
 
 
 def with_dropout(loaded: LoadedModel, rate: float) -> LoadedModel:
     """The same model with this dropout rate; parameters do not depend on it."""
+    if rate == loaded.config.dropout_rate:
+        return loaded
     config = dataclasses.replace(loaded.config, dropout_rate=rate)
     return dataclasses.replace(loaded, config=config, model=as_seq2seq(config))
 
@@ -132,8 +252,7 @@ def random_params(loaded: LoadedModel, seed: int) -> Any:
 def initial_params(loaded: LoadedModel, seed: int) -> Any:
     """The student's parameters at step 0: its checkpoint's, or random ones made on the mesh."""
     if loaded.checkpoint is not None:
-        shapes = jax.eval_shape(lambda: random_params(loaded, seed))
-        return _read_params(shapes, loaded.shardings, loaded.checkpoint)
+        return _read_params(loaded, open_model("STUDENT", loaded.checkpoint), None)
     return jax.jit(lambda: random_params(loaded, seed), out_shardings=loaded.shardings)()
 
 
@@ -152,12 +271,37 @@ def shared_valid_ids(student: LoadedModel, teacher: LoadedModel | None, task: Ta
     return jnp.asarray(np.asarray(vocabularies.valid_ids(task.vocabulary, size)))
 
 
-def _check_vocabulary(role, checkpoint, saved, task):
-    here = describe_vocabulary(task)
-    if saved != here:
+def _check_vocabulary(role: str, opened: Checkpoint, task: TaskSpec) -> None:
+    """Compares a checkpoint's vocabulary with the task's, piece by piece where both are known."""
+    difference = _vocabulary_difference(role, opened, task.vocabulary)
+    if difference:
         raise ValueError(
-            f"{role} {checkpoint} was trained with a vocabulary of {saved['size']} ids "
-            f"(sha256 {saved['sha256'][:12]}), task {task.name} has {here['size']} "
-            f"({here['sha256'][:12]}): distillation needs one vocabulary; use the task's with "
-            "which that model was trained"
+            f"{role} {opened.path} has another vocabulary than task {task.name}: {difference}; "
+            "distillation needs one vocabulary, use the task's with which that model was trained"
         )
+
+
+def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | None:
+    """What differs, in words; None where nothing does, or nothing is known of the checkpoint's."""
+    described = (opened.description or {}).get("vocabulary")
+    here = describe_vocabulary(wanted)
+    if described and (described["size"], described["sha256"]) == (here["size"], here["sha256"]):
+        return None
+    if opened.bytes_vocabulary or here["bytes"]:
+        if opened.bytes_vocabulary and here["bytes"]:
+            return None
+        if opened.bytes_vocabulary or opened.vocabulary or described:
+            return "one is bytes, the other pieces"
+    if opened.vocabulary is not None:
+        extra = wanted.extra_ids
+        own = vocabularies.sentencepiece(str(opened.vocabulary), extra)
+        difference = vocabularies.same_vocabulary(own, wanted)
+        if difference or not described:
+            return difference
+    if described:
+        return (
+            f"the model's has {described['size']} ids (sha256 {described['sha256'][:12]}), "
+            f"the task's {here['size']} ({here['sha256'][:12]})"
+        )
+    _LOG.warning("%s %s names no vocabulary: the task's is taken on trust", role, opened.path)
+    return None

@@ -22,7 +22,6 @@ from gkd.jobs.metrics_log import MetricsLog
 from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
 from gkd.jobs.training_loop import TEACHER_FILE, Intervals, TrainingLoop, write_json
-from gkd.models.t5 import T5Config
 from gkd.parallel import mesh as meshes
 
 CHECKPOINTS = "checkpoints"
@@ -36,9 +35,10 @@ def train(
     train_steps: int,
     batch_size: int,
     learning_rate: float,
-    student_model: T5Config | None = None,
+    student_model: Any = None,
     student: str | None = None,
     teacher: str | None = None,
+    teacher_model: Any = None,
     divergence: Any = None,
     beta: float | None = None,
     on_policy_fraction: Any = 0.0,
@@ -66,7 +66,12 @@ def train(
     sample_rows: int = 4,
     model_parallelism: int = 1,
     fully_sharded: bool = False,
+    student_dtype: str | None = None,
     teacher_dtype: str | None = None,
+    student_stacked: bool | None = None,
+    teacher_stacked: bool | None = None,
+    remat: bool | None = None,
+    teacher_step: int | str | None = None,
     tensorboard: bool = True,
 ) -> dict[str, Any]:
     """Trains a student until `train_steps`, from the start or from where its directory stands.
@@ -78,9 +83,12 @@ def train(
       train_steps: the step at which the run is complete.
       batch_size: rows of a step, over all devices and microbatches.
       learning_rate: of the plateau.
-      student_model: the architecture of a student that starts at random.
-      student: the checkpoint that the student starts from instead (it brings its architecture).
-      teacher: the teacher's checkpoint; needed with a divergence.
+      student_model: the architecture (a T5Config) of a student that starts at random.
+      student: the checkpoint that the student starts from instead (it brings its architecture): a
+        run directory, a Hugging Face directory or a T5X checkpoint.
+      teacher: the teacher's checkpoint, of any of these formats; needed with a divergence.
+      teacher_model: None, or a T5X module (`t5x_adapter.adapt`) to run the teacher with; a
+        student_model may be one too.
       divergence: a function of gkd.distill.divergences; None is cross-entropy on the data (SFT).
       beta: of generalized_jsd, in (0, 1); None with every other divergence.
       on_policy_fraction: λ in [0, 1], or a function of the step.
@@ -102,7 +110,12 @@ def train(
       sample_rows: rows of the table of outputs.
       model_parallelism: devices along the model axis; the others are the data axis.
       fully_sharded: whether parameters are split over the data axis too.
-      teacher_dtype: of the teacher's parameters and computation, where not its own.
+      student_dtype: of the student's computation, 'float32' or 'bfloat16', where not its own; its
+        parameters are float32.
+      teacher_dtype: of the teacher's parameters and computation; None is bfloat16 on accelerators.
+      student_stacked, teacher_stacked: whether to run the layers in one scan (faster compilation).
+      remat: whether to recompute the student's activations in the backward pass, to save memory.
+      teacher_step: of a teacher that is a run: its newest (None), a number or 'best'.
       tensorboard: whether to write TensorBoard events beside the JSON lines.
 
     Returns:
@@ -123,13 +136,18 @@ def train(
     # A run that continues needs its start no more: its own checkpoint brings the architecture.
     source = str(own) if resumes and student is not None else student
     learner = models.load_model(
-        "STUDENT", mesh, rules, task, student_model, source, with_params=False
-    )
+        "STUDENT", mesh, rules, task, student_model, source, dtype=student_dtype,
+        stacked_layers=student_stacked, remat=remat, with_params=False,
+    )  # fmt: skip
     learner = models.with_dropout(learner, dropout_rate)
     expert = None
     if divergence is not None:
         pinned = _pinned_teacher(pathlib.Path(model_dir), teacher, resumes)
-        expert = models.load_model("TEACHER", mesh, rules, task, None, pinned, dtype=teacher_dtype)
+        teacher_dtype = None if teacher_model else teacher_dtype or models.inference_dtype()
+        expert = models.load_model(
+            "TEACHER", mesh, rules, task, teacher_model, pinned, teacher_step,
+            dtype=teacher_dtype, params_dtype=teacher_dtype, stacked_layers=teacher_stacked,
+        )  # fmt: skip
     valid = models.shared_valid_ids(learner, expert, task)
     schedule = optimizers.warmup_constant_cooldown(
         learning_rate, warmup_steps, train_steps, cooldown_steps
@@ -151,9 +169,10 @@ def train(
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
     with open_run(model_dir) as run, StopRequest() as stop:
         _pin_teacher(run.path, teacher, expert)
+        models.save_vocabulary(task.vocabulary, run.path)
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, keep_last, keep_best, best_metric, best_mode,
-            description=models.describe(learner.config, task),
+            description=models.describe(learner.config, task.vocabulary),
         )  # fmt: skip
         state, shardings, abstract = _initial_state(mesh, learner, transformation, seed)
         restored = store.restore(abstract)

@@ -1,0 +1,57 @@
+"""Which format a checkpoint has, by its files, and opening it whichever it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from etils import epath
+
+from gkd.checkpoints.hugging_face import find_pickle, is_hugging_face, open_hf
+from gkd.checkpoints.run_format import open_run_checkpoint
+from gkd.checkpoints.t5x_format import is_t5x, open_t5x
+from gkd.checkpoints.tensors import Checkpoint
+
+FORMATS = ("gkd", "huggingface", "t5x")
+
+
+def recognise(path: epath.PathLike) -> str:
+    """The format of the checkpoint at `path`, one of `FORMATS`.
+
+    Raises:
+      FileNotFoundError: there is nothing.
+      ValueError: it is a file, or holds only pickles.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path}: there is no such folder")
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {path} is a file: give the folder that holds the checkpoint")
+    if is_hugging_face(path):
+        return "huggingface"
+    if is_t5x(path):
+        return "t5x"
+    pickle = find_pickle(path)
+    if pickle:
+        raise ValueError(
+            f"{path} holds {pickle}, a pickle, which can run any code when it is read: save the "
+            "weights as safetensors, with their config.json, first"
+        )
+    return "gkd"
+
+
+def open_checkpoint(path: epath.PathLike, step: int | Literal["best"] | None = None) -> Checkpoint:
+    """Opens a checkpoint of any format; its tensors are read when they are needed.
+
+    Args:
+      path: a run directory or one of its step folders, a Hugging Face directory, a T5X checkpoint.
+      step: which step of a run; other formats have one.
+
+    Raises:
+      FileNotFoundError, ValueError: what is missing or wrong, in one line.
+    """
+    kind = recognise(path)
+    if kind == "huggingface":
+        return open_hf(path)
+    if kind == "t5x":
+        return open_t5x(path)
+    return open_run_checkpoint(path, step)

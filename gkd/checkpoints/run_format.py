@@ -1,0 +1,154 @@
+"""This project's own step folders as named tensors: opened lazily, written tensor by tensor."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import type_handlers
+
+from gkd.checkpoints import arrays, folders, hashes, writing
+from gkd.checkpoints.params import find_step, read_description
+from gkd.checkpoints.tensors import (
+    Checkpoint,
+    Tensor,
+    as_tensors,
+    check_tensors,
+    nest,
+    read_finite,
+    tensor_names,
+    unstacked,
+)
+from gkd.models.t5 import T5Config
+
+VOCABULARY_FILE = "spiece.model"
+
+
+def open_run_checkpoint(
+    path: epath.PathLike, step: int | Literal["best"] | None = None
+) -> Checkpoint:
+    """Opens one step of a run; its hashes are checked, its optimizer state is not read.
+
+    Args:
+      path: a run directory, its checkpoints folder, or one step folder.
+      step: None for the newest intact step, a number, or "best".
+
+    Returns:
+      The checkpoint, layers unstacked.
+
+    Raises:
+      FileNotFoundError, ValueError: as `gkd.checkpoints.params.restore_params`.
+    """
+    folder = find_step(path, step, thorough=True)
+    description = read_description(folder)
+    config = T5Config(**{**description["model"], "stacked_layers": False, "remat": False})
+    saved = arrays.read_saved_shapes(folder)
+    tensors = {
+        name: Tensor(
+            tuple(leaf.shape),
+            np.dtype(leaf.dtype),
+            f"{folder}: {name}",
+            functools.partial(_read, folder, name, tuple(leaf.shape), np.dtype(leaf.dtype)),
+        )
+        for name, leaf in tensor_names(saved.get("params", {})).items()
+    }
+    tensors = unstacked(tensors)
+    check_tensors(tensors, config, folder)
+    vocabulary = folder.parent.parent / VOCABULARY_FILE
+    return Checkpoint(
+        path=folder,
+        format="gkd",
+        config=config,
+        tensors=tensors,
+        vocabulary=vocabulary if vocabulary.exists() else None,
+        bytes_vocabulary=(description.get("vocabulary") or {}).get("bytes", False),
+        description=description,
+    )
+
+
+def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    wanted = {"params": nest({name: np.empty(shape, dtype)})}
+    return jax.tree.leaves(arrays.read_arrays(folder, wanted))[0]
+
+
+def save_run_checkpoint(
+    directory: epath.PathLike,
+    config: T5Config,
+    params: Any,
+    description: Mapping[str, Any],
+    vocabulary: epath.PathLike | None = None,
+) -> None:
+    """Writes a run directory that holds one step, 0, with parameters only: a start or a teacher.
+
+    Args:
+      directory: the folder to make; it must not exist or be empty.
+      config: the architecture.
+      params: a nested dictionary of arrays, or names to `Tensor`s, which are read one at a time.
+      description: as a run describes its checkpoints (`gkd.jobs.models.describe`).
+      vocabulary: the sentencepiece model to put beside it.
+
+    Raises:
+      FileExistsError: the directory exists and is not empty.
+      ValueError: parameters that do not fit the architecture, values not finite.
+      OSError: the disk is full; nothing is left under `directory`.
+    """
+    tensors = as_tensors(params)
+    check_tensors(tensors, config, "to be written")
+    folders.silence_orbax()
+    with writing.new_folder(directory) as run:
+        step = run / folders.CHECKPOINTS_FOLDER / "0"
+        step.mkdir(parents=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_LAZY)) as writer:
+            state = ocp.args.PyTreeSave({"params": nest(tensors)})
+            writer.save(step / folders.STATE_ITEM, args=state)
+        saved = {"description": dict(description), "best_metric": None, "best_mode": "max"}
+        folders.write_item(step, folders.DESCRIPTION_ITEM, saved)
+        folders.write_item(step, "metrics", {})
+        hashes.write_hashes(step)
+        if vocabulary is not None:
+            (run / VOCABULARY_FILE).write_bytes(epath.Path(vocabulary).read_bytes())
+
+
+class _LazyHandler(type_handlers.TypeHandler):
+    """Has Orbax write `Tensor`s as NumPy arrays, each read only when its turn comes.
+
+    Orbax's extension point for leaf types is a base class.
+    """
+
+    def __init__(self):
+        self._arrays = type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+
+    def typestr(self) -> str:
+        """The leaf type on disk."""
+        return self._arrays.typestr()
+
+    async def metadata(self, infos):
+        """As of NumPy arrays."""
+        return await self._arrays.metadata(infos)
+
+    async def deserialize(self, infos, args=None):
+        """As of NumPy arrays."""
+        return await self._arrays.deserialize(infos, args)
+
+    async def serialize(self, values, infos, args=None):
+        """Reads, writes and forgets one tensor after the other."""
+        for i, tensor in enumerate(values):
+            array = np.ascontiguousarray(read_finite(tensor))
+            for write in await self._arrays.serialize([array], [infos[i]], args and [args[i]]):
+                await asyncio.to_thread(write.result)
+        return []
+
+    def memory_size(self, values):
+        """Bytes to write and to read of every tensor."""
+        sizes = [math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in values]
+        return [(size, size) for size in sizes]
+
+
+_LAZY = type_handlers.create_type_handler_registry((Tensor, _LazyHandler()))

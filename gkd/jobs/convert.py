@@ -1,0 +1,143 @@
+"""The verb `convert`: a checkpoint from one format into another, tensor by tensor."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from gkd.checkpoints import formats, hugging_face, run_format, t5x_format
+from gkd.checkpoints.tensors import Checkpoint, Tensor
+from gkd.data import vocabularies
+from gkd.jobs import models
+from gkd.jobs.progress import Progress
+
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("source", metavar="SRC", help="a checkpoint; its files show its format")
+    parser.add_argument("target", metavar="DST", help="the folder to make")
+    parser.add_argument(
+        "--to",
+        choices=formats.FORMATS,
+        help="the format to write: gkd (a run directory, the default for a Hugging Face SRC), "
+        "huggingface (the default otherwise), t5x",
+    )
+    parser.add_argument("--step", help="of a run: a number or 'best'; the newest by default")
+    parser.add_argument("--dtype", choices=_DTYPES, help="convert the weights; else as in SRC")
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="a sentencepiece model to put beside the weights, or 'bytes'; else SRC's own",
+    )
+
+
+def convert(
+    source: str,
+    target: str,
+    to: str | None = None,
+    step: int | str | None = None,
+    dtype: str | None = None,
+    vocabulary: str | None = None,
+) -> None:
+    """Converts a checkpoint; `target` appears whole or not at all.
+
+    Args:
+      source: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
+      target: the folder to make; it must not exist or be empty.
+      to: 'gkd', 'huggingface' or 't5x'; None is Hugging Face, and gkd from there.
+      step: of a run: a number or 'best'; None is the newest.
+      dtype: of the written weights; None keeps every tensor's own.
+      vocabulary: a sentencepiece model to put beside the weights, or 'bytes'; None takes the
+        source's own, if it has one.
+
+    Raises:
+      FileNotFoundError, FileExistsError, ValueError, OSError: in one line.
+    """
+    opened = models.open_model("SRC", source, as_step(step))
+    to = to or ("gkd" if opened.format == "huggingface" else "huggingface")
+    pieces = _vocabulary(opened, vocabulary)
+    total = len(opened.tensors)
+    with Progress("convert", total) as progress:
+        tensors = _counted(opened.tensors, dtype, progress)
+        _WRITERS[to](target, opened, tensors, pieces)
+        values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
+        progress.print(
+            f"{source} ({opened.format}, {values:,} parameters) -> {target} ({to}), vocabulary: "
+            + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
+        )
+
+
+def as_step(text: int | str | None) -> int | str | None:
+    """A step as the command line gives it: digits are a number."""
+    return int(text) if isinstance(text, str) and text.isdigit() else text
+
+
+def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
+    """The vocabulary to write down, None where none is known."""
+    if given is None and opened.vocabulary is None and not opened.bytes_vocabulary:
+        return None
+    return models.vocabulary_of(opened, given)
+
+
+def _counted(
+    tensors: Mapping[str, Tensor], dtype: str | None, progress: Progress
+) -> dict[str, Tensor]:
+    """The same tensors, converted as they are read, each moving the bar."""
+    done: set[str] = set()
+
+    def reader(name: str, tensor: Tensor):
+        def read() -> np.ndarray:
+            array = tensor.read()
+            done.add(name)
+            progress.update(len(done))
+            return array if dtype is None else array.astype(_DTYPES[dtype])
+
+        return read
+
+    return {
+        name: dataclasses.replace(
+            tensor,
+            dtype=tensor.dtype if dtype is None else np.dtype(_DTYPES[dtype]),
+            read=reader(name, tensor),
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _write_run(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
+    description = models.describe(opened.config, vocabulary)
+    pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
+    run_format.save_run_checkpoint(target, opened.config, tensors, description, pieces)
+
+
+def _write_hugging_face(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
+    pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
+    hugging_face.save_hf(
+        target,
+        opened.config,
+        tensors,
+        tokenizer_from=opened.path if opened.format == "huggingface" else None,
+        sentencepiece=pieces,
+        sentinels=None if pieces is None else vocabulary.extra_ids,
+        bytes_vocabulary=vocabulary is not None and vocabularies.is_byte_level(vocabulary),
+    )
+
+
+def _write_t5x(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
+    pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
+    step = opened.path.name if opened.format == "gkd" else "0"
+    t5x_format.save_t5x(target, opened.config, tensors, step=int(step))
+    if pieces:
+        copy = epath.Path(target) / hugging_face.VOCABULARY_FILE
+        copy.write_bytes(epath.Path(pieces).read_bytes())
+
+
+_WRITERS = {"gkd": _write_run, "huggingface": _write_hugging_face, "t5x": _write_t5x}
