@@ -1,0 +1,164 @@
+"""The verb `infer`: outputs for a file of inputs, in order; started again, it continues."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import pathlib
+from typing import Any
+
+# What needs JAX and TensorFlow is imported by `infer` itself: `--help` and usage errors are then a
+# matter of milliseconds.
+
+BATCHES_PER_WINDOW = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's options; their defaults are those of `infer`."""
+    defaults = {name: value.default for name, value in inspect.signature(infer).parameters.items()}
+
+    def option(name: str, text: str, **how: Any) -> None:
+        default = defaults[name]
+        if default is inspect.Parameter.empty:
+            how["required"], default = True, argparse.SUPPRESS
+        parser.add_argument(f"--{name}", help=text, default=default, **how)
+
+    option("model", "a checkpoint: of a run, Hugging Face's, T5X's", metavar="DIR")
+    option("input", "FILE.txt (an input a line), .tsv (with a header) or .jsonl", metavar="FILE")
+    option("output", "FILE.jsonl, one line a sample in the inputs' order", metavar="FILE")
+    option("step", "of a run: best or a number; None is the newest", type=_step)
+    option("input_field", "of TSV and JSONL; None is the first of input, inputs, text, prompt")
+    option("target_field", "for --score; None is the first of target, targets")
+    option("prefix", "text before every input; not part of the output's field input")
+    option("vocabulary", "spiece.model, or bytes; None is the checkpoint's own", metavar="FILE")
+    option("input_length", "tokens; longer inputs are cut", type=int)
+    option("max_length", "tokens of an output, EOS included; also of a scored target", type=int)
+    option("batch_size", "inputs a batch, over all devices", type=int)
+    option("temperature", "0 is greedy, above 0 samples", type=float)
+    option("top_k", "sample from the k most probable ids; 0 is all", type=int)
+    option("top_p", "sample from the most probable ids that hold this mass", type=float)
+    option("samples", "outputs an input", type=int)
+    option("beams", "beam search that keeps the best --samples; 0 is none", type=int)
+    option("length_penalty", "of a beam search; None is T5's 0.6", type=float)
+    option("seed", "of sampling", type=int)
+    option("dtype", "None is bfloat16 on accelerators", choices=("float32", "bfloat16"))
+    option("score", "add target_log_probs, of the target's tokens", action="store_true")
+    option("model_parallelism", "devices that share a copy of the model", type=int)
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
+def infer(
+    model: str,
+    input: str,
+    output: str,
+    step: int | str | None = None,
+    input_field: str | None = None,
+    target_field: str | None = None,
+    prefix: str = "",
+    vocabulary: str | None = None,
+    input_length: int = 1024,
+    max_length: int = 128,
+    batch_size: int = 16,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    samples: int = 1,
+    beams: int = 0,
+    length_penalty: float | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    score: bool = False,
+    model_parallelism: int = 1,
+) -> dict[str, Any]:
+    """Writes what a model answers to every input of a file.
+
+    A line of the output holds index, sample, input, text, tokens (through EOS), log_prob (over the
+    usable ids), stop ('eos', 'length', or 'none' where a beam search found fewer outputs), with
+    `score` target_log_probs, and the row's other fields. Unfinished work is in OUTPUT.partial;
+    OUTPUT.settings.json says how and from what it was made. The same call continues it, and the
+    result is the same byte for byte.
+
+    Args:
+      As `add_arguments` describes them.
+
+    Returns:
+      The totals of this call; none where the output was complete.
+
+    Raises:
+      ValueError, FileNotFoundError, FileExistsError: in one line.
+      Stopped: a signal came; what was complete is kept.
+    """
+    import jax
+
+    from gkd.data import vocabularies
+    from gkd.jobs import generation, inference, inference_files, models
+    from gkd.parallel import mesh as meshes
+
+    files = inference_files.OutputFiles(pathlib.Path(output))
+    files.check()
+    _check_sizes(input_length=input_length, batch_size=batch_size)
+    if jax.process_count() > 1:
+        raise ValueError("infer runs in one process: give each process its own part of the input")
+    decoding = generation.Decoding(
+        max_length, temperature, top_k, top_p, samples, beams, length_penalty, seed
+    )
+    source = inference_files.open_source(input, input_field, target_field, score)
+    opened = models.open_model("MODEL", model, step)
+    words = models.vocabulary_of(opened, vocabulary)
+    dtype = dtype or models.inference_dtype()
+    window = BATCHES_PER_WINDOW * batch_size
+    settings = {
+        "model": str(opened.path),
+        "format": opened.format,
+        "vocabulary": models.describe_vocabulary(words),
+        **source.settings(),
+        **dataclasses.asdict(decoding),
+        "length_penalty": decoding.penalty,
+        "prefix": prefix,
+        "input_length": input_length,
+        "batch_size": batch_size,
+        "window": window,
+        "dtype": dtype,
+        "score": score,
+        "model_parallelism": model_parallelism,
+    }
+    done = files.resume(settings, window, source.count, samples)
+    if done is None:
+        print(f"{output} is complete, and was written with these settings: nothing to do")
+        return {}
+    source.describe()
+    mesh, rules = meshes.make_mesh(model=model_parallelism), meshes.rules_for()
+    loaded = models.load_checkpoint(opened, mesh, rules, dtype)
+    valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
+    buckets = generation.length_buckets(input_length)
+    generator = generation.Generator(
+        loaded, mesh, rules, valid, decoding, buckets, batch_size, score
+    )
+    job = inference.InferenceJob(source, files, generator, words, prefix, input_length, window)
+    totals = job.run(done)
+    files.finish()
+    print(_described(totals, source.count, done), f"written: {output}", sep="\n")
+    return totals
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: use 1 or more")
+
+
+def _described(totals: dict[str, Any], count: int, done: int) -> str:
+    """The line of totals."""
+    before = f" ({done} by earlier launches)" if done else ""
+    targets = f", {totals['targets_cut']} targets cut" if "targets_cut" in totals else ""
+    rate = totals["tokens"] / max(totals["seconds"], 1e-9)
+    share = 100 * totals["stopped_by_eos"] / max(totals["samples"], 1)
+    return (
+        f"{count} inputs{before}; this launch: {totals['inputs_cut']} inputs cut{targets}, "
+        f"{totals['samples']} samples, {share:.1f}% of them stopped by EOS, {totals['tokens']} "
+        f"tokens, {rate:,.0f} tokens/s, {totals['programs']} programs compiled"
+    )

@@ -1,0 +1,257 @@
+"""What `infer` reads and writes: a checked file of inputs, and an output that can be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gkd.data import sources
+from gkd.jobs.gin_files import REPOSITORY
+from gkd.jobs.run_directory import environment, git_state
+from gkd.jobs.training_loop import write_json
+
+INPUT_FIELDS = ("input", "inputs", "text", "prompt")
+TARGET_FIELDS = ("target", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file of inputs, all of whose lines have been checked.
+
+    Attributes:
+      path: the file.
+      input_field, target_field: the fields used; no target field where nothing is scored.
+      count: how many inputs it holds.
+      sha256: of the file.
+    """
+
+    path: str
+    input_field: str
+    target_field: str | None
+    count: int
+    sha256: str
+
+    def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
+        """The rows from `start` on."""
+        return (row for _, row in itertools.islice(_read_rows(self.path), start, None))
+
+    def settings(self) -> dict[str, Any]:
+        """What the output depends on."""
+        return {
+            "input_bytes": os.path.getsize(self.path),
+            "input_sha256": self.sha256,
+            "input_field": self.input_field,
+            "target_field": self.target_field,
+        }
+
+    def describe(self) -> None:
+        """Says what is read."""
+        target = f", targets from {self.target_field!r}" if self.target_field else ""
+        print(f"{self.path}: {self.count} inputs from field {self.input_field!r}{target}")
+
+
+def open_source(
+    path: str, input_field: str | None, target_field: str | None, score: bool
+) -> Source:
+    """Reads a file of inputs once, so that a bad line is found before any work is done.
+
+    Args:
+      path: .txt, .tsv, .jsonl or .json (an object a line), possibly with .gz after it.
+      input_field, target_field: names of fields; None chooses.
+      score: whether targets are needed.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: of another kind, without rows, or a bad line (with its number).
+    """
+    if target_field is not None and not score:
+        raise ValueError("target_field is read only with --score: give that too")
+    if path.removesuffix(".gz").endswith(".txt") and (input_field or score):
+        raise ValueError(f"input {path} is plain text, without fields: use TSV or JSONL for them")
+    count = 0
+    for number, row in _read_rows(path):
+        where = f"{path}:{number}"
+        input_field = input_field or _first_of(INPUT_FIELDS, row, where, "input_field")
+        if score:
+            target_field = target_field or _first_of(TARGET_FIELDS, row, where, "target_field")
+        for field in filter(None, (input_field, target_field)):
+            _check_text(row, field, where)
+        count += 1
+    if not count:
+        raise ValueError(f"input {path} has no rows")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Source(path, input_field, target_field, count, digest)
+
+
+def _first_of(names, row, where, option) -> str:
+    for name in names:
+        if name in row:
+            return name
+    raise ValueError(
+        f"{where}: no field {' or '.join(names)}; the row has {', '.join(row)}: choose one with "
+        f"--{option}"
+    )
+
+
+def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
+    if field not in row:
+        raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(row)}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
+    try:
+        row[field].encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: field {field!r} is no valid text ({error.reason})") from error
+
+
+def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered rows of a file of any kind."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"input {path} does not exist, or is no file")
+    name = path.removesuffix(".gz")
+    if name.endswith(".txt"):
+        yield from ((number, {"input": text}) for number, text in _text_lines(path))
+    elif name.endswith(".tsv"):
+        yield from sources._tsv_rows(path, None)
+    elif name.endswith((".jsonl", ".json")):
+        yield from sources._json_rows(path)
+    else:
+        raise ValueError(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
+
+
+def _text_lines(path: str) -> Iterator[tuple[int, str]]:
+    """All lines of a text file, so that line n is input n; blank ones at its end do not count."""
+    expected = 1
+    for number, text in sources._lines(path):
+        yield from ((blank, "") for blank in range(expected, number))
+        yield number, text
+        expected = number + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFiles:
+    """The output, OUTPUT.partial while it is being written, and OUTPUT.settings.json."""
+
+    output: pathlib.Path
+
+    @property
+    def partial(self) -> pathlib.Path:
+        """What is complete so far."""
+        return pathlib.Path(f"{self.output}.partial")
+
+    @property
+    def settings(self) -> pathlib.Path:
+        """How and from what the output is made; stays beside it."""
+        return pathlib.Path(f"{self.output}.settings.json")
+
+    def check(self) -> None:
+        """Raises FileNotFoundError or ValueError where the output cannot be written."""
+        if self.output.suffix != ".jsonl":
+            raise ValueError(f"output {self.output} holds JSON lines: give it a name in .jsonl")
+        if not self.output.parent.is_dir():
+            raise FileNotFoundError(f"output {self.output}: {self.output.parent} is no folder")
+        if self.output.is_dir():
+            raise ValueError(f"output {self.output} is a folder: give the name of a file")
+
+    def resume(
+        self, settings: Mapping[str, Any], window: int, count: int, samples: int
+    ) -> int | None:
+        """Records this launch and drops what is not complete.
+
+        Args:
+          settings: everything that the output depends on.
+          window: inputs that are written at once.
+          count: inputs in all.
+          samples: lines an input.
+
+        Returns:
+          How many inputs are done; None where all are, under the output's own name.
+
+        Raises:
+          FileExistsError: there is an output that these settings do not continue.
+        """
+        settings = json.loads(json.dumps(settings))
+        record = self._record(settings)
+        if self.output.exists():
+            return None
+        done = self._complete_inputs(window, count, samples)
+        launch = {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command_line": list(sys.argv),
+            "inputs_done_before": done,
+            **git_state(REPOSITORY),
+            **environment(),
+        }
+        write_json(self.settings, {"settings": settings, "launches": [*record["launches"], launch]})
+        return done
+
+    def _record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What the settings file holds, if it agrees with these settings."""
+        new = "choose another --output, or delete {} to start again"
+        if not self.settings.exists():
+            for path in (self.output, self.partial):
+                if path.exists():
+                    raise FileExistsError(
+                        f"{path} exists, but not {self.settings}, which would say how it was made: "
+                        + new.format("it")
+                    )
+            return {"launches": []}
+        try:
+            record = json.loads(self.settings.read_text())
+            before, launches = dict(record["settings"]), list(record["launches"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.settings} is damaged ({error}): " + new.format(f"{self.output}*")
+            ) from error
+        for name in (*settings, *before):
+            if before.get(name) != settings.get(name):
+                raise FileExistsError(
+                    f"{self.output} was begun with {name} {before.get(name)!r}, this is "
+                    f"{settings.get(name)!r}: give the same to continue, "
+                    + new.format(f"{self.output}*")
+                )
+        return {"launches": launches}
+
+    def _complete_inputs(self, window: int, count: int, samples: int) -> int:
+        """Cuts the partial output after its last whole window, as a kill may leave any part of one.
+
+        Whole windows only: their batches are then the same as those of an uninterrupted run.
+        """
+        lines = end = done = position = 0
+        with open(self.partial, "ab+") as file:
+            file.seek(0)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                lines, position = lines + 1, position + len(line)
+                if lines % (window * samples) == 0 or lines == count * samples:
+                    done, end = lines // samples, position
+            file.truncate(end)
+        return done
+
+    def append(self, text: str) -> None:
+        """Adds whole lines, and returns when they are on disk."""
+        try:
+            # A lone surrogate, in a field that is only passed on, becomes the JSON escape it was.
+            with open(self.partial, "ab") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self.partial} ({error.strerror}): put that right, and the same "
+                "command continues after what is complete"
+            ) from error
+
+    def finish(self) -> None:
+        """Gives the output its name."""
+        os.replace(self.partial, self.output)
