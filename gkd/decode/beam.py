@@ -14,6 +14,7 @@ from gkd.decode.sampling import EOS_ID
 from gkd.models.interface import Encoded, Seq2SeqModel, project
 
 _IMPOSSIBLE = -jnp.inf
+_BLOCK = 256
 
 
 @flax.struct.dataclass
@@ -77,10 +78,40 @@ def _take(tree, index):
     """The entries index [B, M] of every leaf [B, N, …] -> [B, M, …]."""
 
     def take(leaf):
-        of_row = jax.vmap(lambda row, i: row.at[i].get(mode="promise_in_bounds"))
-        return of_row(leaf, index)
+        return jax.vmap(lambda row, i: row.at[i].get(mode="clip"))(leaf, index)
 
     return jax.tree.map(take, tree)
+
+
+def _top(x, count):
+    """`lax.top_k` of x [B, N] as `count` passes: (values, indices) [B, count], ties in order.
+
+    XLA gathers all rows onto every device for its top_k; maxima stay where their rows are.
+    """
+    ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
+
+    def next_best(previous, _):
+        value, index = jax.tree.map(lambda leaf: leaf[:, None], previous)
+        left = (x < value) | ((x == value) & (ids > index))
+        value = jnp.max(jnp.where(left, x, _IMPOSSIBLE), axis=-1)
+        index = jnp.min(jnp.where(left & (x == value[:, None]), ids, len(ids)), axis=-1)
+        return (value, index), (value, index)
+
+    start = jnp.full_like(x[:, 0], jnp.inf), jnp.full_like(ids, -1, shape=x.shape[:1])
+    values, indices = jax.lax.scan(next_best, start, length=count)[1]
+    return values.T, indices.T
+
+
+def _top_of_many(x, count):
+    """`_top` of long rows: what it looks for lies in the `count` blocks with the best maxima."""
+    batch, size = x.shape
+    if size <= count * _BLOCK:
+        return _top(x, count)
+    x = jnp.pad(x, ((0, 0), (0, -size % _BLOCK)), constant_values=_IMPOSSIBLE)
+    blocks = x.reshape(batch, -1, _BLOCK)
+    best = jnp.sort(_top(jnp.max(blocks, axis=-1), count)[1], axis=-1)  # in order, for the ties
+    values, index = _top(_take(blocks, best).reshape(batch, -1), count)
+    return values, _take(best, index // _BLOCK) * _BLOCK + index % _BLOCK
 
 
 def _take_rows(cache, parents):
@@ -94,7 +125,7 @@ def _merge(first, second, key):
     """The K best by key([B, N] scores) of two `Beams`; of equals those of the first."""
     count = first.scores.shape[1]
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), first, second)
-    return _take(both, jax.lax.top_k(key(both.scores), count)[1])
+    return _take(both, _top(key(both.scores), count)[1])
 
 
 def _start(batch, beams, max_length, cache):
@@ -116,7 +147,7 @@ def _advance(search, log_probs, cache, eos_id, length_penalty):
     batch, beams, vocab = log_probs.shape
     log_probs = (search.log_probs[..., None] + log_probs).reshape(batch, beams * vocab)
     # Each beam has one EOS: of twice as many candidates, enough are left to go on with.
-    log_probs, index = jax.lax.top_k(log_probs, 2 * beams)  # [B, 2·K]
+    log_probs, index = _top_of_many(log_probs, 2 * beams)  # [B, 2·K]
     parents, token = index // vocab, index % vocab
     tokens = _take(search.tokens, parents)  # [B, 2·K, T]
     tokens = jax.lax.dynamic_update_slice(tokens, token[..., None], (0, 0, search.step))
@@ -125,7 +156,7 @@ def _advance(search, log_probs, cache, eos_id, length_penalty):
     scores = jnp.where(ended, _score(log_probs, length, length_penalty), _IMPOSSIBLE)
     new = Beams(tokens, log_probs, scores, jnp.full_like(token, length))
 
-    live, chosen = jax.lax.top_k(jnp.where(ended, _IMPOSSIBLE, log_probs), beams)  # [B, K]
+    live, chosen = _top(jnp.where(ended, _IMPOSSIBLE, log_probs), beams)  # [B, K]
     tokens, token, parents = _take((tokens, token, parents), chosen)
     return _Search(
         step=length,
@@ -143,7 +174,9 @@ def _conclude(search, length_penalty):
     scores = _score(search.log_probs, max_length, length_penalty)
     lengths = jnp.full_like(search.finished.lengths, max_length)
     cut_off = Beams(search.tokens, search.log_probs, scores, lengths)
-    found = _merge(search.finished, cut_off, key=lambda scores: jnp.isfinite(scores).astype(int))
+    found = _merge(
+        search.finished, cut_off, key=lambda scores: jnp.isfinite(scores).astype(jnp.float32)
+    )
     exists = jnp.isfinite(found.scores)
     return Beams(
         tokens=jnp.where(exists[..., None], found.tokens, 0),
