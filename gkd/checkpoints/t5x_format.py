@@ -39,6 +39,7 @@ GIN_FILE = "config.gin"
 VOCABULARY_FILES = ("spiece.model", "sentencepiece.model")
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 _MOST_LAYERS = 1024
+_LARGEST_SIZE = 1 << 24
 _MT5_VOCABULARY = 250112
 _CACHE_BYTES = 1 << 28
 _GIN_FIELDS = (
@@ -258,7 +259,7 @@ def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Con
 
     def shape(name: str) -> tuple[int, int]:
         found = tensors[name].shape if name in tensors else ()
-        if len(found) != 2 or not all(found):
+        if len(found) != 2 or not all(0 < size < _LARGEST_SIZE for size in found):
             raise ValueError(
                 f"{folder}: {name} is {list(found) or 'missing'}: these are not a T5's parameters"
             )

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -91,8 +92,8 @@ def _check_inside(root: epath.Path, path: epath.Path, name: str) -> None:
     """Refuses a local path that a symbolic link leads out of `root`."""
     if _is_remote(root):
         return
-    home, target = root.resolve(), path.resolve()
-    if home != target and home not in target.parents:
+    home, target = os.path.realpath(root), os.path.realpath(path)  # epath's keeps links
+    if os.path.commonpath([home, target]) != home:
         raise ValueError(f"{root}: {name} lies at {target}, outside of the folder: refused")
 
 
@@ -146,7 +147,7 @@ def _stored_bytes(array: ZarrArray) -> int:
 
 def _specification(array: ZarrArray) -> dict[str, Any]:
     if not _is_remote(array.root):
-        store = {"driver": "file", "path": f"{(array.root / array.path).resolve()}/"}
+        store = {"driver": "file", "path": f"{os.path.abspath(array.root / array.path)}/"}
     else:
         scheme, _, rest = str(array.root).partition("://")
         if scheme != "gs":
