@@ -300,9 +300,9 @@ class Generator:
 
 def encode_inputs(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
     """Token ids of inputs through EOS, and how many were cut; a cut one ends with EOS too."""
-    rows = [[*ids, vocabulary.eos_id] for ids in vocabularies.encode_texts(vocabulary, texts)]
-    cut = [len(row) > length for row in rows]
-    return [[*row[: length - 1], row[-1]] for row in rows], sum(cut)
+    rows = vocabularies.encode_texts(vocabulary, texts)  # without EOS
+    cut = sum(len(row) >= length for row in rows)
+    return [[*row[: length - 1], vocabulary.eos_id] for row in rows], cut
 
 
 def encode_targets(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
