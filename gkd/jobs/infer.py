@@ -108,6 +108,10 @@ def infer(
     )
     source = inference_files.open_source(input, input_field, target_field, score)
     opened = models.open_model("MODEL", model, step)
+    if step is not None and opened.format != "gkd":
+        raise ValueError(
+            f"step {step}: {model} is a {opened.format} checkpoint, only a run has steps"
+        )
     words = models.vocabulary_of(opened, vocabulary)
     dtype = dtype or models.inference_dtype()
     window = BATCHES_PER_WINDOW * batch_size
