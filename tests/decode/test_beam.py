@@ -175,6 +175,7 @@ def test_the_loop_ends_when_no_live_beam_can_beat_the_worst_kept_output(alpha, e
 def test_the_best_candidates_are_those_of_a_stable_sort(size):
     random = np.random.RandomState(0)
     x = random.randint(0, 12, (3, size)).astype(np.float32)  # most are tied
+    x[1, -1] = 20  # the last block has the greatest, yet of its ties the first blocks come first
     x[2, 7:] = -np.inf  # fewer candidates than are asked for
     values, index = jax.jit(_top_of_many, static_argnums=1)(x, 8)
     want = np.argsort(-x, axis=-1, kind="stable")[:, :8]
