@@ -55,7 +55,8 @@ def evaluate(
       temperature: of the outputs; 0 is greedy.
       seed: of sampled outputs.
       sample_rows: rows of the printed table.
-      output: the JSON file; by default `evaluation-SPLIT.json` in the run directory.
+      output: the JSON file; by default `evaluation-SPLIT.json` in the run directory. Beside it, as
+        .jsonl, every example's outputs and the log-probabilities of its reference's tokens.
       model_parallelism, fully_sharded: as in training.
 
     Returns:
@@ -83,11 +84,12 @@ def evaluate(
         target_length=target_length, max_examples=max_examples, temperature=temperature,
     )  # fmt: skip
     key = evaluations.evaluation_key(seed)
-    generated = {"student": evaluation.generator(student)(student.params, key)}
-    measured: dict[str, Any] = {"student": generated["student"].metrics}
+    both = {"student": student, **({"teacher": expert} if expert else {})}
+    generated, outputs = {}, {}
+    for name, loaded in both.items():
+        generated[name], outputs[name] = evaluation.outputs(loaded, seed)
+    measured: dict[str, Any] = {name: values.metrics for name, values in generated.items()}
     if expert:
-        generated["teacher"] = evaluation.generator(expert)(expert.params, key)
-        measured["teacher"] = generated["teacher"].metrics
         meter = evaluation.divergence_meter(student, expert, max_batches=None)
         measured["on_policy_divergences"] = meter(student.params, expert.params, key)
     table = evaluation.sample_table({k: v.texts for k, v in generated.items()}, sample_rows)
@@ -106,12 +108,32 @@ def evaluate(
         "bleu_signature": metrics.bleu_signature(),
         "metrics": measured,
         "samples": table,
+        "outputs": path.with_suffix(".jsonl").name,
         **git_state(pathlib.Path(__file__).resolve().parents[2]),
         **environment(),
     }
+    _write_outputs(path.with_suffix(".jsonl"), evaluation, generated, outputs)
     write_json(path, result)
     _print(result, table, path)
     return result
+
+
+def _write_outputs(path, evaluation, generated, outputs) -> None:
+    """One line an example: input, reference, and of every model text, tokens, log-probabilities."""
+    temporary = path.with_suffix(".jsonl.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for i, prompt in enumerate(evaluation.examples.inputs):
+            row = {"index": i, "input": prompt, "reference": evaluation.examples.targets[i]}
+            for name, texts in generated.items():
+                output = outputs[name][i]
+                row[name] = {
+                    "text": texts.texts[i],
+                    "tokens": output.tokens[0],
+                    "log_prob": output.log_probs[0],
+                    "reference_log_probs": output.target_log_probs,
+                }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    temporary.replace(path)
 
 
 def _default_output(checkpoint, split) -> pathlib.Path:

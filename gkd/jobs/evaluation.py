@@ -21,6 +21,7 @@ from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.rollouts import shift_right
 from gkd.distill.types import Batch
+from gkd.jobs.generation import Decoding, Generator, Output, length_buckets
 from gkd.jobs.models import LoadedModel
 from gkd.parallel import mesh as meshes
 
@@ -81,6 +82,41 @@ class Evaluation:
             return self._measure(np.concatenate(rows))
 
         return generate
+
+    def outputs(self, loaded: LoadedModel, seed: int) -> tuple[Generated, list[Output]]:
+        """Writes an output for every example and scores every reference, one host's devices only.
+
+        Args:
+          loaded: the model, its parameters on the mesh.
+          seed: of sampled outputs (temperature above 0).
+
+        Returns:
+          The texts and metrics, among them `reference_log_prob`: the mean log-probability of the
+          references' tokens (natural, raw logits, EOS counted); and what was written, an example
+          each.
+        """
+        batches = self.examples.batches
+        inputs = _token_rows([batch["encoder_input_tokens"] for batch in batches])
+        targets = _token_rows([batch["decoder_target_tokens"] for batch in batches])
+        inputs, targets = (rows[: len(self.examples.inputs)] for rows in (inputs, targets))
+        input_length = batches[0]["encoder_input_tokens"].shape[1]
+        length = batches[0]["decoder_target_tokens"].shape[1]
+        generator = Generator(
+            loaded, self.mesh, self.rules, self.valid,
+            Decoding(max_length=length, temperature=self.temperature, seed=seed),
+            length_buckets(input_length), len(batches[0]["example_weights"]), score=True,
+        )  # fmt: skip
+        written: dict[int, Output] = {}
+        for part in generator.outputs(inputs, targets=targets):
+            written.update(part)
+        outputs = [written[i] for i in range(len(inputs))]
+        tokens = np.zeros((len(outputs), length), np.int32)
+        for row, output in zip(tokens, outputs, strict=True):
+            row[: len(output.tokens[0])] = output.tokens[0]
+        measured = self._measure(tokens)
+        scores = np.concatenate([output.target_log_probs for output in outputs])
+        metrics = {**measured.metrics, "reference_log_prob": float(scores.mean())}
+        return dataclasses.replace(measured, metrics=metrics), outputs
 
     def divergence_meter(
         self, student: LoadedModel, teacher: LoadedModel, max_batches: int | None = 1
@@ -231,6 +267,11 @@ def make_evaluation(
 def evaluation_key(seed: int) -> Any:
     """The key of all evaluations of a run; fold the step in."""
     return jax.random.fold_in(jax.random.PRNGKey(seed), _EVALUATION_KEY)
+
+
+def _token_rows(arrays: Sequence[np.ndarray]) -> list[list[int]]:
+    """The token ids of padded arrays [B, L], row by row, without the padding."""
+    return [row[row > 0].tolist() for array in arrays for row in array]
 
 
 def host_batch(batch: Mapping[str, Any]) -> Batch:
