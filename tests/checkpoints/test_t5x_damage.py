@@ -246,8 +246,9 @@ def test_paths_that_leave_the_folder(path, copy):
 def test_links_that_lead_out_of_the_folder(linked, copy, tmp_path):
     (copy / linked).rename(tmp_path / "elsewhere")
     (copy / linked).symlink_to(tmp_path / "elsewhere")
+    read = t5x_format.open_t5x if linked == WO else t5x_format.load_t5x
     with refused("outside of the folder: refused"):
-        t5x_format.load_t5x(copy, TINY)
+        read(copy, TINY)
 
 
 def test_values_that_are_not_finite(tmp_path):

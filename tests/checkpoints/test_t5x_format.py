@@ -308,6 +308,11 @@ def test_activations_come_from_the_gin_file_above(tmp_path):
             t5x_format.open_t5x(tmp_path)
 
 
+def test_without_a_gin_file_an_mlp_without_gate_is_t5_1_0(tmp_path):
+    write_inline(tmp_path, random_params(CONFIGS["tied relu"]))
+    assert t5x_format.open_t5x(tmp_path).config == CONFIGS["tied relu"]
+
+
 def test_the_newest_complete_checkpoint_is_meant(tmp_path):
     params = random_params(TINY)
     for step in (9, 10):
