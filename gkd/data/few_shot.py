@@ -10,7 +10,7 @@ from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _THINK = "Let's think step by step."
-_BBH_ANSWER = re.compile(r"So the answer is (.*?)\.?\s*$", re.DOTALL)
+_BBH_ANSWER = re.compile(r".*So the answer is (.*?)\.?\s*$", re.DOTALL)  # the last such words
 # What these tasks' questions ask for without listing it as options.
 _BBH_CLOSED = {
     "boolean_expressions": ("True", "False"),
@@ -87,13 +87,17 @@ def fitted_prompt(
     return " ".join([*parts, *examples, last])
 
 
-def check_shots(shots: int, groups: Mapping[str, Exemplars]) -> None:
-    """Raises ValueError if a group has fewer examples than wanted, or the number is negative."""
-    for group, exemplars in groups.items():
-        if not 0 <= shots <= len(exemplars.examples):
-            raise ValueError(
-                f"shots={shots} is not in 0 … {len(exemplars.examples)}, the exemplars of {group}"
-            )
+def checked(exemplars: Exemplars, shots: int, group: str) -> Exemplars:
+    """The exemplars of a group, if there are as many as wanted.
+
+    Raises:
+      ValueError: if there are fewer, or the number is negative.
+    """
+    if not 0 <= shots <= len(exemplars.examples):
+        raise ValueError(
+            f"shots={shots} is not in 0 … {len(exemplars.examples)}, the exemplars of {group}"
+        )
+    return exemplars
 
 
 def mmlu_question(row: Mapping[str, Any]) -> str:

@@ -18,8 +18,8 @@ Texts = dict[str, np.ndarray]  # inputs, targets: bytes [rows]; empty: bool [row
 
 
 def proportional_rates(
-    sizes: Sequence[int], maximum: int | None = None, temperature: float = 1.0
-) -> list[float]:
+    sizes: Sequence[int], maximum: int | None = None, temperature: float | int = 1.0
+) -> list[float | int]:
     """Rates by number of rows: min(rows, maximum)^(1/temperature).
 
     Raffel et al., "Exploring the Limits of Transfer Learning" (2020), section 3.5.2; the same as
@@ -34,7 +34,7 @@ def proportional_rates(
 
 
 def row_counts(
-    sizes: Sequence[int], rates: Sequence[float], rows: int | None = None
+    sizes: Sequence[int], rates: Sequence[float | int], rows: int | None = None
 ) -> tuple[int, ...]:
     """How many rows of each component one epoch of the mixture has.
 

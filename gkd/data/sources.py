@@ -221,7 +221,7 @@ def rows_source(rows_of: Any, fields: Sequence[str], splits: Sequence[str]) -> A
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del shuffle_files, seed  # the order is the pipeline's business
         rows = rows_of(split)
-        columns = {field: tf.constant([row[field] for row in rows]) for field in fields}
+        columns = {field: tf.constant([row[field] for row in rows], tf.string) for field in fields}
         return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.FunctionDataSource(dataset_fn, splits=splits)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gkd.data import sample_metrics
+from gkd.data import calculator, sample_metrics
 from gkd.data.tensorflow_host import seqio
+
+# A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
+NUMBERS = {
+    "answer_of": functools.partial(calculator.final_number, calculator=True),
+    "reference_answer_of": calculator.final_number,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,3 +152,9 @@ def make_task(
         metric_fns=list(metric_fns),
     )
     return TaskSpec(name, vocabulary, task, texts, **fields)
+
+
+def check_max_examples(max_examples: int | None) -> None:
+    """Raises ValueError if a number of rows is below 1; None stands for all rows."""
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")

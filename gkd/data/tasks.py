@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.data import arithmetic as arithmetic_problems
-from gkd.data import calculator, metrics, mixtures, prompts, sources, vocabularies
-from gkd.data.task_spec import TaskSpec, make_task
-
-# A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
-NUMBERS = {
-    "answer_of": functools.partial(calculator.final_number, calculator=True),
-    "reference_answer_of": calculator.final_number,
-}
+from gkd.data import metrics, mixtures, prompts, sources, vocabularies
+from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
 
 
 def summarization(
@@ -170,7 +163,9 @@ def instructions(
         raise ValueError(f"task {name}: give `files`, or `tfds_name` and `tfds_splits`")
     texts = prompts.instructions(templates)
     fields = prompts.template_fields(templates)
-    source = _source(files, fields, directory, columns, tfds_name, tfds_splits or {}, max_examples)
+    source = _source(
+        files, fields, directory, columns, tfds_name or "", tfds_splits or {}, max_examples
+    )
     chosen = vocabulary or vocabularies.t5()
     return make_task(name, source, texts, chosen, metric_fns, answer_of=answer_of)
 
@@ -197,7 +192,7 @@ def arithmetic(
       max_examples: how many of the training rows to use, the first; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
     """
-    _check_max_examples(max_examples)
+    check_max_examples(max_examples)
     sizes = dict(rows or {"train": 10_000, "validation": 500, "test": 500})
     if max_examples is not None and "train" in sizes:
         sizes["train"] = min(sizes["train"], max_examples)
@@ -237,7 +232,7 @@ def from_seqio(
     Raises:
       ValueError: if the name is in neither registry, or would replace the provider.
     """
-    _check_max_examples(max_examples)
+    check_max_examples(max_examples)
     name = name or f"{provider}_texts"
     if name == provider:
         raise ValueError(f"task {name!r} would replace the one it reads: give another name")
@@ -249,10 +244,10 @@ def from_seqio(
 
 def mixture(
     tasks: Sequence[TaskSpec],
-    rates: Sequence[float] | None = None,
+    rates: Sequence[float | int] | None = None,
     name: str = "mixture",
     maximum: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     rows: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> TaskSpec:
@@ -303,7 +298,7 @@ def mixture(
 
 
 def _check_mixture(
-    tasks: Sequence[TaskSpec], rates: Sequence[float] | None, rows: int | None
+    tasks: Sequence[TaskSpec], rates: Sequence[float | int] | None, rows: int | None
 ) -> None:
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) != len(names):
@@ -318,11 +313,6 @@ def _check_mixture(
         raise ValueError(f"rows={rows} of a mixture must be at least 1, or None")
 
 
-def _check_max_examples(max_examples: int | None) -> None:
-    if max_examples is not None and max_examples < 1:
-        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
-
-
 def _source(
     files: Mapping[str, str] | None,
     fields: Sequence[str],
@@ -332,7 +322,7 @@ def _source(
     tfds_splits: Mapping[str, str],
     max_examples: int | None,
 ) -> Any:
-    _check_max_examples(max_examples)
+    check_max_examples(max_examples)
     if files:
         return sources.files_source(files, fields, directory, columns, max_examples)
     return sources.tfds_source(tfds_name, tfds_splits, max_examples)

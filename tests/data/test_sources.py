@@ -23,6 +23,25 @@ def test_jsonl(tmp_path, name):
     assert sources.read_rows(path, ("q", "a")) == [{"q": "é\n1", "a": "1"}, {"q": "2", "a": ""}]
 
 
+def test_fields_that_hold_lists(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"q": "x", "c": ["1", "2"]}])
+    assert sources.read_rows(path, ("q",), lists=("c",)) == [{"q": "x", "c": ["1", "2"]}]
+    for value in ("12", ["1", 2], None):
+        path = jsonl(tmp_path / "a.jsonl", [{"c": value}])
+        with pytest.raises(ValueError, match=":1: field 'c' is .*, needs a list of texts"):
+            sources.read_rows(path, (), lists=("c",))
+    with pytest.raises(ValueError, match="'q' is list, needs text"):
+        sources.read_rows(jsonl(tmp_path / "a.jsonl", [{"q": ["x"]}]), ("q",))
+
+
+def test_whole_texts(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="a.txt: not UTF-8"):
+        sources.read_text(str(tmp_path / "a.txt"))
+    with pytest.raises(FileNotFoundError, match="b.txt does not exist"):
+        sources.read_text(str(tmp_path / "b.txt"))
+
+
 def test_tsv_with_and_without_a_header(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text("q\ta\nx\\ny\t1\n\nz\t2\n")

@@ -9,6 +9,7 @@ import pytest
 from gkd.data import pipeline
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "tasks"
+BENCHMARKS = ("bbh", "mgsm", "mmlu")  # they only evaluate
 MACROS = ("TASK", "INPUT_LENGTH", "TARGET_LENGTH", "BEST_METRIC")
 
 
@@ -38,9 +39,9 @@ def test_every_config_builds(read, path):
         path.stem, *(files if path.stem == "local_text" else [])
     )
     assert task.name == path.stem
-    assert "train" in task.splits
+    assert task.splits == ("test",) if path.stem in BENCHMARKS else "train" in task.splits
     assert input_length >= 24
-    assert target_length >= 24
+    assert target_length >= (4 if path.stem == "mmlu" else 24)
     assert best in task.evaluate(["#### 1 a b c"], ["#### 1 a b c"])
 
 
@@ -99,3 +100,38 @@ def test_arithmetic_lengths_are_those_the_config_states(read, solution, digits, 
     assert found[1] <= longest[1]
     if (solution, digits) == ("equations", 1):
         assert longest <= (input_length, target_length)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "parts"),
+    [("mmlu", 600, 57), ("bbh", 600, 27), ("mgsm", 500, 2)],
+)
+def test_benchmarks_of_real_files(read, name, rows, parts):
+    # All of MMLU would take 20 seconds.
+    task, input_length, target_length, best = read(name, "MAX_EXAMPLES = 600")
+    data = pipeline.tokenized_split(task, "test", texts=True)
+    assert data.rows == rows
+    assert np.diff(data.input_offsets).max() <= input_length
+    assert name == "mgsm" or np.diff(data.target_offsets).max() <= target_length
+    assert not data.empty.any()
+    perfect = task.evaluate(data.targets, data.targets, data.inputs)
+    assert sum(key.endswith(f"/{best}") for key in perfect) == parts
+    # Three of BBH's targets are no option, but still match themselves.
+    assert perfect[best] == perfect[f"macro_{best}"] == 100.0
+    if name == "mmlu":
+        for row in zip(data.inputs[:50], data.targets, strict=False):
+            options, right = task.choices(*row)
+            assert options[right] == row[1]
+
+
+def test_flan_mixes_four_sets_up_to_the_cap(read):
+    task, input_length, target_length, _ = read("flan")
+    data = pipeline.tokenized_split(task, "train", texts=True)
+    # 7273, 2528, 884 and 1861 rows; the first count as 3000 of 8273, and each comes once.
+    assert data.rows == -(-7273 * 8273 // 3000)
+    assert (np.diff(data.target_offsets) > target_length).mean() < 0.001
+    assert np.diff(data.input_offsets).max() <= input_length
+    assert pipeline.tokenized_split(task, "validation").rows == 800
+    assert set(task.components) == {"flan_gsm8k", "flan_aqua", "flan_qasc", "flan_strategyqa"}
+    direct = sum(text.endswith(" A:") for text in data.inputs) / data.rows
+    assert 0.2 < direct < 0.3  # one of four templates

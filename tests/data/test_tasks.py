@@ -99,6 +99,89 @@ def test_answer_apart_from_the_rationale(tmp_path):
     assert data.empty.tolist() == [False, True]
 
 
+TEMPLATES = [
+    ("Q: {question}", "{why} So {answer}."),
+    ("{question} Why?", "{why}"),
+    ("Say {{it}}.", "{answer}"),
+]
+
+
+def test_instructions_take_one_template_a_row(write):
+    rows = [{"question": f"q{i}\n", "answer": f"a{i}", "why": f"w {i}"} for i in range(40)]
+    rows.append({"question": "q", "answer": "a", "why": " "})
+    path = write("a.jsonl", rows)
+
+    def built(lines):
+        path = write("a.jsonl", lines)
+        task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
+        return pipeline.tokenized_split(task, "train", texts=True)
+
+    def possible(i):
+        return (f"Q: q{i}", f"w {i} So a{i}."), (f"q{i} Why?", f"w {i}"), ("Say {it}.", f"a{i}")
+
+    data = built(rows)
+    found = list(zip(data.inputs, data.targets, strict=True))
+    used = [possible(i).index(row) for i, row in enumerate(found[:40])]
+    assert min(used.count(which) for which in range(3)) >= 5
+    assert data.empty.tolist() == [False] * 40 + [True]
+    # A row keeps its template wherever it stands.
+    again = built(rows[::-1])
+    assert list(zip(again.inputs, again.targets, strict=True))[::-1] == found
+    # Row by row, as seqio reads, gives the same texts as block by block.
+    task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
+    single = task.task.source.get_dataset("train", shuffle=False).map(task.texts)
+    assert [row["inputs"].decode() for row in single.as_numpy_iterator()] == list(again.inputs)
+
+
+def test_bad_templates_are_one_line():
+    for templates, match in [
+        ([], "name no field"),
+        ([("a", "b")], "name no field"),
+        (["ab"], "not a pair"),
+        ([("{a}",)], "not a pair"),
+        ([("{a", "b")], "template '{a': expected '}'"),
+        ([("{}", "b")], "'' is not the name of a field"),
+        ([("{a.b}", "b")], "'a.b' is not the name"),
+        ([("{a!r}", "b")], "'a' is not the name"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            prompts.instructions(templates)
+    with pytest.raises(ValueError, match="give `files`, or `tfds_name`"):
+        tasks.instructions(TEMPLATES, vocabulary=BYTES)
+
+
+def test_tasks_and_mixtures_of_seqio(write):
+    files = {"train": write("a.jsonl", [{"input": f"i{n}", "target": f"t{n}"} for n in range(6)])}
+    own = tasks.local_text(files, name="theirs", vocabulary=BYTES)
+    seqio.MixtureRegistry.remove("their_mixture")
+    seqio.MixtureRegistry.add("their_mixture", [("theirs", 1)])
+    for provider in ("theirs", "their_mixture"):
+        task = tasks.from_seqio(provider, vocabulary=BYTES)
+        assert task.name == f"{provider}_texts"
+        assert texts(task) == [(f"i{n}", f"t{n}") for n in range(6)]
+        assert len(texts(tasks.from_seqio(provider, vocabulary=BYTES, max_examples=2))) == 2
+    assert seqio.TaskRegistry.get("theirs") is own.task
+    with pytest.raises(ValueError, match="seqio knows no task or mixture 'flan_zsopt'"):
+        tasks.from_seqio("flan_zsopt", vocabulary=BYTES)
+    with pytest.raises(ValueError, match="would replace the one it reads"):
+        tasks.from_seqio("theirs", name="theirs", vocabulary=BYTES)
+
+
+def test_votes_and_diversity_of_a_task():
+    task = tasks.arithmetic()
+    # The calculator makes 3 + 4 = 8 a vote for 7; the reference is taken as it is written.
+    samples = [["3 + 4 = 8 #### 8", "#### 7", "#### 9"], ["#### 5"] * 3]
+    scores = task.evaluate_samples(["3 + 4 = 7 #### 7", "2 + 2 = 5 #### 5"], samples)
+    assert scores["maj@3"] == 100.0
+    assert scores["distinct_1"] == pytest.approx(100 * (8 / 11 + 2 / 6) / 2)
+    assert 50 < scores["self_bleu"] < 100
+    assert set(tasks.arithmetic().evaluate_samples(["1"], [["1"]])) == {
+        "maj@1", "distinct_1", "distinct_2",
+    }  # fmt: skip
+    plain = tasks.translation(vocabulary=BYTES)
+    assert not any(key.startswith("maj") for key in plain.evaluate_samples(["a"], [["a", "b"]]))
+
+
 def test_arithmetic_needs_no_file():
     task = tasks.arithmetic(rows={"train": 30, "validation": 5}, steps=2, solution="totals")
     assert task.splits == ("train", "validation")
