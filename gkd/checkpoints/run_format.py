@@ -48,7 +48,7 @@ def open_run_checkpoint(
     """
     folder = find_step(path, step, thorough=True)
     description = read_description(folder)
-    config = T5Config(**{**description["model"], "stacked_layers": False, "remat": False})
+    config = _config(description["model"])
     saved = arrays.read_saved_shapes(folder)
     tensors = {
         name: Tensor(
@@ -71,6 +71,12 @@ def open_run_checkpoint(
         bytes_vocabulary=(description.get("vocabulary") or {}).get("bytes", False),
         description=description,
     )
+
+
+def _config(saved: Mapping[str, Any]) -> T5Config:
+    """The saved architecture, its layers unstacked; JSON knows no tuples."""
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    return T5Config(**{**values, "stacked_layers": False, "remat": False})
 
 
 def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
