@@ -1,0 +1,138 @@
+"""The verb `convert`: every pair of formats, what travels along, and what is refused."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gkd.checkpoints import formats, load_hf, run_format
+from gkd.checkpoints.tensors import read_numpy
+from gkd.jobs import command_line, models
+from gkd.parallel import mesh as meshes
+
+NAME = "t5v11_tiny"
+
+
+@pytest.fixture
+def source(shared, tmp_path):
+    """A Hugging Face directory in the test's own folder."""
+    return shutil.copytree(shared / "golden" / "hf" / NAME, tmp_path / "source")
+
+
+def convert(capfd, *arguments, code=0):
+    """Runs the verb; returns what it wrote to stderr."""
+    assert command_line.main(["convert", *map(str, arguments)]) == code
+    return capfd.readouterr().err
+
+
+def test_every_pair_of_formats_keeps_every_bit(source, tmp_path, capfd):
+    """Along huggingface → gkd → t5x → gkd → huggingface → t5x → huggingface."""
+    original = load_file(source / "model.safetensors")
+    here = source
+    for number, to in enumerate(("gkd", "t5x", "gkd", "huggingface", "t5x", "huggingface")):
+        there = tmp_path / f"{number}-{to}"
+        assert f"74,368 parameters) -> {there} ({to})" in convert(capfd, here, there, "--to", to)
+        assert formats.recognise(there) == to
+        here = there
+    final = load_file(here / "model.safetensors")
+    assert sorted(final) == sorted(original)
+    for name, value in original.items():
+        assert (final[name].dtype, final[name].tobytes()) == (value.dtype, value.tobytes()), name
+
+
+def test_an_umt5_and_its_copies_survive_a_run(shared, tmp_path, capfd):
+    umt5 = shared / "golden" / "hf" / "umt5_tiny"
+    convert(capfd, umt5, tmp_path / "run")
+    convert(capfd, tmp_path / "run", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == "umt5"
+    before, after = load_hf(umt5), load_hf(tmp_path / "back")
+    assert before[0] == after[0]
+    jax.tree.map(np.testing.assert_array_equal, before[1], after[1])
+
+
+def test_the_vocabulary_travels(source, shared, tmp_path, capfd):
+    file = models.vocabularies.arithmetic().sentencepiece_model_file
+    pieces = pathlib.Path(file).read_bytes()
+    (source / "spiece.model").write_bytes(pieces)
+    (source / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "T5Tokenizer", "extra_ids": 7}'
+    )
+    assert "vocabulary: 58 ids" in convert(capfd, source, tmp_path / "run")
+    assert "vocabulary: 58 ids" in convert(capfd, tmp_path / "run", tmp_path / "back")
+    assert (tmp_path / "back" / "spiece.model").read_bytes() == pieces
+    tokenizer = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    assert tokenizer == {"tokenizer_class": "T5Tokenizer", "extra_ids": 7}
+    convert(capfd, tmp_path / "run", tmp_path / "bytes", "--vocabulary", "bytes")
+    config = json.loads((tmp_path / "bytes" / "config.json").read_text())
+    assert config["tokenizer_class"] == "ByT5Tokenizer"
+    assert formats.open_checkpoint(tmp_path / "bytes").bytes_vocabulary
+
+
+def test_dtype(source, tmp_path, capfd):
+    convert(capfd, source, tmp_path / "half", "--to=huggingface", "--dtype=bfloat16")
+    original = load_file(source / "model.safetensors")
+    for name, value in load_file(tmp_path / "half" / "model.safetensors").items():
+        np.testing.assert_array_equal(value, original[name].astype(ml_dtypes.bfloat16))
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_loads_its_shards_onto_a_mesh_stacked_or_not(source):
+    """Each of 8 devices holds its part of the fully sharded parameters, and they are the file's."""
+    mesh, rules = meshes.make_mesh(model=2), meshes.rules_for(fully_sharded=True)
+    opened = models.open_model("MODEL", str(source))
+    loaded = models.load_checkpoint(opened, mesh, rules)
+    table = loaded.params["token_embedder"]["embedding"]
+    assert {shard.data.shape for shard in table.addressable_shards} == {(192, 8)}
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, load_hf(source)[1])
+
+
+def test_a_stacked_run_opens_unstacked_and_loads_stacked(source, tmp_path):
+    opened = models.open_model("MODEL", str(source))
+    config = models.dataclasses.replace(opened.config, stacked_layers=True)
+    description = models.describe(config, None)
+    run_format.save_run_checkpoint(tmp_path / "run", opened.config, opened.tensors, description)
+    again = models.open_model("MODEL", str(tmp_path / "run"))
+    assert again.config == opened.config
+    jax.tree.map(np.testing.assert_array_equal, read_numpy(again.tensors), load_hf(source)[1])
+    loaded = models.load_checkpoint(again, meshes.make_mesh(), meshes.rules_for())
+    kernel = loaded.params["encoder"]["layers"]["mlp"]["wo"]["kernel"]
+    original = load_file(source / "model.safetensors")
+    for i in range(2):
+        name = f"encoder.block.{i}.layer.1.DenseReluDense.wo.weight"
+        np.testing.assert_array_equal(kernel[i], original[name].T)
+
+
+def test_a_flipped_bit_in_a_converted_run_is_found(source, tmp_path, capfd):
+    convert(capfd, source, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "0"
+    largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    error = convert(capfd, tmp_path / "run", tmp_path / "back", code=1)
+    assert "does not match its SHA-256" in error and not (tmp_path / "back").exists()
+
+
+def test_refusals(source, tmp_path, capfd, monkeypatch):
+    assert "there is no such folder" in convert(capfd, tmp_path / "no", tmp_path / "x", code=1)
+    file = source / "config.json"
+    assert "is a file: give the folder" in convert(capfd, file, tmp_path / "x", code=1)
+    assert "exists already" in convert(capfd, source, source, "--to=huggingface", code=1)
+    assert "invalid choice" in convert(capfd, source, tmp_path / "x", "--to=onnx", code=2)
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    assert "a pickle" in convert(capfd, tmp_path / "pickled", tmp_path / "x", code=1)
+    assert "is not a checkpoint" in convert(capfd, tmp_path, tmp_path / "x", code=1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_format.hashes, "write_hashes", full)
+    error = convert(capfd, source, tmp_path / "x", code=1)
+    assert "nothing is left of it" in error and "No space left" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pickled", "source"]
