@@ -57,22 +57,22 @@ def translation(
     name: str = "wmt14_en_de",
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
+    directory: str | None = None,
+    columns: Sequence[str] | None = None,
     input_field: str = "en",
     target_field: str = "de",
     prefix: str = "translate English to German: ",
     tfds_name: str = "wmt14_translate/de-en:1.0.0",
+    tfds_splits: Mapping[str, str] | None = None,
+    max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.bleu,),
-    **others: Any,
 ) -> TaskSpec:
     """Translation: WMT14 English to German from TFDS, or any files with the two sentences.
 
     Args:
-      All, with those not named here, as `summarization`'s.
+      As `summarization`'s.
     """
-    return summarization(
-        name, vocabulary, files, input_field=input_field, target_field=target_field, prefix=prefix,
-        tfds_name=tfds_name, metric_fns=metric_fns, **others,
-    )  # fmt: skip
+    return summarization(**locals())  # the same but for what the defaults say
 
 
 def gsm8k_cot(
@@ -119,22 +119,23 @@ def gsm8k_cot(
 def local_text(
     files: Mapping[str, str],
     name: str = "local_text",
+    vocabulary: Any = None,
+    directory: str | None = None,
+    columns: Sequence[str] | None = None,
     input_field: str = "input",
     target_field: str = "target",
     prefix: str = "",
-    **others: Any,
+    max_examples: int | None = None,
+    metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
 ) -> TaskSpec:
     """Any text to any text, from local files with the fields input and target.
 
     Args:
-      All, with those not named here, as `summarization`'s.
+      As `summarization`'s.
     """
     if not files:
         raise ValueError("local_text.files is empty: give a file for at least one split")
-    return summarization(
-        name, files=files, input_field=input_field, target_field=target_field, prefix=prefix,
-        **others,
-    )  # fmt: skip
+    return summarization(**locals())
 
 
 def instructions(
