@@ -321,7 +321,7 @@ def save_t5x(
     config: T5Config,
     params: Any,
     step: int = 0,
-    tokenizer_from: epath.PathLike | None = None,
+    sentencepiece: epath.PathLike | None = None,
 ) -> None:
     """Writes a checkpoint that T5X restores; tensor by tensor, all or nothing.
 
@@ -335,7 +335,7 @@ def save_t5x(
       config: the architecture.
       params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
       step: the training step that the checkpoint says it is of.
-      tokenizer_from: a folder whose sentencepiece model is copied.
+      sentencepiece: a sentencepiece model to put beside it, as spiece.model.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
@@ -349,8 +349,8 @@ def save_t5x(
         for name, tensor in tensors.items():
             array = _for_t5x(name, read_finite(tensor), config)
             target[name] = write_zarr(folder, f"target.{name.replace('/', '.')}", array)
-        if tokenizer_from is not None:
-            writing.copy_files(epath.Path(tokenizer_from), VOCABULARY_FILES, folder)
+        if sentencepiece is not None:
+            (folder / VOCABULARY_FILES[0]).write_bytes(epath.Path(sentencepiece).read_bytes())
         (folder / GIN_FILE).write_text(_gin_of(config))
         state = {"step": np.asarray(step, np.int32)}
         index = {"version": 3, "optimizer": {"target": nest(target), "state": state}}

@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
 from gkd.checkpoints import formats, hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint, Tensor
@@ -134,10 +133,7 @@ def _write_hugging_face(target: str, opened: Checkpoint, tensors: Any, vocabular
 def _write_t5x(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
     pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
     step = opened.path.name if opened.format == "gkd" else "0"
-    t5x_format.save_t5x(target, opened.config, tensors, step=int(step))
-    if pieces:
-        copy = epath.Path(target) / hugging_face.VOCABULARY_FILE
-        copy.write_bytes(epath.Path(pieces).read_bytes())
+    t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces)
 
 
 _WRITERS = {"gkd": _write_run, "huggingface": _write_hugging_face, "t5x": _write_t5x}

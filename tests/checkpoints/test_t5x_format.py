@@ -334,6 +334,7 @@ def test_the_newest_complete_checkpoint_is_meant(tmp_path):
 def test_the_vocabulary_travels(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"pieces")
     config, params = TINY, random_params(TINY)
-    t5x_format.save_t5x(tmp_path / "a/checkpoint_1", config, params, tokenizer_from=tmp_path)
+    pieces = tmp_path / "spiece.model"
+    t5x_format.save_t5x(tmp_path / "a/checkpoint_1", config, params, sentencepiece=pieces)
     opened = t5x_format.open_t5x(tmp_path / "a")
     assert opened.vocabulary.read_bytes() == b"pieces" and not opened.bytes_vocabulary
