@@ -11,7 +11,7 @@ import pytest
 
 from gkd.checkpoints import save_hf
 from gkd.jobs import generation, infer, inference_files, models
-from tests.jobs.inference import TEXTS, read
+from tests.jobs.inference import CONFIG, TEXTS, read
 
 
 @pytest.fixture
