@@ -132,7 +132,7 @@ def test_bbh_options(folder):
     assert task.choices(prompt, "Perhaps") == (("Yes", "No"), -1)
     with pytest.raises(ValueError, match="has no row"):
         task.choices("else", target)
-    listed = "Which?\nOptions:\n(A) one (B)\n(B) two"
+    listed = "Which?\nOptions:\n(A) one (B)\n- or\n(B) two"
     assert few_shot.bbh_options("snarks", listed) == ("(A)", "(B)")
     assert few_shot.bbh_options("web_of_lies", "Does he?") == ("Yes", "No")
     assert few_shot.bbh_options("object_counting", "How many?") == ()

@@ -108,7 +108,7 @@ TEMPLATES = [
 
 def test_instructions_take_one_template_a_row(write):
     rows = [{"question": f"q{i}\n", "answer": f"a{i}", "why": f"w {i}"} for i in range(40)]
-    rows.append({"question": "q", "answer": "a", "why": " "})
+    rows.append({"question": "any", "answer": "any", "why": " "})
     path = write("a.jsonl", rows)
 
     def built(lines):
@@ -127,6 +127,8 @@ def test_instructions_take_one_template_a_row(write):
     # A row keeps its template wherever it stands.
     again = built(rows[::-1])
     assert list(zip(again.inputs, again.targets, strict=True))[::-1] == found
+    fixed = tasks.instructions([("Guess.", "{answer}")], files={"train": path}, vocabulary=BYTES)
+    assert set(texts(fixed)) == {("Guess.", row["answer"]) for row in rows}
     # Row by row, as seqio reads, gives the same texts as block by block.
     task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
     single = task.task.source.get_dataset("train", shuffle=False).map(task.texts)
