@@ -1,0 +1,136 @@
+"""A reward that a model gives inside the step's program: textual entailment by a T5 NLI model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gkd.distill.divergences import token_log_prob
+from gkd.models.interface import Seq2SeqModel, project
+
+EOS_ID = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entailment:
+    """The probability that a document entails a sample: the reward of the GKD paper's Eq. 5.
+
+    A row of the model's input is `premise ids · document ids · hypothesis ids · sample ids · EOS`.
+    A document that leaves no room for the rest is cut at its end; a sample is never cut. Where the
+    template has white space at its seams, these are sentencepiece's tokens of the whole text, for
+    pieces do not cross white space; only a sample that its student cut up in another way than
+    sentencepiece would keeps its own tokens.
+
+    Attributes:
+      premise_ids, hypothesis_ids: the pieces of the template, token ids without EOS.
+      entailment_id: the first token of the model's answer where the sample is entailed.
+      input_length: tokens of the model's input.
+      prompt_prefix_ids: what a prompt begins with that is not part of the document (the ids of
+        `summarize: `); it is left out of those rows that begin with it.
+      hypothesis_first: whether hypothesis and sample stand before premise and document.
+
+    Source: Honovich et al., "TRUE: Re-evaluating Factual Consistency Evaluation" (2022), whose
+    model answers `1` or `0` to `premise: … hypothesis: …`; used as a reward by Roit et al.,
+    "Factually Consistent Summarization via Reinforcement Learning with Textual Entailment
+    Feedback" (2023), and by Agarwal et al. 2024 (arXiv 2306.13649), section 4.1.
+    """
+
+    premise_ids: tuple[int, ...]
+    hypothesis_ids: tuple[int, ...]
+    entailment_id: int
+    input_length: int
+    prompt_prefix_ids: tuple[int, ...] = ()
+    hypothesis_first: bool = False
+
+    def inputs(
+        self,
+        encoder_input_tokens: Int[Array, "prompts input_length"],
+        target_tokens: Int[Array, "rows length"],
+    ) -> Int[Array, "rows entailment_length"]:
+        """The model's input for every sample.
+
+        Args:
+          encoder_input_tokens: [B, S], each prompt through EOS, then 0.
+          target_tokens: [N, T], N = B·G samples through EOS, then 0; row = prompt·G + sample.
+
+        Returns:
+          int32 [N, input_length], through EOS, then 0.
+
+        Raises:
+          ValueError: the longest sample would leave no token of the document.
+        """
+        rows, length = target_tokens.shape
+        around = len(self.premise_ids) + len(self.hypothesis_ids) + length + 1  # 1: EOS
+        if self.input_length <= around:
+            raise ValueError(
+                f"entailment's input_length is {self.input_length}, but the template and a sample "
+                f"of {length} tokens take {around} and leave none for the document: make it longer"
+            )
+        prompts = jnp.repeat(encoder_input_tokens, rows // encoder_input_tokens.shape[0], axis=0)
+        return jax.vmap(self._row)(prompts, target_tokens)
+
+    def _row(self, prompt, sample):
+        """One row of `inputs`: prompt [S], sample [T] -> [input_length]."""
+        fixed = [jnp.array(ids, jnp.int32) for ids in (self.premise_ids, self.hypothesis_ids)]
+        start, written = self._prefix_length(prompt), _text_length(sample)
+        room = self.input_length - len(fixed[0]) - len(fixed[1]) - written - 1
+        document = jnp.clip(_text_length(prompt) - start, 0, room)
+        # (tokens, the first that is used, how many are)
+        about_document = [(fixed[0], 0, len(fixed[0])), (prompt, start, document)]
+        about_sample = [(fixed[1], 0, len(fixed[1])), (sample, 0, written)]
+        parts = [*about_document, *about_sample]
+        if self.hypothesis_first:
+            parts = [*about_sample, *about_document]
+        parts.append((jnp.array([EOS_ID]), 0, 1))
+        position = jnp.arange(self.input_length)
+        row, before = jnp.zeros(self.input_length, jnp.int32), 0
+        for tokens, first, count in parts:
+            if tokens.shape[0]:  # nothing can be taken from an empty piece
+                inside = (position >= before) & (position < before + count)
+                place = jnp.clip(position - before + first, 0, tokens.shape[0] - 1)
+                row = jnp.where(inside, tokens[place], row)
+            before += count
+        return row
+
+    def score(
+        self,
+        model: Seq2SeqModel,
+        params: Any,
+        encoder_input_tokens: Int[Array, "prompts input_length"],
+        target_tokens: Int[Array, "rows length"],
+    ) -> Float[Array, " rows"]:
+        """The probability of the entailment token as the answer's first, over all ids.
+
+        Args:
+          model: the NLI model; it reads the same vocabulary.
+          params: its parameters.
+          encoder_input_tokens: [B, S], the prompts.
+          target_tokens: [N, T], the samples, as in `inputs`.
+
+        Returns:
+          float32 [N] in [0, 1], without gradient.
+        """
+        inputs = self.inputs(encoder_input_tokens, target_tokens)
+        encoded = model.encode(params, inputs)
+        first = jnp.zeros((inputs.shape[0], 1), jnp.int32)  # the decoder's start
+        hidden = model.decode_hidden(params, encoded, first)
+        logits = project(hidden.last, model.head(params))  # [N, 1, V]
+        wanted = jnp.full(first.shape, self.entailment_id)
+        return jax.lax.stop_gradient(jnp.exp(token_log_prob(logits, wanted)[:, 0]))
+
+    def _prefix_length(self, prompt):
+        """How many tokens of a prompt [S] stand before its document."""
+        size = len(self.prompt_prefix_ids)
+        if size > prompt.shape[0]:
+            return 0
+        prefix = jnp.array(self.prompt_prefix_ids, jnp.int32)
+        return jnp.where(jnp.all(prompt[:size] == prefix), size, 0)
+
+
+def _text_length(tokens):
+    """How many tokens [T] stand before the first EOS or padding."""
+    return jnp.sum(jnp.cumprod((tokens != EOS_ID) & (tokens != 0)))
