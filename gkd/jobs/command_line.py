@@ -1,7 +1,6 @@
 """The command line: verbs, gin files and overrides, and one line for every expected error."""
 
 import argparse
-import contextlib
 import dataclasses
 import dis
 import functools
@@ -53,6 +52,7 @@ class Verb:
 VERBS = {
     "train": Verb("gkd.jobs.train", "train", "train a student: SFT, supervised KD, GKD"),
     "evaluate": Verb("gkd.jobs.evaluate", "evaluate", "measure a checkpoint on a task"),
+    "sweep": Verb("gkd.jobs.sweep", "sweep", "train every cell of a grid, or print their table"),
     "infer": Verb("gkd.jobs.infer", "infer", "write outputs for a file of inputs", plain=True),
     "convert": Verb("gkd.jobs.convert", "convert", "write another checkpoint format", plain=True),
 }
@@ -211,34 +211,47 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
         return functools.partial(VERBS[command.verb].load(), **command.arguments)
     import gin
 
-    from gkd.jobs import gin_check
-    from gkd.jobs.gin_files import REPOSITORY, ConfigError, GinReader, resolve_gin_file
+    from gkd.jobs.gin_files import ConfigError
 
-    reader = GinReader()
-    paths = [resolve_gin_file(name) for name in command.gin_files]
-    for path in paths:
-        reader.read_file(path)
-    imports = _command_line_imports(command.overrides, reader)
-    for override in command.overrides:
-        reader.read_override(override, imports)
+    reader = read_configuration(command)
     verb = VERBS[command.verb]
     function = verb.load()
-    gin_check.check(reader, function, verb.selector)
-
     gin.clear_config()
     try:
-        with contextlib.chdir(REPOSITORY):  # gin resolves includes from the current directory
-            for path in paths:
-                gin.parse_config_file(str(path))
-        lines = [statement.format() for statement in imports]
-        lines += [override.replace("=", " = ", 1) for override in command.overrides]
-        gin.parse_config("\n".join(lines))
+        for text in reader.gin_texts():
+            gin.parse_config(text)
         if not _is_registered(function):  # no file binds anything of it
             gin.external_configurable(function, module=verb.module)
         gin.finalize()
     except (ValueError, SyntaxError) as error:  # what the check did not foresee
         raise ConfigError(one_line(error)) from error
     return gin.get_configurable(function)
+
+
+def read_configuration(command: Command) -> Any:
+    """Reads and checks a command's gin files and overrides; gin's own state is not touched.
+
+    Args:
+      command: the parsed arguments.
+
+    Returns:
+      The `gin_files.GinReader` that holds all bindings.
+
+    Raises:
+      ConfigError: anything wrong with the configuration, in one line.
+    """
+    from gkd.jobs import gin_check
+    from gkd.jobs.gin_files import GinReader, resolve_gin_file
+
+    reader = GinReader()
+    for path in [resolve_gin_file(name) for name in command.gin_files]:
+        reader.read_file(path)
+    imports = _command_line_imports(command.overrides, reader)
+    for override in command.overrides:
+        reader.read_override(override, imports)
+    verb = VERBS[command.verb]
+    gin_check.check(reader, verb.load(), verb.selector)
+    return reader
 
 
 def _is_registered(function: Callable[..., Any]) -> bool:

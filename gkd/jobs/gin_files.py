@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import pathlib
 import shlex
 import tokenize
@@ -82,6 +83,13 @@ class Binding:
         """What it sets, in gin's spelling."""
         scope = f"{self.scope}/" if self.scope else ""
         return self.macro or f"{scope}{self.selector}.{self.parameter}"
+
+    @property
+    def text(self) -> str:
+        """The binding as a line of gin."""
+        scope = f"{self.scope}/" if self.scope else ""
+        parameter = f".{self.parameter}" if self.parameter else ""
+        return f"{scope}{self.selector}{parameter} = {self.value!r}"
 
     @property
     def target(self) -> str:
@@ -173,11 +181,14 @@ def display_name(path: pathlib.Path) -> str:
 
 
 class GinReader:
-    """Collects the bindings of gin files in the order in which gin applies them.
+    """Collects the bindings of gin files in the order in which they hold: the last of a key wins.
 
-    The last binding of a key wins, so an include must not follow lines it would undo.
-    `bindings` holds all of them, `sources` all files. Reading checks
-    syntax, includes and order only.
+    An include of a file that was read already is passed over, so that a method file that follows
+    a run file does not set everything back to the defaults that both include. A file named on the
+    command line is read where it is named.
+
+    `bindings` holds all of them, `sources` all files. Reading checks syntax, includes and order
+    only.
     """
 
     def __init__(self) -> None:
@@ -200,11 +211,12 @@ class GinReader:
         source = Source(display_name(path), [], path)
         if path in (outer.path for outer in including):
             raise ConfigError(f"{including[-1].name}: includes {source.name}, which includes it")
+        if including and path in self._visited:
+            return
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{source.name}: not a text file ({error.reason})") from None
-        again = path in self._visited
         self._visited.add(path)
         self.sources.append(source)
         for statement in parse_statements(text, source.name):
@@ -220,8 +232,7 @@ class GinReader:
             elif isinstance(statement, config_parser.ImportStatement):
                 source.imports.append(statement)
             elif isinstance(statement, config_parser.BindingStatement):
-                binding = Binding(*statement[:4], source, line)
-                self._add(binding, including, again)
+                self._add(Binding(*statement[:4], source, line), including)
 
     def read_override(self, argument: str, imports: list[Any]) -> None:
         """Reads one `--gin.` argument.
@@ -244,25 +255,44 @@ class GinReader:
             raise ConfigError(f"{error} (if it is text: {quoted})") from None
         if len(statements) != 1 or not isinstance(statements[0], config_parser.BindingStatement):
             raise ConfigError(f"{name}: write one binding, --gin.NAME=VALUE")
-        self._add(Binding(*statements[0][:4], Source(name, imports), 1), (), False)
+        self._add(Binding(*statements[0][:4], Source(name, imports), 1), ())
 
     def final_bindings(self) -> list[Binding]:
         """The bindings that hold after all overriding."""
         return list(self._latest.values())
 
-    def _add(self, binding: Binding, including: Sequence[Source], again: bool) -> None:
+    def value_of(self, key: str) -> Any:
+        """The literal that a macro or parameter ends up with, through macros that name others.
+
+        Args:
+          key: as `Binding.target` spells it.
+
+        Returns:
+          The value; a Reference where it is a function, None where nothing sets the key.
+        """
+        binding = self._latest.get(key)
+        value = binding and binding.value
+        return self.value_of(value.name) if isinstance(value, Macro) else value
+
+    def gin_texts(self) -> Iterator[str]:
+        """What was read as texts for `gin.parse_config`, in order; each with its own imports."""
+        for source in self.sources:
+            yield _import_lines(source)
+        for _, group in itertools.groupby(self.bindings, lambda binding: id(binding.source)):
+            bindings = list(group)
+            yield _import_lines(bindings[0].source) + "".join(f"{b.text}\n" for b in bindings)
+
+    def _add(self, binding: Binding, including: Sequence[Source]) -> None:
         """Adds a binding, unless an include undoes silently what was set on purpose."""
         before = self._latest.get(binding.target)
-        if before and before.value != binding.value and before.source is not binding.source:
-            if before.source in including:
-                raise ConfigError(
-                    f"{before.place}: sets {binding.key}, but a later include sets it again "
-                    f"({binding.place}): put includes first"
-                )
-            if again and before.source.path != binding.source.path:
-                raise ConfigError(
-                    f"{binding.source.name} is included twice, and the second time undoes "
-                    f"{before.place} ({binding.key}): include it once"
-                )
+        if before and before.value != binding.value and before.source in including:
+            raise ConfigError(
+                f"{before.place}: sets {binding.key}, but a later include sets it again "
+                f"({binding.place}): put includes first"
+            )
         self._latest[binding.target] = binding
         self.bindings.append(binding)
+
+
+def _import_lines(source: Source) -> str:
+    return "".join(f"{statement.format()}\n" for statement in source.imports)

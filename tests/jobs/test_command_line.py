@@ -70,6 +70,37 @@ def test_a_run_file_overrides_what_it_includes(fake_verb):
     assert fake_verb.calls[0]["config"].width == 9
 
 
+def test_a_second_include_of_a_file_changes_nothing(fake_verb):
+    base = fake_verb.write("base.gin", RUN)
+    run = fake_verb.write("run.gin", f'include "{base}"\nSTEPS = 8\njob.Config.width = 9\n')
+    method = fake_verb.write("method.gin", f'include "{base}"\nLAMBDA = 0.75\n')
+    both = fake_verb.write("both.gin", f'include "{run}"\ninclude "{method}"\n')
+    assert fake_verb(run, method) == fake_verb(both) == (0, "")
+    assert fake_verb.calls[0] == fake_verb.calls[1]
+    assert fake_verb.calls[0]["steps"] == 8 and fake_verb.calls[0]["config"].width == 9
+    assert fake_verb.calls[0]["mixing"] == 0.75
+
+
+def test_a_file_that_the_command_names_is_read_there_even_if_one_included_it(fake_verb):
+    base = fake_verb.write("base.gin", RUN)
+    method = fake_verb.write("method.gin", f'include "{base}"\nLAMBDA = 0.75\n')
+    run = fake_verb.write("run.gin", f'include "{method}"\nSTEPS = 8\n')
+    other = fake_verb.write("other.gin", f'include "{base}"\nLAMBDA = 0.5\n')
+    assert fake_verb(run, other, method) == (0, "")
+    assert fake_verb.calls[0]["mixing"] == 0.75 and fake_verb.calls[0]["steps"] == 8
+
+
+def test_values_of_every_kind_reach_the_verb_as_they_are_written(fake_verb):
+    value = "{'a b': [1, -2.5e-7, None, ('x\\n\"', True)], 2: (3,), 'f': [@job.forward, %LAMBDA]}"
+    text = RUN + f"one/two/job.Config.width = -4\njob.run.mixing = {value}\n"
+    run = fake_verb.write("a.gin", text)
+    assert fake_verb(run, "--gin.job.run.config=@one/two/job.Config()") == (0, "")
+    assert fake_verb.calls[0]["config"].width == -4
+    mixing = fake_verb.calls[0]["mixing"]
+    assert mixing["f"][0]() == "forward" and mixing["f"][1] == 0.25
+    assert {**mixing, "f": 0} == {"a b": [1, -2.5e-7, None, ('x\n"', True)], 2: (3,), "f": 0}
+
+
 def test_a_function_parameter_and_a_reference_can_be_overridden(fake_verb):
     run = fake_verb.write("a.gin", RUN)
     assert fake_verb(run, "--gin.DIVERGENCE=@job.reverse", "--gin.job.run.steps=7") == (0, "")
@@ -224,16 +255,6 @@ def test_an_include_below_a_line_that_it_undoes(fake_verb):
     code, error = fake_verb(run)
     assert code == 2
     assert_one_line(error, "run.gin:3: sets LAMBDA", "put includes first")
-
-
-def test_a_second_include_that_undoes_what_came_between(fake_verb):
-    base = fake_verb.write("base.gin", RUN)
-    task = fake_verb.write("task.gin", f'include "{base}"\nLAMBDA = 0.75\n')
-    method = fake_verb.write("method.gin", f'include "{base}"\nSTEPS = 9\n')
-    run = fake_verb.write("run.gin", f'include "{task}"\ninclude "{method}"\n')
-    code, error = fake_verb(run)
-    assert code == 2
-    assert_one_line(error, "base.gin is included twice", "task.gin:4 (LAMBDA)")
 
 
 # Errors of the verb itself

@@ -1,0 +1,213 @@
+"""The verb `sweep`: runs every cell of a grid, lists their commands, or prints their table."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gkd.jobs import command_line, sweep_table
+from gkd.jobs.signals import EXIT_STOPPED, Stopped, StopRequest
+from gkd.jobs.training_loop import SUMMARY_FILE
+
+ACTIONS = ("run", "list", "table")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+_TRAIN = "/gkd.jobs.train.train."  # how bindings of the verb `train` begin
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+      labels: the option of each axis, in the axes' order.
+      directory: its MODEL_DIR.
+      arguments: what follows `python -m gkd`.
+      train_steps: the step at which it is complete.
+      best_metric: the metric that its configuration names.
+    """
+
+    labels: Mapping[str, str]
+    directory: str
+    arguments: tuple[str, ...]
+    train_steps: int
+    best_metric: str | None
+
+    @property
+    def name(self) -> str:
+        """The options joined, as in the directory."""
+        return "/".join(self.labels.values())
+
+    @property
+    def command(self) -> list[str]:
+        """The command, with this process's own Python."""
+        return [sys.executable, "-m", "gkd", *self.arguments]
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run wrote at its end; None before."""
+        try:
+            text = pathlib.Path(self.directory, SUMMARY_FILE).read_text(encoding="utf-8")
+            summary = json.loads(text)
+            return summary if summary["steps"] == self.train_steps else None
+        except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
+            return None
+
+
+def sweep(
+    directory: str,
+    gin_files: Sequence[str],
+    axes: Mapping[str, Any],
+    action: str = "run",
+    overrides: Sequence[str] = (),
+    metrics: Sequence[str] | None = None,
+    over: str = "seed",
+) -> None:
+    """Runs every cell of the product of the axes, each in a process of its own, one after another.
+
+    A complete cell is skipped, a failed one is reported and the rest go on; the same command
+    continues. All cells are checked before the first one starts.
+
+    Args:
+      directory: of the sweep; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
+      gin_files: what all cells begin with.
+      axes: by name, the options by name: each a list of further gin files (names in .gin) and
+        overrides (NAME=VALUE). A later axis overrides an earlier one.
+      action: 'run'; 'list' prints one shell command a cell; 'table' prints what came out, and
+        writes it into the directory as table.md and table.json.
+      overrides: of every cell, the last to be applied.
+      metrics: of the table: names in the runs' last evaluation, or of their summary; None is
+        BEST_METRIC.
+      over: the axis that the table averages over, where there is one of that name.
+
+    Raises:
+      ValueError: a wrong grid or configuration; cells that failed.
+      Stopped: SIGTERM or Ctrl-C came; the running cell has saved.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"ACTION is {action!r}: choose one of {', '.join(ACTIONS)}")
+    cells = plan(directory, gin_files, axes, overrides)
+    if action == "list":
+        for cell in cells:
+            print(shlex.join(cell.command))
+    elif action == "table":
+        names = list(metrics or filter(None, [cells[0].best_metric]))
+        runs = [(dict(cell.labels), cell.summary()) for cell in cells]
+        sweep_table.write(pathlib.Path(directory), sweep_table.averages(runs, names, over))
+    else:
+        _run(cells)
+
+
+def plan(
+    directory: str,
+    gin_files: Sequence[str],
+    axes: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+) -> list[Cell]:
+    """The cells of a sweep, the last axis changing fastest; every configuration is checked.
+
+    Args:
+      As `sweep`'s.
+
+    Raises:
+      ValueError: in one line that names the axis or the cell.
+    """
+    _check_axes(axes)
+    cells = []
+    for labels in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, labels, strict=True))
+        settings = [text for axis, label in chosen.items() for text in axes[axis][label]]
+        path = "/".join([str(directory), *labels])
+        files = (*gin_files, *(text for text in settings if text.endswith(".gin")))
+        values = [*(text for text in settings if not text.endswith(".gin")), *overrides]
+        if moved := [text for text in values if text.partition("=")[0].strip() == "MODEL_DIR"]:
+            raise ValueError(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
+        values.append(f"MODEL_DIR={path!r}")
+        try:
+            reader = command_line.read_configuration(
+                command_line.Command("train", files, tuple(values))
+            )
+        except ValueError as error:
+            raise ValueError(f"cell {'/'.join(labels)}: {error}") from error
+        arguments = ["train", *(f"--gin_file={name}" for name in files)]
+        arguments += [f"--gin.{text}" for text in values]
+        steps, metric = (reader.value_of(_TRAIN + name) for name in ("train_steps", "best_metric"))
+        cells.append(Cell(chosen, path, tuple(arguments), steps, metric))
+    return cells
+
+
+def _check_axes(axes: Mapping[str, Any]) -> None:
+    if not axes:
+        raise ValueError("sweep.axes is empty: give at least one axis")
+    for axis, options in axes.items():
+        if not options:
+            raise ValueError(f"axis {axis} of the sweep has no options")
+        for label, settings in options.items():
+            if not isinstance(label, str) or not _LABEL.fullmatch(label):
+                raise ValueError(
+                    f"axis {axis}: the option {label!r} names a folder: use text of letters, "
+                    "digits and . _ = + -, beginning with a letter or digit"
+                )
+            texts = [] if isinstance(settings, str) else list(settings)
+            wrong = [t for t in texts if not isinstance(t, str) or not re.search(r"=|\.gin$", t)]
+            if isinstance(settings, str) or wrong:
+                raise ValueError(
+                    f"axis {axis}, option {label}: {(wrong or [settings])[0]!r} in place of a list "
+                    "of gin files (NAME.gin) and overrides ('NAME=VALUE')"
+                )
+
+
+def _run(cells: Sequence[Cell]) -> None:
+    """Runs what is not complete."""
+    failed = []
+    _report(f"{len(cells)} cells, {sum(cell.summary() is not None for cell in cells)} complete")
+    with StopRequest() as stop:
+        for number, cell in enumerate(cells, start=1):
+            place = f"[{number}/{len(cells)}] {cell.name}"
+            if cell.summary() is not None:
+                _report(f"{place}: complete")
+                continue
+            _report(f"{place}: {shlex.join(cell.command)}")
+            code = _execute(cell.command, stop)
+            if stop.requested or code == EXIT_STOPPED:
+                raise Stopped(f"{stop.signal_name or 'a signal'} in {place}; continue as before")
+            if code:
+                failed.append(f"{cell.name} (exit code {code})")
+                _report(f"{place}: failed with exit code {code}")
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the same command "
+            "tries them again"
+        )
+
+
+def _execute(command: Sequence[str], stop: StopRequest) -> int:
+    """Runs a process to its end; passes a stop request on, once, so that it can save."""
+    # Its own session: the terminal's Ctrl-C would reach it beside our SIGTERM, and the second of
+    # two signals ends a run without saving.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    asked = False
+    try:
+        while True:
+            try:
+                return process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if stop.requested and not asked:
+                    process.send_signal(signal.SIGTERM)
+                    asked = True
+    except BaseException:  # a second Ctrl-C: at once
+        process.kill()
+        process.wait()
+        raise
+
+
+def _report(text: str) -> None:
+    print(f"sweep: {text}", file=sys.stderr, flush=True)

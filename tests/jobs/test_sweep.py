@@ -1,0 +1,204 @@
+"""Sweeps: cells against commands written by hand, runs by a stand-in for `python`, the table."""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from gkd.jobs import command_line, sweep, sweep_table
+
+TINY = str(pathlib.Path(__file__).with_name("tiny.gin"))
+SWEEP = f"""\
+from __gin__ import dynamic_registration
+include 'configs/sweeps/common.gin'
+from gkd.jobs import sweep
+sweep.sweep.directory = 'out'
+sweep.sweep.gin_files = ['{TINY}']
+sweep.sweep.axes = {{
+    'method': {{
+        'sft': ['configs/methods/sft.gin'],
+        'jsd_0.1': ['configs/methods/gkd.gin', 'DIVERGENCE=@divergences.generalized_jsd',
+                    'BETA=0.1', "TEACHER='it is a teacher'"],
+    }},
+    'seed': {{'0': ['SEED=0'], '1': ['SEED=1', 'TRAIN_STEPS=30']}},
+}}
+"""
+
+# Stands in for `python -m gkd train …`: notes its arguments, then does what its cell is to do.
+STAND_IN = f"""\
+#!{sys.executable}
+import json, os, pathlib, signal, sys, time
+path = next(a for a in sys.argv if a.startswith("--gin.MODEL_DIR=")).partition("=")[2]
+place = pathlib.Path(path.strip("'"))
+place.mkdir(parents=True, exist_ok=True)
+with open("launches.txt", "a") as file:
+    file.write(path + "\\n")
+if os.path.exists("fail") and str(place) in open("fail").read():
+    sys.exit(1)
+if os.path.exists("wait"):
+    def stop(*_):
+        pathlib.Path("saved").touch()
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop)
+    pathlib.Path("started").touch()
+    time.sleep(60)
+steps = 30 if "--gin.TRAIN_STEPS=30" in sys.argv else 40
+summary = {{"steps": steps, "seconds_per_step": 0.5, "evaluation": {{"exact_match": len(path)}}}}
+(place / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    """Function of overrides to the exit code of `sweep` on SWEEP, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.gin").write_text(SWEEP)
+    stand_in = tmp_path / "python"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sweep.sys, "executable", str(stand_in))
+
+    def run(*overrides):
+        options = [f"--gin.{text}" for text in overrides]
+        return command_line.main(["sweep", "--gin_file=sweep.gin", *options])
+
+    return run
+
+
+def launches():
+    """The MODEL_DIRs of the processes started so far."""
+    path = pathlib.Path("launches.txt")
+    return [line.strip("'") for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def test_the_list_is_one_exact_command_a_cell(grid, capsys):
+    assert grid("ACTION='list'", "OVERRIDES=['BATCH_SIZE=8']") == 0
+    train = f"train --gin_file={TINY} --gin_file=configs/methods/"
+    divergence = "--gin.DIVERGENCE=@divergences.generalized_jsd --gin.BETA=0.1"
+    divergence += """ '--gin.TEACHER='"'"'it is a teacher'"'"''"""
+    sft, jsd = f"{train}sft.gin", f"{train}gkd.gin {divergence}"
+    zero, one = "--gin.SEED=0", "--gin.SEED=1 --gin.TRAIN_STEPS=30"
+
+    def place(name):
+        return f"""--gin.BATCH_SIZE=8 '--gin.MODEL_DIR='"'"'out/{name}'"'"''"""
+
+    want = [
+        f"{sft} {zero} {place('sft/0')}",
+        f"{sft} {one} {place('sft/1')}",
+        f"{jsd} {zero} {place('jsd_0.1/0')}",
+        f"{jsd} {one} {place('jsd_0.1/1')}",
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    # Equal as a shell reads them; and each argument is one that the shell takes as it is.
+    assert [shlex.split(line)[3:] for line in lines] == [shlex.split(line) for line in want]
+    assert [shlex.split(line)[:3] for line in lines] == [[sys.executable, "-m", "gkd"]] * 4
+    assert not pathlib.Path("out").exists() and launches() == []
+
+
+def test_cells_run_in_order_once_and_a_failed_one_stops_no_other(grid, capfd):
+    pathlib.Path("fail").write_text("out/sft/1")
+    assert grid() == 1
+    errors = capfd.readouterr().err
+    assert errors.splitlines()[-1] == (
+        "gkd: error: 1 of 4 cells failed: sft/1 (exit code 1); the same command tries them again"
+    )
+    order = ["out/sft/0", "out/sft/1", "out/jsd_0.1/0", "out/jsd_0.1/1"]
+    assert launches() == order
+    pathlib.Path("fail").unlink()
+    # A cell that was complete at fewer steps, or whose summary is cut off, is not complete.
+    path = pathlib.Path("out/jsd_0.1/0/summary.json")
+    path.write_text('{"steps": 39, "evaluation": {}}')
+    pathlib.Path("out/jsd_0.1/1/summary.json").write_text('{"steps"')
+    assert grid() == 0
+    assert launches() == [*order, *order[1:]]
+    assert "[1/4] sft/0: complete" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_running_cell_after_it_saved(grid, number, capfd):
+    pathlib.Path("wait").touch()
+
+    def send():
+        deadline = time.monotonic() + 30
+        while not pathlib.Path("started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert grid() == 75
+    thread.join()
+    assert pathlib.Path("saved").exists() and launches() == ["out/sft/0"]
+    assert f"gkd: stopped: {number.name} in [1/4] sft/0" in capfd.readouterr().err
+
+
+def test_the_table_holds_what_the_runs_wrote(grid, capsys):
+    pathlib.Path("fail").write_text("out/jsd_0.1/1")
+    assert grid() == 1
+    capsys.readouterr()
+    assert grid("ACTION='table'") == 0
+    # Lengths of 'out/sft/0' and 'out/jsd_0.1/0' with their quotes.
+    want = "| method | runs | exact_match |\n| --- | --- | --- |\n"
+    want += "| sft | 2/2 | 11.00 ± 0.00 |\n| jsd_0.1 | 1/2 | 15.00 |\n"
+    assert capsys.readouterr().out == want == pathlib.Path("out/table.md").read_text()
+    rows = json.loads(pathlib.Path("out/table.json").read_text())["rows"]
+    assert [row["options"] for row in rows] == [{"method": "sft"}, {"method": "jsd_0.1"}]
+    assert rows[1]["metrics"]["exact_match"] == {"values": [15], "mean": 15.0, "interval": None}
+    assert grid("ACTION='table'", "METRICS=['rouge2']") == 1
+    assert "no metric 'rouge2'; it has exact_match, seconds_per_step" in capsys.readouterr().err
+
+
+def _run(method, seed, **values):
+    evaluation = {name: value for name, value in values.items() if name != "seconds_per_step"}
+    summary = {"seconds_per_step": values.get("seconds_per_step"), "evaluation": evaluation}
+    return {"method": method, "seed": seed}, summary
+
+
+def test_means_and_intervals_are_those_computed_by_hand():
+    runs = [_run("a", str(i), rouge2=value) for i, value in enumerate([1.0, 2.0, 6.0])]
+    runs += [_run("b", "0", rouge2=10.0), _run("b", "1", rouge2=12.0)]
+    runs += [({"method": "b", "seed": "2"}, None), ({"method": "c", "seed": "0"}, None)]
+    table = sweep_table.averages(runs, ["rouge2"], "seed")
+    a, b, c = (row["metrics"]["rouge2"] for row in table["rows"])
+    # s = √7 and t(.975; 2) = 4.302653 from a printed table; s = √2 and t(.975; 1) = 12.706205.
+    assert a["mean"] == 3.0 and a["interval"] == pytest.approx(4.302653 * (7 / 3) ** 0.5, rel=1e-6)
+    assert b["mean"] == 11.0 and b["interval"] == pytest.approx(12.706205, rel=1e-6)
+    assert c == {"values": [], "mean": None, "interval": None}
+    assert sweep_table.markdown(table).splitlines()[2:] == [
+        "| a | 3/3 | 3.00 ± 6.57 |",
+        "| b | 2/3 | 11.00 ± 12.71 |",
+        "| c | 0/1 | – |",
+    ]
+    # Over the other axis: the seeds are the rows.
+    table = sweep_table.averages(runs[:5], ["rouge2"], "method")
+    assert [row["options"] for row in table["rows"]] == [{"seed": seed} for seed in "012"]
+    assert [row["metrics"]["rouge2"]["mean"] for row in table["rows"]] == [5.5, 7.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("ACTION='tabel'", "ACTION is 'tabel': choose one of run, list, table"),
+        ("sweep.sweep.axes={}", "axes is empty"),
+        ("sweep.sweep.axes={'seed': {}}", "axis seed of the sweep has no options"),
+        ("sweep.sweep.axes={'seed': {'..': []}}", "the option '..' names a folder"),
+        ("sweep.sweep.axes={'seed': {'a/b': []}}", "the option 'a/b' names a folder"),
+        ("sweep.sweep.axes={'seed': {0: ['SEED=0']}}", "the option 0 names a folder"),
+        ("sweep.sweep.axes={'seed': {'0': 'SEED=0'}}", "option 0: 'SEED=0' in place of a list"),
+        ("sweep.sweep.axes={'seed': {'0': ['SEED']}}", "option 0: 'SEED' in place of a list"),
+        ("sweep.sweep.axes={'seed': {'0': ['SEDE=0']}}", "cell 0: --gin.SEDE=0: nothing uses"),
+        ("sweep.sweep.axes={'a': {'0': ['no.gin']}}", "cell 0: --gin_file=no.gin: no such file"),
+        ("OVERRIDES=['MODEL_DIR=\"x\"']", 'MODEL_DIR="x": a cell\'s MODEL_DIR is'),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_anything_runs(grid, override, part, capsys):
+    assert grid(override) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and part in errors
+    assert launches() == []
