@@ -132,6 +132,8 @@ def _batch(
     inputs = np.zeros((size, input_length), np.int32)  # [B, S]
     targets = np.zeros((size, target_length), np.int32)  # [B, T]
     weights = np.zeros(size, np.float32)  # [B]
+    numbers = np.full(size, -1, np.int64)  # [B]
+    numbers[: len(rows)] = rows
     inputs_cut = targets_cut = 0
     for i, row in enumerate(rows):
         tokens = data.input_tokens[data.input_offsets[row] : data.input_offsets[row + 1]]
@@ -150,6 +152,7 @@ def _batch(
         "encoder_input_tokens": inputs,
         "decoder_target_tokens": targets,
         "example_weights": weights,
+        "rows": numbers,
         "inputs_cut": inputs_cut,
         "targets_cut": int(targets_cut),
         "empty_examples": int(data.empty[rows].sum()),
@@ -293,8 +296,9 @@ def training_batches(
 
     Returns:
       An iterator of dictionaries: encoder_input_tokens int32 [B/count, S], decoder_target_tokens
-      int32 [B/count, T], example_weights float32 [B/count] (0 for an empty input or target), and
-      the integers inputs_cut, targets_cut, empty_examples of this host's rows.
+      int32 [B/count, T], example_weights float32 [B/count] (0 for an empty input or target), rows
+      int64 [B/count] (each row's number in the split; −1 for padding), and the integers inputs_cut,
+      targets_cut, empty_examples of this host's rows.
 
     Raises:
       ValueError: if a size is below 1, batch_size does not divide over the hosts, or the split has

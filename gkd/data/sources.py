@@ -52,9 +52,9 @@ def read_rows(
     _check_exists(path)
     name = path.removesuffix(".gz")
     if name.endswith((".jsonl", ".json")):
-        rows = _json_rows(path)
+        rows = json_rows(path)
     elif name.endswith(".tsv"):
-        rows = _tsv_rows(path, columns)
+        rows = tsv_rows(path, columns)
     else:
         raise ValueError(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
     wanted = {**dict.fromkeys(fields, False), **dict.fromkeys(lists, True)}
@@ -102,8 +102,12 @@ def _check_exists(path: str) -> None:
         )
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
+def lines(path: str) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a UTF-8 file (gzipped where its name ends in .gz) that are not blank.
+
+    Raises:
+      ValueError: with file and line number, if it is not UTF-8 or the gzip is damaged.
+    """
     number = 0
     with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
         try:
@@ -117,8 +121,16 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path}: damaged gzip after line {number} ({error})") from error
 
 
-def _json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, text in _lines(path):
+def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The numbered objects of a JSONL file, as they are.
+
+    Args:
+      path: the file, gzipped where its name ends in .gz.
+
+    Raises:
+      ValueError: with file and line number, if a line is malformed.
+    """
+    for number, text in lines(path):
         try:
             row = json.loads(text)
         except ValueError as error:
@@ -128,8 +140,11 @@ def _json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
-def _tsv_rows(path: str, columns: Sequence[str] | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, text in _lines(path):
+def tsv_rows(
+    path: str, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The numbered rows of a TSV file; arguments and errors as of `read_rows`."""
+    for number, text in lines(path):
         cells = text.split("\t")
         if columns is None:
             columns = cells

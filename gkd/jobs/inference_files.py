@@ -121,9 +121,9 @@ def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if name.endswith(".txt"):
         yield from ((number, {"input": text}) for number, text in _text_lines(path))
     elif name.endswith(".tsv"):
-        yield from sources._tsv_rows(path, None)
+        yield from sources.tsv_rows(path)
     elif name.endswith((".jsonl", ".json")):
-        yield from sources._json_rows(path)
+        yield from sources.json_rows(path)
     else:
         raise ValueError(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
 
@@ -131,7 +131,7 @@ def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _text_lines(path: str) -> Iterator[tuple[int, str]]:
     """All lines of a text file, so that line n is input n; blank ones at its end do not count."""
     expected = 1
-    for number, text in sources._lines(path):
+    for number, text in sources.lines(path):
         yield from ((blank, "") for blank in range(expected, number))
         yield number, text
         expected = number + 1

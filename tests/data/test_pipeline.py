@@ -37,7 +37,9 @@ def ids(batch):
     assert (inputs[:, 0] - 97 == targets[:, 0] - 65).all()
     assert (inputs[:, 1:] == [1, 0]).all()
     assert (targets[:, 1:] == [1]).all()
-    return (inputs[:, 0] - 97 - 3).tolist()
+    numbers = (inputs[:, 0] - 97 - 3).tolist()
+    assert batch["rows"].tolist() == numbers
+    return numbers
 
 
 def batches(task, size=4, seed=0, **options):
@@ -220,6 +222,8 @@ def test_evaluation_leaves_out_empty_examples_and_counts_cuts(tmp_path):
     assert data.targets == ("long text", "y", "z")  # whole, though its tokens are cut
     assert (data.inputs_cut, data.targets_cut, data.empty_examples) == (1, 1, 1)
     assert [batch["example_weights"].tolist() for batch in data.batches] == [[1, 1], [1, 0]]
+    assert [batch["rows"].tolist() for batch in data.batches] == [[0, 2], [3, -1]]
+    assert data.batches[0]["rows"].dtype == np.int64
 
 
 def test_evaluation_over_hosts(letters):
