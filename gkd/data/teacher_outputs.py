@@ -1,0 +1,59 @@
+"""A task whose training rows a teacher wrote: the data set of SeqKD."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gkd.data import mixtures, prompts, sources
+from gkd.data.task_spec import TaskSpec, check_max_examples, make_task
+
+
+def with_teacher_outputs(
+    task: TaskSpec,
+    file: str | None,
+    directory: str | None = None,
+    input_field: str = "input",
+    output_field: str = "text",
+    prefix: str = "",
+    max_examples: int | None = None,
+) -> TaskSpec:
+    """The same task, with the prompts and outputs of a file in place of its training rows.
+
+    Kim & Rush, "Sequence-Level Knowledge Distillation" (2016), section 3.2.
+
+    Args:
+      task: its vocabulary, metrics and other splits stay.
+      file: JSONL (or TSV) with a prompt and an output a row, e.g. what `infer` writes.
+      directory: where a relative path starts; by default the environment's GKD_DATA.
+      input_field: the field of the prompt.
+      output_field: the field of the teacher's output.
+      prefix: put before every prompt: what `infer` was given as --prefix.
+      max_examples: how many of the rows to use; None uses all.
+
+    Raises:
+      ValueError: no file is named.
+    """
+    if file is None:
+        raise ValueError(
+            "SeqKD needs the teacher's outputs: set TEACHER_OUTPUTS to the JSONL file that "
+            "`python -m gkd infer` wrote for the training prompts"
+        )
+    check_max_examples(max_examples)
+    source = sources.files_source(
+        {"train": file}, (input_field, output_field), directory, None, max_examples
+    )
+    texts = prompts.text_to_text(input_field, output_field, prefix)
+
+    def read(split: str) -> list[mixtures.Texts]:
+        if split == "train":
+            return [mixtures.read_texts(source, texts, split)]
+        return [mixtures.read_texts(task.task.source, task.texts, split)]
+
+    made = make_task(
+        f"{task.name}_teacher_outputs",
+        mixtures.mixed_source(read, sorted({"train", *task.splits}), lambda split, sizes: sizes),
+        lambda row: row,
+        task.vocabulary,
+        task.task.metric_fns,
+    )
+    return dataclasses.replace(task, name=made.name, task=made.task, texts=made.texts)
