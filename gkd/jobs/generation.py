@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from gkd.data import vocabularies
 from gkd.decode.sampling import EOS_ID, sample
 from gkd.distill.divergences import token_log_prob
 from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
+from gkd.distill.most_probable import most_probable_ids
 from gkd.distill.rollouts import shift_right
 from gkd.jobs.models import LoadedModel
 from gkd.parallel import mesh as meshes
@@ -98,11 +100,15 @@ class Output:
         found fewer outputs than asked for.
       log_probs: the log-probability of each, over the usable ids; −inf for an empty one.
       target_log_probs: of every token of the input's target under the raw logits, if asked for.
+      target_top_ids, target_top_log_probs: the K most probable usable ids at each of them, best
+        first, and their log-probabilities over the usable ids, if asked for.
     """
 
     tokens: list[list[int]]
     log_probs: list[float]
-    target_log_probs: list[float] | None
+    target_log_probs: list[float] | None = None
+    target_top_ids: list[list[int]] | None = None
+    target_top_log_probs: list[list[float]] | None = None
 
 
 def length_buckets(longest: int) -> tuple[int, ...]:
@@ -148,6 +154,7 @@ class Generator:
         buckets: Sequence[int],
         batch_size: int,
         score: bool = False,
+        top_k_log_probs: int = 0,
     ) -> None:
         """Prepares; nothing is compiled yet.
 
@@ -159,15 +166,24 @@ class Generator:
           buckets: the lengths that inputs are padded to, ascending.
           batch_size: inputs a batch, over all devices.
           score: also give the log-probabilities of the targets' tokens.
+          top_k_log_probs: with `score`, how many of the most probable ids to give at each of the
+            targets' tokens; 0 is none.
 
         Raises:
-          ValueError: the batch does not divide over the devices.
+          ValueError: the batch does not divide over the devices, or fewer ids are usable.
         """
         shards = mesh.shape["data"]
         if batch_size < 1 or batch_size % shards:
             raise ValueError(
                 f"batch_size {batch_size} does not divide over {shards} devices: use a multiple"
             )
+        usable = int(np.sum(np.asarray(valid)))
+        if top_k_log_probs > usable:
+            raise ValueError(
+                f"top_k_log_probs is {top_k_log_probs}, but only {usable} ids can be written: use "
+                f"{usable} or fewer"
+            )
+        self._top_k = top_k_log_probs
         self._loaded, self._mesh, self._rules = loaded, mesh, rules
         self._valid, self.decoding, self._score = jnp.asarray(valid), decoding, score
         self._buckets, self._batch_size = tuple(buckets), batch_size
@@ -231,14 +247,14 @@ class Generator:
             return self._compiled(self._loaded.params, *placed, key)
 
     def _finish(self, part, running, targets) -> list[tuple[int, Output]]:
-        tokens, log_probs, lengths, scores = jax.device_get(running)
+        tokens, log_probs, lengths, *scores = jax.device_get(running)
         return [
             (
                 position,
                 Output(
                     [row[:n].tolist() for row, n in zip(tokens[i], lengths[i], strict=True)],
                     log_probs[i].tolist(),
-                    scores[i, : len(targets[position])].tolist() if self._score else None,
+                    *(x[i, : len(targets[position])].tolist() for x in scores),
                 ),
             )
             for i, position in enumerate(part)
@@ -246,14 +262,12 @@ class Generator:
 
     def _program(self, params, inputs, targets, numbers, key):
         """Inputs [B, S], targets [B, T|0], numbers [B] -> tokens [B, N, T], log Q and lengths
-        [B, N], targets' log Q [B, T|0].
+        [B, N], where targets are scored their log Q [B, T], and top-k ids and log P [B, T, K].
         """
         encoded = self._loaded.model.encode(params, inputs)
         written = self._search if self.decoding.beams else self._sample
-        scores = jnp.zeros(targets.shape, jnp.float32)
-        if self._score:
-            scores = self._target_log_probs(params, encoded, targets)
-        return *written(params, encoded, numbers, key), scores
+        scores = self._scores(params, encoded, targets) if self._score else ()
+        return *written(params, encoded, numbers, key), *scores
 
     def _sample(self, params, encoded, numbers, key):
         """N samples an input from one encoding; row = input·N + sample."""
@@ -283,19 +297,27 @@ class Generator:
         results = (found.tokens, found.log_probs, found.lengths)
         return jax.tree.map(lambda x: x[:, : decoding.samples], results)
 
-    def _target_log_probs(self, params, encoded, targets):
-        """log Q of every target token [B, T] under the raw logits, block by block along T."""
-        model = self._loaded.model
+    def _scores(self, params, encoded, targets):
+        """Of every target token [B, T]: log Q under the raw logits; if asked for the K best ids
+        and their log-probabilities [B, T, K]. All block by block along T.
+        """
+        model, shards = self._loaded.model, self._mesh.shape["data"]
         hidden = model.decode_hidden(params, encoded, shift_right(targets))
+        logits = ProjectedLogits(hidden.last, model.head(params))
         _, log_probs, _ = fused_token_loss(
-            lambda logits, _, ids: token_log_prob(logits, ids),
-            ProjectedLogits(hidden.last, model.head(params)),
-            None,
-            targets,
-            jnp.ones(targets.shape, jnp.float32),
-            data_shards=self._mesh.shape["data"],
-        )
-        return log_probs
+            lambda logits, _, ids: token_log_prob(logits, ids), logits, None, targets,
+            jnp.ones(targets.shape, jnp.float32), data_shards=shards,
+        )  # fmt: skip
+        if not self._top_k:
+            return (log_probs,)
+        rows = PartitionSpec("data")
+
+        def top_k(x, k):  # of each device's own rows; XLA's would gather all of them on each
+            best = functools.partial(jax.lax.top_k, k=k)
+            return jax.shard_map(best, in_specs=rows, out_specs=rows, check_vma=False)(x)
+
+        best = most_probable_ids(logits, self._valid, self._top_k, top_k=top_k, data_shards=shards)
+        return log_probs, *best
 
 
 def encode_inputs(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
