@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 # Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
 _LOWEST_LOGIT = -1e32
 # Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
-_UNUSABLE_LOGIT = -1e34
+UNUSABLE_LOGIT = -1e34
 
 _Scalar = float | Float[Array, ""]
 Temperature = _Scalar | tuple[_Scalar, _Scalar]
@@ -212,15 +212,44 @@ def entropy(
     return -_sum(jnp.exp(log_p) * log_p)
 
 
-def token_log_prob(
-    logits: Float[Array, "... vocabulary"], targets: Int[Array, "..."]
+def sampled_token_reverse_kl(
+    student_logits: Float[Array, "... student_vocabulary"],
+    teacher_logits: Float[Array, "... teacher_vocabulary"],
+    targets: Int[Array, "..."],
+    *,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
 ) -> Float[Array, "..."]:
-    """Log-probability of the target ids under the raw logits, in nats, float32 [...].
+    """KL(Q‖P) estimated from the token that Q sampled, as a policy gradient with A = log P/Q.
+
+    Args:
+      student_logits, teacher_logits, temperature, valid: see `forward_kl`.
+      targets: int32 [...], the sampled ids; on outputs of others it estimates no divergence.
+
+    Returns:
+      log Q − log P of the target, float32 [...], of either sign; its gradient is −A · ∇ log Q.
+
+    Source: arXiv 2604.17535 (OPSDL), the sampled-token form.
+    """
+    check_same_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1])
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    log_q = token_log_prob(student_logits.astype(jnp.float32) / pair[0], targets, valid)
+    log_p = token_log_prob(teacher_logits.astype(jnp.float32) / pair[1], targets, valid)
+    against = jax.lax.stop_gradient(log_q - log_p)  # −A
+    return against + against * (log_q - jax.lax.stop_gradient(log_q))
+
+
+def token_log_prob(
+    logits: Float[Array, "... vocabulary"],
+    targets: Int[Array, "..."],
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """Log-probability of the target ids, in nats, float32 [...]: raw, or over the valid ids only.
 
     A comparison picks the target instead of a gather: it fuses, its gradient is no scatter, and it
     works on a vocabulary that is spread over devices.
     """
-    log_p = _log_softmax(logits.astype(jnp.float32), None)
+    log_p = _log_softmax(logits.astype(jnp.float32), valid)
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
     return _sum(jnp.where(is_target, log_p, 0.0))
 
@@ -283,7 +312,7 @@ def _log_softmax(logits, valid):
     """Log-probabilities that are always finite: at worst a huge negative number."""
     logits = jnp.maximum(logits, _LOWEST_LOGIT)
     if valid is not None:
-        logits = jnp.where(valid, logits, _UNUSABLE_LOGIT)
+        logits = jnp.where(valid, logits, UNUSABLE_LOGIT)
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
 

@@ -8,31 +8,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gkd.distill.divergences import check_same_vocabulary
 from gkd.distill.logits import (
     Logits,
     ProjectedLogits,
+    TeacherLogits,
+    TopKLogits,
     dense,
     hidden_gradient,
     kernel_gradient,
     logits_shape,
     take_block,
+    take_teacher_block,
 )
 
 # One float32 block of logits; a handful of them are alive at a time.
 _BLOCK_BYTES = 16 * 2**20
 
-# (student logits [N, t, V], teacher logits [N, t, V] or None, targets [N, t]) -> [N, t]
+# (student logits [N, t, V], teacher's block or None, targets: a pytree of [N, t]) -> [N, t]
 TokenLoss = Callable[..., Float[Array, "rows size"]]
 
 
 def fused_token_loss(
     token_loss: TokenLoss,
     student: Logits,
-    teacher: Logits | None,
-    targets: Int[Array, "rows length"],
+    teacher: TeacherLogits | None,
+    targets: Any,
     coefficients: Float[Array, "rows length"],
     *,
     token_metrics: Callable[..., dict[str, Any]] | None = None,
@@ -46,11 +49,13 @@ def fused_token_loss(
     the backward pass only scales them. Nothing flows to the teacher.
 
     Args:
-      token_loss: the loss of a block, (student logits float32 [N, t, V], teacher logits or None,
-        targets [N, t]) -> [N, t]. Temperature, β and the valid ids are closed over.
+      token_loss: the loss of a block, (student logits float32 [N, t, V], the teacher's likewise or
+        a block of `TopKLogits` or None, targets) -> [N, t]. Temperature, β and the valid ids are
+        closed over.
       student: the student's logits, N rows of T tokens.
-      teacher: the teacher's, in either form, or None for a loss without one.
-      targets: int32 [N, T].
+      teacher: the teacher's, in any form, or None for a loss without one.
+      targets: what else the loss of a token takes: int32 [N, T], or a pytree of arrays [N, T]; no
+        gradient flows into it.
       coefficients: float32 [N, T]; where one is 0, that position's logits are replaced, so what
         they hold (NaN, inf) changes nothing.
       token_metrics: with the arguments of `token_loss`, returns a dict of [N, t] values that cost
@@ -112,19 +117,21 @@ def _walk(
     token_loss, token_metrics, size, groups, student, teacher, targets, coefficients, with_gradient
 ):
     """Per-token losses, metrics and, if asked, the float32 gradient of the sum for the student."""
-    length = targets.shape[1]
+    length = coefficients.shape[1]
     count = -(-length // size)
 
     def block(kernel_sum, index):
         # The last block is moved back to end with the row; what it repeats is dropped below.
         start = jnp.minimum(index * size, length - size)
-        coefficient, target = (
-            jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (coefficients, targets)
+        coefficient, target = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (coefficients, targets)
         )
         keep = coefficient != 0
         piece = take_block(student, start, size, keep)
         logits = dense(piece)
-        reference = None if teacher is None else dense(take_block(teacher, start, size, keep))
+        reference = None
+        if teacher is not None:
+            reference = take_teacher_block(teacher, start, size, keep)
         metrics = token_metrics(logits, reference, target) if token_metrics else {}
         if not with_gradient:
             return kernel_sum, (token_loss(logits, reference, target), metrics, ())
@@ -162,7 +169,13 @@ def _join(blocks, length):
 
 def _check(student, teacher, coefficients, data_shards):
     shape = logits_shape(student)
-    if teacher is not None:
+    if isinstance(teacher, TopKLogits):
+        if teacher.ids.shape[:2] != shape[:2]:
+            raise ValueError(
+                f"the teacher's top-k scores {teacher.ids.shape[:2]} tokens, the student "
+                f"{shape[:2]}: both must score the same"
+            )
+    elif teacher is not None:
         check_same_vocabulary(shape[-1], logits_shape(teacher)[-1])
         if shape != logits_shape(teacher):
             raise ValueError(

@@ -33,7 +33,23 @@ class ProjectedLogits:
     head: interface.Head
 
 
+@flax.struct.dataclass
+class TopKLogits:
+    """A teacher's K best ids at every token, from `gkd.distill.types.TopK`; see gkd.distill.top_k.
+
+    Attributes:
+      ids: int32 [N, T, K].
+      log_probs: float32 [N, T, K].
+      tail: what becomes of the other ids' probability, 'bucket' or 'renormalise'.
+    """
+
+    ids: Any
+    log_probs: Any
+    tail: str = flax.struct.field(pytree_node=False, default="bucket")
+
+
 Logits = DenseLogits | ProjectedLogits
+TeacherLogits = DenseLogits | ProjectedLogits | TopKLogits
 
 
 def logits_shape(logits: Logits) -> tuple[int, int, int]:
@@ -63,6 +79,18 @@ def take_block(
     block = jax.lax.dynamic_slice_in_dim(getattr(logits, field), start, size, axis=1)
     block = jnp.where(keep[..., None], block, jnp.zeros_like(block))
     return dataclasses.replace(logits, **{field: block})
+
+
+def take_teacher_block(
+    logits: TeacherLogits, start: int | Int[Array, ""], size: int, keep: Bool[Array, "rows size"]
+) -> Float[Array, "rows size vocab"] | TopKLogits:
+    """The teacher's side of a block: dense float32 logits, or the block's K ids."""
+    if not isinstance(logits, TopKLogits):
+        return dense(take_block(logits, start, size, keep))
+    ids, log_probs = (
+        jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (logits.ids, logits.log_probs)
+    )
+    return logits.replace(ids=ids, log_probs=jnp.where(keep[..., None], log_probs, 0.0))
 
 
 def hidden_gradient(

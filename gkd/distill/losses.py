@@ -8,6 +8,7 @@ gives 0. Weights depend on the rollout only, so the denominator is known before 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -15,12 +16,13 @@ from jaxtyping import Array, Bool, Float
 
 from gkd.distill.divergences import Temperature, entropy, token_log_prob
 from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import Logits
+from gkd.distill.logits import Logits, TeacherLogits, TopKLogits
+from gkd.distill.top_k import comparable
 from gkd.distill.types import Rollout
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]
-DivergenceLoss = Callable[[Logits, Logits | None, Rollout], Loss]
+DivergenceLoss = Callable[[Logits, TeacherLogits | None, Rollout], Loss]
 
 
 def token_coefficients(
@@ -58,7 +60,7 @@ def loss_weight(rollout: Rollout, normalisation: str = "sequence") -> Float[Arra
 
 def divergence_loss(
     student: Logits,
-    teacher: Logits,
+    teacher: TeacherLogits | None,
     rollout: Rollout,
     *,
     divergence: Callable[..., Float[Array, "..."]],
@@ -88,21 +90,104 @@ def divergence_loss(
 
     Source: Agarwal et al. 2024 (arXiv 2306.13649), equations 2 and 4.
     """
-
-    def token_loss(student_logits, teacher_logits, targets):
-        return divergence(student_logits, teacher_logits, temperature=temperature, valid=valid)
+    token_loss = divergence_of_tokens(divergence, temperature, valid)
 
     def entropies(student_logits, teacher_logits, targets):
-        return {
-            "student_entropy": entropy(student_logits, valid=valid),
-            "teacher_entropy": entropy(teacher_logits, valid=valid),
-        }
+        named = {"student_entropy": entropy(student_logits, valid=valid)}
+        if not isinstance(teacher_logits, TopKLogits):
+            named["teacher_entropy"] = entropy(teacher_logits, valid=valid)
+        return named
 
     return _summed(
         token_loss, student, teacher, rollout, normalisation, "divergence",
         token_metrics=entropies if with_entropies else None,
         block_size=block_size, data_shards=data_shards,
     )  # fmt: skip
+
+
+def reward_and_divergence_loss(
+    student: Logits,
+    teacher: TeacherLogits | None,
+    rollout: Rollout,
+    *,
+    alpha: float,
+    divergence: Callable[..., Float[Array, "..."]] | None,
+    temperature: Temperature = 1.0,
+    valid: Bool[Array, " vocabulary"] | None = None,
+    block_size: int | None = None,
+    data_shards: int = 1,
+) -> Loss:
+    """RL and distillation in one pass: α · D − (1−α) · Σ_n A_n · log Q(y_n), a mean over rows.
+
+    The divergence keeps equation 2's average over a row's tokens, the policy gradient (REINFORCE)
+    the sum over them.
+
+    Args:
+      student: logits of the rollout's tokens, N rows of T.
+      teacher: the teacher's; None where α is 0.
+      rollout: tokens, weights and advantages, which are 0 on data rows.
+      alpha: in [0, 1]; 0 is REINFORCE alone.
+      divergence, temperature, valid, block_size, data_shards: as in `divergence_loss`; log Q is the
+        sampler's, at temperature 1 over the valid ids.
+
+    Returns:
+      As `divergence_loss`, with the metrics "divergence", "policy_gradient" and "reward" (over the
+      student's own rows).
+
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 5; Williams 1992.
+    """
+    coefficients, weight = token_coefficients(rollout, "sequence")
+    tokens = jnp.sum(rollout.weights != 0, axis=1)
+    # A coefficient is weight / tokens: tokens · A makes the row's average a sum.
+    scale = jnp.broadcast_to((rollout.advantages * tokens)[:, None], coefficients.shape)
+    token_divergence = divergence and divergence_of_tokens(divergence, temperature, valid)
+
+    def token_loss(student_logits, teacher_logits, targets):
+        ids, scale = targets
+        policy = -scale * token_log_prob(student_logits, ids, valid)
+        if alpha == 0:
+            return policy
+        distance = token_divergence(student_logits, teacher_logits, ids)
+        return alpha * distance + (1 - alpha) * policy
+
+    def policy_gradient(student_logits, teacher_logits, targets):
+        ids, scale = targets
+        return {"policy_gradient": -scale * token_log_prob(student_logits, ids, valid)}
+
+    total, per_token, metrics = fused_token_loss(
+        token_loss, student, teacher if alpha else None, (rollout.target_tokens, scale),
+        coefficients, token_metrics=policy_gradient, block_size=block_size, data_shards=data_shards,
+    )  # fmt: skip
+    policy = jnp.sum(coefficients * metrics["policy_gradient"])
+    named = {"policy_gradient": (policy, weight)}
+    if alpha:
+        distances = (per_token - (1 - alpha) * metrics["policy_gradient"]) / alpha
+        named["divergence"] = (jnp.sum(coefficients * distances), weight)
+    own = jnp.sum(coefficients, axis=1) * rollout.on_policy
+    named["reward"] = (jnp.sum(own * rollout.rewards), jnp.sum(own))
+    return total, weight, named
+
+
+def divergence_of_tokens(
+    divergence: Callable[..., Float[Array, "..."]],
+    temperature: Temperature,
+    valid: Bool[Array, " vocabulary"] | None,
+) -> Callable[..., Float[Array, "rows size"]]:
+    """A divergence as `fused_token_loss` calls it: (student, teacher, target ids) of a block."""
+    takes_targets = "targets" in inspect.signature(divergence).parameters
+
+    def token_loss(student_logits, teacher, targets):
+        scale, mask = temperature, valid
+        if isinstance(teacher, TopKLogits):
+            if takes_targets:
+                raise ValueError("a sampled token may lie outside of the teacher's top-k ids")
+            student_logits, teacher, scale, mask = comparable(
+                student_logits, teacher, temperature, valid
+            )
+        more = (targets,) if takes_targets else ()
+        return divergence(student_logits, teacher, *more, temperature=scale, valid=mask)
+
+    return token_loss
 
 
 def cross_entropy_loss(

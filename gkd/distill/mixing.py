@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 # Keys of a step that are no row's: far above any row number.
@@ -32,6 +33,46 @@ def coin_is_on_policy(
       Whether this step trains on the student's own samples.
     """
     return jax.random.uniform(jax.random.fold_in(key, COIN)) < on_policy_fraction
+
+
+def rows_on_policy(
+    key: Array, rows: Int[Array, " rows"], on_policy_fraction: int | float | Float[Array, ""]
+) -> Bool[Array, " rows"]:
+    """A coin for every prompt instead of one for the batch: true with probability λ.
+
+    Args:
+      key: the step's key.
+      rows: the prompts' numbers in the whole batch.
+      on_policy_fraction: λ in [0, 1].
+
+    Returns:
+      Which prompts the student answers itself, wherever they are computed.
+    """
+    coin = jax.random.fold_in(key, COIN)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(coin, rows)
+    return jax.vmap(jax.random.uniform)(keys) < on_policy_fraction
+
+
+def linear_schedule(start: float, end: float, steps: int, after: int = 0) -> Callable:
+    """λ as a function of the step: `start`, then linearly to `end` over `steps`, then constant.
+
+    Args:
+      start, end: in [0, 1].
+      steps: of the change, 1 or more.
+      after: steps before the change begins.
+
+    Raises:
+      ValueError: a λ outside [0, 1], or steps that are none.
+    """
+    for fraction in (start, end):
+        check_fraction(fraction)
+    if steps < 1 or after < 0:
+        raise ValueError(f"a λ schedule of {steps} steps after {after}: use 1 or more, after 0")
+
+    def fraction_at(step):
+        return start + (end - start) * jnp.clip((step - after) / steps, 0.0, 1.0)
+
+    return fraction_at
 
 
 def check_fraction(on_policy_fraction: Fraction) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,16 @@ import optax
 from jaxtyping import Array
 
 from gkd.distill import mixing
-from gkd.distill.logits import ProjectedLogits
-from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets, shift_right
+from gkd.distill.advantages import advantages
+from gkd.distill.logits import ProjectedLogits, TopKLogits
+from gkd.distill.rollouts import (
+    padded_to,
+    rollout_from_samples,
+    rollout_from_targets,
+    rollout_metrics,
+    shift_right,
+)
+from gkd.distill.rows import join_rows, repeat_rows, split_rows
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import Seq2SeqModel
 
@@ -51,41 +60,70 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) 
     )
 
 
-def make_sample_fn(model: Seq2SeqModel, sampler: Callable, valid, **options) -> Callable:
+def make_sample_fn(
+    model: Seq2SeqModel,
+    sampler: Callable,
+    valid,
+    samples: int = 1,
+    longest: int | None = None,
+    **options,
+) -> Callable:
     """The first pure function: (params, encoded, batch, rng, rows) -> Rollout.
 
     Args:
       model: the student.
       sampler: `gkd.decode.sampling.sample`, or another with its signature.
       valid: bool [V], ids that may be written.
+      samples: G outputs a prompt, from one encoding.
+      longest: tokens of a sample at most, where they should be fewer than the targets have.
       **options: temperature, top_k, top_p; by default exactly the student's distribution.
 
     Returns:
-      The function; its samples are as long as the batch's targets at most.
+      The function; its samples are as long as the batch's targets at most. Row `prompt·G + sample`
+      draws the noise of that number, `rows` being the prompts' numbers in the whole batch.
     """
 
     def sample_fn(params, encoded, batch, rng, rows):
-        length = batch.decoder_target_tokens.shape[1]
-        samples = sampler(
-            model, params, encoded, rng, max_length=length, valid=valid, rows=rows, **options
-        )
-        return rollout_from_samples(
-            samples.tokens, samples.log_probs, samples.lengths, batch.example_weights
-        )
+        length = min(batch.decoder_target_tokens.shape[1], longest or sys.maxsize)
+        numbers = (rows[:, None] * samples + jnp.arange(samples)).reshape(-1)
+        written = sampler(
+            model, params, repeat_rows(encoded, samples), rng,
+            max_length=length, valid=valid, rows=numbers, **options,
+        )  # fmt: skip
+        weights = jnp.repeat(batch.example_weights, samples)
+        return rollout_from_samples(written.tokens, written.log_probs, written.lengths, weights)
 
     return sample_fn
 
 
 def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
-    """The second pure function: (teacher params, batch, rollout) -> Logits, without gradient."""
+    """The second pure function: (teacher params, batch, rollout) -> Logits, without gradient.
+
+    A prompt is encoded once, however many of the rollout's rows belong to it.
+    """
 
     def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> ProjectedLogits:
         tokens = batch.teacher_encoder_input_tokens
         tokens = batch.encoder_input_tokens if tokens is None else tokens
         encoded = model.encode(params, tokens)
+        encoded = repeat_rows(encoded, _samples_a_prompt(batch, rollout))
         hidden = model.decode_hidden(params, encoded, shift_right(rollout.target_tokens))
         logits = ProjectedLogits(hidden.last, model.head(params))
         return jax.lax.stop_gradient(logits)
+
+    return teacher_logits_fn
+
+
+def make_offline_teacher_logits_fn(tail: str = "bucket") -> Callable:
+    """The second pure function of a teacher that scored the data set beforehand: no parameters.
+
+    Args:
+      tail: 'bucket' or 'renormalise', see `gkd.distill.top_k`.
+    """
+
+    def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> TopKLogits:
+        del params, rollout  # what was scored are the batch's targets
+        return TopKLogits(batch.teacher_top_k.ids, batch.teacher_top_k.log_probs, tail)
 
     return teacher_logits_fn
 
@@ -103,19 +141,26 @@ class TrainStep:
     teacher_logits_fn: Callable | None
     sample_fn: Callable | None
     on_policy_fraction: mixing.Fraction
+    samples: int
+    mix_rows: bool
+    reward_fn: Callable | None
+    advantage: str
     microbatches: int
     dropout: bool
 
-    def rollout(self, state: TrainState, batch: Batch, rng: Array) -> Rollout:
+    def rollout(
+        self, state: TrainState, batch: Batch, rng: Array, reward_params: Any = None
+    ) -> Rollout:
         """Who writes what this step: the sequences of all rows, one microbatch after the other.
 
         Args:
           state: the student's state; no gradient flows through what it writes.
           batch: prompts and the data set's outputs.
           rng: the step's key, `mixing.step_key`.
+          reward_params: of a reward that is a model.
 
         Returns:
-          The sequences of every row.
+          The sequences of every row, with their rewards where the program has them.
         """
         if not self._samples:
             return rollout_from_targets(batch)
@@ -124,12 +169,13 @@ class TrainStep:
         def write_part(part):
             rows, part = part
             encoded = self.student.encode(params, part.encoder_input_tokens)
-            return self._write(params, encoded, part, state.step, rng, rows)
+            return self._write(params, encoded, part, state.step, rng, rows, reward_params)
 
         everything = (jnp.arange(batch.example_weights.shape[0]), batch)
         if self.microbatches == 1:
             return write_part(everything)
-        return _join(jax.lax.map(write_part, _split(everything, self.microbatches)))
+        written = jax.lax.map(write_part, split_rows(everything, self.microbatches))
+        return join_rows(written, self.samples)
 
     def update(
         self, state: TrainState, teacher_params: Any, batch: Batch, rollout: Rollout
@@ -140,11 +186,12 @@ class TrainStep:
           state: the student's state.
           teacher_params: of the teacher, or None where there is none.
           batch: the prompts.
-          rollout: the sequences to learn from.
+          rollout: the sequences to learn from, with rewards where the loss needs them.
 
         Returns:
           The new state, and the step's metrics as (sum, weight) pairs.
         """
+        rollout = self._with_advantages(rollout)
         gradient_fn = jax.value_and_grad(self._loss_sum, has_aux=True)
         key = None
         if self.dropout:
@@ -162,7 +209,11 @@ class TrainStep:
         def add(total, part):
             return jax.tree.map(jnp.add, total, part_of(*part)), None
 
-        parts = (jnp.arange(self.microbatches), *_split((batch, rollout), self.microbatches))
+        split = (
+            split_rows(batch, self.microbatches),
+            split_rows(rollout, self.microbatches, self.samples),
+        )
+        parts = (jnp.arange(self.microbatches), *split)
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(part_of, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -170,19 +221,20 @@ class TrainStep:
         return self._apply(state, *totals, rollout)
 
     def step(
-        self, state: TrainState, teacher_params: Any, batch: Batch
+        self, state: TrainState, teacher_params: Any, batch: Batch, reward_params: Any = None
     ) -> tuple[TrainState, Metrics]:
         """Rollout and update in one program; one encoder pass serves both where it can."""
         rng = mixing.step_key(state.seed, state.step)
         if self.microbatches > 1 or self.dropout:
-            return self.update(state, teacher_params, batch, self.rollout(state, batch, rng))
+            written = self.rollout(state, batch, rng, reward_params)
+            return self.update(state, teacher_params, batch, written)
 
         def roll_out_and_score(params):
             encoded = self.student.encode(params, batch.encoder_input_tokens)
             rows = jnp.arange(batch.example_weights.shape[0])
             frozen = jax.lax.stop_gradient((params, encoded))
-            written = self._write(*frozen, batch, state.step, rng, rows)
-            written = jax.lax.stop_gradient(written)
+            written = self._write(*frozen, batch, state.step, rng, rows, reward_params)
+            written = jax.lax.stop_gradient(self._with_advantages(written))
             scored = self._loss_sum(params, teacher_params, batch, written, encoded)
             loss, (weight, metrics) = scored
             return loss, (weight, metrics, written)
@@ -196,18 +248,45 @@ class TrainStep:
         """Whether any step samples at all; decided before tracing."""
         return callable(self.on_policy_fraction) or self.on_policy_fraction > 0
 
-    def _write(self, params, encoded, batch, step, rng, rows) -> Rollout:
-        """The sequences of some rows: data, samples, or what the coin says."""
+    def _write(self, params, encoded, batch, step, rng, rows, reward_params=None) -> Rollout:
+        """The sequences of some rows: data, samples, or what the coins say; and their rewards."""
+        written = self._choose(params, encoded, batch, step, rng, rows)
+        if self.reward_fn is None:
+            return written
+        rewards = self.reward_fn(reward_params, batch, written)
+        return written.replace(rewards=jax.lax.stop_gradient(rewards))
+
+    def _choose(self, params, encoded, batch, step, rng, rows) -> Rollout:
         fraction = self.on_policy_fraction
         if not self._samples:
             return rollout_from_targets(batch)
         if not callable(fraction) and fraction == 1:
             return self.sample_fn(params, encoded, batch, rng, rows)
-        return jax.lax.cond(
-            mixing.coin_is_on_policy(rng, fraction(step) if callable(fraction) else fraction),
-            lambda: self.sample_fn(params, encoded, batch, rng, rows),
-            lambda: rollout_from_targets(batch),
-        )
+        fraction = fraction(step) if callable(fraction) else fraction
+        length = batch.decoder_target_tokens.shape[1]
+
+        def data():
+            return rollout_from_targets(batch, self.samples)
+
+        def own():
+            return padded_to(self.sample_fn(params, encoded, batch, rng, rows), length)
+
+        if not self.mix_rows:
+            return jax.lax.cond(mixing.coin_is_on_policy(rng, fraction), own, data)
+        coins = jnp.repeat(mixing.rows_on_policy(rng, rows, fraction), self.samples)  # [N]
+
+        def pick(ours, theirs):
+            return jnp.where(coins.reshape(-1, *[1] * (ours.ndim - 1)), ours, theirs)
+
+        return jax.tree.map(pick, own(), data())
+
+    def _with_advantages(self, written: Rollout) -> Rollout:
+        """Compares the rewards over the whole batch, whatever its microbatches."""
+        if written.rewards is None:
+            return written
+        counted = written.on_policy & (jnp.sum(written.weights, axis=1) > 0)
+        values = advantages(written.rewards, counted, self.samples, self.advantage)
+        return written.replace(advantages=values)
 
     def _loss_sum(self, params, teacher_params, batch, written, encoded=None, dropout_rng=None):
         """The loss of some rows as a sum, and (weight, metrics)."""
@@ -215,6 +294,7 @@ class TrainStep:
         if encoded is None:
             tokens = batch.encoder_input_tokens
             encoded = model.encode(params, tokens, dropout_rng=_fold(dropout_rng, 0))
+        encoded = repeat_rows(encoded, _samples_a_prompt(batch, written))
         inputs = shift_right(written.target_tokens)
         hidden = model.decode_hidden(params, encoded, inputs, dropout_rng=_fold(dropout_rng, 1))
         logits = ProjectedLogits(hidden.last, model.head(params))
@@ -248,7 +328,7 @@ class TrainStep:
         metrics = {
             "loss": (loss, weight),
             **metrics,
-            **_rollout_metrics(written),
+            **rollout_metrics(written, EOS_ID),
             "gradient_norm": (norm, one),
             "skipped": (state.skipped.astype(jnp.float32), one),
             "skipped_in_a_row": (state.skipped_in_a_row.astype(jnp.float32), one),
@@ -264,6 +344,10 @@ def make_train_step(
     teacher_logits_fn: Callable | None = None,
     sample_fn: Callable | None = None,
     on_policy_fraction: mixing.Fraction = 0.0,
+    samples: int = 1,
+    mix_rows: bool = False,
+    reward_fn: Callable | None = None,
+    advantage: str = "batch",
     microbatches: int = 1,
     dropout: bool = False,
 ) -> TrainStep:
@@ -278,6 +362,11 @@ def make_train_step(
       sample_fn: (params, encoded, batch, rng, rows) -> Rollout; needed unless λ is 0.
       on_policy_fraction: λ. The numbers 0 and 1 choose the program here and leave no branch in it;
         a function of the step is traced.
+      samples: G, rows that sample_fn writes for a prompt.
+      mix_rows: toss λ's coin for every prompt instead of once a step; then every step samples.
+      reward_fn: (reward params, batch, rollout) -> rewards [N], where a reward is computed in the
+        program; rewards from elsewhere come in with the rollout that `update` is given.
+      advantage: what becomes of the rewards, see `gkd.distill.advantages`.
       microbatches: how many parts of the batch are run one after the other to save memory.
       dropout: whether the student is trained with its dropout. Sampling never uses it.
 
@@ -293,45 +382,16 @@ def make_train_step(
     mixing.check_fraction(on_policy_fraction)
     step = TrainStep(
         student, optimizer, divergence_loss_fn, teacher_logits_fn, sample_fn, on_policy_fraction,
-        microbatches, dropout,
+        samples, mix_rows, reward_fn, advantage, microbatches, dropout,
     )  # fmt: skip
     if step._samples and sample_fn is None:
         raise ValueError(f"λ is {on_policy_fraction} but no sample_fn is given: pass one, or λ=0")
     return step
 
 
-def _split(tree, microbatches):
-    """[B, …] -> [M, B/M, …]; a microbatch takes every M-th row, so each device keeps its own."""
-
-    def split(x):
-        rows = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
-        return jnp.swapaxes(rows, 0, 1)
-
-    return jax.tree.map(split, tree)
-
-
-def _join(tree):
-    """The inverse of `_split`."""
-
-    def join(x):
-        rows = jnp.swapaxes(x, 0, 1)
-        return rows.reshape(-1, *x.shape[2:])
-
-    return jax.tree.map(join, tree)
+def _samples_a_prompt(batch: Batch, written: Rollout) -> int:
+    return written.target_tokens.shape[0] // batch.example_weights.shape[0]
 
 
 def _fold(key, number):
     return None if key is None else jax.random.fold_in(key, number)
-
-
-def _rollout_metrics(written: Rollout) -> Metrics:
-    """Who wrote the step's sequences, how long they are, how many the limit cut off."""
-    counted = (jnp.sum(written.weights, axis=-1) > 0).astype(jnp.float32)  # [N]
-    lengths = jnp.sum(written.target_tokens > 0, axis=-1).astype(jnp.float32)
-    cut = (written.target_tokens[:, -1] > EOS_ID).astype(jnp.float32)  # full, and no EOS
-    rows = jnp.sum(counted)
-    return {
-        "on_policy": (jnp.sum(written.on_policy * counted), rows),
-        "target_length": (jnp.sum(lengths * counted), rows),
-        "cut_off": (jnp.sum(cut * counted), rows),
-    }

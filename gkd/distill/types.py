@@ -8,6 +8,19 @@ import flax.struct
 
 
 @flax.struct.dataclass
+class TopK:
+    """The teacher's K most probable ids at every token of the batch's targets.
+
+    Attributes:
+      ids: int32 [B, T, K], all different.
+      log_probs: float32 [B, T, K], log P of each over the usable ids, at temperature 1.
+    """
+
+    ids: Any
+    log_probs: Any
+
+
+@flax.struct.dataclass
 class Batch:
     """B prompts with their reference outputs.
 
@@ -16,12 +29,14 @@ class Batch:
       decoder_target_tokens: int32 [B, T], through EOS, then 0.
       example_weights: float32 [B], 0 for rows that only fill up a batch.
       teacher_encoder_input_tokens: int32 [B, S'] where the teacher reads another prompt, else None.
+      teacher_top_k: what a teacher said of the targets beforehand, else None.
     """
 
     encoder_input_tokens: Any
     decoder_target_tokens: Any
     example_weights: Any
     teacher_encoder_input_tokens: Any = None
+    teacher_top_k: TopK | None = None
 
 
 @flax.struct.dataclass
@@ -33,12 +48,16 @@ class Rollout:
       weights: float32 [N, T], 1 on supervised tokens (times the example's weight), else 0.
       log_probs: float32 [N, T], the sampler's log-probability of each token; 0 on data rows.
       on_policy: bool [N], true where the student wrote the row.
+      rewards: float32 [N], what each row is worth, where something says so; else None.
+      advantages: float32 [N], the reward over its baseline, 0 on data rows; None without rewards.
     """
 
     target_tokens: Any
     weights: Any
     log_probs: Any
     on_policy: Any
+    rewards: Any = None
+    advantages: Any = None
 
 
 @flax.struct.dataclass
@@ -52,6 +71,7 @@ class TrainState:
       seed: the run's random key; a step's noise is fold_in(seed, step).
       skipped: int32 [], updates skipped because the loss or gradient was not finite.
       skipped_in_a_row: int32 [], the length of the current streak of skipped updates.
+      replay: what `gkd.distill.replay` remembers; None where nothing is replayed.
     """
 
     step: Any
@@ -60,3 +80,4 @@ class TrainState:
     seed: Any
     skipped: Any
     skipped_in_a_row: Any
+    replay: Any = None

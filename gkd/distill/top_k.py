@@ -1,0 +1,107 @@
+"""A teacher of which only its K most probable ids are known, made comparable with a whole student.
+
+Never truncated without a word: `renormalise` gives the K ids all of the teacher's probability, and
+`bucket` keeps what the others have as one outcome more, for the teacher and the student alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gkd.distill.divergences import UNUSABLE_LOGIT, Temperature, forward_kl, reverse_kl
+from gkd.distill.logits import TopKLogits
+
+TAILS = ("bucket", "renormalise")
+# A tail bucket never holds less: stored log-probabilities are rounded, and K may be all ids.
+_LEAST_TAIL = 1e-7
+
+
+def check_top_k(divergence: Callable, tail: str, temperature: Temperature) -> None:
+    """Refuses what a truncated teacher has no answer for.
+
+    Raises:
+      ValueError: an unknown tail; reverse KL without a bucket (infinite: P is 0 where Q is not); a
+        teacher's temperature other than 1 with a bucket (the tail's ids would have to be known).
+    """
+    if tail not in TAILS:
+        raise ValueError(f"TOP_K_TAIL is {tail!r}: choose one of {', '.join(TAILS)}")
+    if tail == "renormalise" and divergence is reverse_kl:
+        raise ValueError(
+            "reverse_kl is infinite where a renormalised top-k teacher has no probability: set "
+            "TOP_K_TAIL to 'bucket', or choose another divergence"
+        )
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    if tail == "bucket" and pair[1] != 1:
+        raise ValueError(
+            f"the teacher's temperature is {pair[1]}, but its tail bucket was filled at 1: use "
+            "TEMPERATURE = (the student's, 1.0), or TOP_K_TAIL = 'renormalise'"
+        )
+
+
+def comparable(
+    student_logits: Float[Array, "rows size vocabulary"],
+    teacher: TopKLogits,
+    temperature: Temperature,
+    valid: Bool[Array, " vocabulary"] | None,
+) -> tuple[Array, Array, Temperature, Array | None]:
+    """What a divergence takes for a student and a truncated teacher.
+
+    Args:
+      student_logits: float32 [N, t, V].
+      teacher: of the same tokens, K ids each.
+      temperature: as of a divergence.
+      valid: bool [V].
+
+    Returns:
+      Student logits, teacher logits, temperature and valid ids, for the divergence: over all V ids
+      where the teacher is renormalised, else over K + 1 outcomes.
+    """
+    if teacher.tail == "renormalise":
+        whole = jnp.full(student_logits.shape, UNUSABLE_LOGIT, jnp.float32)
+        whole = jnp.put_along_axis(whole, teacher.ids, teacher.log_probs, axis=-1, inplace=False)
+        return student_logits, whole, temperature, valid
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    logits = student_logits / pair[0]
+    if valid is not None:
+        logits = jnp.where(valid, logits, UNUSABLE_LOGIT)
+    log_q = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_q, teacher.ids, axis=-1)
+    others = jnp.put_along_axis(
+        log_q, teacher.ids, jnp.float32(UNUSABLE_LOGIT), axis=-1, inplace=False
+    )
+    least = jnp.log(jnp.float32(_LEAST_TAIL))
+    student_tail = jnp.maximum(jax.nn.logsumexp(others, axis=-1, keepdims=True), least)
+    known = jnp.sum(jnp.exp(teacher.log_probs), axis=-1, keepdims=True)
+    teacher_tail = jnp.log(jnp.maximum(1.0 - known, _LEAST_TAIL))
+    student = jnp.concatenate([chosen, student_tail], axis=-1)
+    expert = jnp.concatenate([teacher.log_probs.astype(jnp.float32), teacher_tail], axis=-1)
+    return student, expert, 1.0, None
+
+
+def truncation_bias(
+    student_logits: Float[Array, "rows length vocabulary"],
+    teacher_logits: Float[Array, "rows length vocabulary"],
+    k: int,
+    tail: str,
+    divergence: Callable = forward_kl,
+    valid: Bool[Array, " vocabulary"] | None = None,
+) -> tuple[Float[Array, "rows length"], Float[Array, "rows length"]]:
+    """A divergence with the teacher cut to its K best ids, and the whole one, per token.
+
+    Args:
+      student_logits, teacher_logits: of the same tokens.
+      k: ids of the teacher that are kept.
+      tail: 'bucket' or 'renormalise'.
+      divergence: of gkd.distill.divergences.
+      valid: bool [V].
+    """
+    usable = teacher_logits if valid is None else jnp.where(valid, teacher_logits, UNUSABLE_LOGIT)
+    log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(usable.astype(jnp.float32)), k)
+    cut = TopKLogits(ids, log_probs, tail)
+    student, teacher, _, mask = comparable(student_logits, cut, 1.0, valid)
+    whole = divergence(student_logits, teacher_logits, valid=valid)
+    return divergence(student, teacher, valid=mask), whole
