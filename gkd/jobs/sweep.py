@@ -26,25 +26,27 @@ _POLL_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
+    """One run of a sweep, or an evaluation of it.
 
     Attributes:
-      labels: the option of each axis, in the axes' order.
-      directory: its MODEL_DIR.
+      labels: the option of each axis, in the axes' order; an evaluation's own comes last.
       arguments: what follows `python -m gkd`.
-      train_steps: the step at which it is complete.
+      result: the JSON file that it writes at its end.
+      train_steps: the step at which the run is complete.
       best_metric: the metric that its configuration names.
+      run: of an evaluation, the run that it measures.
     """
 
     labels: Mapping[str, str]
-    directory: str
     arguments: tuple[str, ...]
+    result: pathlib.Path
     train_steps: int
     best_metric: str | None
+    run: Cell | None = None
 
     @property
     def name(self) -> str:
-        """The options joined, as in the directory."""
+        """The options joined; a run's is its directory within the sweep's."""
         return "/".join(self.labels.values())
 
     @property
@@ -52,12 +54,15 @@ class Cell:
         """The command, with this process's own Python."""
         return [sys.executable, "-m", "gkd", *self.arguments]
 
-    def summary(self) -> dict[str, Any] | None:
-        """What the run wrote at its end; None before."""
+    def outcome(self) -> dict[str, Any] | None:
+        """What it wrote; None while it is not complete, or its run has been trained since."""
         try:
-            text = pathlib.Path(self.directory, SUMMARY_FILE).read_text(encoding="utf-8")
-            summary = json.loads(text)
-            return summary if summary["steps"] == self.train_steps else None
+            found = json.loads(self.result.read_text(encoding="utf-8"))
+            written = self.result.stat().st_mtime_ns
+            if self.run is None:
+                return found if found["steps"] == self.train_steps else None
+            current = self.run.outcome() and written >= self.run.result.stat().st_mtime_ns
+            return found if current else None
         except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
             return None
 
@@ -68,6 +73,7 @@ def sweep(
     axes: Mapping[str, Any],
     action: str = "run",
     overrides: Sequence[str] = (),
+    evaluations: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
     over: str = "seed",
 ) -> None:
@@ -84,8 +90,9 @@ def sweep(
       action: 'run'; 'list' prints one shell command a cell; 'table' prints what came out, and
         writes it into the directory as table.md and table.json.
       overrides: of every cell, the last to be applied.
-      metrics: of the table: names in the runs' last evaluation, or of their summary; None is
-        BEST_METRIC.
+      evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
+        it is complete. The table is then of them, not of the runs' last evaluation.
+      metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC.
       over: the axis that the table averages over, where there is one of that name.
 
     Raises:
@@ -94,14 +101,15 @@ def sweep(
     """
     if action not in ACTIONS:
         raise ValueError(f"ACTION is {action!r}: choose one of {', '.join(ACTIONS)}")
-    cells = plan(directory, gin_files, axes, overrides)
+    cells = plan(directory, gin_files, axes, overrides, evaluations)
     if action == "list":
         for cell in cells:
             print(shlex.join(cell.command))
     elif action == "table":
         names = list(metrics or filter(None, [cells[0].best_metric]))
-        runs = [(dict(cell.labels), cell.summary()) for cell in cells]
-        sweep_table.write(pathlib.Path(directory), sweep_table.averages(runs, names, over))
+        rows = [cell for cell in cells if bool(cell.run) == bool(evaluations)]
+        outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
+        sweep_table.write(pathlib.Path(directory), sweep_table.averages(outcomes, names, over))
     else:
         _run(cells)
 
@@ -111,42 +119,54 @@ def plan(
     gin_files: Sequence[str],
     axes: Mapping[str, Any],
     overrides: Sequence[str] = (),
+    evaluations: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
-    """The cells of a sweep, the last axis changing fastest; every configuration is checked.
+    """The cells of a sweep, the last axis changing fastest, each followed by its evaluations.
 
     Args:
       As `sweep`'s.
 
     Raises:
-      ValueError: in one line that names the axis or the cell.
+      ValueError: in one line that names the axis or the cell; every configuration is checked.
     """
-    _check_axes(axes)
+    if not axes:
+        raise ValueError("sweep.axes is empty: give at least one axis")
+    _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
     cells = []
     for labels in itertools.product(*axes.values()):
         chosen = dict(zip(axes, labels, strict=True))
         settings = [text for axis, label in chosen.items() for text in axes[axis][label]]
         path = "/".join([str(directory), *labels])
-        files = (*gin_files, *(text for text in settings if text.endswith(".gin")))
-        values = [*(text for text in settings if not text.endswith(".gin")), *overrides]
-        if moved := [text for text in values if text.partition("=")[0].strip() == "MODEL_DIR"]:
+        moved = [text for text in (*settings, *overrides) if text.startswith("MODEL_DIR")]
+        if moved:
             raise ValueError(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
-        values.append(f"MODEL_DIR={path!r}")
-        try:
-            reader = command_line.read_configuration(
-                command_line.Command("train", files, tuple(values))
-            )
-        except ValueError as error:
-            raise ValueError(f"cell {'/'.join(labels)}: {error}") from error
-        arguments = ["train", *(f"--gin_file={name}" for name in files)]
-        arguments += [f"--gin.{text}" for text in values]
-        steps, metric = (reader.value_of(_TRAIN + name) for name in ("train_steps", "best_metric"))
-        cells.append(Cell(chosen, path, tuple(arguments), steps, metric))
+        place = f"MODEL_DIR={path!r}"
+        run = _cell("train", chosen, [*gin_files, *settings, *overrides, place], path)
+        cells.append(run)
+        for label, more in (evaluations or {}).items():
+            file = f"{path}/evaluation-{label}.json"
+            output = f"evaluate.evaluate.output={file!r}"
+            texts = [*gin_files, *settings, *overrides, place, *more, output]
+            cells.append(_cell("evaluate", {**chosen, "evaluation": label}, texts, file, run))
     return cells
 
 
-def _check_axes(axes: Mapping[str, Any]) -> None:
-    if not axes:
-        raise ValueError("sweep.axes is empty: give at least one axis")
+def _cell(verb, labels, settings, path, run=None) -> Cell:
+    """A checked cell of gin files and overrides, in this order."""
+    files = tuple(text for text in settings if text.endswith(".gin"))
+    values = tuple(text for text in settings if not text.endswith(".gin"))
+    try:
+        reader = command_line.read_configuration(command_line.Command(verb, files, values))
+    except ValueError as error:
+        raise ValueError(f"cell {'/'.join(labels.values())}: {error}") from error
+    arguments = [verb, *(f"--gin_file={name}" for name in files)]
+    arguments += [f"--gin.{text}" for text in values]
+    steps, metric = (reader.value_of(_TRAIN + name) for name in ("train_steps", "best_metric"))
+    result = pathlib.Path(path) if run else pathlib.Path(path, SUMMARY_FILE)
+    return Cell(labels, tuple(arguments), result, steps, metric, run)
+
+
+def _check_options(axes: Mapping[str, Any]) -> None:
     for axis, options in axes.items():
         if not options:
             raise ValueError(f"axis {axis} of the sweep has no options")
@@ -168,12 +188,14 @@ def _check_axes(axes: Mapping[str, Any]) -> None:
 def _run(cells: Sequence[Cell]) -> None:
     """Runs what is not complete."""
     failed = []
-    _report(f"{len(cells)} cells, {sum(cell.summary() is not None for cell in cells)} complete")
+    _report(f"{len(cells)} cells, {sum(cell.outcome() is not None for cell in cells)} complete")
     with StopRequest() as stop:
         for number, cell in enumerate(cells, start=1):
             place = f"[{number}/{len(cells)}] {cell.name}"
-            if cell.summary() is not None:
+            if cell.outcome() is not None:
                 _report(f"{place}: complete")
+                continue
+            if cell.run and cell.run.outcome() is None:  # it failed, or was a dry run
                 continue
             _report(f"{place}: {shlex.join(cell.command)}")
             code = _execute(cell.command, stop)

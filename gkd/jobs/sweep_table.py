@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scipy import stats
@@ -22,8 +22,9 @@ def averages(
     """Averages the metrics of complete runs over one axis.
 
     Args:
-      runs: each run's options by axis, and its summary (None while it is not complete).
-      metrics: names in a summary's `evaluation`, else of the summary itself.
+      runs: each run's options by axis, and the JSON it wrote (None while it is not complete).
+      metrics: names in it; those of `evaluation` and of `metrics/student` stand without a prefix,
+        others as `teacher/rouge2`.
       over: the axis to average over; without an axis of that name every run is a row.
 
     Returns:
@@ -37,12 +38,12 @@ def averages(
     if not metrics:
         raise ValueError("a table needs metrics: set METRICS, e.g. ['rouge2']")
     groups: dict[tuple[str, ...], list[tuple[Mapping[str, str], Any]]] = {}
-    for labels, summary in runs:
+    for labels, outcome in runs:
         key = tuple(label for axis, label in labels.items() if axis != over)
-        groups.setdefault(key, []).append((labels, summary))
+        groups.setdefault(key, []).append((labels, outcome))
     rows = []
     for group in groups.values():
-        complete = [summary for _, summary in group if summary is not None]
+        complete = [outcome for _, outcome in group if outcome is not None]
         options = {axis: label for axis, label in group[0][0].items() if axis != over}
         rows.append(
             {
@@ -50,7 +51,7 @@ def averages(
                 "complete": len(complete),
                 "runs": len(group),
                 "metrics": {
-                    name: _mean([_metric(summary, name) for summary in complete])
+                    name: _mean([_metric(outcome, name) for outcome in complete])
                     for name in metrics
                 },
             }
@@ -90,13 +91,21 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
     print(text, end="")
 
 
-def _metric(summary: Mapping[str, Any], name: str) -> float:
-    known = {**summary, **summary["evaluation"]}
-    value = known.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        numbers = sorted(key for key, value in known.items() if isinstance(value, int | float))
-        raise ValueError(f"a run has no metric {name!r}; it has {', '.join(numbers)}")
-    return float(value)
+def _metric(outcome: Mapping[str, Any], name: str) -> float:
+    known = dict(_numbers(outcome))
+    if name not in known:
+        raise ValueError(f"a run has no metric {name!r}; it has {', '.join(sorted(known))}")
+    return float(known[name])
+
+
+def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a run's or an evaluation's JSON; the student's metrics without a prefix."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            own = key in ("evaluation", "metrics") or (key == "student" and not path)
+            yield from _numbers(value, path if own else f"{path}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield path + key, value
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:

@@ -35,10 +35,11 @@ STAND_IN = f"""\
 #!{sys.executable}
 import json, os, pathlib, signal, sys, time
 path = next(a for a in sys.argv if a.startswith("--gin.MODEL_DIR=")).partition("=")[2]
+output = [a.partition("=")[2] for a in sys.argv if a.startswith("--gin.evaluate.evaluate.output=")]
 place = pathlib.Path(path.strip("'"))
 place.mkdir(parents=True, exist_ok=True)
 with open("launches.txt", "a") as file:
-    file.write(path + "\\n")
+    file.write((output or [path])[0] + "\\n")
 if os.path.exists("fail") and str(place) in open("fail").read():
     sys.exit(1)
 if os.path.exists("wait"):
@@ -48,6 +49,10 @@ if os.path.exists("wait"):
     signal.signal(signal.SIGTERM, stop)
     pathlib.Path("started").touch()
     time.sleep(60)
+if output:
+    metrics = {{"student": {{"exact_match": 7.0}}, "teacher": {{"exact_match": 9.0}}}}
+    pathlib.Path(output[0].strip("'")).write_text(json.dumps({{"metrics": metrics}}))
+    sys.exit()
 steps = 30 if "--gin.TRAIN_STEPS=30" in sys.argv else 40
 summary = {{"steps": steps, "seconds_per_step": 0.5, "evaluation": {{"exact_match": len(path)}}}}
 (place / "summary.json").write_text(json.dumps(summary))
@@ -152,6 +157,40 @@ def test_the_table_holds_what_the_runs_wrote(grid, capsys):
     assert rows[1]["metrics"]["exact_match"] == {"values": [15], "mean": 15.0, "interval": None}
     assert grid("ACTION='table'", "METRICS=['rouge2']") == 1
     assert "no metric 'rouge2'; it has exact_match, seconds_per_step" in capsys.readouterr().err
+
+
+EVALUATIONS = """EVALUATIONS={'t0.5': ['EVALUATION_TEMPERATURE=0.5'], 'all': []}"""
+
+
+def test_evaluations_follow_their_run_and_fill_the_table(grid, capsys):
+    pathlib.Path("fail").write_text("out/sft/1")
+    assert grid(EVALUATIONS, "ACTION='list'") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    train, evaluate = (shlex.split(line)[3:] for line in lines[:2])
+    more = ["--gin.EVALUATION_TEMPERATURE=0.5"]
+    more += ["--gin.evaluate.evaluate.output='out/sft/0/evaluation-t0.5.json'"]
+    assert evaluate == ["evaluate", *train[1:], *more]
+    assert grid(EVALUATIONS) == 1
+    cells = ("sft/0", "sft/1", "jsd_0.1/0", "jsd_0.1/1")
+    names = ("", "/evaluation-t0.5.json", "/evaluation-all.json")
+    want = [f"out/{cell}{name}" for cell in cells for name in names]
+    assert launches() == [place for place in want if not place.startswith("out/sft/1/")]
+    capsys.readouterr()
+    assert (
+        grid(EVALUATIONS, "ACTION='table'", "METRICS=['exact_match', 'teacher/exact_match']") == 0
+    )
+    assert capsys.readouterr().out.splitlines()[2:4] == [
+        "| sft | t0.5 | 1/2 | 7.00 | 9.00 |",
+        "| sft | all | 1/2 | 7.00 | 9.00 |",
+    ]
+    # What was measured before its run went on is measured again.
+    before = launches()
+    path = pathlib.Path("out/jsd_0.1/0/summary.json")
+    os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
+    pathlib.Path("fail").unlink()
+    assert grid(EVALUATIONS) == 0
+    assert launches()[len(before) :] == [place for place in want if "sft/1" in place] + want[7:9]
 
 
 def _run(method, seed, **values):
