@@ -1,7 +1,7 @@
-"""Train a sentencepiece on text files: python -m gkd.data.train_sentencepiece OUTPUT SIZE FIELDS FILE.
+"""Train a sentencepiece: python -m gkd.data.train_sentencepiece OUTPUT SIZE FIELDS FILE [FILE ...].
 
-FIELDS are the names to learn from, with commas between them; FILE (one or more) is .jsonl or .tsv,
-possibly with .gz after it. Pad, eos and unk are T5's ids 0, 1 and 2. The same files give the same model.
+FIELDS are the names to learn from, with commas between them; a FILE is .jsonl or .tsv, possibly
+with .gz after it. Pad, eos and unk are T5's ids 0, 1 and 2. The same files give the same model.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"{size} pieces cannot be learnt from {', '.join(files)}: {error}") from error
+        names = ", ".join(files)
+        raise ValueError(f"{size} pieces cannot be learnt from {names}: {error}") from error
     return model.getvalue()
 
 

@@ -29,7 +29,8 @@ def check_top_k(divergence: Callable, tail: str, temperature: Temperature) -> No
     """
     if tail not in TAILS:
         raise ValueError(f"TOP_K_TAIL is {tail!r}: choose one of {', '.join(TAILS)}")
-    if tail == "renormalise" and divergence is reverse_kl:
+    name = getattr(divergence, "__name__", "")  # gin wraps functions: they are not the same object
+    if tail == "renormalise" and name == reverse_kl.__name__:
         raise ValueError(
             "reverse_kl is infinite where a renormalised top-k teacher has no probability: set "
             "TOP_K_TAIL to 'bucket', or choose another divergence"

@@ -168,6 +168,17 @@ def inference_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def inference_ways(dtype: str | None) -> dict[str, str]:
+    """How a model that does not learn is loaded: `load_model`'s dtype and params_dtype."""
+    dtype = dtype or inference_dtype()
+    return {"dtype": dtype, "params_dtype": dtype}
+
+
+def is_module(architecture: Any) -> bool:
+    """Whether an architecture is a T5X module, which says itself how it runs."""
+    return not isinstance(architecture, T5Config | None)
+
+
 def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
     """The vocabulary to use a checkpoint with.
 
@@ -201,7 +212,7 @@ def _sentinels(opened: Checkpoint) -> int:
 
 def _build(role, opened, architecture, ways):
     """(config, model functions) of a checkpoint, an architecture, or both for a T5X module."""
-    if not isinstance(architecture, T5Config | None):
+    if is_module(architecture):
         if any(value is not None for value in ways.values()):
             wrong = next(name for name, value in ways.items() if value is not None)
             raise ValueError(f"{role}_MODEL is a T5X module: set its {wrong} in its own gin")
@@ -210,12 +221,27 @@ def _build(role, opened, architecture, ways):
         return architecture.config, architecture.model
     config = architecture
     if opened is not None:
+        _check_agrees(role, opened, architecture)
         config = opened.config
         saved = (opened.description or {}).get("model", {})
         own = {name: saved.get(name, False) for name in ("stacked_layers", "remat")}
         config = dataclasses.replace(config, **own)
     config = dataclasses.replace(config, **{k: v for k, v in ways.items() if v is not None})
     return config, as_seq2seq(config)
+
+
+def _check_agrees(role, opened, architecture) -> None:
+    """A checkpoint brings its architecture; one named beside it must be the same."""
+    how = {"dtype", "stacked_layers", "remat", "dropout_rate"}  # to run it, not what it is
+    for field in dataclasses.fields(T5Config):
+        if architecture is None or field.name in how or not field.compare:
+            continue
+        wanted, found = (getattr(c, field.name) for c in (architecture, opened.config))
+        if wanted != found:
+            raise ValueError(
+                f"{role}_MODEL has {field.name}={wanted}, but the checkpoint {opened.path} "
+                f"{found}: leave {role}_MODEL at None, or choose the checkpoint it describes"
+            )
 
 
 def _placed(config, model, mesh, rules, checkpoint) -> LoadedModel:

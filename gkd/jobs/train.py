@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from gkd.checkpoints.store import CheckpointStore
 from gkd.data import pipeline
+from gkd.data.offline_teacher import OfflineTeacher
+from gkd.data.rewards import InProgram
 from gkd.data.tasks import TaskSpec
-from gkd.decode.sampling import sample
-from gkd.distill import losses, optimizers, train_step
+from gkd.distill import optimizers
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
+from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
 from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
-from gkd.jobs.training_loop import TEACHER_FILE, Intervals, TrainingLoop, write_json
+from gkd.jobs.step_program import (
+    abstract_batch,
+    compile_program,
+    describe_dry_run,
+    starting_state,
+)
+from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
 from gkd.parallel import mesh as meshes
 
 CHECKPOINTS = "checkpoints"
@@ -44,6 +49,20 @@ def train(
     on_policy_fraction: Any = 0.0,
     normalisation: str = "sequence",
     temperature: Any = 1.0,
+    samples: int = 1,
+    rollout_length: int | None = None,
+    mixing: str = "batch",
+    sampling_temperature: float = 1.0,
+    sampling_top_k: int = 0,
+    sampling_top_p: float = 1.0,
+    reward: Any = None,
+    alpha: float = 1.0,
+    advantage: str = "batch",
+    reward_model: str | None = None,
+    reward_architecture: Any = None,
+    replay: Any = None,
+    teacher_top_k: str | None = None,
+    top_k_tail: str = "bucket",
     optimizer: Callable[..., Any] = optimizers.adafactor,
     warmup_steps: int = 0,
     cooldown_steps: int = 0,
@@ -73,6 +92,7 @@ def train(
     remat: bool | None = None,
     teacher_step: int | str | None = None,
     tensorboard: bool = True,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains a student until `train_steps`, from the start or from where its directory stands.
 
@@ -83,17 +103,29 @@ def train(
       train_steps: the step at which the run is complete.
       batch_size: rows of a step, over all devices and microbatches.
       learning_rate: of the plateau.
-      student_model: the architecture (a T5Config) of a student that starts at random.
-      student: the checkpoint that the student starts from instead (it brings its architecture): a
-        run directory, a Hugging Face directory or a T5X checkpoint.
+      student_model: the architecture (a T5Config) of a student that starts at random. Beside a
+        checkpoint, which brings its own, it must be the same.
+      student: the checkpoint that the student starts from: a run directory, a Hugging Face
+        directory or a T5X checkpoint.
       teacher: the teacher's checkpoint, of any of these formats; needed with a divergence.
-      teacher_model: None, or a T5X module (`t5x_adapter.adapt`) to run the teacher with; a
-        student_model may be one too.
+      teacher_model: as student_model. Both may be T5X modules (`t5x_adapter.adapt`).
       divergence: a function of gkd.distill.divergences; None is cross-entropy on the data (SFT).
       beta: of generalized_jsd, in (0, 1); None with every other divergence.
       on_policy_fraction: λ in [0, 1], or a function of the step.
       normalisation: 'sequence' (the paper's) or 'token'.
       temperature: divides the logits of both models in the divergence, or (student's, teacher's).
+      samples: outputs that the student writes for a prompt, which both models encode once.
+      rollout_length: the first so many tokens of the student's outputs only; None is target_length.
+      mixing: 'batch' tosses λ's coin once a step, 'example' for every prompt.
+      sampling_temperature, sampling_top_k, sampling_top_p: of the student's outputs.
+      reward: of gkd.data.rewards, what an output is worth (equation 5); None is distillation alone.
+      alpha: with a reward, the divergence's weight, the reward's being 1 − α.
+      advantage: what a reward is compared with, see gkd.distill.advantages.
+      reward_model, reward_architecture: the checkpoint of a reward that is a model (entailment).
+      replay: a `gkd.distill.replay.Replay`: the student's outputs are learnt from more than once.
+      teacher_top_k: what `infer --score --top_k_log_probs` wrote for the training split, instead of
+        a teacher.
+      top_k_tail: what its other ids' probability becomes: 'bucket' or 'renormalise'.
       optimizer: optimizers.adafactor or optimizers.adamw, with what else they take bound in gin.
       warmup_steps, cooldown_steps: of the learning rate, linear.
       max_gradient_norm: gradients are clipped to this global norm; None does not clip.
@@ -117,6 +149,8 @@ def train(
       remat: whether to recompute the student's activations in the backward pass, to save memory.
       teacher_step: of a teacher that is a run: its newest (None), a number or 'best'.
       tensorboard: whether to write TensorBoard events beside the JSON lines.
+      dry_run: only trace the step, with the architectures that are named: no checkpoint is read
+        where there is one, no data, and nothing is written.
 
     Returns:
       The summary that is also written to `summary.json`.
@@ -126,37 +160,62 @@ def train(
       FloatingPointError: too many updates in a row were not finite.
       Stopped: SIGTERM or Ctrl-C came; everything is saved.
     """
-    _check_settings(seed, microbatches, temperature, dropout_rate)
-    divergence = _bound_divergence(divergence, beta, teacher, on_policy_fraction)
+    _check_settings(seed, microbatches, dropout_rate)
+    method = Method(
+        divergence, beta, on_policy_fraction, mixing, normalisation, temperature, samples,
+        rollout_length,
+        {"temperature": sampling_temperature, "top_k": sampling_top_k, "top_p": sampling_top_p},
+        reward, alpha, advantage, replay, teacher or (dry_run and teacher_model) or None,
+        teacher_top_k, top_k_tail,
+    )  # fmt: skip
     mesh = meshes.make_mesh(model=model_parallelism)
     rules = meshes.rules_for(fully_sharded)
     meshes.check_batch_divides(batch_size, mesh, microbatches)
-    own = pathlib.Path(model_dir).resolve() / CHECKPOINTS
-    resumes = own.is_dir() and any(path.name.isdigit() for path in own.iterdir())
+    run_path = pathlib.Path(model_dir)
+    own = run_path.resolve() / CHECKPOINTS
+    resumes = not dry_run and own.is_dir() and any(p.name.isdigit() for p in own.iterdir())
     # A run that continues needs its start no more: its own checkpoint brings the architecture.
     source = str(own) if resumes and student is not None else student
-    learner = models.load_model(
-        "STUDENT", mesh, rules, task, student_model, source, dtype=student_dtype,
+
+    def load(role, architecture, checkpoint, step=None, **ways):
+        if dry_run and architecture is not None:
+            checkpoint = None
+        return models.load_model(role, mesh, rules, task, architecture, checkpoint, step, **ways)
+
+    learner = load(
+        "STUDENT", student_model, source, dtype=student_dtype,
         stacked_layers=student_stacked, remat=remat, with_params=False,
     )  # fmt: skip
     learner = models.with_dropout(learner, dropout_rate)
-    expert = None
-    if divergence is not None:
-        pinned = _pinned_teacher(pathlib.Path(model_dir), teacher, resumes)
-        teacher_dtype = None if teacher_model else teacher_dtype or models.inference_dtype()
-        expert = models.load_model(
-            "TEACHER", mesh, rules, task, teacher_model, pinned, teacher_step,
-            dtype=teacher_dtype, params_dtype=teacher_dtype, stacked_layers=teacher_stacked,
+    frozen = models.inference_ways(teacher_dtype)
+    expert = judge = None
+    if method.scores and teacher_top_k is None:
+        expert = load(
+            "TEACHER", teacher_model, pinned_teacher(run_path, teacher, resumes), teacher_step,
+            stacked_layers=teacher_stacked, with_params=not dry_run,
+            **({} if models.is_module(teacher_model) else frozen),
         )  # fmt: skip
+    if isinstance(reward, InProgram):
+        judge = load(
+            "REWARD_MODEL", reward_architecture, reward_model, with_params=not dry_run, **frozen
+        )
     valid = models.shared_valid_ids(learner, expert, task)
     schedule = optimizers.warmup_constant_cooldown(
         learning_rate, warmup_steps, train_steps, cooldown_steps
     )
     transformation = optimizer(learning_rate=schedule, max_norm=max_gradient_norm)
-    step = _make_step(
-        learner, expert, transformation, valid, divergence, normalisation, temperature,
-        on_policy_fraction, microbatches, dropout_rate > 0, mesh,
+    step = method.make_step(
+        learner, expert, judge, transformation, valid, vocabulary=task.vocabulary,
+        train_steps=train_steps, microbatches=microbatches, dropout=dropout_rate > 0,
+        data_shards=mesh.shape["data"],
     )  # fmt: skip
+    lengths = input_length, target_length
+    state = starting_state(mesh, learner, transformation, seed, replay, lengths)
+    if dry_run:
+        with meshes.on_mesh(mesh, rules):
+            batch = abstract_batch(batch_size, *lengths, with_top_k=teacher_top_k is not None)
+            return describe_dry_run(step, method, state.abstract, expert, judge, batch)
+    offline = teacher_top_k and OfflineTeacher.read(teacher_top_k, target_length)
     shard = (jax.process_index(), jax.process_count())
     batches = pipeline.training_batches(
         task, train_split, batch_size, input_length, target_length, seed, shard=shard
@@ -168,27 +227,25 @@ def train(
     )  # fmt: skip
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
     with open_run(model_dir) as run, StopRequest() as stop:
-        _pin_teacher(run.path, teacher, expert)
+        pin_teacher(run.path, teacher, expert)
         models.save_vocabulary(task.vocabulary, run.path)
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, keep_last, keep_best, best_metric, best_mode,
             description=models.describe(learner.config, task.vocabulary),
         )  # fmt: skip
-        state, shardings, abstract = _initial_state(mesh, learner, transformation, seed)
-        restored = store.restore(abstract)
-        if restored is None:
-            state = state()
-        else:
-            state = restored.state
+        restored = store.restore(state.abstract)
+        if restored is not None:
             batches.restore(restored.data_state)
         with MetricsLog(run.path, tensorboard) as log:
             loop = TrainingLoop(
                 intervals=intervals,
-                compiled=meshes.compile_step(
-                    step, mesh, shardings, None if expert is None else expert.shardings, rules
+                compiled=compile_program(
+                    step, method, mesh, rules, state.shardings, expert, judge, task.vocabulary
                 ),
                 mesh=mesh,
                 batches=batches,
+                offline_teacher=offline or None,
+                replay=replay,
                 student=learner,
                 teacher=expert,
                 evaluation=evaluation,
@@ -204,12 +261,13 @@ def train(
             )
             run.write_operative_config()
             try:
-                return loop.run(state, None if restored is None else restored.step)
+                begun = state.make() if restored is None else restored.state
+                return loop.run(begun, None if restored is None else restored.step)
             finally:
                 store.close()
 
 
-def _check_settings(seed, microbatches, temperature, dropout_rate) -> None:
+def _check_settings(seed, microbatches, dropout_rate) -> None:
     """Refuses what no run can mean, before anything is read or compiled."""
     if jax.process_count() > 1:
         raise ValueError(
@@ -219,98 +277,5 @@ def _check_settings(seed, microbatches, temperature, dropout_rate) -> None:
         raise ValueError(f"SEED is {seed}: use 0 or more")
     if microbatches < 1:
         raise ValueError(f"MICROBATCHES is {microbatches}: use 1 or more")
-    temperatures = temperature if isinstance(temperature, tuple | list) else (temperature,)
-    if min(temperatures) <= 0:
-        raise ValueError(f"TEMPERATURE is {temperature}: the divergence needs more than 0")
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"DROPOUT_RATE is {dropout_rate}: use a share in [0, 1)")
-
-
-def _bound_divergence(divergence, beta, teacher, on_policy_fraction):
-    """The divergence with β bound; refuses combinations that would silently train another thing."""
-    if divergence is None:
-        if teacher is not None:
-            raise ValueError("TEACHER is set but DIVERGENCE is not: SFT would ignore the teacher")
-        if on_policy_fraction != 0:
-            raise ValueError(
-                f"fine-tuning on the student's own samples (λ={on_policy_fraction}) teaches "
-                "nothing: set DIVERGENCE and TEACHER, or λ to 0"
-            )
-        return None
-    if not callable(divergence):
-        raise ValueError(f"DIVERGENCE is {divergence!r}: write @divergences.forward_kl, without ''")
-    if teacher is None:
-        raise ValueError("a divergence needs a teacher: set TEACHER to a checkpoint")
-    needs_beta = divergence.__name__ == "generalized_jsd"
-    if needs_beta != (beta is not None):
-        raise ValueError(
-            f"BETA is {beta} and DIVERGENCE {divergence.__name__}: generalized_jsd needs a BETA in "
-            "(0, 1), no other divergence has one"
-        )
-    if needs_beta:
-        divergence = functools.partial(divergence, beta=beta)
-    logits = jax.ShapeDtypeStruct((1, 2), np.float32)
-    jax.eval_shape(divergence, logits, logits)  # a β or α out of range is said now
-    return divergence
-
-
-def _pinned_teacher(directory, teacher, resumes) -> str:
-    """The teacher's step folder: on a resume the one the run began with, else the newest."""
-    path = directory / TEACHER_FILE
-    if resumes and path.exists():
-        saved = json.loads(path.read_text())
-        if saved["teacher"] == teacher:
-            return saved["step_folder"]
-    return teacher
-
-
-def _pin_teacher(directory, teacher, expert) -> None:
-    """Records which step of the teacher's run this run learns from."""
-    if expert is not None:
-        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": expert.checkpoint})
-
-
-def _make_step(
-    learner, expert, optimizer, valid, divergence, normalisation, temperature,
-    on_policy_fraction, microbatches, dropout, mesh,
-):  # fmt: skip
-    """The pure step of this run."""
-    shards = mesh.shape["data"]
-    if divergence is None:
-        loss = losses.make_cross_entropy_loss(normalisation, data_shards=shards)
-    else:
-        loss = losses.make_divergence_loss(
-            divergence, normalisation, temperature, valid, data_shards=shards
-        )
-    return train_step.make_train_step(
-        learner.model,
-        optimizer,
-        divergence_loss_fn=loss,
-        teacher_logits_fn=expert and train_step.make_teacher_logits_fn(expert.model),
-        sample_fn=train_step.make_sample_fn(learner.model, sample, valid),
-        on_policy_fraction=on_policy_fraction,
-        microbatches=microbatches,
-        dropout=dropout,
-    ).step
-
-
-def _initial_state(mesh, learner, optimizer, seed):
-    """(a function that makes the state at step 0, its shardings, its abstract values)."""
-    shapes = jax.eval_shape(
-        lambda: train_step.init_state(models.random_params(learner, seed), optimizer, seed)
-    )
-    shardings = meshes.shardings_like(mesh, shapes, shapes.params, learner.shardings)
-
-    def start():
-        params = models.initial_params(learner, seed)
-        init = jax.jit(
-            lambda params: train_step.init_state(params, optimizer, seed), out_shardings=shardings
-        )
-        return init(params)
-
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    return start, shardings, abstract

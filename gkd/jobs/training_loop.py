@@ -15,6 +15,9 @@ import numpy as np
 
 from gkd.checkpoints.store import CheckpointStore
 from gkd.data import pipeline
+from gkd.data.offline_teacher import OfflineTeacher
+from gkd.distill import replay
+from gkd.distill.types import TopK
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
@@ -49,6 +52,8 @@ class TrainingLoop:
     compiled: Callable[..., Any]
     mesh: Any
     batches: pipeline.TrainingBatches
+    offline_teacher: OfflineTeacher | None
+    replay: replay.Replay | None
     student: models.LoadedModel
     teacher: models.LoadedModel | None
     evaluation: evaluations.Evaluation
@@ -83,13 +88,13 @@ class TrainingLoop:
             self._report_cuts()
             self._teacher_texts = self._evaluate_teacher(first if restored_step is None else None)
             if restored_step is None:
-                self._evaluate(state, 0)
+                state = self._adapted(state, self._evaluate(state, 0))
             else:
                 self._progress.print(f"resumed at step {first} of {total}")
             pending = None
             for number in range(first + 1, total + 1):
                 host = next(self.batches)
-                batch = meshes.place_batch(evaluations.host_batch(host), self.mesh)
+                batch = meshes.place_batch(self._host_batch(host), self.mesh)
                 teacher_params = None if self.teacher is None else self.teacher.params
                 state, metrics = self.compiled(state, teacher_params, batch)
                 self._stepped = True
@@ -99,19 +104,44 @@ class TrainingLoop:
                 if self._pauses_after(number) or self.stop.requested:
                     self._report(pending)
                     pending = None
-                    self._pause(state, number)
+                    state = self._pause(state, number)
         return self._finish(state)
+
+    def _host_batch(self, host):
+        batch = evaluations.host_batch(host)
+        if self.offline_teacher is None:
+            return batch
+        known = self.offline_teacher.rows(host["rows"], host["decoder_target_tokens"])
+        return batch.replace(teacher_top_k=TopK(*known))
+
+    def _adapted(self, state, measured):
+        """The state after an evaluation, which a replay's share of the student follows."""
+        if self.replay is None:
+            return state
+        if self.replay.metric not in measured:
+            raise ValueError(
+                f"the replay follows {self.replay.metric!r}, measured are "
+                f"{', '.join(sorted(measured))}: choose one of them"
+            )
+        memory = replay.adapt(self.replay, state.replay, measured[self.replay.metric])
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.replay)
+        return state.replace(replay=jax.device_put(memory, places))
 
     def _pauses_after(self, number):
         every = (self.intervals.evaluate_every, self.intervals.checkpoint_every)
         return any(self.intervals.due(number, interval) for interval in every)
 
     def _pause(self, state, number):
-        """Evaluates and saves where it is time to, and ends the launch where a signal asks."""
+        """Evaluates and saves where it is time to, and ends the launch where a signal asks.
+
+        Returns:
+          The state to go on with.
+        """
         stops = self.stop.requested and number < self.intervals.train_steps
         measured = {}
         if self.intervals.due(number, self.intervals.evaluate_every):
             measured = self._evaluate(state, number)
+            state = self._adapted(state, measured)
         # What was evaluated is saved, so that the best can be kept.
         if measured or stops or self.intervals.due(number, self.intervals.checkpoint_every):
             self._save(state, number, measured)
@@ -125,6 +155,7 @@ class TrainingLoop:
             )
         self._clock = None
         self._progress.pause_ended()
+        return state
 
     def _save(self, state, number, measured):
         """Saves, but not from a streak of skipped updates: it must not displace the last good."""
@@ -251,6 +282,24 @@ class TrainingLoop:
 
 def _format(values):
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) -> str | None:
+    """The teacher's step folder: on a resume the one the run began with, else the newest."""
+    path = directory / TEACHER_FILE
+    if resumes and path.exists():
+        saved = json.loads(path.read_text())
+        if saved["teacher"] == teacher:
+            return saved["step_folder"]
+    return teacher
+
+
+def pin_teacher(
+    directory: pathlib.Path, teacher: str | None, expert: models.LoadedModel | None
+) -> None:
+    """Records which step of the teacher's run this run learns from."""
+    if expert is not None:
+        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": expert.checkpoint})
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

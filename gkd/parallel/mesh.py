@@ -184,6 +184,14 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This host's rows of an array whose rows lie over the data axis: undoes `place_batch`."""
+    parts = {}  # devices along the model axis hold the same rows
+    for shard in array.addressable_shards:
+        parts.setdefault(shard.index[0].start or 0, shard.data)
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
 def check_batch_divides(rows: int, mesh: Mesh, microbatches: int = 1) -> None:
     """Raises ValueError if a batch does not divide over the mesh and microbatches."""
     unit = mesh.shape["data"] * microbatches
@@ -201,6 +209,7 @@ def compile_step(
     state_shardings: Any,
     teacher_shardings: Any,
     rules: Mapping[str, str | None] = RULES,
+    more_shardings: tuple[Any, ...] = (),
 ) -> Callable:
     """Puts a train step under one `jax.jit` over the mesh.
 
@@ -208,18 +217,19 @@ def compile_step(
     have their rows over the data axis, metrics are whole on every device.
 
     Args:
-      step: (state, teacher_params, batch) -> (state, metrics).
+      step: (state, teacher_params, batch, …) -> (state, metrics).
       mesh: from `make_mesh`.
       state_shardings: of the state, see `parameter_shardings` and `shardings_like`.
       teacher_shardings: of the teacher's parameters, or None where there is no teacher.
       rules: the logical rules that activations follow.
+      more_shardings: of the arguments that follow the batch.
 
     Returns:
       A function with the signature of `step`; its attribute `lower` lowers it for inspection.
     """
     compiled = jax.jit(
         step,
-        in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh)),
+        in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh), *more_shardings),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
