@@ -1,4 +1,4 @@
-"""The verb `infer`: outputs for a file of inputs, in order; started again, it continues."""
+"""The verb `infer`: outputs for many inputs, in order; started again, it continues."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 # What needs JAX and TensorFlow is imported by `infer` itself: `--help` and usage errors are then a
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     option("model", "a checkpoint: of a run, Hugging Face's, T5X's", metavar="DIR")
     option("input", "FILE.txt (an input a line), .tsv (with a header) or .jsonl", metavar="FILE")
+    option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin")
+    option("split", "of --task; None is train")
+    option("gin", "overrides a macro of --task's file; may be repeated", metavar="NAME=VALUE",
+           action="append")  # fmt: skip
     option("output", "FILE.jsonl, one line a sample in the inputs' order", metavar="FILE")
     option("step", "of a run: best or a number; None is the newest", type=_step)
     option("input_field", "of TSV and JSONL; None is the first of input, inputs, text, prompt")
@@ -44,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("seed", "of sampling", type=int)
     option("dtype", "None is bfloat16 on accelerators", choices=("float32", "bfloat16"))
     option("score", "add target_log_probs, of the target's tokens", action="store_true")
+    option("top_k_log_probs", "with --score, how many ids to keep at each token", type=int)
     option("model_parallelism", "devices that share a copy of the model", type=int)
 
 
@@ -53,8 +59,11 @@ def _step(text: str) -> int | str:
 
 def infer(
     model: str,
-    input: str,
     output: str,
+    input: str | None = None,
+    task: str | None = None,
+    split: str | None = None,
+    gin: Sequence[str] | None = None,
     step: int | str | None = None,
     input_field: str | None = None,
     target_field: str | None = None,
@@ -72,15 +81,18 @@ def infer(
     seed: int = 0,
     dtype: str | None = None,
     score: bool = False,
+    top_k_log_probs: int | None = None,
     model_parallelism: int = 1,
 ) -> dict[str, Any]:
-    """Writes what a model answers to every input of a file.
+    """Writes what a model answers to every input of a file, or of a task's split.
 
     A line of the output holds index, sample, input, text, tokens (through EOS), log_prob (over the
     usable ids), stop ('eos', 'length', or 'none' where a beam search found fewer outputs), with
-    `score` target_log_probs, and the row's other fields. Unfinished work is in OUTPUT.partial;
-    OUTPUT.settings.json says how and from what it was made. The same call continues it, and the
-    result is the same byte for byte.
+    `score` target_log_probs, and the row's other fields. With `top_k_log_probs` it also holds
+    target_tokens and, of each of them, target_top_ids and target_top_log_probs (over the usable
+    ids, best first): an offline teacher, see `gkd.data.offline_teacher`. The index of a task's row
+    is its number in the split. Unfinished work is in OUTPUT.partial; OUTPUT.settings.json says how
+    and from what it was made. The same call continues it, and the result is the same byte for byte.
 
     Args:
       As `add_arguments` describes them.
@@ -106,13 +118,20 @@ def infer(
     decoding = generation.Decoding(
         max_length, temperature, top_k, top_p, samples, beams, length_penalty, seed
     )
-    source = inference_files.open_source(input, input_field, target_field, score)
+    _check_top_k(top_k_log_probs, score)
+    own = {"--prefix": prefix, "--input_field": input_field, "--target_field": target_field}
+    if _is_task(input, task, split, gin, own):
+        source = inference_files.open_split(task, gin or (), split or "train", score)
+    else:
+        source = inference_files.open_source(input, input_field, target_field, score)
     opened = models.open_model("MODEL", model, step)
     if step is not None and opened.format != "gkd":
         raise ValueError(
             f"step {step}: {model} is a {opened.format} checkpoint, only a run has steps"
         )
     words = models.vocabulary_of(opened, vocabulary)
+    if top_k_log_probs:
+        source.check_vocabulary(words)
     dtype = dtype or models.inference_dtype()
     window = BATCHES_PER_WINDOW * batch_size
     settings = {
@@ -128,6 +147,7 @@ def infer(
         "window": window,
         "dtype": dtype,
         "score": score,
+        "top_k_log_probs": top_k_log_probs,
         "model_parallelism": model_parallelism,
     }
     done = files.resume(settings, window, source.count, samples)
@@ -140,7 +160,7 @@ def infer(
     valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
     buckets = generation.length_buckets(input_length)
     generator = generation.Generator(
-        loaded, mesh, rules, valid, decoding, buckets, batch_size, score
+        loaded, mesh, rules, valid, decoding, buckets, batch_size, score, top_k_log_probs or 0
     )
     job = inference.InferenceJob(source, files, generator, words, prefix, input_length, window)
     totals = job.run(done)
@@ -153,6 +173,26 @@ def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: use 1 or more")
+
+
+def _check_top_k(top_k_log_probs, score) -> None:
+    if top_k_log_probs is None:
+        return
+    _check_sizes(top_k_log_probs=top_k_log_probs)
+    if not score:
+        raise ValueError("top_k_log_probs are of the targets' tokens: give --score too")
+
+
+def _is_task(input, task, split, gin, of_files) -> bool:
+    """Whether a task is read; ValueError unless there is one source, with its own options only."""
+    if (input is None) == (task is None):
+        raise ValueError("give either --input=FILE or --task=FILE.gin")
+    if task is None and (split or gin):
+        raise ValueError("--split and --gin are of --task: give that instead of --input")
+    for option, value in of_files.items():
+        if task is not None and value:
+            raise ValueError(f"{option} is of --input: a task has its own, change it with --gin")
+    return task is not None
 
 
 def _described(totals: dict[str, Any], count: int, done: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gkd.data import vocabularies
 from gkd.jobs.generation import Generator, encode_inputs, encode_targets, ended
-from gkd.jobs.inference_files import OutputFiles, Source
+from gkd.jobs.inference_files import OutputFiles, Source, SplitSource
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
 
@@ -31,7 +31,7 @@ class InferenceJob:
       window: how many inputs are written at once.
     """
 
-    source: Source
+    source: Source | SplitSource
     files: OutputFiles
     generator: Generator
     vocabulary: Any
@@ -56,7 +56,8 @@ class InferenceJob:
                 part = list(itertools.islice(rows, self.window))
                 written: list[Any] = [None] * len(part)
                 ready = 0
-                for batch in self._outputs(part, first, totals):
+                targets = self._targets(part, totals)
+                for batch in self._outputs(part, first, targets, totals):
                     for position, output in batch:
                         written[position] = output
                     ready += len(batch)
@@ -64,7 +65,7 @@ class InferenceJob:
                     progress.update(first + ready, tokens)
                     if stop.requested and ready < len(part):
                         raise Stopped(self._stopped(stop, first))
-                self.files.append(self._lines(part, written, first, totals))
+                self.files.append(self._lines(part, targets, written, first, totals))
                 if stop.requested and first + len(part) < self.source.count:
                     raise Stopped(self._stopped(stop, first + len(part)))
         seconds = time.monotonic() - started
@@ -76,24 +77,30 @@ class InferenceJob:
             f"{self.files.partial}; the same command continues"
         )
 
-    def _outputs(self, rows, first, totals):
+    def _targets(self, rows, totals):
+        """Token ids of the targets to score; None where nothing is scored."""
+        if not self.source.target_field:
+            return None
+        texts = [row[self.source.target_field] for row in rows]
+        length = self.generator.decoding.max_length
+        targets, cut = encode_targets(self.vocabulary, texts, length)
+        totals["targets_cut"] += cut
+        return targets
+
+    def _outputs(self, rows, first, targets, totals):
         """The model's outputs for a window's rows, batch by batch."""
         texts = [self.prefix + row[self.source.input_field] for row in rows]
         inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
         totals["inputs_cut"] += cut
-        targets = None
-        if self.source.target_field:
-            texts = [row[self.source.target_field] for row in rows]
-            length = self.generator.decoding.max_length
-            targets, cut = encode_targets(self.vocabulary, texts, length)
-            totals["targets_cut"] += cut
         return self.generator.outputs(inputs, first, targets)
 
-    def _lines(self, rows, outputs, first, totals) -> str:
+    def _lines(self, rows, targets, outputs, first, totals) -> str:
         """The lines of a window, in the inputs' order."""
         lines = []
-        for index, (row, output) in enumerate(zip(rows, outputs, strict=True), start=first):
+        for position, (row, output) in enumerate(zip(rows, outputs, strict=True)):
+            index = first + position
             others = {k: v for k, v in row.items() if k != self.source.input_field}
+            scores = self._scores(targets and targets[position], output, index)
             texts = vocabularies.decode_tokens(self.vocabulary, output.tokens)
             for sample, (text, tokens) in enumerate(zip(texts, output.tokens, strict=True)):
                 own = {
@@ -104,16 +111,29 @@ class InferenceJob:
                     "tokens": tokens,
                     "log_prob": self._number(output.log_probs[sample], index),
                     "stop": ("eos" if ended(tokens) else "length") if tokens else "none",
+                    **scores,
                 }
-                if self.source.target_field:
-                    scores = [self._number(value, index) for value in output.target_log_probs]
-                    own["target_log_probs"] = scores
                 others = {name: value for name, value in others.items() if name not in own}
                 lines.append(json.dumps({**own, **others}, ensure_ascii=False) + "\n")
                 totals["samples"] += 1
                 totals["stopped_by_eos"] += ended(tokens)
                 totals["tokens"] += len(tokens)
         return "".join(lines)
+
+    def _scores(self, target, output, index) -> dict[str, Any]:
+        """What the model says of the target, if asked."""
+        if target is None:
+            return {}
+        log_probs = [self._number(value, index) for value in output.target_log_probs]
+        scores = {"target_log_probs": log_probs}
+        if output.target_top_ids is not None:
+            scores["target_tokens"] = target
+            scores["target_top_ids"] = output.target_top_ids
+            scores["target_top_log_probs"] = [
+                [self._number(value, index) for value in best]
+                for best in output.target_top_log_probs
+            ]
+        return scores
 
     def _number(self, value: float, index: int) -> float | None:
         """A log-probability for JSON: None for −inf, which only an empty output has."""

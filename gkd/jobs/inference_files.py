@@ -1,4 +1,4 @@
-"""What `infer` reads and writes: a checked file of inputs, and an output that can be continued."""
+"""What `infer` reads and writes: checked inputs, and an output that can be continued."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gkd.data import sources
+from gkd.data import mixtures, sources, vocabularies
+from gkd.data.tasks import TaskSpec
 from gkd.jobs.gin_files import REPOSITORY
 from gkd.jobs.run_directory import environment, git_state
+from gkd.jobs.task_files import read_task
 from gkd.jobs.training_loop import write_json
 
 INPUT_FIELDS = ("input", "inputs", "text", "prompt")
@@ -56,6 +58,92 @@ class Source:
         """Says what is read."""
         target = f", targets from {self.target_field!r}" if self.target_field else ""
         print(f"{self.path}: {self.count} inputs from field {self.input_field!r}{target}")
+
+    def check_vocabulary(self, vocabulary: Any) -> None:
+        """Nothing is known of the vocabulary that a file's reader will use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSource:
+    """A split of a task, whose row n is input n; it has what `Source` has.
+
+    Attributes:
+      path: the task's gin file.
+      task: the task.
+      split: the split's name.
+      inputs, targets: its texts, UTF-8; an input holds the task's own prefix.
+      input_field, target_field: what a row calls them; no target field where nothing is scored.
+    """
+
+    path: str
+    task: TaskSpec
+    split: str
+    inputs: Sequence[bytes]
+    targets: Sequence[bytes]
+    input_field: str
+    target_field: str | None
+
+    @property
+    def count(self) -> int:
+        """How many inputs it holds."""
+        return len(self.inputs)
+
+    def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
+        """The rows from `start` on."""
+        for source, target in zip(self.inputs[start:], self.targets[start:], strict=True):
+            yield {"input": source.decode(), "target": target.decode()}
+
+    def settings(self) -> dict[str, Any]:
+        """What the output depends on."""
+        digest, size = hashlib.sha256(), 0
+        for row in self.rows():
+            line = json.dumps(row).encode() + b"\n"
+            digest.update(line)
+            size += len(line)
+        return {
+            "task": self.task.name,
+            "split": self.split,
+            "input_bytes": size,
+            "input_sha256": digest.hexdigest(),
+            "input_field": self.input_field,
+            "target_field": self.target_field,
+        }
+
+    def describe(self) -> None:
+        """Says what is read."""
+        scored = ", with targets" if self.target_field else ""
+        print(
+            f"{self.path}: {self.count} inputs of task {self.task.name}, split {self.split}{scored}"
+        )
+
+    def check_vocabulary(self, vocabulary: Any) -> None:
+        """Raises ValueError unless the task's ids are those of `vocabulary`."""
+        difference = vocabularies.same_vocabulary(vocabulary, self.task.vocabulary)
+        if difference:
+            raise ValueError(
+                f"{self.path}: the model's ids are not those of task {self.task.name} "
+                f"({difference}): its top-k would be no teacher of that task"
+            )
+
+
+def open_split(path: str, overrides: Sequence[str], split: str, score: bool) -> SplitSource:
+    """Reads the texts of a task's split, in the split's order, as many as the task takes of them.
+
+    Args:
+      path: the gin file that defines the task.
+      overrides: NAME=VALUE, of its macros.
+      split: the name of one of the task's splits.
+      score: whether targets are needed.
+
+    Raises:
+      ValueError: the task has no such split; and as `task_files.read_task`.
+    """
+    task = read_task(path, overrides)
+    if split not in task.splits:
+        raise ValueError(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
+    texts = mixtures.read_texts(task.task.source, task.texts, split)
+    inputs, targets = texts["inputs"].tolist(), texts["targets"].tolist()
+    return SplitSource(path, task, split, inputs, targets, "input", "target" if score else None)
 
 
 def open_source(

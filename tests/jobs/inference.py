@@ -4,11 +4,12 @@ import json
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
 from gkd.checkpoints import save_hf
 from gkd.jobs import command_line
-from gkd.models.t5 import T5Config, as_seq2seq
+from gkd.models.t5 import T5, T5Config, as_seq2seq
 
 CONFIG = T5Config(
     vocab_size=300, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
@@ -33,6 +34,33 @@ TEXTS = (
 def bytes_of(text):
     """ByT5's ids, worked out here: byte b is id b + 3, then EOS."""
     return [byte + 3 for byte in text.encode()] + [1]
+
+
+def log_softmax(logits):
+    """In float64 NumPy."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@jax.jit
+def apply(params, inputs, decoder_inputs):
+    return T5(CONFIG).apply({"params": params}, inputs, decoder_inputs)
+
+
+def raw_logits(params, text, tokens):
+    """Teacher-forced logits [T, V] of one example, from the plain Linen module."""
+    inputs, decoder = np.zeros((1, 256), np.int32), np.zeros((1, 10), np.int32)
+    inputs[0, : len(bytes_of(text))] = bytes_of(text)
+    decoder[0, 1 : len(tokens)] = tokens[:-1]
+    return np.array(apply(params, inputs, decoder)[0, : len(tokens)])
+
+
+def usable_log_probs(params, text, tokens):
+    """log Q [T, V] over the usable ids: neither pad nor a row without a byte."""
+    logits = raw_logits(params, text, tokens)
+    logits[:, 0] = logits[:, USABLE:] = -1e30
+    return log_softmax(logits)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +96,12 @@ def run(model_dir, tmp_path, capfd):
 
         def __call__(self, input, output="out.jsonl", **options):
             options = {"vocabulary": "bytes", "max_length": 6, "batch_size": 8} | options
-            options |= {"model": options.get("model", model_dir), "input": input}
-            options["output"] = tmp_path / output
-            arguments = [
-                f"--{name}" if value is True else f"--{name}={value}"
-                for name, value in options.items()
-            ]
+            options |= {"model": options.get("model", model_dir), "output": tmp_path / output}
+            options |= {} if input is None else {"input": input}
+            arguments = []
+            for name, value in options.items():
+                values = value if isinstance(value, list) else [value]
+                arguments += [f"--{name}" if v is True else f"--{name}={v}" for v in values]
             capfd.readouterr()
             code = command_line.main(["infer", *arguments])
             self.stdout, self.stderr = capfd.readouterr()

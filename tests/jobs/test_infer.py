@@ -9,37 +9,16 @@ import pytest
 
 from gkd.data import pipeline, tasks, vocabularies
 from gkd.jobs import generation, infer, models
-from gkd.models.t5 import T5, as_seq2seq
+from gkd.models.t5 import as_seq2seq
 from gkd.parallel import mesh as meshes
-from tests.jobs.inference import CONFIG, TEXTS, USABLE, bytes_of
-
-
-def log_softmax(logits):
-    """In float64 NumPy."""
-    logits = np.asarray(logits, np.float64)
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-@jax.jit
-def apply(params, inputs, decoder_inputs):
-    return T5(CONFIG).apply({"params": params}, inputs, decoder_inputs)
-
-
-def raw_logits(params, text, tokens):
-    """Teacher-forced logits [T, V] of one example, from the plain Linen module."""
-    inputs, decoder = np.zeros((1, 256), np.int32), np.zeros((1, 10), np.int32)
-    inputs[0, : len(bytes_of(text))] = bytes_of(text)
-    decoder[0, 1 : len(tokens)] = tokens[:-1]
-    return np.array(apply(params, inputs, decoder)[0, : len(tokens)])
-
-
-def usable_log_probs(params, text, tokens):
-    """log Q [T, V] over the usable ids: neither pad nor a row without a byte."""
-    logits = raw_logits(params, text, tokens)
-    logits[:, 0] = logits[:, USABLE:] = -1e30
-    return log_softmax(logits)
-
+from tests.jobs.inference import (
+    CONFIG,
+    TEXTS,
+    bytes_of,
+    log_softmax,
+    raw_logits,
+    usable_log_probs,
+)
 
 # The numbers
 
