@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-import rich.console
-
-from gkd.data import metrics
 from gkd.data.tasks import TaskSpec
 from gkd.jobs import evaluation as evaluations
+from gkd.jobs import evaluation_report as report
 from gkd.jobs import models
-from gkd.jobs.metrics_log import markdown_table
-from gkd.jobs.run_directory import environment, git_state
+from gkd.jobs.decoding import Decoding
 from gkd.jobs.training_loop import write_json
 from gkd.parallel import mesh as meshes
 
@@ -32,14 +29,20 @@ def evaluate(
     teacher_step: int | str | None = None,
     split: str = "validation",
     max_examples: int | None = None,
-    temperature: float = 0.0,
+    temperatures: Sequence[float] | float = (),
+    samples: int = 1,
+    beams: int = 0,
+    length_penalty: float | None = None,
     seed: int = 0,
     sample_rows: int = 4,
     output: str | None = None,
     model_parallelism: int = 1,
     fully_sharded: bool = False,
 ) -> dict[str, Any]:
-    """Generates with a checkpoint on a split, prints its metrics and samples, writes them as JSON.
+    """Measures a checkpoint on a split in every way of decoding asked for; writes it as JSON.
+
+    Outputs are always written greedily, and sampled or searched for besides if so asked. A task
+    whose options are scored (`TaskSpec.choices`) is answered with the most likely option instead.
 
     Args:
       checkpoint: a run directory, one step folder, a Hugging Face directory, a T5X checkpoint.
@@ -47,12 +50,16 @@ def evaluate(
       input_length, target_length: in tokens.
       batch_size: rows of a batch.
       evaluation_batch_size: the same, where it differs from training's.
-      teacher: also measured, and the divergences between the two on the student's own samples.
+      teacher: also measured, and every divergence between the two on the student's own samples and
+        on the references.
       step: which checkpoint of the directory: 'best', a number, or None for the newest.
       student_dtype, teacher_dtype, teacher_step: as in training.
       split: of the task.
       max_examples: the first so many; None uses all.
-      temperature: of the outputs; 0 is greedy.
+      temperatures: of sampled outputs, each measured by itself.
+      samples: outputs a prompt at each temperature.
+      beams: of a beam search; 0 is none.
+      length_penalty: of the beam search; None is T5's 0.6.
       seed: of sampled outputs.
       sample_rows: rows of the printed table.
       output: the JSON file; by default `evaluation-SPLIT.json` in the run directory. Beside it, as
@@ -65,6 +72,7 @@ def evaluate(
     Raises:
       ValueError, FileNotFoundError: in one line.
     """
+    ways = decodings(task, target_length, temperatures, samples, beams, length_penalty, seed)
     path = pathlib.Path(output) if output else _default_output(checkpoint, split)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
@@ -78,62 +86,102 @@ def evaluate(
         "TEACHER", mesh, rules, task, None, teacher, teacher_step,
         dtype=teacher_dtype, params_dtype=teacher_dtype,
     )  # fmt: skip
+    rows = evaluation_batch_size or batch_size
     evaluation = evaluations.make_evaluation(
         task, split, mesh, rules, models.shared_valid_ids(student, expert, task),
-        batch_size=evaluation_batch_size or batch_size, input_length=input_length,
-        target_length=target_length, max_examples=max_examples, temperature=temperature,
+        batch_size=rows, input_length=input_length, target_length=target_length,
+        max_examples=max_examples,
     )  # fmt: skip
-    key = evaluations.evaluation_key(seed)
     both = {"student": student, **({"teacher": expert} if expert else {})}
-    generated, outputs = {}, {}
-    for name, loaded in both.items():
-        generated[name], outputs[name] = evaluation.outputs(loaded, seed)
-    measured: dict[str, Any] = {name: values.metrics for name, values in generated.items()}
+    outputs = {name: _outputs(evaluation, loaded, ways) for name, loaded in both.items()}
+    divergences = None
     if expert:
-        meter = evaluation.divergence_meter(student, expert, max_batches=None)
-        measured["on_policy_divergences"] = meter(student.params, expert.params, key)
-    table = evaluation.sample_table({k: v.texts for k, v in generated.items()}, sample_rows)
+        measure = evaluation.divergences(student, expert, max_batches=None)
+        divergences = measure(student.params, expert.params, evaluations.evaluation_key(seed))
+    first = {name: next(iter(made.values())).texts for name, made in outputs.items()}
+    examples = evaluation.examples
     result = {
         "checkpoint": str(checkpoint),
-        "step_folder": student.checkpoint,
-        "teacher": expert and expert.checkpoint,
+        "student": report.model_facts(student, task),
+        "teacher": expert and report.model_facts(expert, task),
         "task": task.name,
         "split": split,
-        "examples": len(evaluation.examples.inputs),
-        "inputs_cut": evaluation.examples.inputs_cut,
-        "targets_cut": evaluation.examples.targets_cut,
-        "empty_examples": evaluation.examples.empty_examples,
-        "temperature": temperature,
+        "examples": len(examples.inputs),
+        "inputs_cut": examples.inputs_cut,
+        "targets_cut": examples.targets_cut,
+        "empty_examples": examples.empty_examples,
+        "input_length": input_length,
+        "target_length": target_length,
+        "batch_size": rows,
+        "mesh": dict(mesh.shape),
         "seed": seed,
-        "bleu_signature": metrics.bleu_signature(),
-        "metrics": measured,
-        "samples": table,
+        "decoding": report.decoding_facts(ways),
+        "signatures": report.signatures(),
+        "metrics": report.all_metrics(outputs, divergences),
+        "by_position": divergences and divergences.by_position,
+        "samples": evaluation.sample_table(first, sample_rows),
         "outputs": path.with_suffix(".jsonl").name,
-        **git_state(pathlib.Path(__file__).resolve().parents[2]),
-        **environment(),
+        **report.provenance(),
     }
-    _write_outputs(path.with_suffix(".jsonl"), evaluation, generated, outputs)
+    report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
     write_json(path, result)
-    _print(result, table, path)
+    report.print_summary(result, path)
     return result
 
 
-def _write_outputs(path, evaluation, generated, outputs) -> None:
-    """One line an example: input, reference, and of every model text, tokens, log-probabilities."""
-    temporary = path.with_suffix(".jsonl.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for i, prompt in enumerate(evaluation.examples.inputs):
-            row = {"index": i, "input": prompt, "reference": evaluation.examples.targets[i]}
-            for name, texts in generated.items():
-                output = outputs[name][i]
-                row[name] = {
-                    "text": texts.texts[i],
-                    "tokens": output.tokens[0],
-                    "log_prob": output.log_probs[0],
-                    "reference_log_probs": output.target_log_probs,
-                }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+def decodings(
+    task: TaskSpec,
+    target_length: int,
+    temperatures: Sequence[float] | float,
+    samples: int,
+    beams: int,
+    length_penalty: float | None,
+    seed: int,
+) -> dict[str, Decoding | None]:
+    """The ways of decoding asked for, by the names that results have; None: options are scored.
+
+    Args:
+      All: as `evaluate`'s.
+
+    Raises:
+      ValueError: a setting that means nothing, or that the others would ignore.
+    """
+    temperatures = temperatures if isinstance(temperatures, Sequence) else (temperatures,)
+    if task.choices is not None:
+        if temperatures or beams or samples != 1:
+            raise ValueError(
+                f"task {task.name} scores its options, nothing is written: leave out "
+                "EVALUATION_TEMPERATURES, EVALUATION_SAMPLES and EVALUATION_BEAMS"
+            )
+        return {"options": None}
+    if samples < 1:
+        raise ValueError(f"EVALUATION_SAMPLES is {samples}: use 1 or more")
+    if samples > 1 and not temperatures:
+        raise ValueError(
+            f"EVALUATION_SAMPLES is {samples} but nothing is sampled: set EVALUATION_TEMPERATURES"
+        )
+    ways: dict[str, Decoding | None] = {"greedy": Decoding(target_length)}
+    for temperature in temperatures:
+        name = f"temperature_{temperature}"
+        if not isinstance(temperature, int | float) or temperature <= 0 or name in ways:
+            raise ValueError(
+                f"EVALUATION_TEMPERATURES are {tuple(temperatures)}: use different numbers above 0 "
+                "(0, greedy, is always measured)"
+            )
+        ways[name] = Decoding(
+            target_length, temperature=float(temperature), samples=samples, seed=seed
+        )
+    if beams or length_penalty is not None:
+        ways[f"beam_{beams}"] = Decoding(target_length, beams=beams, length_penalty=length_penalty)
+    return ways
+
+
+def _outputs(evaluation, loaded, ways) -> dict[str, evaluations.Generated]:
+    """A model's outputs in every way of decoding; the references are scored with the first."""
+    made: dict[str, evaluations.Generated] = {}
+    for name, decoding in ways.items():
+        made[name] = evaluation.generator(loaded, decoding, score=not made)(loaded.params)
+    return made
 
 
 def _default_output(checkpoint, split) -> pathlib.Path:
@@ -141,15 +189,3 @@ def _default_output(checkpoint, split) -> pathlib.Path:
     while folder.name.isdigit() or folder.name == "checkpoints":
         folder = folder.parent
     return folder / f"evaluation-{split}.json"
-
-
-def _print(result, table, path) -> None:
-    console = rich.console.Console(soft_wrap=True)
-    for name, values in result["metrics"].items():
-        facts = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        console.print(f"{name}: {facts}", highlight=False)
-    console.print(markdown_table(table), markup=False, highlight=False)
-    console.print(f"written: {path}", highlight=False)
-    if result["targets_cut"] or result["inputs_cut"] or result["empty_examples"]:
-        cut = {k: result[k] for k in ("inputs_cut", "targets_cut", "empty_examples")}
-        console.print(json.dumps(cut), highlight=False)

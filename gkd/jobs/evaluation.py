@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gkd.data import pipeline, vocabularies
 from gkd.data.tasks import TaskSpec
-from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, train_step
-from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import ProjectedLogits
-from gkd.distill.rollouts import shift_right
 from gkd.distill.types import Batch
-from gkd.jobs.generation import Decoding, Generator, Output, length_buckets
+from gkd.jobs.decoding import Decoding
+from gkd.jobs.divergence_meter import DivergenceMeter, Divergences
+from gkd.jobs.generation import Generator, Output, ended, length_buckets, to_host
 from gkd.jobs.models import LoadedModel
+from gkd.jobs.option_scoring import OptionScorer
 from gkd.parallel import mesh as meshes
 
 _EVALUATION_KEY = 0x6576616C  # folded into the seed: no training step draws from it
@@ -30,15 +27,25 @@ _EVALUATION_KEY = 0x6576616C  # folded into the seed: no training step draws fro
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """The outputs of a model on an evaluation set.
+    """The outputs of a model on an evaluation set, in one way of decoding.
 
     Attributes:
-      metrics: the task's metrics in percent, and facts about the outputs' lengths.
-      texts: one output an example, in the set's order.
+      metrics: the task's in percent, the mean over an example's samples; what several samples show
+        together (`TaskSpec.evaluate_samples`); facts about the outputs' lengths.
+      records: of every example, in the set's order, each of its samples: `text`, `tokens` and
+        `log_prob`; where options were scored, the best one's `text` and all `options`' scores.
+      reference_log_probs: of every example the log-probability of each of its reference's tokens
+        (natural, raw logits, EOS counted), where asked for.
     """
 
     metrics: dict[str, float]
-    texts: tuple[str, ...]
+    records: list[list[dict[str, Any]]]
+    reference_log_probs: list[list[float]] | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The first output of every example."""
+        return tuple(record[0]["text"] for record in self.records)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +57,6 @@ class Evaluation:
       mesh, rules: where models run.
       examples: the split's batches and texts.
       valid: bool [V], ids that may be written.
-      temperature: of the outputs; 0 is greedy.
     """
 
     task: TaskSpec
@@ -58,125 +64,144 @@ class Evaluation:
     rules: Mapping[str, str | None]
     examples: pipeline.EvaluationSet
     valid: Any
-    temperature: float = 0.0
 
-    def generator(self, loaded: LoadedModel) -> Callable[[Any, Any], Generated]:
-        """A compiled (params, seed) -> Generated for one model."""
-        model, temperature, valid = loaded.model, self.temperature, self.valid
+    def generator(
+        self, loaded: LoadedModel, decoding: Decoding | None = None, score: bool = False
+    ) -> Callable[..., Generated]:
+        """A compiled function of a model's parameters that answers every example.
 
-        def write(params, batch, rng):
-            encoded = model.encode(params, batch.encoder_input_tokens)
-            length = batch.decoder_target_tokens.shape[1]
-            return sample(
-                model, params, encoded, rng, max_length=length, valid=valid, temperature=temperature
-            ).tokens
+        A task with options (`TaskSpec.choices`) is answered with the most likely of them: nothing
+        is written, and decoding and score mean nothing.
 
-        run = self._compile(write, loaded.shardings)
+        Args:
+          loaded: the model.
+          decoding: how outputs are written; None is greedy.
+          score: also give the references' log-probabilities.
 
-        def generate(params, seed) -> Generated:
-            rows = []
-            for index, batch in enumerate(self.examples.batches):
-                rng = jax.random.fold_in(seed, index)
-                tokens = to_host(run(params, self._place(batch), rng))
-                rows.append(tokens[self._real_rows(batch, index)])
-            return self._measure(np.concatenate(rows))
+        Returns:
+          (parameters on the mesh, …) -> Generated. What is passed after them is not looked at.
+        """
+        if self.task.choices is not None:
+            return self._option_generator(loaded)
+        decoding = decoding or Decoding(max_length=self.target_length)
+        generator = Generator(
+            loaded, self.mesh, self.rules, self.valid, decoding, *self._batching, score
+        )
+
+        def generate(params, *_) -> Generated:
+            written: dict[int, Output] = {}
+            for part in generator.outputs(self._inputs, targets=self._targets, params=params):
+                written.update(part)
+            return self._measured([written[i] for i in range(len(self._inputs))], decoding, score)
 
         return generate
 
-    def outputs(self, loaded: LoadedModel, seed: int) -> tuple[Generated, list[Output]]:
-        """Writes an output for every example and scores every reference, one host's devices only.
+    def divergences(
+        self, student: LoadedModel, teacher: LoadedModel, max_batches: int | None = 1
+    ) -> Callable[[Any, Any, Any], Divergences]:
+        """A compiled (student params, teacher params, key) -> every divergence between the two.
 
         Args:
-          loaded: the model, its parameters on the mesh.
-          seed: of sampled outputs (temperature above 0).
-
-        Returns:
-          The texts and metrics, among them `reference_log_prob`: the mean log-probability of the
-          references' tokens (natural, raw logits, EOS counted); and what was written, an example
-          each.
+          student, teacher: the models.
+          max_batches: of the set, the first; None uses all.
         """
-        batches = self.examples.batches
-        inputs = _token_rows([batch["encoder_input_tokens"] for batch in batches])
-        targets = _token_rows([batch["decoder_target_tokens"] for batch in batches])
-        inputs, targets = (rows[: len(self.examples.inputs)] for rows in (inputs, targets))
-        input_length = batches[0]["encoder_input_tokens"].shape[1]
-        length = batches[0]["decoder_target_tokens"].shape[1]
-        generator = Generator(
-            loaded, self.mesh, self.rules, self.valid,
-            Decoding(max_length=length, temperature=self.temperature, seed=seed),
-            length_buckets(input_length), len(batches[0]["example_weights"]), score=True,
-        )  # fmt: skip
-        written: dict[int, Output] = {}
-        for part in generator.outputs(inputs, targets=targets):
-            written.update(part)
-        outputs = [written[i] for i in range(len(inputs))]
-        tokens = np.zeros((len(outputs), length), np.int32)
-        for row, output in zip(tokens, outputs, strict=True):
-            row[: len(output.tokens[0])] = output.tokens[0]
-        measured = self._measure(tokens)
-        scores = np.concatenate([output.target_log_probs for output in outputs])
-        metrics = {**measured.metrics, "reference_log_prob": float(scores.mean())}
-        return dataclasses.replace(measured, metrics=metrics), outputs
+        meter = DivergenceMeter(student, teacher, self.mesh, self.rules, self.valid)
+        batches = [host_batch(batch) for batch in self.examples.batches[:max_batches]]
+        return lambda *arguments: meter.measure(*arguments[:2], batches, arguments[2])
 
     def divergence_meter(
-        self, student: LoadedModel, teacher: LoadedModel, max_batches: int | None = 1
+        self, student: LoadedModel, teacher: LoadedModel
     ) -> Callable[[Any, Any, Any], dict[str, float]]:
-        """A compiled (student params, teacher params, seed) -> every divergence on Q's own samples.
-
-        The student writes at temperature 1; both models score what it wrote; each divergence is
-        averaged over a sequence's tokens, then over sequences (equation 2 of arXiv 2306.13649).
-        """
-        score = self._compile(
-            _divergence_sums(student, teacher, self.valid), student.shardings, teacher.shardings
-        )
-
-        def measure(params, teacher_params, seed) -> dict[str, float]:
-            sums: dict[str, float] = {}
-            for index, batch in enumerate(self.examples.batches[:max_batches]):
-                rng = jax.random.fold_in(seed, index)
-                for name, value in to_host(
-                    score(params, teacher_params, self._place(batch), rng)
-                ).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            weight = max(sums.pop("weight"), 1e-9)
-            return {name: total / weight for name, total in sums.items()}
-
-        return measure
-
-    def _compile(self, function, *params_shardings):
-        rows, whole = meshes.batch_sharding(self.mesh), meshes.replicated(self.mesh)
-        compiled = jax.jit(
-            function, in_shardings=(*params_shardings, rows, whole), out_shardings=None
-        )
-
-        def run(*args):
-            with meshes.on_mesh(self.mesh, self.rules):
-                return compiled(*args)
-
-        return run
-
-    def _place(self, batch: dict[str, Any]) -> Batch:
-        return meshes.place_batch(host_batch(batch), self.mesh)
-
-    def _real_rows(self, batch, index):
-        """Which rows of a global batch are examples: only the last batch is padded, at its end."""
-        total = len(batch["example_weights"]) * jax.process_count()
-        return slice(0, min(total, len(self.examples.inputs) - index * total))
-
-    def _measure(self, tokens) -> Generated:
-        texts = tuple(vocabularies.decode_tokens(self.task.vocabulary, tokens))
-        lengths = np.sum(tokens > 0, axis=1)
-        unfinished = (tokens[:, -1] > 0) & (tokens[:, -1] != self.task.vocabulary.eos_id)
-        metrics = {
-            **self.task.evaluate(self.examples.targets, texts),
-            "output_length": float(lengths.mean()),
-            "unfinished": 100 * float(unfinished.mean()),
+        """The same as `divergences`, but only the values on the student's samples, by NAME."""
+        measure = self.divergences(student, teacher)
+        return lambda *arguments: {
+            name.removeprefix("on_policy_"): value
+            for name, value in measure(*arguments).metrics.items()
+            if name.startswith("on_policy_")
         }
-        return Generated(metrics, texts)
+
+    @property
+    def target_length(self) -> int:
+        """In tokens: the references' and the outputs'."""
+        return self.examples.batches[0]["decoder_target_tokens"].shape[1]
+
+    @property
+    def _batching(self) -> tuple[tuple[int, ...], int]:
+        """The lengths that inputs are padded to, and rows of a batch over all hosts."""
+        rows, length = self.examples.batches[0]["encoder_input_tokens"].shape
+        return length_buckets(length), rows * jax.process_count()
+
+    @functools.cached_property
+    def _inputs(self) -> list[list[int]]:
+        return self._token_rows("encoder_input_tokens")
+
+    @functools.cached_property
+    def _targets(self) -> list[list[int]]:
+        return self._token_rows("decoder_target_tokens")
+
+    def _token_rows(self, name):
+        """The token ids of every example, without the padding, also of other hosts' rows."""
+        arrays = [to_host(batch[name]) for batch in self.examples.batches]
+        rows = [row[row > 0].tolist() for array in arrays for row in array]
+        return rows[: len(self.examples.inputs)]  # only the last batch is padded, at its end
+
+    def _option_generator(self, loaded) -> Callable[..., Generated]:
+        texts = [
+            self.task.choices(*row)[0]
+            for row in zip(self.examples.inputs, self.examples.targets, strict=True)
+        ]
+        vocabulary = self.task.vocabulary
+        known = sorted({option for row in texts for option in row})
+        encoded = zip(known, vocabularies.encode_texts(vocabulary, known), strict=True)
+        ids = {text: [*tokens, vocabulary.eos_id] for text, tokens in encoded}
+        scorer = OptionScorer(
+            loaded, self.mesh, self.rules, [[ids[option] for option in row] for row in texts],
+            *self._batching,
+        )  # fmt: skip
+
+        def choose(params, *_) -> Generated:
+            records = []
+            for options, scores in zip(texts, scorer.scores(params, self._inputs), strict=True):
+                best = int(np.argmax(scores))  # of equals the first
+                scored = dict(zip(options, scores, strict=True))
+                records.append([{"text": options[best], "options": scored}])
+            return Generated(self._task_metrics(records), records)
+
+        return choose
+
+    def _measured(self, outputs: Sequence[Output], decoding, score) -> Generated:
+        """The texts and metrics of what was written."""
+        tokens = [row for output in outputs for row in output.tokens]
+        log_probs = [value for output in outputs for value in output.log_probs]
+        texts = vocabularies.decode_tokens(self.task.vocabulary, tokens)
+        flat = [
+            {"text": text, "tokens": row, "log_prob": value}
+            for text, row, value in zip(texts, tokens, log_probs, strict=True)
+        ]
+        size = decoding.samples
+        records = [flat[i : i + size] for i in range(0, len(flat), size)]
+        metrics = self._task_metrics(records)
+        if decoding.temperature:
+            samples = [[record["text"] for record in row] for row in records]
+            metrics |= self.task.evaluate_samples(self.examples.targets, samples)
+        metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
+        metrics["unfinished"] = 100 * sum(not ended(row) for row in tokens) / len(tokens)
+        scores = [output.target_log_probs for output in outputs] if score else None
+        return Generated(metrics, records, scores)
+
+    def _task_metrics(self, records) -> dict[str, float]:
+        """The task's metrics of an example's first samples, of the second ones, …, averaged."""
+        examples = self.examples
+        columns = zip(*([record["text"] for record in row] for row in records), strict=True)
+        each = [
+            self.task.evaluate(examples.targets, texts, inputs=examples.inputs) for texts in columns
+        ]
+        return {name: sum(values[name] for values in each) / len(each) for name in each[0]}
 
     def fingerprint(self) -> str:
         """What a measurement on this evaluation depends on besides the model, as a hash."""
-        digest = hashlib.sha256(f"{self.task.name} {self.temperature}".encode())
+        answers = "options" if self.task.choices else "greedy"
+        digest = hashlib.sha256(f"{self.task.name} {answers}".encode())
         for batch in self.examples.batches:
             digest.update(np.ascontiguousarray(batch["encoder_input_tokens"]))
             digest.update(np.ascontiguousarray(batch["decoder_target_tokens"]))
@@ -197,38 +222,6 @@ class Evaluation:
         ]
 
 
-def _divergence_sums(student: LoadedModel, teacher: LoadedModel, valid) -> Callable:
-    """(params, teacher params, batch, rng) -> sums of every divergence and their weight."""
-    sample_fn = train_step.make_sample_fn(student.model, sample, valid)
-    teacher_logits_fn = train_step.make_teacher_logits_fn(teacher.model)
-
-    def every_divergence(student_logits, teacher_logits, targets):
-        return {
-            name: divergence(student_logits, teacher_logits, valid=valid)
-            for name, divergence in divergences.DIVERGENCES.items()
-        }
-
-    def sums(params, teacher_params, batch, rng):
-        encoded = student.model.encode(params, batch.encoder_input_tokens)
-        rows = jnp.arange(batch.example_weights.shape[0])
-        rollout = sample_fn(params, encoded, batch, rng, rows)
-        inputs = shift_right(rollout.target_tokens)
-        hidden = student.model.decode_hidden(params, encoded, inputs)
-        coefficients, weight = losses.token_coefficients(rollout)
-        _, _, values = fused_token_loss(
-            lambda student_logits, *_: jnp.zeros(student_logits.shape[:2], jnp.float32),
-            ProjectedLogits(hidden.last, student.model.head(params)),
-            teacher_logits_fn(teacher_params, batch, rollout),
-            rollout.target_tokens,
-            coefficients,
-            token_metrics=every_divergence,
-        )
-        totals = {name: jnp.sum(coefficients * value) for name, value in values.items()}
-        return {**totals, "weight": weight}
-
-    return sums
-
-
 def make_evaluation(
     task: TaskSpec,
     split: str,
@@ -240,7 +233,6 @@ def make_evaluation(
     input_length: int,
     target_length: int,
     max_examples: int | None = None,
-    temperature: float = 0.0,
 ) -> Evaluation:
     """Reads a split for evaluation.
 
@@ -251,7 +243,6 @@ def make_evaluation(
       batch_size: rows of a batch over all hosts.
       input_length, target_length: in tokens.
       max_examples: the first so many; None uses all.
-      temperature: of the outputs; 0 is greedy.
 
     Returns:
       The evaluation.
@@ -261,17 +252,12 @@ def make_evaluation(
     examples = pipeline.evaluation_batches(
         task, split, batch_size, input_length, target_length, max_examples, shard
     )
-    return Evaluation(task, mesh, rules, examples, valid, temperature)
+    return Evaluation(task, mesh, rules, examples, valid)
 
 
 def evaluation_key(seed: int) -> Any:
     """The key of all evaluations of a run; fold the step in."""
     return jax.random.fold_in(jax.random.PRNGKey(seed), _EVALUATION_KEY)
-
-
-def _token_rows(arrays: Sequence[np.ndarray]) -> list[list[int]]:
-    """The token ids of padded arrays [B, L], row by row, without the padding."""
-    return [row[row > 0].tolist() for array in arrays for row in array]
 
 
 def host_batch(batch: Mapping[str, Any]) -> Batch:
@@ -281,10 +267,3 @@ def host_batch(batch: Mapping[str, Any]) -> Batch:
         decoder_target_tokens=batch["decoder_target_tokens"],
         example_weights=batch["example_weights"],
     )
-
-
-def to_host(tree: Any) -> Any:
-    """Whole arrays on this host, also those whose shards other hosts hold."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from gkd.data import vocabularies
 from gkd.decode.sampling import EOS_ID, sample
@@ -19,76 +21,12 @@ from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.most_probable import most_probable_ids
 from gkd.distill.rollouts import shift_right
+from gkd.distill.rows import repeat_rows
+from gkd.jobs.decoding import Decoding
 from gkd.jobs.models import LoadedModel
 from gkd.parallel import mesh as meshes
 
 SHORTEST_BUCKET = 32
-LENGTH_PENALTY = 0.6
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """How outputs are written: one greedy output an input, by default.
-
-    Attributes:
-      max_length: tokens of an output at most, EOS included.
-      temperature: 0 is greedy; above 0 outputs are sampled.
-      top_k, top_p: of sampling; 0 and 1 keep all ids.
-      samples: outputs an input.
-      beams: of a beam search, whose best `samples` outputs are kept; 0 is no beam search.
-      length_penalty: of a beam search; None is T5's.
-      seed: of sampling.
-
-    Raises:
-      ValueError: a setting that means nothing, or that the others would ignore.
-    """
-
-    max_length: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    samples: int = 1
-    beams: int = 0
-    length_penalty: float | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, least in (("max_length", 1), ("samples", 1), ("beams", 0), ("top_k", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: use {least} or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}: use 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: use a probability in (0, 1]")
-        if self.beams:
-            self._check_beams()
-        elif self.length_penalty is not None:
-            raise ValueError("length_penalty is of a beam search: set beams too")
-        elif not self.temperature and self.samples > 1:
-            raise ValueError(
-                f"{self.samples} greedy samples are all the same: set temperature above 0, or beams"
-            )
-        elif not self.temperature and (self.top_k or self.top_p < 1):
-            raise ValueError("top_k and top_p are of sampling: set temperature above 0 too")
-
-    def _check_beams(self):
-        if self.temperature or self.top_k or self.top_p < 1:
-            raise ValueError(
-                "beams search, temperature, top_k and top_p sample: set one or the other"
-            )
-        if self.samples > self.beams:
-            raise ValueError(
-                f"samples is {self.samples} and beams {self.beams}: a beam search gives at most "
-                f"{self.beams} outputs an input"
-            )
-        if not 0 <= self.penalty < float("inf"):
-            raise ValueError(f"length_penalty is {self.length_penalty}: use 0 (none) or more")
-
-    @property
-    def penalty(self) -> float | int | None:
-        """The length penalty that is used; None where there is no beam search."""
-        unset = self.beams and self.length_penalty is None
-        return LENGTH_PENALTY if unset else self.length_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +79,81 @@ def plan(
     return [(bucket_of[part[0]], part) for part in parts]
 
 
+class BatchedProgram:
+    """A program over many prompts: full batches, one compilation a length, one batch ahead."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        loaded: LoadedModel,
+        mesh: Mesh,
+        rules: Mapping[str, str | None],
+        buckets: Sequence[int],
+        batch_size: int,
+    ) -> None:
+        """Prepares; nothing is compiled yet.
+
+        Args:
+          function: (params, shared, inputs [B, S], *row arrays [B, …]) -> arrays [B, …].
+          loaded: the model whose parameters it runs on.
+          mesh, rules: where it runs.
+          buckets: the lengths that inputs are padded to, ascending.
+          batch_size: B, inputs a batch, over all devices of all hosts.
+
+        Raises:
+          ValueError: the batch does not divide over the devices.
+        """
+        shards = mesh.shape["data"]
+        if batch_size < 1 or batch_size % shards:
+            raise ValueError(
+                f"batch_size {batch_size} does not divide over {shards} devices: use a multiple"
+            )
+        self._mesh, self._rules = mesh, rules
+        self._buckets, self._batch_size = tuple(buckets), batch_size
+        rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+        self.compiled = jax.jit(
+            lambda params, shared, batch: function(params, shared, *batch),
+            in_shardings=(loaded.shardings, whole, rows),
+            out_shardings=rows,
+        )
+        self.lengths_run: set[int] = set()
+
+    def run(
+        self,
+        params: Any,
+        shared: Any,
+        inputs: Sequence[Sequence[int]],
+        rows_of: Callable[[Sequence[int]], tuple[np.ndarray, ...]],
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Runs over all inputs, similar lengths together; every host passes the same ones.
+
+        Args:
+          params: the model's parameters on the mesh.
+          shared: a pytree of what all rows share, such as a key.
+          inputs: token ids through EOS, each at most as long as the last bucket.
+          rows_of: (positions of a full batch's inputs) -> the program's further row arrays.
+
+        Yields:
+          (positions in `inputs`, the program's arrays on the host, whose first rows are theirs).
+        """
+        pending = None
+        sizes = [len(tokens) for tokens in inputs]
+        for length, part in plan(sizes, self._buckets, self._batch_size):
+            # A batch is always full, so that the program is the same. What fills it is a real
+            # input: an empty one might write to the end, and the loop would wait for it.
+            filled = part + [part[-1]] * (self._batch_size - len(part))
+            batch = (padded([inputs[i] for i in filled], length), *rows_of(filled))
+            self.lengths_run.add(length)
+            with meshes.on_mesh(self._mesh, self._rules):
+                placed = meshes.place_batch(jax.tree.map(_own_rows, batch), self._mesh)
+                running = self.compiled(params, shared, placed)
+            if pending is not None:  # the device works on this batch while that one is read
+                yield pending[0], to_host(pending[1])
+            pending = (part, running)
+        if pending is not None:
+            yield pending[0], to_host(pending[1])
+
+
 class Generator:
     """A model that writes outputs; it compiles once for every length that its inputs have."""
 
@@ -172,11 +185,6 @@ class Generator:
         Raises:
           ValueError: the batch does not divide over the devices, or fewer ids are usable.
         """
-        shards = mesh.shape["data"]
-        if batch_size < 1 or batch_size % shards:
-            raise ValueError(
-                f"batch_size {batch_size} does not divide over {shards} devices: use a multiple"
-            )
         usable = int(np.sum(np.asarray(valid)))
         if top_k_log_probs > usable:
             raise ValueError(
@@ -184,27 +192,22 @@ class Generator:
                 f"{usable} or fewer"
             )
         self._top_k = top_k_log_probs
-        self._loaded, self._mesh, self._rules = loaded, mesh, rules
+        self._loaded, self._shards = loaded, mesh.shape["data"]
         self._valid, self.decoding, self._score = jnp.asarray(valid), decoding, score
-        self._buckets, self._batch_size = tuple(buckets), batch_size
-        rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
-        self._compiled = jax.jit(
-            self._program,
-            in_shardings=(loaded.shardings, rows, rows, rows, whole),
-            out_shardings=rows,
-        )
-        self._lengths_run: set[int] = set()
+        self._batched = BatchedProgram(self._program, loaded, mesh, rules, buckets, batch_size)
+        self._compiled = self._batched.compiled
 
     @property
     def programs(self) -> int:
         """How many programs have been compiled."""
-        return len(self._lengths_run)
+        return len(self._batched.lengths_run)
 
     def outputs(
         self,
         inputs: Sequence[Sequence[int]],
         first_number: int = 0,
         targets: Sequence[Sequence[int]] | None = None,
+        params: Any = None,
     ) -> Iterator[list[tuple[int, Output]]]:
         """Writes outputs for some inputs, batch by batch, similar lengths together.
 
@@ -215,39 +218,25 @@ class Generator:
           inputs: token ids through EOS, each at most as long as the last bucket.
           first_number: the global number of the first input.
           targets: token ids of the targets, at most max_length each, where they are scored.
+          params: the parameters to write with, on the mesh; None is the loaded model's own.
 
         Yields:
           (position in `inputs`, output) of the inputs of one batch.
         """
-        pending = None
-        sizes = [len(tokens) for tokens in inputs]
-        for length, part in plan(sizes, self._buckets, self._batch_size):
-            running = self._start(length, part, inputs, first_number, targets)
-            if pending is not None:  # the device works on this batch while that one is read
-                yield self._finish(*pending, targets)
-            pending = (part, running)
-        if pending is not None:
-            yield self._finish(*pending, targets)
+        length = self.decoding.max_length if self._score else 0
 
-    def _start(self, length, part, inputs, first_number, targets):
-        # A batch is always full, so that the program is the same. What fills it is a real input: an
-        # empty one might write to the end, and the loop would wait for it.
-        filled = part + [part[-1]] * (self._batch_size - len(part))
-        target_length = self.decoding.max_length if self._score else 0
-        numbers = np.asarray([first_number + i for i in filled], np.int64).astype(np.int32)
-        batch = (
-            padded([inputs[i] for i in filled], length),
-            padded([targets[i] if self._score else [] for i in filled], target_length),
-            numbers,
-        )
-        self._lengths_run.add(length)
-        with meshes.on_mesh(self._mesh, self._rules):
-            placed = meshes.place_batch(batch, self._mesh)
-            key = jax.random.PRNGKey(self.decoding.seed)
-            return self._compiled(self._loaded.params, *placed, key)
+        def rows_of(positions):
+            scored = [targets[i] if self._score else [] for i in positions]
+            numbers = np.asarray([first_number + i for i in positions], np.int64)
+            return padded(scored, length), numbers.astype(np.int32)
 
-    def _finish(self, part, running, targets) -> list[tuple[int, Output]]:
-        tokens, log_probs, lengths, *scores = jax.device_get(running)
+        params = self._loaded.params if params is None else params
+        key = jax.random.PRNGKey(self.decoding.seed)
+        for part, arrays in self._batched.run(params, key, inputs, rows_of):
+            yield self._finish(part, arrays, targets)
+
+    def _finish(self, part, arrays, targets) -> list[tuple[int, Output]]:
+        tokens, log_probs, lengths, *scores = arrays
         return [
             (
                 position,
@@ -260,7 +249,7 @@ class Generator:
             for i, position in enumerate(part)
         ]
 
-    def _program(self, params, inputs, targets, numbers, key):
+    def _program(self, params, key, inputs, targets, numbers):
         """Inputs [B, S], targets [B, T|0], numbers [B] -> tokens [B, N, T], log Q and lengths
         [B, N], where targets are scored their log Q [B, T], and top-k ids and log P [B, T, K].
         """
@@ -273,7 +262,7 @@ class Generator:
         """N samples an input from one encoding; row = input·N + sample."""
         decoding = self.decoding
         batch, samples = numbers.shape[0], decoding.samples
-        repeated = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), encoded)
+        repeated = repeat_rows(encoded, samples)
         rows = (numbers[:, None] * samples + jnp.arange(samples)).reshape(-1)
         written = sample(
             self._loaded.model, params, repeated, key,
@@ -301,13 +290,10 @@ class Generator:
         """Of every target token [B, T]: log Q under the raw logits; if asked for the K best ids
         and their log-probabilities [B, T, K]. All block by block along T.
         """
-        model, shards = self._loaded.model, self._mesh.shape["data"]
+        model, shards = self._loaded.model, self._shards
         hidden = model.decode_hidden(params, encoded, shift_right(targets))
         logits = ProjectedLogits(hidden.last, model.head(params))
-        _, log_probs, _ = fused_token_loss(
-            lambda logits, _, ids: token_log_prob(logits, ids), logits, None, targets,
-            jnp.ones(targets.shape, jnp.float32), data_shards=shards,
-        )  # fmt: skip
+        log_probs = token_log_probs(logits, targets, shards)
         if not self._top_k:
             return (log_probs,)
         rows = PartitionSpec("data")
@@ -318,6 +304,26 @@ class Generator:
 
         best = most_probable_ids(logits, self._valid, self._top_k, top_k=top_k, data_shards=shards)
         return log_probs, *best
+
+
+def token_log_probs(
+    logits: ProjectedLogits, targets: Int[Array, "rows length"], data_shards: int
+) -> Float[Array, "rows length"]:
+    """log Q of every target token under the raw logits, block by block along T.
+
+    Args:
+      logits: N rows of T tokens.
+      targets: int32 [N, T], 0 after the end; what stands there means nothing.
+      data_shards: number of devices that share the rows.
+
+    Returns:
+      float32 [N, T].
+    """
+    _, log_probs, _ = fused_token_loss(
+        lambda logits, _, ids: token_log_prob(logits, ids), logits, None, targets,
+        jnp.ones(targets.shape, jnp.float32), data_shards=data_shards,
+    )  # fmt: skip
+    return log_probs
 
 
 def encode_inputs(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
@@ -344,3 +350,16 @@ def padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
 def ended(tokens: Sequence[int]) -> bool:
     """Whether an output stopped by itself."""
     return bool(tokens) and tokens[-1] == EOS_ID
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays on this host, also those whose shards other hosts hold."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _own_rows(array):
+    """This host's rows of an array that every host has."""
+    size = len(array) // jax.process_count()
+    return array[jax.process_index() * size :][:size]
