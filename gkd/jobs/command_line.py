@@ -278,7 +278,7 @@ def _command_line_imports(overrides: Sequence[str], reader: Any) -> list[Any]:
     for name, package in COMMAND_LINE_MODULES.items():
         if f"{name}." in text:
             lines.append(f"from {package} import {name}")
-    imports = parse_statements("\n".join(lines), "command line")
+    imports = [*parse_statements("\n".join(lines), "command line")]
     for source in reader.sources:
         imports += [item for item in source.imports if item.module != DYNAMIC_REGISTRATION]
     return imports

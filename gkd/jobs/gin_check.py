@@ -1,6 +1,7 @@
 """Checks bindings before gin applies them, so that each mistake is one line with its place."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -149,6 +150,7 @@ def _resolve(selector: str, names: dict[str, Any], binding: Binding, sign: str =
     return value
 
 
+@functools.lru_cache(maxsize=256)  # `train` has dozens of bindings, and a sweep hundreds of cells
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
     """The parameters a binding may set; None where any name is accepted."""
     try:

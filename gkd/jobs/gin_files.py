@@ -1,6 +1,7 @@
 """Reads gin files into bindings with their places, so that errors can name file and line."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import pathlib
@@ -128,7 +129,8 @@ def references_in(value: Any) -> Iterator[Reference | Macro]:
             yield from references_in(item)
 
 
-def parse_statements(text: str, name: str, show_line: bool = True) -> list[Any]:
+@functools.lru_cache(maxsize=1024)  # a sweep reads the same files for each of its cells
+def parse_statements(text: str, name: str, show_line: bool = True) -> tuple[Any, ...]:
     """Parses gin text into gin's own statements.
 
     Args:
@@ -147,7 +149,7 @@ def parse_statements(text: str, name: str, show_line: bool = True) -> list[Any]:
         return ConfigError(f"{name}:{line}: {message}" if show_line else f"{name}: {message}")
 
     try:
-        return list(config_parser.ConfigParser(io.StringIO(text), _Delegate()))
+        return tuple(config_parser.ConfigParser(io.StringIO(text), _Delegate()))
     except tokenize.TokenError as error:
         message, (line, _) = error.args
         raise fail(line, f"syntax error: {message}") from None
@@ -234,7 +236,7 @@ class GinReader:
             elif isinstance(statement, config_parser.BindingStatement):
                 self._add(Binding(*statement[:4], source, line), including)
 
-    def read_override(self, argument: str, imports: list[Any]) -> None:
+    def read_override(self, argument: str, imports: Sequence[Any]) -> None:
         """Reads one `--gin.` argument.
 
         Args:
@@ -255,7 +257,7 @@ class GinReader:
             raise ConfigError(f"{error} (if it is text: {quoted})") from None
         if len(statements) != 1 or not isinstance(statements[0], config_parser.BindingStatement):
             raise ConfigError(f"{name}: write one binding, --gin.NAME=VALUE")
-        self._add(Binding(*statements[0][:4], Source(name, imports), 1), ())
+        self._add(Binding(*statements[0][:4], Source(name, list(imports)), 1), ())
 
     def final_bindings(self) -> list[Binding]:
         """The bindings that hold after all overriding."""
