@@ -92,7 +92,7 @@ def sweep(
       overrides: of every cell, the last to be applied.
       evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
         it is complete. The table is then of them, not of the runs' last evaluation.
-      metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC.
+      metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC (of every task).
       over: the axis that the table averages over, where there is one of that name.
 
     Raises:
@@ -106,7 +106,7 @@ def sweep(
         for cell in cells:
             print(shlex.join(cell.command))
     elif action == "table":
-        names = list(metrics or filter(None, [cells[0].best_metric]))
+        names = list(metrics or dict.fromkeys(cell.best_metric for cell in cells))
         rows = [cell for cell in cells if bool(cell.run) == bool(evaluations)]
         outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
         sweep_table.write(pathlib.Path(directory), sweep_table.averages(outcomes, names, over))

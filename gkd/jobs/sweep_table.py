@@ -12,6 +12,7 @@ from typing import Any
 from scipy import stats
 
 CONFIDENCE = 0.95
+_UNNAMED = ("evaluation", "metrics", "student", "greedy")  # what a metric is of by default
 
 
 def averages(
@@ -23,8 +24,8 @@ def averages(
 
     Args:
       runs: each run's options by axis, and the JSON it wrote (None while it is not complete).
-      metrics: names in it; those of `evaluation` and of `metrics/student` stand without a prefix,
-        others as `teacher/rouge2`.
+      metrics: names in it: `rouge2` of the student, greedy; `temperature_0.5/rouge2`,
+        `teacher/rouge2`, `divergences/…`.
       over: the axis to average over; without an axis of that name every run is a row.
 
     Returns:
@@ -33,7 +34,7 @@ def averages(
       t·s/√n with n−1 degrees of freedom, None of fewer than two runs; `mean` is None of none.
 
     Raises:
-      ValueError: no metric, or one that a complete run does not have.
+      ValueError: no metric, or one that no complete run has.
     """
     if not metrics:
         raise ValueError("a table needs metrics: set METRICS, e.g. ['rouge2']")
@@ -41,21 +42,21 @@ def averages(
     for labels, outcome in runs:
         key = tuple(label for axis, label in labels.items() if axis != over)
         groups.setdefault(key, []).append((labels, outcome))
-    rows = []
+    rows, known = [], set()
     for group in groups.values():
-        complete = [outcome for _, outcome in group if outcome is not None]
+        complete = [dict(_numbers(outcome)) for _, outcome in group if outcome is not None]
+        known.update(*complete)
         options = {axis: label for axis, label in group[0][0].items() if axis != over}
         rows.append(
             {
                 "options": options,
                 "complete": len(complete),
                 "runs": len(group),
-                "metrics": {
-                    name: _mean([_metric(outcome, name) for outcome in complete])
-                    for name in metrics
-                },
+                "metrics": {name: _mean(_values(complete, name)) for name in metrics},
             }
         )
+    if known and (unknown := [name for name in metrics if name not in known]):
+        raise ValueError(f"no run has the metric {unknown[0]!r}; known: {', '.join(sorted(known))}")
     return {"over": over, "confidence": CONFIDENCE, "rows": rows}
 
 
@@ -91,21 +92,21 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
     print(text, end="")
 
 
-def _metric(outcome: Mapping[str, Any], name: str) -> float:
-    known = dict(_numbers(outcome))
-    if name not in known:
-        raise ValueError(f"a run has no metric {name!r}; it has {', '.join(sorted(known))}")
-    return float(known[name])
+def _values(outcomes: Sequence[dict[str, float]], name: str) -> list[float]:
+    """The metric of every run of a row; of none, where the row's task has another metric."""
+    values = [numbers[name] for numbers in outcomes if name in numbers]
+    if len(values) not in (0, len(outcomes)):
+        raise ValueError(f"{len(values)} of {len(outcomes)} runs of one row have {name!r}")
+    return values
 
 
 def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a run's or an evaluation's JSON; the student's metrics without a prefix."""
+    """All numbers of a run's or an evaluation's JSON, by their paths without _UNNAMED."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            own = key in ("evaluation", "metrics") or (key == "student" and not path)
-            yield from _numbers(value, path if own else f"{path}{key}/")
+            yield from _numbers(value, path if key in _UNNAMED else f"{path}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield path + key, value
+            yield path + key, float(value)
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:

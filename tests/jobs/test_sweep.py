@@ -50,7 +50,8 @@ if os.path.exists("wait"):
     pathlib.Path("started").touch()
     time.sleep(60)
 if output:
-    metrics = {{"student": {{"exact_match": 7.0}}, "teacher": {{"exact_match": 9.0}}}}
+    metrics = {{name: {{"greedy": {{"exact_match": value}}, "beam_4": {{"exact_match": 8.0}}}}
+               for name, value in (("student", 7.0), ("teacher", 9.0))}}
     pathlib.Path(output[0].strip("'")).write_text(json.dumps({{"metrics": metrics}}))
     sys.exit()
 steps = 30 if "--gin.TRAIN_STEPS=30" in sys.argv else 40
@@ -156,10 +157,13 @@ def test_the_table_holds_what_the_runs_wrote(grid, capsys):
     assert [row["options"] for row in rows] == [{"method": "sft"}, {"method": "jsd_0.1"}]
     assert rows[1]["metrics"]["exact_match"] == {"values": [15], "mean": 15.0, "interval": None}
     assert grid("ACTION='table'", "METRICS=['rouge2']") == 1
-    assert "no metric 'rouge2'; it has exact_match, seconds_per_step" in capsys.readouterr().err
+    assert (
+        "no run has the metric 'rouge2'; known: exact_match, seconds_per_step, steps"
+        in capsys.readouterr().err
+    )
 
 
-EVALUATIONS = """EVALUATIONS={'t0.5': ['EVALUATION_TEMPERATURE=0.5'], 'all': []}"""
+EVALUATIONS = """EVALUATIONS={'t0.5': ['EVALUATION_TEMPERATURES=0.5'], 'all': []}"""
 
 
 def test_evaluations_follow_their_run_and_fill_the_table(grid, capsys):
@@ -168,7 +172,7 @@ def test_evaluations_follow_their_run_and_fill_the_table(grid, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12
     train, evaluate = (shlex.split(line)[3:] for line in lines[:2])
-    more = ["--gin.EVALUATION_TEMPERATURE=0.5"]
+    more = ["--gin.EVALUATION_TEMPERATURES=0.5"]
     more += ["--gin.evaluate.evaluate.output='out/sft/0/evaluation-t0.5.json'"]
     assert evaluate == ["evaluate", *train[1:], *more]
     assert grid(EVALUATIONS) == 1
@@ -178,11 +182,16 @@ def test_evaluations_follow_their_run_and_fill_the_table(grid, capsys):
     assert launches() == [place for place in want if not place.startswith("out/sft/1/")]
     capsys.readouterr()
     assert (
-        grid(EVALUATIONS, "ACTION='table'", "METRICS=['exact_match', 'teacher/exact_match']") == 0
+        grid(
+            EVALUATIONS,
+            "ACTION='table'",
+            "METRICS=['exact_match', 'teacher/exact_match', 'beam_4/exact_match']",
+        )
+        == 0
     )
     assert capsys.readouterr().out.splitlines()[2:4] == [
-        "| sft | t0.5 | 1/2 | 7.00 | 9.00 |",
-        "| sft | all | 1/2 | 7.00 | 9.00 |",
+        "| sft | t0.5 | 1/2 | 7.00 | 9.00 | 8.00 |",
+        "| sft | all | 1/2 | 7.00 | 9.00 | 8.00 |",
     ]
     # What was measured before its run went on is measured again.
     before = launches()
@@ -218,6 +227,19 @@ def test_means_and_intervals_are_those_computed_by_hand():
     table = sweep_table.averages(runs[:5], ["rouge2"], "method")
     assert [row["options"] for row in table["rows"]] == [{"seed": seed} for seed in "012"]
     assert [row["metrics"]["rouge2"]["mean"] for row in table["rows"]] == [5.5, 7.0, 6.0]
+
+
+def test_rows_of_different_metrics_and_rows_that_disagree():
+    runs = [_run("a", "0", rouge2=2.0), _run("a", "1", rouge2=2.0), _run("b", "0", bleu=3.0)]
+    table = sweep_table.averages(runs, ["rouge2", "bleu"], "seed")
+    assert sweep_table.markdown(table).splitlines()[2:] == [
+        "| a | 2/2 | 2.00 ± 0.00 | – |",
+        "| b | 1/1 | – | 3.00 |",
+    ]
+    with pytest.raises(ValueError, match="1 of 2 runs of one row have 'rouge2'"):
+        sweep_table.averages([runs[0], _run("a", "1", bleu=1.0)], ["rouge2"], "seed")
+    with pytest.raises(ValueError, match="needs metrics"):
+        sweep_table.averages(runs, [], "seed")
 
 
 @pytest.mark.parametrize(
