@@ -152,6 +152,8 @@ def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
 
     parser.error = refuse
     known = re.findall(r"--[\w-]+", parser.format_usage())
+    if "--gin" in known:  # spelled as for the verbs with gin files
+        options = [re.sub(r"^--gin\.", "--gin=", option) for option in options]
     try:
         parsed, unknown = parser.parse_known_args(options)
     except UsageError:

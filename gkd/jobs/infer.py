@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("input", "FILE.txt (an input a line), .tsv (with a header) or .jsonl", metavar="FILE")
     option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin")
     option("split", "of --task; None is train")
-    option("gin", "overrides a macro of --task's file; may be repeated", metavar="NAME=VALUE",
-           action="append")  # fmt: skip
+    option("gin", "--gin.NAME=VALUE overrides a macro of --task's file; may be repeated",
+           metavar="NAME=VALUE", action="append")  # fmt: skip
     option("output", "FILE.jsonl, one line a sample in the inputs' order", metavar="FILE")
     option("step", "of a run: best or a number; None is the newest", type=_step)
     option("input_field", "of TSV and JSONL; None is the first of input, inputs, text, prompt")
@@ -188,10 +188,12 @@ def _is_task(input, task, split, gin, of_files) -> bool:
     if (input is None) == (task is None):
         raise ValueError("give either --input=FILE or --task=FILE.gin")
     if task is None and (split or gin):
-        raise ValueError("--split and --gin are of --task: give that instead of --input")
+        raise ValueError("--split and --gin.NAME are of --task: give that instead of --input")
     for option, value in of_files.items():
         if task is not None and value:
-            raise ValueError(f"{option} is of --input: a task has its own, change it with --gin")
+            raise ValueError(
+                f"{option} is of --input: a task has its own, change it with --gin.NAME=VALUE"
+            )
     return task is not None
 
 

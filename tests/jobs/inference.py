@@ -98,10 +98,10 @@ def run(model_dir, tmp_path, capfd):
             options = {"vocabulary": "bytes", "max_length": 6, "batch_size": 8} | options
             options |= {"model": options.get("model", model_dir), "output": tmp_path / output}
             options |= {} if input is None else {"input": input}
-            arguments = []
-            for name, value in options.items():
-                values = value if isinstance(value, list) else [value]
-                arguments += [f"--{name}" if v is True else f"--{name}={v}" for v in values]
+            arguments = [
+                f"--{name}" if value is True else f"--{name}={value}"
+                for name, value in options.items()
+            ]
             capfd.readouterr()
             code = command_line.main(["infer", *arguments])
             self.stdout, self.stderr = capfd.readouterr()

@@ -73,9 +73,10 @@ def test_a_splits_top_k_is_the_teacher_of_its_shuffled_batches(run, task, model)
 
 def test_a_splits_outputs_are_a_data_set_of_local_text(run, task):
     """As a run reads them: SeqKD is SFT on this file."""
-    limited = ["MAX_EXAMPLES=4"]
-    rows = run.rows(None, task=task, split="train", gin=limited, temperature=1.0)
-    seen = pipeline.tokenized_split(read_task(str(task), limited), "train", texts=True)
+    options = {"split": "train", "gin.MAX_EXAMPLES": 4, "gin.FILES": "%MINE"}
+    options["gin.MINE"] = {"train": str(run.folder / "t.jsonl")}
+    rows = run.rows(None, task=task, temperature=1.0, **options)
+    seen = pipeline.tokenized_split(read_task(str(task), ["MAX_EXAMPLES=4"]), "train", texts=True)
     assert [row["input"] for row in rows] == list(seen.inputs) and len(rows) == 4
     student = read_task(
         "configs/tasks/local_text.gin",
@@ -105,7 +106,7 @@ def test_killed_it_continues_to_the_same_bytes_but_not_on_another_split(run, tas
     assert record["launches"][-1]["inputs_done_before"] == 8
     assert run(None, task=task, **TOP_K | {"split": "dev"}) == 1
     run.refused("out.jsonl was begun with split 'train', this is 'dev'")
-    assert run(None, task=task, gin=["MAX_EXAMPLES=9"], **TOP_K) == 1
+    assert run(None, task=task, **TOP_K | {"gin.MAX_EXAMPLES": 9}) == 1
     run.refused("out.jsonl was begun with input_bytes")
     assert run(None, task=task, **TOP_K | {"top_k_log_probs": 6}) == 1
     run.refused("top_k_log_probs 5, this is 6")
@@ -116,16 +117,16 @@ def test_killed_it_continues_to_the_same_bytes_but_not_on_another_split(run, tas
     [
         ({}, ["either --input=FILE or --task=FILE.gin"]),
         ({"task": True, "input": "in.txt"}, ["either --input=FILE or --task=FILE.gin"]),
-        ({"input": "in.txt", "split": "train"}, ["--split and --gin are of --task"]),
-        ({"input": "in.txt", "gin": ["A=1"]}, ["--split and --gin are of --task"]),
+        ({"input": "in.txt", "split": "train"}, ["--split and --gin.NAME are of --task"]),
+        ({"input": "in.txt", "gin.A": 1}, ["--split and --gin.NAME are of --task"]),
         ({"task": True, "prefix": "do: "}, ["--prefix is of --input"]),
         ({"task": True, "target_field": "x", "score": True}, ["--target_field is of --input"]),
         ({"task": True, "split": "test"}, ["no split 'test'; the task has train, dev"]),
         ({"task": "no.gin"}, ["--task=no.gin: no such file"]),
         ({"task": "configs/train.gin"}, ["--task=configs/train.gin defines no TASK"]),
-        ({"task": True, "gin": ["MAX_EXAMPLE=4"]}, ["MAX_EXAMPLE;", "did you mean MAX_EXAMPLES?"]),
-        ({"task": True, "gin": ["MAX_EXAMPLES"]}, ["write --gin.NAME=VALUE"]),
-        ({"task": True, "gin": ["FILES={'train': 'no.jsonl'}"]}, ["no.jsonl does not exist"]),
+        ({"task": True, "gin.MAX_EXAMPLE": 4}, ["MAX_EXAMPLE;", "did you mean MAX_EXAMPLES?"]),
+        ({"task": True, "gin": "MAX_EXAMPLES"}, ["write --gin.NAME=VALUE"]),
+        ({"task": True, "gin.FILES": {"train": "no.jsonl"}}, ["no.jsonl does not exist"]),
         ({"task": True, "top_k_log_probs": 5}, ["give --score too"]),
         ({"task": True, "score": True, "top_k_log_probs": 0}, ["top_k_log_probs is 0: use 1"]),
         (
@@ -134,7 +135,7 @@ def test_killed_it_continues_to_the_same_bytes_but_not_on_another_split(run, tas
         ),
         (
             {"task": True, "score": True, "top_k_log_probs": 2,
-             "gin": ["VOCABULARY=@vocabularies.arithmetic()"]},
+             "gin.VOCABULARY": "@vocabularies.arithmetic()"},
             ["the model's ids are not those of task", "259 ids, the other 51"],
         ),
     ],
