@@ -248,7 +248,7 @@ def read_configuration(command: Command) -> Any:
     reader = GinReader()
     for path in [resolve_gin_file(name) for name in command.gin_files]:
         reader.read_file(path)
-    imports = _command_line_imports(command.overrides, reader)
+    imports = override_imports(command.overrides, reader)
     for override in command.overrides:
         reader.read_override(override, imports)
     verb = VERBS[command.verb]
@@ -266,7 +266,7 @@ def _is_registered(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _command_line_imports(overrides: Sequence[str], reader: Any) -> list[Any]:
+def override_imports(overrides: Sequence[str], reader: Any) -> list[Any]:
     """The imports that the overrides need: GKD's public modules and those of the run's files.
 
     A public module is imported only when an override mentions its name: none costs start-up

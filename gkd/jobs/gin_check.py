@@ -30,6 +30,7 @@ COMMAND_LINE_MODULES = {
     "metrics": "gkd.data",
     "mixing": "gkd.distill",
     "optimizers": "gkd.distill",
+    "replay": "gkd.distill",
     "rewards": "gkd.data",
     "sweep": "gkd.jobs",
     "t5": "gkd.models",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ class Method:
       ValueError: what does not fit together, in one line.
     """
 
-    divergence: Callable[..., Any] | None
+    divergence: Any
     beta: float | None
     on_policy_fraction: Any
     mixing: str
