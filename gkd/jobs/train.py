@@ -165,7 +165,8 @@ def train(
         divergence, beta, on_policy_fraction, mixing, normalisation, temperature, samples,
         rollout_length,
         {"temperature": sampling_temperature, "top_k": sampling_top_k, "top_p": sampling_top_p},
-        reward, alpha, advantage, replay, teacher or (dry_run and teacher_model) or None,
+        reward, alpha, advantage, replay,
+        "TEACHER_MODEL" if dry_run and teacher is None and teacher_model else teacher,
         teacher_top_k, top_k_tail,
     )  # fmt: skip
     mesh = meshes.make_mesh(model=model_parallelism)
@@ -215,11 +216,14 @@ def train(
         with meshes.on_mesh(mesh, rules):
             batch = abstract_batch(batch_size, *lengths, with_top_k=teacher_top_k is not None)
             return describe_dry_run(step, method, state.abstract, expert, judge, batch)
-    offline = teacher_top_k and OfflineTeacher.read(teacher_top_k, target_length)
     shard = (jax.process_index(), jax.process_count())
     batches = pipeline.training_batches(
         task, train_split, batch_size, input_length, target_length, seed, shard=shard
     )
+    offline = None
+    if teacher_top_k is not None:
+        size = learner.config.vocab_size
+        offline = OfflineTeacher.read(teacher_top_k, target_length, batches.rows, size)
     evaluation = evaluations.make_evaluation(
         task, evaluation_split, mesh, rules, valid,
         batch_size=evaluation_batch_size or batch_size, input_length=input_length,
@@ -244,7 +248,7 @@ def train(
                 ),
                 mesh=mesh,
                 batches=batches,
-                offline_teacher=offline or None,
+                offline_teacher=offline,
                 replay=replay,
                 student=learner,
                 teacher=expert,
