@@ -71,7 +71,7 @@ class Binding:
         """Where it is written."""
         return self.source.place(self.line)
 
-    @property
+    @functools.cached_property
     def macro(self) -> str | None:
         """The macro's name, when this sets a macro."""
         if self.parameter and self.selector != "gin.macro":
@@ -79,7 +79,7 @@ class Binding:
         scope = f"{self.scope}/" if self.scope else ""
         return self.scope if self.selector == "gin.macro" else scope + self.selector
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """What it sets, in gin's spelling."""
         scope = f"{self.scope}/" if self.scope else ""
@@ -92,7 +92,7 @@ class Binding:
         parameter = f".{self.parameter}" if self.parameter else ""
         return f"{scope}{self.selector}{parameter} = {self.value!r}"
 
-    @property
+    @functools.cached_property
     def target(self) -> str:
         """What it sets, whatever a file calls the module: the same for all spellings."""
         name, _, rest = self.key.rpartition("/")[2].partition(".")

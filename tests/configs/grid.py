@@ -1,0 +1,99 @@
+"""The configurations that the repository ships, each as a command: run files, and sweeps' cells."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pathlib
+from unittest import mock
+
+import gin
+
+from gkd.jobs import command_line, sweep
+from gkd.jobs.command_line import Command
+from gkd.jobs.gin_files import GinReader, Reference
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+PAPER = ("xsum", "wmt14_en_de", "gsm8k", "flan")  # folders of configs/runs
+# What differs between runs of one and the same program.
+_NO_PROGRAM = {
+    "MODEL_DIR", "STUDENT", "TEACHER", "REWARD_MODEL", "TEACHER_OUTPUTS", "OUTPUTS_PREFIX", "SEED",
+    "MAX_EXAMPLES", "TRAIN_STEPS", "LEARNING_RATE", "WARMUP_STEPS", "COOLDOWN_STEPS", "TRAIN_TASK",
+    "CHECKPOINT_EVERY", "CHECKPOINT_STEP", "LOG_EVERY", "BEST_METRIC",
+}  # fmt: skip
+
+
+def names(folder: str, *without: str) -> list[str]:
+    """The gin files below a folder of configs/, from the repository's root."""
+    paths = sorted((REPOSITORY / "configs" / folder).rglob("*.gin"))
+    return [str(path.relative_to(REPOSITORY)) for path in paths if path.stem not in without]
+
+
+def paper_runs() -> list[str]:
+    """The run files of the paper's grid."""
+    return [name for task in PAPER for name in names(f"runs/{task}", "common")]
+
+
+def axes(name: str) -> dict[str, dict[str, list[str]]]:
+    """The axes of a sweep file."""
+    found = {}
+    with (
+        mock.patch.object(sweep, "plan", lambda directory, files, axes, *_: found.update(axes)),
+        mock.patch.object(sweep, "_run"),
+    ):
+        command_line.configure(Command("sweep", (name,), ()))()
+    gin.clear_config()
+    return found
+
+
+@functools.cache
+def cells(name: str) -> tuple[sweep.Cell, ...]:
+    """The cells of a sweep file, checked; of the first seed only, to save time."""
+    plan, found = sweep.plan, []
+
+    def first_seed(directory, gin_files, axes, *others):
+        seed = dict(itertools.islice(axes["seed"].items(), 1))
+        return plan(directory, gin_files, {**axes, "seed": seed}, *others)
+
+    with (
+        mock.patch.object(sweep, "plan", first_seed),
+        mock.patch.object(sweep, "_run", found.extend),
+    ):
+        command_line.configure(Command("sweep", (name,), ()))()
+    gin.clear_config()
+    return tuple(found)
+
+
+def command_of(cell: sweep.Cell) -> Command:
+    """A cell's command, parsed again from its arguments."""
+    return command_line.parse_arguments(cell.arguments)
+
+
+def program(reader: GinReader) -> dict[str, str]:
+    """The macros that choose the program, as text; numbers that only weigh are all alike."""
+    macros = {b.macro: b.value for b in reader.final_bindings() if b.macro}
+    for name in ("LAMBDA", "ALPHA"):
+        if isinstance(macros.get(name), float) and 0 < macros[name] < 1:
+            macros[name] = "a share"
+    macros["BETA"] = macros["BETA"] is not None
+    if macros["ALPHA"] == 0:  # a reward alone
+        macros["DIVERGENCE"] = macros["BETA"] = macros["TEACHER_MODEL"] = "not used"
+    if isinstance(macros["REWARD"], Reference) and not macros["REWARD"].evaluate:
+        macros["REWARD"] = "of texts"
+    return {
+        name: repr(value)
+        for name, value in macros.items()
+        if name not in _NO_PROGRAM and not name.startswith("EVALUAT")
+    }
+
+
+def covering(programs: dict[str, dict[str, str]], held: set[tuple[str, str]]) -> list[str]:
+    """Few of the programs that together have every value of every macro which is not held yet."""
+    wanted = {item for values in programs.values() for item in values.items()} - held
+    chosen = []
+    while wanted:
+        # The first of the best, so that the choice is the same every time.
+        best = max(programs, key=lambda name: len(wanted & set(programs[name].items())))
+        chosen.append(best)
+        wanted -= set(programs[best].items())
+    return chosen
