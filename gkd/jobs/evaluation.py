@@ -79,7 +79,7 @@ class Evaluation:
           score: also give the references' log-probabilities.
 
         Returns:
-          (parameters on the mesh, …) -> Generated. What is passed after them is not looked at.
+          (parameters on the mesh) -> Generated.
         """
         if self.task.choices is not None:
             return self._option_generator(loaded)
@@ -88,7 +88,7 @@ class Evaluation:
             loaded, self.mesh, self.rules, self.valid, decoding, *self._batching, score
         )
 
-        def generate(params, *_) -> Generated:
+        def generate(params) -> Generated:
             written: dict[int, Output] = {}
             for part in generator.outputs(self._inputs, targets=self._targets, params=params):
                 written.update(part)
@@ -108,17 +108,6 @@ class Evaluation:
         meter = DivergenceMeter(student, teacher, self.mesh, self.rules, self.valid)
         batches = [host_batch(batch) for batch in self.examples.batches[:max_batches]]
         return lambda *arguments: meter.measure(*arguments[:2], batches, arguments[2])
-
-    def divergence_meter(
-        self, student: LoadedModel, teacher: LoadedModel
-    ) -> Callable[[Any, Any, Any], dict[str, float]]:
-        """The same as `divergences`, but only the values on the student's samples, by NAME."""
-        measure = self.divergences(student, teacher)
-        return lambda *arguments: {
-            name.removeprefix("on_policy_"): value
-            for name, value in measure(*arguments).metrics.items()
-            if name.startswith("on_policy_")
-        }
 
     @property
     def target_length(self) -> int:
@@ -159,7 +148,7 @@ class Evaluation:
             *self._batching,
         )  # fmt: skip
 
-        def choose(params, *_) -> Generated:
+        def choose(params) -> Generated:
             records = []
             for options, scores in zip(texts, scorer.scores(params, self._inputs), strict=True):
                 best = int(np.argmax(scores))  # of equals the first

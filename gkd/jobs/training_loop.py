@@ -72,7 +72,7 @@ class TrainingLoop:
         self._generate = self.evaluation.generator(self.student)
         self._meter = None
         if self.teacher is not None:
-            self._meter = self.evaluation.divergence_meter(self.student, self.teacher)
+            self._meter = self.evaluation.divergences(self.student, self.teacher)
         self._seconds: list[float] = []
         self._clock: float | None = None
         self._last_evaluation: dict[str, float] = {}
@@ -198,12 +198,11 @@ class TrainingLoop:
 
     def _evaluate(self, state, number, write=True) -> dict[str, float]:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""
-        generated = self._generate(state.params, self._key)
+        generated = self._generate(state.params)
         measured = dict(generated.metrics)
         if self._meter is not None:
             key = jax.random.fold_in(self._key, number)
-            for name, value in self._meter(state.params, self.teacher.params, key).items():
-                measured[f"on_policy_{name}"] = value
+            measured |= self._meter(state.params, self.teacher.params, key).metrics
         if self.best_metric is not None and self.best_metric not in measured:
             raise ValueError(
                 f"BEST_METRIC is {self.best_metric!r}, measured are {', '.join(sorted(measured))}: "
@@ -237,7 +236,7 @@ class TrainingLoop:
         }
         saved = json.loads(path.read_text()) if path.exists() else {}
         if saved.get("about") != about:
-            generated = self.evaluation.generator(self.teacher)(self.teacher.params, self._key)
+            generated = self.evaluation.generator(self.teacher)(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
             write_json(path, saved)
         if step is not None:
@@ -281,7 +280,8 @@ class TrainingLoop:
 
 
 def _format(values):
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """The metrics in a line, without those of a task's parts, which may be many."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
 
 
 def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) -> str | None:
