@@ -219,3 +219,13 @@ def test_params_that_do_not_fit(golden, tmp_path):
     with pytest.raises(ValueError, match="missing: decoder/logits_dense/kernel"):
         save_hf(tmp_path / "out", config, params)
     assert not (tmp_path / "out").exists()
+
+
+def test_values_that_are_not_finite_are_never_written(golden, tmp_path):
+    config, params = load_hf(golden)
+    kernel = params["decoder"]["logits_dense"]["kernel"].copy()
+    kernel[1, 2] = np.nan
+    params["decoder"]["logits_dense"]["kernel"] = kernel
+    with pytest.raises(ValueError, match="decoder/logits_dense/kernel .*not finite"):
+        save_hf(tmp_path / "out", config, params)
+    assert not (tmp_path / "out").exists()
