@@ -11,6 +11,7 @@ from gkd.jobs import evaluation as evaluations
 from gkd.jobs import evaluation_report as report
 from gkd.jobs import models
 from gkd.jobs.decoding import Decoding
+from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.training_loop import write_json
 from gkd.parallel import mesh as meshes
 
@@ -27,6 +28,8 @@ def evaluate(
     student_dtype: str | None = None,
     teacher_dtype: str | None = None,
     teacher_step: int | str | None = None,
+    reward: Any = None,
+    reward_model: str | None = None,
     split: str = "validation",
     max_examples: int | None = None,
     temperatures: Sequence[float] | float = (),
@@ -54,6 +57,7 @@ def evaluate(
         on the references.
       step: which checkpoint of the directory: 'best', a number, or None for the newest.
       student_dtype, teacher_dtype, teacher_step: as in training.
+      reward, reward_model: as in training: what the outputs are worth, in percent.
       split: of the task.
       max_examples: the first so many; None uses all.
       temperatures: of sampled outputs, each measured by itself.
@@ -90,7 +94,8 @@ def evaluate(
     evaluation = evaluations.make_evaluation(
         task, split, mesh, rules, models.shared_valid_ids(student, expert, task),
         batch_size=rows, input_length=input_length, target_length=target_length,
-        max_examples=max_examples,
+        max_examples=max_examples, reward=reward,
+        judge=load_judge(reward, reward_model, None, mesh, rules, task),
     )  # fmt: skip
     both = {"student": student, **({"teacher": expert} if expert else {})}
     outputs = {name: _outputs(evaluation, loaded, ways) for name, loaded in both.items()}

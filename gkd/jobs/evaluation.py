@@ -20,6 +20,7 @@ from gkd.jobs.divergence_meter import DivergenceMeter, Divergences
 from gkd.jobs.generation import Generator, Output, ended, length_buckets, to_host
 from gkd.jobs.models import LoadedModel
 from gkd.jobs.option_scoring import OptionScorer
+from gkd.jobs.reward_scoring import RewardScorer
 from gkd.parallel import mesh as meshes
 
 _EVALUATION_KEY = 0x6576616C  # folded into the seed: no training step draws from it
@@ -57,6 +58,8 @@ class Evaluation:
       mesh, rules: where models run.
       examples: the split's batches and texts.
       valid: bool [V], ids that may be written.
+      reward: of gkd.data.rewards, measured of every output too; None measures none.
+      judge: the model of a reward that is one.
     """
 
     task: TaskSpec
@@ -64,6 +67,8 @@ class Evaluation:
     rules: Mapping[str, str | None]
     examples: pipeline.EvaluationSet
     valid: Any
+    reward: Any = None
+    judge: LoadedModel | None = None
 
     def generator(
         self, loaded: LoadedModel, decoding: Decoding | None = None, score: bool = False
@@ -173,10 +178,30 @@ class Evaluation:
         if decoding.temperature:
             samples = [[record["text"] for record in row] for row in records]
             metrics |= self.task.evaluate_samples(self.examples.targets, samples)
+        if self._scorer is not None:
+            metrics["reward"] = self._reward(texts, tokens, size)
         metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
         metrics["unfinished"] = 100 * sum(not ended(row) for row in tokens) / len(tokens)
         scores = [output.target_log_probs for output in outputs] if score else None
         return Generated(metrics, records, scores)
+
+    @functools.cached_property
+    def _scorer(self) -> RewardScorer | None:
+        if self.reward is None:
+            return None
+        return RewardScorer(
+            self.reward, self.judge, self.task.vocabulary, self.mesh, self.rules,
+            self.target_length, *self._batching,
+        )  # fmt: skip
+
+    def _reward(self, texts, tokens, size) -> float:
+        """The mean reward of outputs, `size` of each example, in percent."""
+        prompts, ids, references = (
+            [row for row in column for _ in range(size)]
+            for column in (self.examples.inputs, self._inputs, self.examples.targets)
+        )
+        scores = self._scorer.scores(prompts, ids, texts, tokens, references)
+        return 100 * sum(scores) / len(scores)
 
     def _task_metrics(self, records) -> dict[str, float]:
         """The task's metrics of an example's first samples, of the second ones, …, averaged."""
@@ -222,6 +247,8 @@ def make_evaluation(
     input_length: int,
     target_length: int,
     max_examples: int | None = None,
+    reward: Any = None,
+    judge: LoadedModel | None = None,
 ) -> Evaluation:
     """Reads a split for evaluation.
 
@@ -232,6 +259,7 @@ def make_evaluation(
       batch_size: rows of a batch over all hosts.
       input_length, target_length: in tokens.
       max_examples: the first so many; None uses all.
+      reward, judge: see `Evaluation`.
 
     Returns:
       The evaluation.
@@ -241,7 +269,7 @@ def make_evaluation(
     examples = pipeline.evaluation_batches(
         task, split, batch_size, input_length, target_length, max_examples, shard
     )
-    return Evaluation(task, mesh, rules, examples, valid)
+    return Evaluation(task, mesh, rules, examples, valid, reward, judge)
 
 
 def evaluation_key(seed: int) -> Any:

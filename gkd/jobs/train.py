@@ -11,13 +11,13 @@ import jax
 from gkd.checkpoints.store import CheckpointStore
 from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
-from gkd.data.rewards import InProgram
 from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
 from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
+from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
 from gkd.jobs.step_program import (
@@ -188,18 +188,17 @@ def train(
         stacked_layers=student_stacked, remat=remat, with_params=False,
     )  # fmt: skip
     learner = models.with_dropout(learner, dropout_rate)
-    frozen = models.inference_ways(teacher_dtype)
-    expert = judge = None
+    expert = None
     if method.scores and teacher_top_k is None:
         expert = load(
             "TEACHER", teacher_model, pinned_teacher(run_path, teacher, resumes), teacher_step,
             stacked_layers=teacher_stacked, with_params=not dry_run,
-            **({} if models.is_module(teacher_model) else frozen),
+            **({} if models.is_module(teacher_model) else models.inference_ways(teacher_dtype)),
         )  # fmt: skip
-    if isinstance(reward, InProgram):
-        judge = load(
-            "REWARD_MODEL", reward_architecture, reward_model, with_params=not dry_run, **frozen
-        )
+    judge = load_judge(
+        reward, None if dry_run and reward_architecture else reward_model, reward_architecture,
+        mesh, rules, task, with_params=not dry_run,
+    )  # fmt: skip
     valid = models.shared_valid_ids(learner, expert, task)
     schedule = optimizers.warmup_constant_cooldown(
         learning_rate, warmup_steps, train_steps, cooldown_steps
@@ -227,7 +226,7 @@ def train(
     evaluation = evaluations.make_evaluation(
         task, evaluation_split, mesh, rules, valid,
         batch_size=evaluation_batch_size or batch_size, input_length=input_length,
-        target_length=target_length, max_examples=evaluation_examples,
+        target_length=target_length, max_examples=evaluation_examples, reward=reward, judge=judge,
     )  # fmt: skip
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
     with open_run(model_dir) as run, StopRequest() as stop:
