@@ -118,3 +118,12 @@ def test_activations_follow_the_rules_inside_a_mesh():
     with meshes.on_mesh(mesh):
         text = jax.jit(constrain).lower(jnp.ones((8, 2, 2))).as_text()
     assert "sharding_constraint" in text or "Sharding" in text
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
+def test_local_rows_undo_the_placing_of_a_batch(shape):
+    mesh = meshes.make_mesh(*shape)
+    rows = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    placed = meshes.place_batch(rows, mesh)
+    assert len(placed.addressable_shards) == 8
+    np.testing.assert_array_equal(meshes.local_rows(placed), rows)
