@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from gkd.decode.sampling import EOS_ID
-from gkd.models.interface import Encoded, Seq2SeqModel, project
+from gkd.models.interface import EOS_ID, Encoded, Seq2SeqModel, project
 
 _IMPOSSIBLE = -jnp.inf
 _BLOCK = 256

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gkd.models.interface import Encoded, Seq2SeqModel, project
+from gkd.models.interface import EOS_ID, Encoded, Seq2SeqModel, project
 
-EOS_ID = 1
 _IMPOSSIBLE = -jnp.inf
 
 

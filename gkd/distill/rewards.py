@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gkd.distill.divergences import token_log_prob
-from gkd.models.interface import Seq2SeqModel, project
-
-EOS_ID = 1
+from gkd.models.interface import EOS_ID, Seq2SeqModel, project
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,8 @@ from gkd.distill.rollouts import (
 )
 from gkd.distill.rows import join_rows, repeat_rows, split_rows
 from gkd.distill.types import Batch, Rollout, TrainState
-from gkd.models.interface import Seq2SeqModel
+from gkd.models.interface import EOS_ID, Seq2SeqModel
 
-EOS_ID = 1
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
 
 

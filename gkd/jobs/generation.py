@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gkd.data import vocabularies
-from gkd.decode.sampling import EOS_ID, sample
+from gkd.decode.sampling import sample
 from gkd.distill.divergences import token_log_prob
 from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
@@ -24,6 +24,7 @@ from gkd.distill.rollouts import shift_right
 from gkd.distill.rows import repeat_rows
 from gkd.jobs.decoding import Decoding
 from gkd.jobs.models import LoadedModel
+from gkd.models.interface import EOS_ID
 from gkd.parallel import mesh as meshes
 
 SHORTEST_BUCKET = 32

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+EOS_ID = 1  # ends inputs and outputs; 0 is padding and the decoder's start
+
 
 @flax.struct.dataclass
 class Encoded:
