@@ -48,19 +48,21 @@ def test_a_model_judges_each_output_by_its_own_prompt():
 
 
 def test_the_reward_of_texts_is_a_mean_over_all_samples():
+    """Two samples an example: the first repeats its reference, the second adds three letters."""
     evaluation = dataclasses.replace(
-        _evaluation(meshes.make_mesh(), meshes.rules_for()), reward=_length_of_reference
+        _evaluation(meshes.make_mesh(), meshes.rules_for()), reward=_letters_added
     )
-    count = len(evaluation.examples.inputs)
-    texts = ["x"] * (2 * count)
-    got = evaluation._reward(texts, [[5, 1]] * (2 * count), 2)
-    lengths = [len(target) for target in evaluation.examples.targets]
-    assert got == pytest.approx(100 * sum(lengths) / count)
+    targets = evaluation.examples.targets
+    assert len(set(targets)) > 1
+    texts = [text + more for text in targets for more in ("", "abc")]
+    got = evaluation._reward(texts, [[5, 1]] * len(texts), 2)
+    assert got == pytest.approx(100 * 1.5)
 
 
-def _length_of_reference(prompts, samples, references):
+def _letters_added(prompts, samples, references):
     assert len(prompts) == len(samples) == len(references)
-    return [float(len(text)) for text in references]
+    pairs = zip(samples, references, strict=True)
+    return [len(text) - len(reference) + 100 * (reference not in text) for text, reference in pairs]
 
 
 def test_a_reward_of_texts_needs_no_model_and_a_models_needs_one():

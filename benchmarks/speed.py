@@ -1,0 +1,190 @@
+"""Sampling and the whole step, GKD's and its peers', interleaved in one run, against the machine.
+
+    python -m benchmarks.speed [--peer_python=PYTHON] [--t5x=CHECKOUT] [--directory=DIRECTORY]
+
+Every participant is a process of its own. In every round each of them runs once, in turn, so that a
+machine that slows down slows all of them. Prints medians, ratios to the fastest peer, and shares of
+the bound that this machine's arithmetic and memory set; writes speed.json and speed.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import matplotlib
+
+from benchmarks import machine, workloads
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+OURS = "gkd"
+NEEDS = {"gkd": "gkd", "pytorch": "torch, trl", "flax": "transformers, jax", "t5x": "t5x"}
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Worker:
+    """A participant's process."""
+
+    def __init__(self, name: str, python: str, environment: dict[str, str], log: pathlib.Path):
+        """Starts it; what it prints besides answers goes to `log`."""
+        self._log = log.open("a")
+        self._process = subprocess.Popen(
+            [python, "-m", f"benchmarks.workers.{name}_worker"], cwd=ROOT, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        )  # fmt: skip
+        self.name = name
+
+    def run(self, **command) -> dict:
+        """One command's answer."""
+        print(json.dumps(command), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the {self.name} worker ended: see {self._log.name}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._log.close()
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, prints, writes."""
+    given = _parser().parse_args(arguments)
+    directory = pathlib.Path(given.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    pythons, environment = _participants(given)
+    results = {"machine": None, "cases": []}
+    for name in given.workloads:
+        work = workloads.WORKLOADS[name]
+        for part, all_rows in (("sample", given.rows), ("step", given.step_rows)):
+            taking = [p for p in pythons if part != "step" or p != "flax"]
+            with contextlib.ExitStack() as stack:
+                workers = []
+                for participant in taking:
+                    log = directory / f"{participant}.log"
+                    worker = Worker(participant, pythons[participant], environment, log)
+                    stack.callback(worker.close)
+                    workers.append(worker)
+                for rows in all_rows:
+                    limits = machine.measure()
+                    case = _case(workers, name, part, rows, given.rounds)
+                    bound = (
+                        workloads.sampling_seconds(workloads.STUDENT, rows, work, limits)
+                        if part == "sample"
+                        else workloads.step_seconds(rows, work, limits)
+                    )
+                    case |= {"bound": bound, "flops": limits.flops, "bandwidth": limits.bandwidth}
+                    results["cases"].append(case)
+                    print(_table(case, work), flush=True)
+    (directory / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+    _figure(results["cases"], directory / "speed.png")
+
+
+def _case(workers, name, part, rows, rounds):
+    """One part of one workload by every worker, round by round."""
+    taken = {}
+    for round_number in range(rounds + 1):  # the first warms up, and compiles
+        for worker in workers:
+            parts = (part, "supervised") if (worker.name, part) == (OURS, "step") else (part,)
+            for one in parts:
+                answer = worker.run(workload=name, rows=rows, part=one, runs=min(round_number, 1))
+                label = worker.name if one == part else f"{worker.name} {one}"
+                entry = taken.setdefault(label, {"seconds": [], "peak_bytes": 0})
+                entry["seconds"] += answer["seconds"]
+                entry["peak_bytes"] = max(entry["peak_bytes"], answer["peak_bytes"])
+                if round_number == 0:
+                    entry["first_seconds"] = answer["first_seconds"]
+    for entry in taken.values():
+        entry |= machine.spread(entry["seconds"])
+        entry["compile_seconds"] = max(0.0, entry["first_seconds"] - entry["median"])
+    return {"workload": name, "part": part, "rows": rows, "taken": taken}
+
+
+def _table(case, work) -> str:
+    """A case as Markdown."""
+    taken, tokens = case["taken"], case["rows"] * work.target
+    lines = [
+        f"\n{case['workload']}, {case['part']}, {case['rows']} rows; the machine: "
+        f"{case['flops'] / 1e9:.0f} GFLOP/s, {case['bandwidth'] / 1e9:.1f} GB/s, "
+        f"bound {case['bound']:.2f} s\n",
+        "| | seconds (min–max) | tokens/s | share of the bound | time by ours | peak memory | "
+        "compile |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in taken.items():
+        # Round by round: what the machine did to one it did to the other.
+        pairs = zip(entry["seconds"], taken[OURS]["seconds"], strict=True)
+        ratio = machine.spread([theirs / ours for theirs, ours in pairs])
+        bound = "" if "supervised" in name else f"{100 * case['bound'] / entry['median']:.0f}%"
+        lines.append(
+            f"| {name} | {entry['median']:.2f} ({entry['min']:.2f}–{entry['max']:.2f}) "
+            f"| {tokens / entry['median']:.0f} | {bound} "
+            f"| {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) "
+            f"| {entry['peak_bytes'] / 1e9:.2f} GB | {entry['compile_seconds']:.0f} s |"
+        )
+    return "\n".join(lines)
+
+
+def _figure(cases, path) -> None:
+    """Medians of every case side by side, with the bound as a line."""
+    figure, axes = plt.subplots(1, len(cases), figsize=(2.4 * len(cases), 3.2), squeeze=False)
+    for axis, case in zip(axes[0], cases, strict=True):
+        names = list(case["taken"])
+        medians = [case["taken"][name]["median"] for name in names]
+        colors = ["tab:blue" if name.startswith(OURS) else "tab:gray" for name in names]
+        axis.bar(range(len(names)), medians, color=colors)
+        axis.axhline(case["bound"], color="black", linestyle=":", linewidth=1)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+        axis.set_title(f"{case['workload']}\n{case['part']}, {case['rows']} rows", fontsize=8)
+        axis.tick_params(axis="y", labelsize=7)
+    axes[0][0].set_ylabel("seconds (dotted: the machine's bound)", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _participants(given):
+    """The Python of every participant that can be imported, and their environment."""
+    environment = dict(os.environ, USE_TF="0", TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(given.t5x or [])])
+    pythons = {}
+    for name in given.participants:
+        python = sys.executable if name == OURS else given.peer_python
+        found = subprocess.run(
+            [python, "-c", f"import {NEEDS[name]}"], env=environment, capture_output=True, text=True
+        )
+        if found.returncode:
+            reason = found.stderr.strip().splitlines()[-1]
+            print(f"{name} does not take part: {reason}")
+        else:
+            pythons[name] = python
+    if OURS not in pythons:
+        raise SystemExit("GKD itself cannot be imported: install requirements.txt")
+    return pythons, environment
+
+
+def _parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--peer_python", default=sys.executable, help="has torch, transformers, trl"
+    )
+    parser.add_argument("--t5x", action="append", help="a folder to import t5x from; repeatable")
+    parser.add_argument("--directory", default="runs/benchmarks")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--step_rows", type=int, nargs="*", default=[8])
+    parser.add_argument("--workloads", nargs="+", default=list(workloads.WORKLOADS))
+    parser.add_argument("--participants", nargs="+", default=list(NEEDS))
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,86 @@
+"""The loop of a worker: reads a JSON command a line, runs it, answers with a JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.workloads import WORKLOADS
+
+_USED_IDS = (3, 32000)
+
+
+def serve(make: Callable) -> None:
+    """Answers until standard input ends.
+
+    A command {"workload", "rows", "part", "runs"} runs one part of one workload, once to warm up
+    where it is new, and is answered with {"first_seconds", "seconds": […], "peak_bytes"}: the
+    process's largest resident size during the counted runs.
+
+    Args:
+      make: (workload, prompts int32 [B, S], targets int32 [B, T]) -> {part: () -> None}, each
+        blocking until its result is there.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    parts: dict = {}
+    for line in sys.stdin:
+        command = json.loads(line)
+        key = (command["workload"], command["rows"])
+        if key not in parts:
+            parts.clear()  # the models of one workload at a time
+            parts[key] = make(WORKLOADS[key[0]], *tokens(*key))
+        run, first = parts[key].get(command["part"]), None
+        if run is None:
+            answer = {"missing": command["part"]}
+        else:
+            if not isinstance(run, _Warm):
+                first = _timed(run)
+                run = parts[key][command["part"]] = _Warm(run)
+            reset_peak()
+            seconds = [_timed(run) for _ in range(command["runs"])]
+            answer = {"first_seconds": first, "seconds": seconds, "peak_bytes": peak_bytes()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class _Warm:
+    """A part that has run once."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __call__(self):
+        self.run()
+
+
+def tokens(workload: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random full prompts and outputs, the same in every worker."""
+    work, generator = WORKLOADS[workload], np.random.default_rng(0)
+    return tuple(
+        generator.integers(*_USED_IDS, (rows, length)).astype(np.int32)
+        for length in (work.source, work.target)
+    )
+
+
+def reset_peak() -> None:
+    """Starts the measurement of the largest resident size anew (Linux)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak_bytes() -> int:
+    """The largest resident size since then."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _timed(run):
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
