@@ -36,6 +36,7 @@ class LoadedModel:
       shardings: of its parameters on the mesh.
       params: on the mesh; None for a student, whose parameters live in the training state.
       checkpoint: the folder it comes from (a run's step folder), None where it starts at random.
+      shapes: of random parameters: `jax.ShapeDtypeStruct`s like `shardings`.
     """
 
     config: T5Config
@@ -43,6 +44,7 @@ class LoadedModel:
     shardings: Any
     params: Any
     checkpoint: str | None
+    shapes: Any = None
 
 
 def describe(config: T5Config, vocabulary: Any) -> dict[str, Any]:
@@ -247,16 +249,15 @@ def _check_agrees(role, opened, architecture) -> None:
 def _placed(config, model, mesh, rules, checkpoint) -> LoadedModel:
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
-    return LoadedModel(config, model, shardings, None, checkpoint)
+    return LoadedModel(config, model, shardings, None, checkpoint, nn.meta.unbox(boxed))
 
 
 def _read_params(loaded: LoadedModel, opened: Checkpoint, dtype: str | None) -> Any:
-    shapes = jax.eval_shape(lambda: random_params(loaded, 0))
     wanted = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
             leaf.shape, dtype or leaf.dtype, sharding=sharding
         ),
-        shapes,
+        loaded.shapes,
         loaded.shardings,
     )
     return read_onto(opened.tensors, wanted)
@@ -270,16 +271,15 @@ def with_dropout(loaded: LoadedModel, rate: float) -> LoadedModel:
     return dataclasses.replace(loaded, config=config, model=as_seq2seq(config))
 
 
-def random_params(loaded: LoadedModel, seed: int) -> Any:
-    """Random parameters, unboxed."""
-    return nn.meta.unbox(loaded.model.init(jax.random.PRNGKey(seed)))
-
-
 def initial_params(loaded: LoadedModel, seed: int) -> Any:
     """The student's parameters at step 0: its checkpoint's, or random ones made on the mesh."""
     if loaded.checkpoint is not None:
         return _read_params(loaded, open_model("STUDENT", loaded.checkpoint), None)
-    return jax.jit(lambda: random_params(loaded, seed), out_shardings=loaded.shardings)()
+    key = jax.random.PRNGKey(seed)
+    make = jax.jit(
+        lambda key: nn.meta.unbox(loaded.model.init(key)), out_shardings=loaded.shardings
+    )
+    return make(key)
 
 
 def shared_valid_ids(student: LoadedModel, teacher: LoadedModel | None, task: TaskSpec) -> Any:

@@ -121,7 +121,7 @@ def starting_state(
             return state
         return state.replace(replay=replay.empty_memory(memory, *lengths))
 
-    shapes = jax.eval_shape(lambda: from_params(models.random_params(learner, seed)))
+    shapes = jax.eval_shape(from_params, learner.shapes)
     shardings = meshes.shardings_like(mesh, shapes, shapes.params, learner.shardings)
 
     def make():
@@ -154,7 +154,7 @@ def describe_dry_run(
     Returns:
       The sizes of the models, and the names of the step's metrics.
     """
-    teacher, reward = (loaded and abstract_params(loaded) for loaded in (expert, judge))
+    teacher, reward = (loaded and loaded.shapes for loaded in (expert, judge))
     if method.rewards_on_host:
         rollout = jax.eval_shape(step.rollout, state, batch, jax.random.PRNGKey(0))
         rows = rollout.target_tokens.shape[:1]
@@ -191,8 +191,3 @@ def abstract_batch(
         example_weights=array("float32"),
         teacher_top_k=top_k,
     )
-
-
-def abstract_params(loaded: LoadedModel) -> Any:
-    """Shapes and dtypes of a model's parameters."""
-    return jax.eval_shape(lambda: models.random_params(loaded, 0))

@@ -85,15 +85,3 @@ def program(reader: GinReader) -> dict[str, str]:
         for name, value in macros.items()
         if name not in _NO_PROGRAM and not name.startswith("EVALUAT")
     }
-
-
-def covering(programs: dict[str, dict[str, str]], held: set[tuple[str, str]]) -> list[str]:
-    """Few of the programs that together have every value of every macro which is not held yet."""
-    wanted = {item for values in programs.values() for item in values.items()} - held
-    chosen = []
-    while wanted:
-        # The first of the best, so that the choice is the same every time.
-        best = max(programs, key=lambda name: len(wanted & set(programs[name].items())))
-        chosen.append(best)
-        wanted -= set(programs[best].items())
-    return chosen

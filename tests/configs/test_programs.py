@@ -1,15 +1,12 @@
-"""The paper's grid: traced at full size, and a real step of every method at a reduced width.
+"""The paper's grid: run files traced at full size, a real step of every method at a reduced width.
 
-The ordinary suite traces a few programs that hold every value of every macro between them, and runs
-one of each kind; `-m slow` traces every distinct program and runs every method on every task.
+The ordinary suite runs one step of each kind; `-m slow` runs every method on every task.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import math
 
-import gin
 import jax
 import numpy as np
 import pytest
@@ -19,18 +16,8 @@ from gkd.jobs import command_line, step_program
 from gkd.jobs import train as train_job
 from gkd.jobs.command_line import Command
 from gkd.parallel import mesh as meshes
-from tests.configs import grid
+from tests.configs import grid, traces
 
-# Of the published checkpoints.
-PARAMETERS = {
-    "small": 76_961_152,
-    "base": 247_577_856,
-    "large": 783_150_080,
-    "xl": 2_849_757_184,
-    "xxl": 11_135_332_352,
-}
-# One layer's trace for all of them.
-STACKED = ("STUDENT_STACKED=True", "TEACHER_STACKED=True", "DRY_RUN=True", "MODEL_DIR='none'")
 SIZES = {"emb_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 16}
 SIZES |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
 REDUCED = [f"{s}/t5.T5Config.{k}={v}" for s in ("small", "xl") for k, v in SIZES.items()]
@@ -44,73 +31,15 @@ SEEN = {"sft": 0, "seqkd": 0, "supervised_kd": 0, "gkd": 1, "gkd_rl": 1, "self_d
 SEEN |= {"skew_kl": 1, "sampled_token_reverse_kl": 1}  # share of rows that the student wrote
 
 
-@pytest.fixture
-def real_vocabulary(shared, monkeypatch):
-    monkeypatch.setenv("GKD_VOCABULARY", str(shared / "data/t5_vocab/spiece.model"))
-    yield
-    gin.clear_config()
-
-
-def distinct_programs():
-    """Commands by name, one for each program of the paper's runs and sweeps, and what it is."""
-    commands = {name: Command("train", (name,), ()) for name in grid.paper_runs()}
-    for name in grid.names("sweeps", "common"):
-        for cell in grid.cells(name):
-            if cell.run is None:
-                commands[f"{name}:{cell.name}"] = grid.command_of(cell)
-    found = {}
-    for name, command in commands.items():
-        program = grid.program(command_line.read_configuration(command))
-        if program["STUDENT_MODEL"] != "None":  # the small sweeps need their runs' checkpoints
-            found.setdefault(tuple(program.items()), name)
-    return {name: (commands[name], dict(program)) for program, name in found.items()}
-
-
-def trace(command, program):
-    """Traces a program's whole step; checks its models' sizes."""
-    overrides = [*command.overrides, *STACKED]
-    if "xxl" in program["REWARD_ARCHITECTURE"]:
-        overrides.append("xxl/t5.T5Config.stacked_layers=True")
-    made = command_line.configure(dataclasses.replace(command, overrides=tuple(overrides)))()
-    assert "loss" in made["metrics"]
-    student, teacher = program["STUDENT_MODEL"], program["TEACHER_MODEL"]
-    want = {"student": PARAMETERS[size_of(student)]}
-    if program["DIVERGENCE"] != "None" and program["ALPHA"] != "0.0":
-        own = teacher == "%STUDENT_MODEL"
-        want["teacher"] = PARAMETERS[size_of(student if own else teacher)]
-    if "entailment" in program["REWARD"]:
-        want["reward model"] = PARAMETERS[size_of(program["REWARD_ARCHITECTURE"])]
-    assert made["parameters"] == want
-
-
-def size_of(reference):
-    return reference.removeprefix("@").partition("/")[0]
-
-
 def step_files(method, task):
     return (f"configs/runs/{task}/small.gin", f"configs/methods/{method}.gin")
 
 
-def test_programs_that_hold_every_value_trace_at_full_size(real_vocabulary):
-    programs = distinct_programs()
-    assert len(programs) > 60
-    stepped = [Command("train", step_files(*pair), ()) for pair in sorted(ALWAYS)]
-    held = {
-        item
-        for command in stepped
-        for item in grid.program(command_line.read_configuration(command)).items()
-        if item[0] not in RESIZED
-    }
-    few = grid.covering({name: program for name, (_, program) in programs.items()}, held)
-    assert 5 < len(few) < 12
-    for name in few:
-        trace(*programs[name])
-
-
-@pytest.mark.slow
-def test_every_distinct_program_traces_at_full_size(real_vocabulary):
-    for command, program in distinct_programs().values():
-        trace(command, program)
+def test_every_run_file_traces_at_full_size(real_vocabulary):
+    found = traces.programs(sweeps=False)
+    assert len(found) > 20
+    for command, program in found.values():
+        traces.trace(command, program)
 
 
 @contextlib.contextmanager
@@ -136,7 +65,7 @@ def real_step(monkeypatch):
         zeros = placed(state, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
         begun = zeros.replace(params=placed(state.params, random))
         before = jax.tree.map(np.asarray, begun.params)
-        teacher = expert and jax.tree.map(random, step_program.abstract_params(expert))
+        teacher = expert and jax.tree.map(random, expert.shapes)
         tokens = jax.tree.map(
             lambda leaf: generator.integers(3, 32000, leaf.shape).astype(leaf.dtype), batch
         ).replace(example_weights=np.ones(batch.example_weights.shape, np.float32))
