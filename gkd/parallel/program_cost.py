@@ -1,0 +1,255 @@
+"""What one execution of a compiled program costs, every loop counted as often as it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from gkd.parallel import hlo
+from gkd.parallel.arithmetic_cost import (
+    elementwise_operations,
+    matrix_flops,
+    multiplier_passes,
+)
+from gkd.parallel.hlo import Instruction, Program
+from gkd.parallel.memory_cost import Collective, bytes_accessed, collective
+from gkd.parallel.trip_counts import arguments_of_call, loop_arguments, loop_bound
+
+_ASYNC_ENDS = ("async-update", "async-done")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A loop of the program.
+
+    Attributes:
+      source: where in the traced program it comes from.
+      bound: trips at most, as its condition says; None where that cannot be read.
+      stops_early: whether it may end before (a sampling loop whose rows have all ended).
+      trips: how often it was counted, each time it is reached.
+    """
+
+    source: str
+    bound: int | None
+    stops_early: bool
+    trips: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One instruction that runs by itself (a fusion, a copy, …), over all of its executions.
+
+    Attributes:
+      opcode, source: what it is, and where in the traced program it comes from.
+      count: executions.
+      flops, multiplier_flops, elementwise, bytes: as in `ProgramCost`.
+    """
+
+    opcode: str
+    source: str
+    count: float
+    flops: float
+    multiplier_flops: float
+    elementwise: float
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+    """What one chip does in one execution of a program.
+
+    Attributes:
+      parts: instruction by instruction.
+      collectives: the exchanges between chips.
+      loops: how often each loop was counted.
+    """
+
+    parts: tuple[Part, ...]
+    collectives: tuple[Collective, ...]
+    loops: tuple[Loop, ...]
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of matrix products and convolutions."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def multiplier_flops(self) -> float:
+        """The same, times the bfloat16 passes that a TPU needs for float32 at high precision."""
+        return sum(part.multiplier_flops for part in self.parts)
+
+    @property
+    def elementwise(self) -> float:
+        """Operations outside of matrix products, roughly; XLA may write a small product so."""
+        return sum(part.elementwise for part in self.parts)
+
+    @property
+    def bytes(self) -> float:
+        """Bytes read from and written to main memory."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that one chip sends to others."""
+        return sum(one.count * one.wire_bytes for one in self.collectives)
+
+    def by_kind(self) -> dict[str, tuple[float, float]]:
+        """Collectives by kind: executions, and bytes over all of them."""
+        kinds: dict[str, tuple[float, float]] = {}
+        for one in self.collectives:
+            count, size = kinds.get(one.kind, (0, 0.0))
+            kinds[one.kind] = (count + one.count, size + one.count * one.bytes)
+        return kinds
+
+
+def program_cost(
+    text: str,
+    *,
+    expected_share: float | Callable[[Loop], float] = 1.0,
+    default_trips: int | None = None,
+) -> ProgramCost:
+    """Counts a compiled program; XLA's own `cost_analysis` counts the body of a loop once.
+
+    A loop's body is multiplied by its trips and its condition by one more, a conditional costs its
+    dearest branch. FLOPs are those of dots and convolutions; see `ProgramCost` for the rest.
+
+    Args:
+      text: `Compiled.as_text()`; of one chip, where the program is split over several.
+      expected_share: how much of its bound a loop that may stop early runs, a number in [0, 1] or
+        a function of the `Loop` (expected length of an output ÷ greatest). 1 is the upper bound.
+      default_trips: counted for a loop whose condition does not say; None refuses it.
+
+    Returns:
+      The cost.
+
+    Raises:
+      ValueError: a loop's trips cannot be read, or an instruction's operations.
+    """
+    counter = _Counter(hlo.parse(text), expected_share, default_trips)
+    counter.walk(counter.program.entry, 1.0, ())
+    return ProgramCost(tuple(counter.parts), tuple(counter.collectives), tuple(counter.loops))
+
+
+class _Counter:
+    """Walks the computations that run, and collects."""
+
+    def __init__(self, program: Program, expected_share, default_trips):
+        self.program = program
+        self.parts: list[Part] = []
+        self.collectives: list[Collective] = []
+        self.loops: list[Loop] = []
+        self._share, self._default = expected_share, default_trips
+
+    def walk(self, computation, executions: float, arguments: Any) -> None:
+        """Counts a computation that runs so often with these arguments."""
+        for instruction in computation.instructions.values():
+            if instruction.opcode == "while":
+                self._loop(computation, instruction, executions, arguments)
+            elif instruction.opcode == "conditional":
+                self._dearest(instruction, executions)
+            elif instruction.opcode in ("call", "async-start"):
+                given = arguments_of_call(self.program, computation, instruction, arguments)
+                for name in instruction.called("to_apply", "calls"):
+                    self.walk(self.program.computations[name], executions, given)
+            elif instruction.opcode not in _ASYNC_ENDS:
+                self._one(computation, instruction, executions)
+
+    def _loop(self, computation, instruction, executions, arguments):
+        bound = loop_bound(self.program, computation, instruction, arguments)
+        if bound is None and self._default is None:
+            raise ValueError(
+                f"the trips of the loop {instruction.name} ({instruction.source}) cannot be read "
+                "from its condition: pass default_trips"
+            )
+        if bound is None:
+            loop = Loop(instruction.source, None, True, float(self._default))
+        else:
+            loop = Loop(instruction.source, bound.trips, bound.stops_early, float(bound.trips))
+            if bound.stops_early:
+                share = self._share(loop) if callable(self._share) else self._share
+                loop = dataclasses.replace(loop, trips=share * bound.trips)
+        self.loops.append(loop)
+        inside = loop_arguments(self.program, computation, instruction, arguments)
+        for key, trips in (("body", loop.trips), ("condition", loop.trips + 1)):
+            for name in instruction.called(key):
+                self.walk(self.program.computations[name], executions * trips, inside)
+
+    def _dearest(self, instruction, executions):
+        names = instruction.called("branch_computations", "true_computation", "false_computation")
+        tried = []
+        for name in names:
+            branch = _Counter(self.program, self._share, self._default)
+            branch.walk(self.program.computations[name], executions, ())
+            work = sum(p.flops for p in branch.parts), sum(p.bytes for p in branch.parts)
+            tried.append((work, branch))
+        _, dearest = max(tried, key=lambda pair: pair[0])
+        self.parts += dearest.parts
+        self.collectives += dearest.collectives
+        self.loops += dearest.loops
+
+    def _one(self, computation, instruction, executions):
+        flops, multiplier, elementwise = self._operations(computation, instruction, executions)
+        moved = bytes_accessed(self.program, computation, instruction)
+        if flops or elementwise or moved:
+            self.parts.append(
+                Part(
+                    instruction.opcode,
+                    instruction.source,
+                    executions,
+                    executions * flops,
+                    executions * multiplier,
+                    executions * elementwise,
+                    executions * moved,
+                )  # fmt: skip
+            )
+
+    def _operations(self, computation, instruction: Instruction, executions):
+        """(FLOPs, with passes, elementwise) of one execution; collectives are noted on the way."""
+        exchange = collective(self.program, computation, instruction, executions)
+        if exchange is not None:
+            self.collectives.append(exchange)
+        flops = matrix_flops(computation, instruction)
+        passes = multiplier_passes(computation, instruction) if flops else 1
+        total = [flops, flops * passes, elementwise_operations(computation, instruction)]
+        if instruction.opcode in ("fusion", "call"):
+            for name in instruction.called("calls", "to_apply"):
+                inner = self.program.computations[name]
+                for fused in inner.instructions.values():
+                    counted = self._operations(inner, fused, executions)
+                    total = [a + b for a, b in zip(total, counted, strict=True)]
+        return tuple(total)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramMemory:
+    """Main memory of one chip while a program runs, in bytes.
+
+    Attributes:
+      arguments, outputs: of the program; `aliased` of the outputs reuse donated arguments.
+      temporaries: what it needs in between.
+      peak: the most that is in use at once, arguments and outputs too.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    peak: int
+
+
+def program_memory(compiled: Any) -> ProgramMemory:
+    """The memory of a compiled program.
+
+    Args:
+      compiled: `jax.stages.Compiled`.
+
+    Returns:
+      What `Compiled.memory_analysis` says. Where it does not say the peak, all buffers together.
+    """
+    found = compiled.memory_analysis()
+    arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
+    aliased, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes
+    together = arguments + outputs - aliased + temporaries
+    peak = getattr(found, "peak_memory_in_bytes", 0) or together
+    return ProgramMemory(arguments, outputs, aliased, temporaries, peak)

@@ -1,0 +1,70 @@
+"""The least time that a counted program can take on a chip."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gkd.parallel.program_cost import ProgramCost
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a chip can do.
+
+    Attributes:
+      flops: peak bfloat16 FLOP/s.
+      memory: bytes of HBM.
+      bandwidth: of HBM, bytes/s.
+      interconnect: bytes/s that it can send to other chips of its slice, all links together.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+# Google Cloud TPU documentation, the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (system
+# architecture: peak compute, HBM capacity and bandwidth, inter-chip interconnect of a chip, as read
+# in 2026). The interconnect is said in both directions (v5e: 400 GB/s); half of it is here.
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of one execution: max(compute, memory) + interconnect; see `roofline`."""
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole program."""
+        return max(self.compute, self.memory) + self.interconnect
+
+
+def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
+    """Seconds = max(FLOPs ÷ peak, bytes ÷ HBM bandwidth) + bytes sent ÷ interconnect bandwidth.
+
+    FLOPs are those of matrix products with their bfloat16 passes. Compute and memory are taken to
+    overlap perfectly over the whole program, exchanges not at all; latencies and element-wise work
+    on values that stay on the chip are left out.
+
+    Args:
+      cost: from `program_cost`.
+      chip: one of `CHIPS`.
+
+    Returns:
+      The three terms and their sum as above.
+    """
+    return Roofline(
+        cost.multiplier_flops / chip.flops,
+        cost.bytes / chip.bandwidth,
+        cost.wire_bytes / chip.interconnect,
+    )
