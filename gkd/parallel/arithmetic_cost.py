@@ -69,13 +69,10 @@ def multiplier_passes(computation: Computation, instruction: Instruction) -> int
 
 def elementwise_operations(computation: Computation, instruction: Instruction) -> float:
     """Operations outside of matrix products: one for each element of the result, or reduced."""
-    if instruction.opcode in _ELEMENTWISE:
+    if instruction.opcode in _ELEMENTWISE or instruction.opcode == "reduce-window":
         return float(instruction.shape[0].elements)
     if instruction.opcode == "reduce":
         return float(computation.operand(instruction).shape[0].elements)
-    if instruction.opcode == "reduce-window":
-        window = _window(instruction, "size")
-        return float(instruction.shape[0].elements * math.prod(window))
     return 0.0
 
 

@@ -129,7 +129,7 @@ def _group_size(instruction, devices):
         return explicit.group(1).count(",") + 1
     if iota := re.match(r"\[\d+,(\d+)\]", text):
         return int(iota.group(1))
-    if mesh := re.match(r"mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
+    if mesh := re.match(r"mesh\[([^\]]*)\][^{]*\{('[^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
         size = 1
         for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):
