@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 
@@ -60,9 +61,13 @@ def bytes_accessed(program: Program, computation: Computation, instruction: Inst
     Returns:
       Bytes of one execution, without the padding of tiled layouts.
     """
-    opcode = instruction.opcode
-    if opcode in _FREE or _free_call(instruction):
+    if instruction.opcode in _FREE or _free_call(instruction):
         return 0.0
+    return float(_moved(program, computation, instruction))
+
+
+def _moved(program, computation, instruction):
+    opcode = instruction.opcode
     operands = [computation.instructions[name] for name in dict.fromkeys(instruction.operands)]
     if opcode in ("copy-start", "slice-start"):
         to, source = instruction.parts[:2] if opcode == "copy-start" else instruction.parts[1::-1]
@@ -102,7 +107,7 @@ def collective(
         return None
     operands = [computation.instructions[name].shape for name in instruction.operands]
     sent = sum(array.bytes for shape in operands for array in shape)
-    size = max(sent, sum(array.bytes for array in _results(instruction)))
+    size = float(max(sent, sum(array.bytes for array in _results(instruction))))
     chips = _group_size(instruction, program.devices)
     share = (chips - 1) / chips
     if kind == "all-reduce":
@@ -152,7 +157,7 @@ def _in_main(shape: Iterable[Array]) -> bool:
 
 
 def _main_bytes(shape: Iterable[Array]) -> float:
-    return sum(array.bytes for array in shape if array.space == 0)
+    return math.fsum(array.bytes for array in shape if array.space == 0)
 
 
 def _read(program, computation, value):

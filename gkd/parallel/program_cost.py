@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,33 +73,33 @@ class ProgramCost:
     @property
     def flops(self) -> float:
         """Multiplications and additions of matrix products and convolutions."""
-        return sum(part.flops for part in self.parts)
+        return math.fsum(part.flops for part in self.parts)
 
     @property
     def multiplier_flops(self) -> float:
         """The same, times the bfloat16 passes that a TPU needs for float32 at high precision."""
-        return sum(part.multiplier_flops for part in self.parts)
+        return math.fsum(part.multiplier_flops for part in self.parts)
 
     @property
     def elementwise(self) -> float:
         """Operations outside of matrix products, roughly; XLA may write a small product so."""
-        return sum(part.elementwise for part in self.parts)
+        return math.fsum(part.elementwise for part in self.parts)
 
     @property
     def bytes(self) -> float:
         """Bytes read from and written to main memory."""
-        return sum(part.bytes for part in self.parts)
+        return math.fsum(part.bytes for part in self.parts)
 
     @property
     def wire_bytes(self) -> float:
         """Bytes that one chip sends to others."""
-        return sum(one.count * one.wire_bytes for one in self.collectives)
+        return math.fsum(one.count * one.wire_bytes for one in self.collectives)
 
     def by_kind(self) -> dict[str, tuple[float, float]]:
         """Collectives by kind: executions, and bytes over all of them."""
         kinds: dict[str, tuple[float, float]] = {}
         for one in self.collectives:
-            count, size = kinds.get(one.kind, (0, 0.0))
+            count, size = kinds.get(one.kind, (0.0, 0.0))
             kinds[one.kind] = (count + one.count, size + one.count * one.bytes)
         return kinds
 

@@ -19,7 +19,7 @@ class Chip:
     """
 
     flops: float
-    memory: float
+    memory: int
     bandwidth: float
     interconnect: float
 
@@ -27,6 +27,7 @@ class Chip:
 # Google Cloud TPU documentation, the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (system
 # architecture: peak compute, HBM capacity and bandwidth, inter-chip interconnect of a chip, as read
 # in 2026). The interconnect is said in both directions (v5e: 400 GB/s); half of it is here.
+# Capacities said in GB are taken as GiB, as the chips have them.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
