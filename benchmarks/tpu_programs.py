@@ -10,9 +10,7 @@ Markdown table of what one chip does in one step and writes it as JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -55,9 +53,8 @@ def main(arguments: list[str]) -> None:
     lowered = programs(setting)
     results = {"setting": vars(given), "programs": {}}
     for name in given.programs:
-        result = _measure(
-            lowered[name], chip, given.expected_share, given.hlo and (given.hlo, name)
-        )
+        text_path = given.hlo and pathlib.Path(given.hlo) / f"{name}.hlo"
+        result = _measure(lowered[name], chip, given.expected_share, text_path)
         results["programs"][name] = result
         print(_row(name, result), flush=True)
     results["peak process GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -75,8 +72,7 @@ def topology_devices(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
-    with contextlib.redirect_stderr(io.StringIO()):
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     return list(topology.devices)
 
 
