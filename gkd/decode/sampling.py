@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.struct
@@ -9,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gkd.models.interface import EOS_ID, Encoded, Seq2SeqModel, project
+from gkd.models.interface import (
+    EOS_ID,
+    Encoded,
+    Seq2SeqModel,
+    project_columns,
+    vocabulary_first,
+)
 
 _IMPOSSIBLE = -jnp.inf
 
@@ -61,13 +68,57 @@ def row_keys(rng: Array, rows: Int[Array, " batch"]) -> Array:
 
 
 def _choose(logits, keys, step, temperature, top_k, top_p):
-    """The next token of every row: argmax, or a draw by the Gumbel trick with the row's noise."""
+    """The next token of every row of logits [V, B], and its log-probability under them."""
+    peak, mass, view = _mass(logits)
+    log_total = peak + jnp.log(jnp.sum(mass, axis=(0, 1)))
     if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = truncate_logits(logits / temperature, top_k, top_p)
-    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(step_keys)
-    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        ids = jnp.arange(len(logits), dtype=jnp.int32)[:, None]
+        token = jnp.min(jnp.where(logits == peak, ids, len(logits) - 1), axis=0)
+    else:
+        if temperature != 1.0 or top_k or top_p < 1.0:
+            logits_drawn = truncate_logits(logits.T / temperature, top_k, top_p).T
+            peak, mass, view = _mass(logits_drawn)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(step_keys)  # [B, 2]
+        token = _draw(peak, mass, view, uniforms)
+    chosen = jnp.take_along_axis(logits, token[None], axis=0)[0]
+    return token, chosen - log_total
+
+
+def _mass(logits):
+    """Probability mass by class of ids, not normalised: the maximum [B], [G, L, B], the view.
+
+    Id i is entry (g, w, l) of a view [G, W, L, B] of the logits, whose class is (g, l). The sums
+    over W run side by side in L and B, and G divides like a sharded vocabulary.
+    """
+    vocabulary, batch = logits.shape
+    lanes = math.gcd(vocabulary, 8)
+    groups = math.gcd(vocabulary // lanes, 16)
+    view = logits.reshape(groups, -1, lanes, batch)
+    peak = jnp.max(jnp.max(view, axis=1), axis=(0, 1))  # [B]
+    return peak, jnp.sum(jnp.exp(view - peak), axis=1), view
+
+
+def _draw(peak, mass, view, uniforms):
+    """Ids with the probabilities of the view's softmax, by its inverse in two stages: class, id.
+
+    Two uniform numbers a row instead of Gumbel noise for every id.
+    """
+    groups, width, lanes, batch = view.shape
+    chosen = _invert(mass.reshape(-1, batch), uniforms[:, 0])  # [B]
+    group, lane = chosen // lanes, chosen % lanes
+    members = jax.vmap(lambda row, g, lane: row[g, :, lane], in_axes=(-1, 0, 0), out_axes=-1)(
+        view, group, lane
+    )  # [W, B]
+    place = _invert(jnp.exp(members - peak), uniforms[:, 1])
+    return ((group * width + place) * lanes + lane).astype(jnp.int32)
+
+
+def _invert(mass, uniform):
+    """The first index of mass [N, B] whose cumulative share exceeds uniform [B]; none of mass 0."""
+    reached = jnp.cumsum(mass, axis=0)
+    target = jnp.minimum(uniform * reached[-1], jnp.nextafter(reached[-1], 0.0))
+    return jnp.sum(reached <= target, axis=0)
 
 
 def _check(max_length, temperature, top_k, top_p):
@@ -124,7 +175,7 @@ def sample(
     params, encoded = jax.lax.stop_gradient((params, encoded))
     keys = row_keys(rng, jnp.arange(batch) if rows is None else rows)
     weights, cache = model.init_cache(params, encoded, max_length)
-    head = model.head(params)
+    head = vocabulary_first(model.head(params), encoded.hidden.dtype)
 
     def unfinished(carry):
         step, _, ended, *_ = carry
@@ -133,10 +184,8 @@ def sample(
     def write_one(carry):
         step, last, ended, tokens, log_probs, cache = carry
         hidden, cache = model.decode_step(weights, cache, last, step)
-        logits = jnp.where(valid, project(hidden, head), _IMPOSSIBLE)  # [B, V]
-        token = _choose(logits, keys, step, temperature, top_k, top_p)
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
+        logits = jnp.where(valid[:, None], project_columns(hidden, head), _IMPOSSIBLE)  # [V, B]
+        token, log_prob = _choose(logits, keys, step, temperature, top_k, top_p)
         token = jnp.where(ended, 0, token)
         log_prob = jnp.where(ended, 0.0, log_prob)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))

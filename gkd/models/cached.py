@@ -3,6 +3,9 @@
 `init_cache` runs once before the decoding loop: it gathers every product that does not depend on
 the step (fused kernels in the compute dtype, the keys and values of the encoder's states, the
 relative bias by distance). `decode_step` then touches only those and the self-attention cache.
+
+Inside a step the states are columns, [E, B], and kernels are [out, in]: products of few rows are
+twice as fast with the kernel as the left factor, which is read in place (`project_columns`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gkd.models.interface import Encoded
-from gkd.models.layers import MASKED, activate, padding_bias, relative_position_bucket, rms_norm
+from gkd.models.layers import MASKED, activate, padding_bias, relative_position_bucket
 
 
 @flax.struct.dataclass
@@ -26,11 +29,11 @@ class LayerWeights:
 
     Attributes:
       norms: the three pre-norm scales [E] each.
-      query_key_value: [E, 3·H·D] fused self-attention projections.
-      self_out: [H·D, E].
-      cross_query, cross_out: [E, H·D], [H·D, E].
+      query_key_value: [3·H·D, E] fused self-attention projections.
+      self_out: [E, H·D].
+      cross_query, cross_out: [H·D, E], [E, H·D].
       cross_keys, cross_values: [B, H, S, D] of the encoded prompts.
-      mlp_in: [E, F] or [E, 2·F] (gated); mlp_out: [F, E].
+      mlp_in: [F, E] or [2·F, E] (gated); mlp_out: [E, F].
       bias_by_distance: [H, 2·T-1], see `_bias_by_distance`.
     """
 
@@ -90,7 +93,10 @@ def _prepare_layer(config, layer, table, encoded, length):
     norms = ("pre_self_attention", "pre_cross_attention", "pre_mlp")
 
     def kernel(part, *names):
-        return jnp.concatenate([part[name]["kernel"] for name in names], axis=1).astype(dtype)
+        return jnp.concatenate([part[name]["kernel"].T.astype(dtype) for name in names], axis=0)
+
+    def of_prompts(name):
+        return _heads(config, encoded.hidden.astype(dtype) @ cross[name]["kernel"].astype(dtype))
 
     gates = ("wi",) if "wi" in mlp else ("wi_0", "wi_1")
     return LayerWeights(
@@ -99,8 +105,8 @@ def _prepare_layer(config, layer, table, encoded, length):
         self_out=kernel(own, "out"),
         cross_query=kernel(cross, "query"),
         cross_out=kernel(cross, "out"),
-        cross_keys=_heads(config, encoded.hidden.astype(dtype) @ kernel(cross, "key")),
-        cross_values=_heads(config, encoded.hidden.astype(dtype) @ kernel(cross, "value")),
+        cross_keys=of_prompts("key"),
+        cross_values=of_prompts("value"),
         mlp_in=kernel(mlp, *gates),
         mlp_out=kernel(mlp, "wo"),
         bias_by_distance=_bias_by_distance(table, length),
@@ -140,33 +146,40 @@ def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weigh
 
 
 def _attend(query, keys, values, bias):
-    """query [B, H, D], keys and values [B, H, L, D], bias [B|1, H|1, L] -> [B, H·D]."""
+    """query [B, H, D], keys and values [B, H, L, D], bias [B|1, H|1, L] -> [H·D, B]."""
     scores = jnp.einsum("bhd,bhld->bhl", query, keys, preferred_element_type=jnp.float32)
     attention = jax.nn.softmax(scores + bias).astype(values.dtype)
-    return jnp.einsum("bhl,bhld->bhd", attention, values).reshape(query.shape[0], -1)
+    return jnp.einsum("bhl,bhld->bhd", attention, values).reshape(query.shape[0], -1).T
+
+
+def _norm(x, scale, dtype):
+    """`rms_norm` of columns [E, B]."""
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=0) + 1e-6)
+    return x.astype(dtype) * scale.astype(dtype)[:, None]
 
 
 def _layer_step(config, layer, prompt_bias, cache, x, position):
-    """One layer on one token: x [B, E] -> ([B, E], the layer's cache with this token in it)."""
+    """One layer on one token: x [E, B] -> ([E, B], the layer's cache with this token in it)."""
     dtype = jnp.dtype(config.dtype)
-    batch, heads, length = x.shape[0], config.num_heads, cache[0].shape[2]
+    batch, heads, length = x.shape[1], config.num_heads, cache[0].shape[2]
 
-    y = rms_norm(x, layer.norms[0], dtype) @ layer.query_key_value  # [B, 3·H·D]
-    query, key, value = jnp.moveaxis(y.reshape(batch, 3, heads, config.head_dim), 1, 0)
+    y = layer.query_key_value @ _norm(x, layer.norms[0], dtype)  # [3·H·D, B]
+    query, key, value = jnp.moveaxis(y.reshape(3, heads, config.head_dim, batch), -1, 1)
     at = (0, 0, position, 0)
     keys = jax.lax.dynamic_update_slice(cache[0], key[:, :, None], at)  # [B, H, T, D]
     values = jax.lax.dynamic_update_slice(cache[1], value[:, :, None], at)
     window = (0, length - 1 - position)
     bias = jax.lax.dynamic_slice(layer.bias_by_distance, window, (heads, length))[None]
-    x = x + _attend(query, keys, values, bias) @ layer.self_out
+    x = x + layer.self_out @ _attend(query, keys, values, bias)
 
-    query = rms_norm(x, layer.norms[1], dtype) @ layer.cross_query
-    query = query.reshape(batch, heads, config.head_dim)
-    x = x + _attend(query, layer.cross_keys, layer.cross_values, prompt_bias) @ layer.cross_out
+    query = layer.cross_query @ _norm(x, layer.norms[1], dtype)
+    query = jnp.moveaxis(query.reshape(heads, config.head_dim, batch), -1, 0)
+    x = x + layer.cross_out @ _attend(query, layer.cross_keys, layer.cross_values, prompt_bias)
 
-    y = rms_norm(x, layer.norms[2], dtype) @ layer.mlp_in  # [B, F] or [B, 2·F]
-    pieces = jnp.split(y, len(config.mlp_activations), axis=-1)
-    return x + activate(pieces, config.mlp_activations) @ layer.mlp_out, (keys, values)
+    y = layer.mlp_in @ _norm(x, layer.norms[2], dtype)  # [F, B] or [2·F, B]
+    pieces = jnp.split(y, len(config.mlp_activations))
+    return x + layer.mlp_out @ activate(pieces, config.mlp_activations), (keys, values)
 
 
 def decode_step(
@@ -188,9 +201,9 @@ def decode_step(
       (hidden [B, E] ready for the head, the cache with this token's keys and values).
     """
     dtype = jnp.dtype(config.dtype)
-    x = jnp.take(weights.embedding, tokens, axis=0).astype(dtype)  # [B, E]
+    x = jnp.take(weights.embedding, tokens, axis=0).astype(dtype).T  # [E, B]
     updated = []
     for layer, layer_cache in zip(weights.layers, cache, strict=True):
         x, layer_cache = _layer_step(config, layer, weights.prompt_bias, layer_cache, x, position)
         updated.append(layer_cache)
-    return rms_norm(x, weights.final_norm, dtype), tuple(updated)
+    return _norm(x, weights.final_norm, dtype).T, tuple(updated)

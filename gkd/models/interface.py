@@ -75,6 +75,35 @@ def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*
     return logits if head.scale == 1.0 else logits * head.scale
 
 
+def vocabulary_first(head: Head, dtype: Any) -> Head:
+    """The same head for a decoding loop: kernel [V, E], in the dtype that its products round to."""
+    kernel = head.kernel if head.transposed else head.kernel.T
+    return head.replace(kernel=kernel.astype(dtype), transposed=True)
+
+
+def project_columns(hidden: Float[Array, "batch embed"], head: Head) -> Float[Array, "vocab batch"]:
+    """Logits of one token a row, vocabulary first: the kernel is read in place, row by row.
+
+    A product of few rows costs what reading the kernel costs only if the kernel is the left factor;
+    as the right one XLA's CPU products copy all of it first, every time.
+
+    Args:
+      hidden: [B, E] states.
+      head: from `vocabulary_first`.
+
+    Returns:
+      float32 logits [V, B], the transpose of what `project` gives.
+    """
+    full = hidden.dtype == jnp.float32
+    logits = jax.lax.dot(
+        head.kernel,
+        hidden.T,
+        precision=jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+    return logits if head.scale == 1.0 else logits * head.scale
+
+
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqModel:
     """An encoder-decoder as pure functions of its parameter tree.
