@@ -43,12 +43,15 @@ class Part:
 
     Attributes:
       opcode, source: what it is, and where in the traced program it comes from.
+      loop: the source of the innermost loop around it, '' outside of loops: a TPU's prefetching
+        copies have no other sign of what they serve.
       count: executions.
       flops, multiplier_flops, elementwise, bytes: as in `ProgramCost`.
     """
 
     opcode: str
     source: str
+    loop: str
     count: float
     flops: float
     multiplier_flops: float
@@ -128,7 +131,7 @@ def program_cost(
       ValueError: a loop's trips cannot be read, or an instruction's operations.
     """
     counter = _Counter(hlo.parse(text), expected_share, default_trips)
-    counter.walk(counter.program.entry, 1.0, ())
+    counter.walk(counter.program.entry, 1.0)
     return ProgramCost(tuple(counter.parts), tuple(counter.collectives), tuple(counter.loops))
 
 
@@ -142,19 +145,19 @@ class _Counter:
         self.loops: list[Loop] = []
         self._share, self._default = expected_share, default_trips
 
-    def walk(self, computation, executions: float, arguments: Any) -> None:
-        """Counts a computation that runs so often with these arguments."""
+    def walk(self, computation, executions: float, arguments: Any = (), around: str = "") -> None:
+        """Counts a computation that runs so often with these arguments, in the loop `around`."""
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
                 self._loop(computation, instruction, executions, arguments)
             elif instruction.opcode == "conditional":
-                self._dearest(instruction, executions)
+                self._dearest(instruction, executions, around)
             elif instruction.opcode in ("call", "async-start"):
                 given = arguments_of_call(self.program, computation, instruction, arguments)
                 for name in instruction.called("to_apply", "calls"):
-                    self.walk(self.program.computations[name], executions, given)
+                    self.walk(self.program.computations[name], executions, given, around)
             elif instruction.opcode not in _ASYNC_ENDS:
-                self._one(computation, instruction, executions)
+                self._one(computation, instruction, executions, around)
 
     def _loop(self, computation, instruction, executions, arguments):
         bound = loop_bound(self.program, computation, instruction, arguments)
@@ -174,14 +177,15 @@ class _Counter:
         inside = loop_arguments(self.program, computation, instruction, arguments)
         for key, trips in (("body", loop.trips), ("condition", loop.trips + 1)):
             for name in instruction.called(key):
-                self.walk(self.program.computations[name], executions * trips, inside)
+                inner = self.program.computations[name]
+                self.walk(inner, executions * trips, inside, instruction.source)
 
-    def _dearest(self, instruction, executions):
+    def _dearest(self, instruction, executions, around):
         names = instruction.called("branch_computations", "true_computation", "false_computation")
         tried = []
         for name in names:
             branch = _Counter(self.program, self._share, self._default)
-            branch.walk(self.program.computations[name], executions, ())
+            branch.walk(self.program.computations[name], executions, (), around)
             work = sum(p.flops for p in branch.parts), sum(p.bytes for p in branch.parts)
             tried.append((work, branch))
         _, dearest = max(tried, key=lambda pair: pair[0])
@@ -189,7 +193,7 @@ class _Counter:
         self.collectives += dearest.collectives
         self.loops += dearest.loops
 
-    def _one(self, computation, instruction, executions):
+    def _one(self, computation, instruction, executions, around):
         flops, multiplier, elementwise = self._operations(computation, instruction, executions)
         moved = bytes_accessed(self.program, computation, instruction)
         if flops or elementwise or moved:
@@ -197,6 +201,7 @@ class _Counter:
                 Part(
                     instruction.opcode,
                     instruction.source,
+                    around,
                     executions,
                     executions * flops,
                     executions * multiplier,

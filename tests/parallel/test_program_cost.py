@@ -116,6 +116,7 @@ def test_loops_count_as_often_as_they_run(function, trips):
         assert [loop.trips for loop in cost.loops] == trips
         assert not any(loop.stops_early for loop in cost.loops)
         assert cost.flops == products * 2 * 4 * 16 * 16
+        assert {part.loop for part in cost.parts if part.flops} == {cost.loops[-1].source}
 
 
 def sampling_loop(x, kernel):
