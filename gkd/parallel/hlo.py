@@ -23,11 +23,14 @@ class Array:
       dtype: 'f32', 'bf16', 's32', …
       dimensions: sizes of its axes.
       space: the memory it lives in: 0 is main memory (HBM), else on the chip (TPU: 1 is VMEM).
+      stored: numbers that it takes the room of, tiles of a TPU's layout filled up: 6 heads in the
+        lanes of an (8, 128) tile take the room of 128.
     """
 
     dtype: str
     dimensions: tuple[int, ...]
-    space: int = 0
+    space: int
+    stored: int
 
     @property
     def elements(self) -> int:
@@ -36,8 +39,13 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """How many bytes they take, without the padding of a tiled layout."""
+        """Bytes of the numbers alone."""
         return self.elements * _bits(self.dtype) / 8
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes that it takes in memory, with what fills up its tiles."""
+        return self.stored * _bits(self.dtype) / 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,16 +153,26 @@ def parse(text: str) -> Program:
 
 def arrays(text: str) -> tuple[Array, ...]:
     """The arrays of a shape as printed, a tuple's in order."""
-    return tuple(
-        Array(dtype, tuple(int(size.strip("<= ")) for size in sizes.split(",") if size), space)
-        for dtype, sizes, layout in _ARRAY.findall(text)
-        for space in [_space(layout)]
-    )
+    found = []
+    for dtype, sizes, layout in _ARRAY.findall(text):
+        dimensions = tuple(int(size.strip("<= ")) for size in sizes.split(",") if size)
+        space = re.search(r"S\((\d+)\)", layout)
+        space = int(space.group(1)) if space else 0
+        found.append(Array(dtype, dimensions, space, _stored(dimensions, layout)))
+    return tuple(found)
 
 
-def _space(layout):
-    found = re.search(r"S\((\d+)\)", layout)
-    return int(found.group(1)) if found else 0
+def _stored(dimensions, layout):
+    """Numbers with the padding of a layout '1,0:T(8,128)(2,1)': minor axes first, then tiles."""
+    order, _, tiles = layout.partition(":")
+    tile = re.match(r"T\(([\d,]+)\)", tiles)
+    if not tile or not dimensions:
+        return math.prod(dimensions)
+    physical = [dimensions[int(axis)] for axis in order.split(",")]
+    for i, size in enumerate(reversed(tile.group(1).split(","))):
+        if i < len(physical):
+            physical[i] = -(-physical[i] // int(size)) * int(size)
+    return math.prod(physical)
 
 
 def _bits(dtype):
@@ -209,12 +227,10 @@ def _parts(shape):
 
 
 def _closing(text):
-    """Where the parenthesis that opens `text` closes, quoted text aside."""
-    depth, quoted = 0, False
+    """Where the parenthesis that opens `text` closes."""
+    depth = 0
     for i, character in enumerate(text):
-        quoted ^= character == '"'
-        if not quoted:
-            depth += (character == "(") - (character == ")")
+        depth += (character == "(") - (character == ")")
         if depth == 0:
             return i
     raise ValueError(f"unbalanced parentheses in the program's text: {text[:80]!r}")

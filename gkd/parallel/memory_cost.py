@@ -59,7 +59,7 @@ def bytes_accessed(program: Program, computation: Computation, instruction: Inst
       instruction: any.
 
     Returns:
-      Bytes of one execution, without the padding of tiled layouts.
+      Bytes of one execution, with what fills up the tiles of a layout.
     """
     if instruction.opcode in _FREE or _free_call(instruction):
         return 0.0
@@ -71,7 +71,7 @@ def _moved(program, computation, instruction):
     operands = [computation.instructions[name] for name in dict.fromkeys(instruction.operands)]
     if opcode in ("copy-start", "slice-start"):
         to, source = instruction.parts[:2] if opcode == "copy-start" else instruction.parts[1::-1]
-        return to[0].bytes * ((to[0].space == 0) + (source[0].space == 0))
+        return to[0].stored_bytes * ((to[0].space == 0) + (source[0].space == 0))
     if opcode == "fusion":
         (name,) = instruction.called("calls")
         inner = program.computations[name]
@@ -85,12 +85,12 @@ def _moved(program, computation, instruction):
     if opcode in _SLICES:
         (out,) = instruction.shape
         indices = operands[1:] if opcode == "gather" else []
-        read = out.bytes * _in_main(operands[0].shape)
+        read = out.stored_bytes * _in_main(operands[0].shape)
         return read + _main_bytes(instruction.shape) + sum(_main_bytes(i.shape) for i in indices)
     if opcode in ("dynamic-update-slice", "scatter"):
         update = computation.operand(instruction, 1 if opcode != "scatter" else -1)
         # A scatter adds to what is there: it reads that too.
-        return _main_bytes(update.shape) + update.shape[0].bytes * (
+        return _main_bytes(update.shape) + update.shape[0].stored_bytes * (
             _in_main(instruction.shape) * (2 if opcode == "scatter" else 1)
         )
     if opcode.removesuffix("-start") in COLLECTIVES:
@@ -157,12 +157,12 @@ def _in_main(shape: Iterable[Array]) -> bool:
 
 
 def _main_bytes(shape: Iterable[Array]) -> float:
-    return math.fsum(array.bytes for array in shape if array.space == 0)
+    return math.fsum(array.stored_bytes for array in shape if array.space == 0)
 
 
 def _read(program, computation, value):
     """Bytes read of a fused computation's parameter (or of another name of it)."""
-    full = sum(array.bytes for array in value.shape)
+    full = sum(array.stored_bytes for array in value.shape)
     total = 0.0
     for user in computation.users[value.name]:
         for index, name in enumerate(user.operands):
@@ -177,11 +177,11 @@ def _read_by(program, computation, user, index, full):
     if user.opcode in _RENAMES and not user.is_root:
         return _read(program, computation, user)
     if user.opcode in _SLICES and index == 0:
-        return sum(array.bytes for array in user.shape)
+        return sum(array.stored_bytes for array in user.shape)
     if user.opcode == "dynamic-update-slice" and index == 0 and _leaves(computation, user):
         return 0.0
     if user.opcode == "scatter" and index == 0 and _leaves(computation, user):
-        return sum(array.bytes for array in computation.operand(user, -1).shape)
+        return sum(array.stored_bytes for array in computation.operand(user, -1).shape)
     if user.opcode == "fusion":
         (name,) = user.called("calls")
         inner = program.computations[name]
@@ -218,5 +218,5 @@ def _written(program, computation, value, array):
         return _written(program, inner, inner.root, array)
     if value.opcode in ("dynamic-update-slice", "scatter"):
         update = computation.operand(value, 1 if value.opcode != "scatter" else -1)
-        return sum(part.bytes for part in update.shape)
-    return array.bytes
+        return sum(part.stored_bytes for part in update.shape)
+    return array.stored_bytes

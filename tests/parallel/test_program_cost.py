@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gkd.models import t5
+from gkd.parallel import hlo
 from gkd.parallel import mesh as meshes
 from gkd.parallel.program_cost import program_cost, program_memory
 from gkd.parallel.roofline import Chip, roofline
@@ -256,14 +257,14 @@ ENTRY %main (x: f32[5,256,64], n: s32[], v: bf16[16,256]) -> (f32[5,256,64], f32
 
 def test_only_what_moves_in_main_memory_counts():
     cost = program_cost(TPU)
-    slab = 4 * 256 * 64
+    slab = 4 * 256 * 64  # as a row-major array; in tiles of (8, 128), twice that
     moved = {part.opcode: 0.0 for part in cost.parts}
     for part in cost.parts:
         moved[part.opcode] += part.bytes
     gathered = 2 * 64 * 256
-    # One slab is read and written; one written in place, from the chip; a copy reads its source.
+    # One slab is read, written in tiles, written in place from the chip; a copy reads its source.
     assert moved == {
-        "fusion": 3 * slab,
+        "fusion": slab + 2 * slab + slab,
         "copy-start": 2 * 16 * 256,
         "all-gather-start": gathered,
         "negate": gathered,
@@ -272,6 +273,21 @@ def test_only_what_moves_in_main_memory_counts():
     assert cost.by_kind() == {"all-gather": (1, 2 * 64 * 256)}
     assert cost.collectives[0].chips == 4
     assert cost.wire_bytes == 2 * 64 * 256 * 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored"),
+    [
+        ("f32[1024,1024,6]{2,1,0:T(8,128)}", 4 * 1024 * 1024 * 128),
+        ("f32[1024,1024,6]{0,1,2:T(8,128)S(1)}", 4 * 1024 * 1024 * 6),
+        ("bf16[2,6,100,64]{2,3,1,0:T(8,128)(2,1)}", 2 * 2 * 6 * 128 * 64),
+        ("s32[1000]{0:T(1024)}", 4 * 1024),
+        ("f32[1024,6]{1,0}", 4 * 1024 * 6),
+    ],
+)
+def test_tiles_are_filled_up(shape, stored):
+    (array,) = hlo.arrays(shape)
+    assert array.stored_bytes == stored
 
 
 def test_a_scan_reads_its_slices_once():
@@ -290,7 +306,7 @@ def test_memory_is_the_compilers():
 def test_the_roofline_is_the_slower_of_compute_and_memory_plus_the_exchanges():
     cost = program_cost(TPU)
     chip = Chip(flops=1.0, memory=1, bandwidth=2.0, interconnect=3.0)
-    moved, sent = 4 * 256 * 64 * 3 + 2 * 16 * 256 + 2 * 2 * 64 * 256, 2 * 64 * 256 * 0.75
+    moved, sent = 4 * 256 * 64 * 4 + 2 * 16 * 256 + 2 * 2 * 64 * 256, 2 * 64 * 256 * 0.75
     assert roofline(cost, chip).seconds == pytest.approx(moved / 2 + sent / 3)
     part = dataclasses.replace(cost.parts[0], multiplier_flops=1e6)
     busy = dataclasses.replace(cost, parts=(part,))
