@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from gkd.parallel.program_cost import ProgramCost
 
@@ -38,15 +39,22 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one execution: max(compute, memory) + interconnect; see `roofline`."""
+    """Seconds of one execution; see `roofline`.
+
+    Attributes:
+      compute, memory, interconnect: what each takes by itself.
+      one_by_one: if no two instructions overlap, each as long as the slower of its compute and
+        memory, and the exchanges.
+    """
 
     compute: float
     memory: float
     interconnect: float
+    one_by_one: float
 
     @property
     def seconds(self) -> float:
-        """Of the whole program."""
+        """The bound of the whole program: max(compute, memory) + interconnect."""
         return max(self.compute, self.memory) + self.interconnect
 
 
@@ -62,10 +70,15 @@ def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
       chip: one of `CHIPS`.
 
     Returns:
-      The three terms and their sum as above.
+      Its three terms, and what a chip without any overlap between instructions would take.
     """
+    exchanges = cost.wire_bytes / chip.interconnect
+    slower = (
+        max(part.multiplier_flops / chip.flops, part.bytes / chip.bandwidth) for part in cost.parts
+    )
     return Roofline(
         cost.multiplier_flops / chip.flops,
         cost.bytes / chip.bandwidth,
-        cost.wire_bytes / chip.interconnect,
+        exchanges,
+        math.fsum(slower) + exchanges,
     )

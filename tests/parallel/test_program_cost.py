@@ -309,5 +309,7 @@ def test_the_roofline_is_the_slower_of_compute_and_memory_plus_the_exchanges():
     moved, sent = 4 * 256 * 64 * 4 + 2 * 16 * 256 + 2 * 2 * 64 * 256, 2 * 64 * 256 * 0.75
     assert roofline(cost, chip).seconds == pytest.approx(moved / 2 + sent / 3)
     part = dataclasses.replace(cost.parts[0], multiplier_flops=1e6)
-    busy = dataclasses.replace(cost, parts=(part,))
+    busy = dataclasses.replace(cost, parts=(part, *cost.parts[1:]))
     assert roofline(busy, chip).seconds == pytest.approx(1e6 + sent / 3)
+    idle = moved - cost.parts[0].bytes
+    assert roofline(busy, chip).one_by_one == pytest.approx(1e6 + idle / 2 + sent / 3)
