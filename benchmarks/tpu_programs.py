@@ -38,14 +38,19 @@ def main(arguments: list[str]) -> None:
     """Compiles, counts, prints, writes."""
     given = _parser().parse_args(arguments)
     axes = dict(part.split(":") for part in given.mesh.split(","))
+    generation = given.topology.split(":")[0]
+    if generation not in CHIPS:
+        raise ValueError(
+            f"--topology is {given.topology}: use one of {', '.join(CHIPS)}, as v5e:4x4"
+        )
     devices = topology_devices(given.topology)
-    mesh = meshes.make_mesh(int(axes["data"]), int(axes["model"]), devices)
+    mesh = meshes.make_mesh(int(axes.get("data", 0)), int(axes.get("model", 1)), devices)
     setting = Setting(
         dataclasses.replace(SMALL, dtype=given.student_dtype, remat=given.remat), XL,
         given.rows, given.source, given.target, mesh, meshes.rules_for(given.fully_sharded),
         given.optimizer,
     )  # fmt: skip
-    chip = CHIPS[given.topology.split(":")[0]]
+    chip = CHIPS[generation]
     print(
         f"{given.topology}, {given.mesh}, {given.rows} rows, {given.source} in, {given.target} "
         f"out, student {given.student_dtype}, {given.optimizer}: per chip and step"
