@@ -313,6 +313,17 @@ def _fail(error: BaseException, code: int, expected: bool) -> int:
     return code
 
 
+def _keep_programs_on_disk() -> None:
+    """Lets JAX, before it is imported, keep compiled programs in ~/.cache/gkd/programs.
+
+    XDG_CACHE_HOME moves ~/.cache; JAX_COMPILATION_CACHE_DIR names another folder or bucket, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(cache, "gkd", "programs")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -323,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code, as the help text lists them.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our lines
+    _keep_programs_on_disk()
     from gkd.jobs.gin_files import ConfigError
 
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -20,6 +20,7 @@ from gkd.distill import replay
 from gkd.distill.types import TopK
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
+from gkd.jobs.compilations import Compilations
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
@@ -76,7 +77,7 @@ class TrainingLoop:
         self._seconds: list[float] = []
         self._clock: float | None = None
         self._last_evaluation: dict[str, float] = {}
-        self._stepped = False
+        self._compilations = Compilations()
 
     def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
         """Steps until the end, a signal, or too many updates that are not finite."""
@@ -96,8 +97,8 @@ class TrainingLoop:
                 host = next(self.batches)
                 batch = meshes.place_batch(self._host_batch(host), self.mesh)
                 teacher_params = None if self.teacher is None else self.teacher.params
-                state, metrics = self.compiled(state, teacher_params, batch)
-                self._stepped = True
+                with self._compilations.of("step"):
+                    state, metrics = self.compiled(state, teacher_params, batch)
                 # The step before is read while this one runs.
                 self._report(pending)
                 pending = (number, metrics, host)
@@ -198,17 +199,14 @@ class TrainingLoop:
 
     def _evaluate(self, state, number, write=True) -> dict[str, float]:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""
-        generated = self._generate(state.params)
-        measured = dict(generated.metrics)
-        if self._meter is not None:
-            key = jax.random.fold_in(self._key, number)
-            measured |= self._meter(state.params, self.teacher.params, key).metrics
+        with self._compilations.of("evaluation"):
+            measured, texts = self._measure(state.params, number)
         if self.best_metric is not None and self.best_metric not in measured:
             raise ValueError(
                 f"BEST_METRIC is {self.best_metric!r}, measured are {', '.join(sorted(measured))}: "
                 "choose one of them, or None"
             )
-        outputs = {"student": generated.texts}
+        outputs = {"student": texts}
         if self._teacher_texts:
             outputs["teacher"] = self._teacher_texts
         self._table = self.evaluation.sample_table(outputs, self.sample_rows)
@@ -219,6 +217,14 @@ class TrainingLoop:
         self._progress.print(f"step {number}: {_format(measured)}")
         self._last_evaluation = measured
         return measured
+
+    def _measure(self, params, number):
+        generated = self._generate(params)
+        measured = dict(generated.metrics)
+        if self._meter is not None:
+            key = jax.random.fold_in(self._key, number)
+            measured |= self._meter(params, self.teacher.params, key).metrics
+        return measured, generated.texts
 
     def _evaluate_teacher(self, step) -> list[str]:
         """Scores the teacher once a run; returns its outputs for the table of samples.
@@ -259,7 +265,7 @@ class TrainingLoop:
     def _finish(self, state) -> dict[str, Any]:
         self.store.wait()
         path = self.directory / SUMMARY_FILE
-        if not self._stepped and path.exists():  # a finished run, started again
+        if not self._compilations.seen("step") and path.exists():  # a finished run, started again
             saved = json.loads(path.read_text())
             if saved["steps"] == int(state.step):
                 return saved
@@ -273,6 +279,7 @@ class TrainingLoop:
             "seconds_per_step": statistics.median(self._seconds) if self._seconds else None,
             "evaluation": self._last_evaluation,
             "best_step": self.store.best_step(),
+            **self._compilations.summary(),
         }
         write_json(path, summary)
         self._progress.print(markdown_table(self._table))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gkd.decode.sampling import sample, truncate_logits
+from gkd.decode.sampling import _draw, _mass, sample, truncate_logits
 from gkd.models import t5
 from gkd.models.interface import Encoded, Head, Seq2SeqModel
 from gkd.parallel import mesh as meshes
@@ -80,6 +80,28 @@ def test_frequencies_match_the_softmax(temperature):
     p = np.exp(logits[valid] / temperature)
     result = stats.chisquare(counts[valid], 30_000 * p / p.sum())
     assert result.pvalue > 1e-3, f"frequencies {counts[valid]} are not the softmax's"
+
+
+@pytest.mark.parametrize("vocab", [48, 97, 640])
+def test_frequencies_match_whatever_classes_the_ids_fall_into(vocab):
+    """48 ids are 2 × 3 × 8, 97 are one class, 640 are 16 × 5 × 8."""
+    logits = np.random.default_rng(vocab).normal(scale=1.5, size=vocab)
+    got = draw([logits] * vocab, 40_000, 3)
+    counts = np.bincount(np.asarray(got.tokens)[:, 0], minlength=vocab)
+    p = np.exp(logits - np.logaddexp.reduce(logits))
+    assert stats.chisquare(counts, 40_000 * p / p.sum()).pvalue > 1e-3
+    own = np.log(p)[np.asarray(got.tokens)[:, 0]]
+    np.testing.assert_allclose(got.log_probs[:, 0], own, atol=1e-5)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_unit_interval_choose_possible_ids(uniform):
+    """Ids 13 and 34 of 48, in other classes, one with hardly any probability; and 34 alone."""
+    logits = np.full((48, 2), -np.inf, np.float32)
+    logits[13, 0], logits[34] = -60.0, 0.0
+    peak, mass, view = _mass(jnp.asarray(logits))
+    tokens = _draw(peak, mass, view, jnp.full((2, 2), uniform, jnp.float32))
+    assert int(tokens[0]) in (13, 34) and int(tokens[1]) == 34
 
 
 def test_top_k_and_top_p_keep_what_they_promise():

@@ -150,6 +150,7 @@ def test_what_a_run_leaves_behind(uninterrupted):
     assert set(table["rows"][0]) == {"prompt", "student", "teacher", "reference"}
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["steps"] == 40
+    assert summary["compilations"] > 2 and summary["recompilations"] == 0
     embeddings = 64 * 16 * 2  # the table and the head
     assert summary["parameters"] > embeddings
     assert "BETA = 0.1" in (uninterrupted / "operative_config.gin").read_text()
