@@ -13,7 +13,7 @@ import transformers
 
 from benchmarks.workers.protocol import serve
 from benchmarks.workers.pytorch_worker import config
-from benchmarks.workloads import STUDENT
+from benchmarks.workloads import STUDENT, VOCABULARY
 
 _clip = jnp.clip
 
@@ -35,7 +35,7 @@ def make(work, prompts, targets):
         return model.generate(
             prompts, attention_mask=jnp.ones_like(prompts), params=params,
             prng_key=jax.random.PRNGKey(seed), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
-            max_new_tokens=work.target, eos_token_id=-1, pad_token_id=0,
+            max_new_tokens=work.target, eos_token_id=VOCABULARY, pad_token_id=0,
         ).sequences  # fmt: skip
 
     def sample():
