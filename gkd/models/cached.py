@@ -29,11 +29,11 @@ class LayerWeights:
 
     Attributes:
       norms: the three pre-norm scales [E] each.
-      query_key_value: [3·H·D, E] fused self-attention projections.
+      query_key_value: [3, H·D, E] self-attention projections, one product.
       self_out: [E, H·D].
       cross_query, cross_out: [H·D, E], [E, H·D].
-      cross_keys, cross_values: [B, H, S, D] of the encoded prompts.
-      mlp_in: [F, E] or [2·F, E] (gated); mlp_out: [E, F].
+      cross_keys, cross_values: [B, H, D, S] of the encoded prompts.
+      mlp_in: [1, F, E] or [2, F, E] (gated); mlp_out: [E, F].
       bias_by_distance: [H, 2·T-1], see `_bias_by_distance`.
     """
 
@@ -81,33 +81,32 @@ def _bias_by_distance(table, length):
     return jnp.concatenate([by_distance[:, ::-1], future], axis=1)
 
 
-def _heads(config, x):
-    """[B, L, H·D] -> [B, H, L, D]."""
-    x = x.reshape(*x.shape[:-1], config.num_heads, config.head_dim)
-    return jnp.swapaxes(x, 1, 2)
-
-
 def _prepare_layer(config, layer, table, encoded, length):
     dtype = jnp.dtype(config.dtype)
     own, cross, mlp = layer["self_attention"], layer["encoder_decoder_attention"], layer["mlp"]
     norms = ("pre_self_attention", "pre_cross_attention", "pre_mlp")
 
-    def kernel(part, *names):
-        return jnp.concatenate([part[name]["kernel"].T.astype(dtype) for name in names], axis=0)
+    def kernel(part, name):
+        return part[name]["kernel"].T.astype(dtype)
+
+    def kernels(part, *names):
+        # Stacked, for end to end they would not be split over devices as each of them is.
+        return jnp.stack([kernel(part, name) for name in names])
 
     def of_prompts(name):
-        return _heads(config, encoded.hidden.astype(dtype) @ cross[name]["kernel"].astype(dtype))
+        heads = cross[name]["kernel"].astype(dtype).reshape(-1, config.num_heads, config.head_dim)
+        return jnp.einsum("bse,ehd->bhds", encoded.hidden.astype(dtype), heads)
 
     gates = ("wi",) if "wi" in mlp else ("wi_0", "wi_1")
     return LayerWeights(
         norms=tuple(layer[f"{name}_layer_norm"]["scale"] for name in norms),
-        query_key_value=kernel(own, "query", "key", "value"),
+        query_key_value=kernels(own, "query", "key", "value"),
         self_out=kernel(own, "out"),
         cross_query=kernel(cross, "query"),
         cross_out=kernel(cross, "out"),
         cross_keys=of_prompts("key"),
         cross_values=of_prompts("value"),
-        mlp_in=kernel(mlp, *gates),
+        mlp_in=kernels(mlp, *gates),
         mlp_out=kernel(mlp, "wo"),
         bias_by_distance=_bias_by_distance(table, length),
     )
@@ -123,7 +122,7 @@ def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weigh
       max_length: T, how many tokens will be decoded at most.
 
     Returns:
-      (weights, cache): the loop's invariants; per layer (keys, values), each [B, H, T, D].
+      (weights, cache): the loop's invariants; per layer (keys, values), each [B, H, D, T].
     """
     params = nn.meta.unbox(params)
     decoder = unstack(params["decoder"])
@@ -140,16 +139,19 @@ def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weigh
         embedding=params["token_embedder"]["embedding"],
         prompt_bias=padding_bias(encoded.mask)[:, :, 0, :],  # [B, 1, S]
     )
-    shape = (encoded.mask.shape[0], config.num_heads, max_length, config.head_dim)
+    shape = (encoded.mask.shape[0], config.num_heads, config.head_dim, max_length)
     empty = jnp.zeros(shape, jnp.dtype(config.dtype))
     return weights, tuple((empty, empty) for _ in weights.layers)
 
 
 def _attend(query, keys, values, bias):
-    """query [B, H, D], keys and values [B, H, L, D], bias [B|1, H|1, L] -> [H·D, B]."""
-    scores = jnp.einsum("bhd,bhld->bhl", query, keys, preferred_element_type=jnp.float32)
+    """query [B, H, D], keys and values [B, H, D, L], bias [B|1, H|1, L] -> [H·D, B].
+
+    L, and not D, comes last: TPU tiles of 128 lanes would be half empty with heads of 64.
+    """
+    scores = jnp.einsum("bhd,bhdl->bhl", query, keys, preferred_element_type=jnp.float32)
     attention = jax.nn.softmax(scores + bias).astype(values.dtype)
-    return jnp.einsum("bhl,bhld->bhd", attention, values).reshape(query.shape[0], -1).T
+    return jnp.einsum("bhl,bhdl->bhd", attention, values).reshape(query.shape[0], -1).T
 
 
 def _norm(x, scale, dtype):
@@ -159,16 +161,21 @@ def _norm(x, scale, dtype):
     return x.astype(dtype) * scale.astype(dtype)[:, None]
 
 
+def _products(kernels, x):
+    """kernels [G, F, E], x [E, B] -> [G, F, B], in one product."""
+    return jnp.einsum("gfe,eb->gfb", kernels, x)
+
+
 def _layer_step(config, layer, prompt_bias, cache, x, position):
     """One layer on one token: x [E, B] -> ([E, B], the layer's cache with this token in it)."""
     dtype = jnp.dtype(config.dtype)
-    batch, heads, length = x.shape[1], config.num_heads, cache[0].shape[2]
+    batch, heads, length = x.shape[1], config.num_heads, cache[0].shape[3]
 
-    y = layer.query_key_value @ _norm(x, layer.norms[0], dtype)  # [3·H·D, B]
+    y = _products(layer.query_key_value, _norm(x, layer.norms[0], dtype))  # [3, H·D, B]
     query, key, value = jnp.moveaxis(y.reshape(3, heads, config.head_dim, batch), -1, 1)
-    at = (0, 0, position, 0)
-    keys = jax.lax.dynamic_update_slice(cache[0], key[:, :, None], at)  # [B, H, T, D]
-    values = jax.lax.dynamic_update_slice(cache[1], value[:, :, None], at)
+    at = (0, 0, 0, position)
+    keys = jax.lax.dynamic_update_slice(cache[0], key[..., None], at)  # [B, H, D, T]
+    values = jax.lax.dynamic_update_slice(cache[1], value[..., None], at)
     window = (0, length - 1 - position)
     bias = jax.lax.dynamic_slice(layer.bias_by_distance, window, (heads, length))[None]
     x = x + layer.self_out @ _attend(query, keys, values, bias)
@@ -177,8 +184,7 @@ def _layer_step(config, layer, prompt_bias, cache, x, position):
     query = jnp.moveaxis(query.reshape(heads, config.head_dim, batch), -1, 0)
     x = x + layer.cross_out @ _attend(query, layer.cross_keys, layer.cross_values, prompt_bias)
 
-    y = layer.mlp_in @ _norm(x, layer.norms[2], dtype)  # [F, B] or [2·F, B]
-    pieces = jnp.split(y, len(config.mlp_activations))
+    pieces = list(_products(layer.mlp_in, _norm(x, layer.norms[2], dtype)))  # of [F, B]
     return x + layer.mlp_out @ activate(pieces, config.mlp_activations), (keys, values)
 
 

@@ -156,11 +156,14 @@ class RelativeBias(nn.Module):
         table = self.param(
             "rel_embedding", init, (self.num_heads, RELATIVE_BUCKETS), jnp.float32
         )  # [H, buckets]
-        positions = np.arange(length)
-        buckets = relative_position_bucket(
-            positions[None, :] - positions[:, None], self.bidirectional
+        distances = np.r_[0:length, -length:0]  # a ring [H, 2L] that serves every query
+        by_distance = jnp.take(
+            table, relative_position_bucket(distances, self.bidirectional), axis=1
         )
-        return jnp.take(table, buckets, axis=1)[None]  # [1, H, length, length]
+        # Rows of 2L−1 out of copies of 2L: each starts one distance earlier than the one before.
+        skewed = jnp.tile(by_distance, (1, length))[:, : length * (2 * length - 1)]
+        skewed = skewed.reshape(-1, length, 2 * length - 1)
+        return skewed[None, :, :, :length]  # [1, H, length, length]
 
 
 class Attention(nn.Module):
