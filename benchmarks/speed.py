@@ -62,11 +62,12 @@ def main(arguments: list[str]) -> None:
     directory = pathlib.Path(given.directory)
     directory.mkdir(parents=True, exist_ok=True)
     pythons, environment = _participants(given)
-    results = {"machine": None, "cases": []}
+    results = {"rounds": given.rounds, "cases": []}
     for name in given.workloads:
         work = workloads.WORKLOADS[name]
         for part, all_rows in (("sample", given.rows), ("step", given.step_rows)):
             taking = [p for p in pythons if part != "step" or p != "flax"]
+            limits = machine.measure()  # while nothing else runs
             with contextlib.ExitStack() as stack:
                 workers = []
                 for participant in taking:
@@ -75,7 +76,6 @@ def main(arguments: list[str]) -> None:
                     stack.callback(worker.close)
                     workers.append(worker)
                 for rows in all_rows:
-                    limits = machine.measure()
                     case = _case(workers, name, part, rows, given.rounds)
                     bound = (
                         workloads.sampling_seconds(workloads.STUDENT, rows, work, limits)

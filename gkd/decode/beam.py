@@ -235,8 +235,7 @@ def beam_search(
     _check(max_length, beams, length_penalty, eos_id, valid.shape[0])
     batch = encoded.mask.shape[0]
     params, encoded = jax.lax.stop_gradient((params, encoded))
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), encoded)
-    weights, cache = model.init_cache(params, repeated, max_length)
+    weights, cache = model.init_cache(params, encoded, max_length, beams)
     head = model.head(params)
 
     def unfinished(search):

@@ -26,9 +26,9 @@ class Samples:
     """What the sampler wrote.
 
     Attributes:
-      tokens: int32 [B, T], through EOS, then 0.
-      log_probs: float32 [B, T], log Q(token | prefix) over the usable ids, 0 after the end.
-      lengths: int32 [B], tokens through EOS, or T where a row was cut off.
+      tokens: int32 [N, T], through EOS, then 0; N = B·G rows, prompt·G + sample.
+      log_probs: float32 [N, T], log Q(token | prefix) over the usable ids, 0 after the end.
+      lengths: int32 [N], tokens through EOS, or T where a row was cut off.
     """
 
     tokens: Any
@@ -144,9 +144,10 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     eos_id: int = EOS_ID,
-    rows: Int[Array, " batch"] | None = None,
+    samples: int = 1,
+    rows: Int[Array, " rows"] | None = None,
 ) -> Samples:
-    """Writes one output for every prompt, exactly from the model's distribution by default.
+    """Writes outputs for every prompt, exactly from the model's distribution by default.
 
     The noise of row r at token t comes from fold_in(fold_in(rng, r), t): how prompts are split over
     devices or microbatches changes nothing, as long as `rows` numbers them globally.
@@ -161,7 +162,8 @@ def sample(
       temperature: 0 is greedy; 1 samples the model's own distribution.
       top_k, top_p: see `truncate_logits`; off by default.
       eos_id: ends a row; it is kept, everything after it is 0.
-      rows: global row numbers, 0…B-1 by default.
+      samples: G, outputs a prompt; row prompt·G + sample.
+      rows: global row numbers, 0…B·G−1 by default.
 
     Returns:
       The tokens, their log-probabilities under the model's own distribution over the usable ids
@@ -171,10 +173,10 @@ def sample(
       ValueError: for a length, temperature, top_k or top_p that means nothing.
     """
     _check(max_length, temperature, top_k, top_p)
-    batch = encoded.mask.shape[0]
+    batch = encoded.mask.shape[0] * samples
     params, encoded = jax.lax.stop_gradient((params, encoded))
     keys = row_keys(rng, jnp.arange(batch) if rows is None else rows)
-    weights, cache = model.init_cache(params, encoded, max_length)
+    weights, cache = model.init_cache(params, encoded, max_length, samples)
     head = vocabulary_first(model.head(params), encoded.hidden.dtype)
 
     def unfinished(carry):

@@ -1,4 +1,4 @@
-"""Rows of a batch repeated for several samples, and cut into microbatches and back."""
+"""Rows of a batch cut into microbatches and back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-
-def repeat_rows(tree: Any, samples: int) -> Any:
-    """[B, …] -> [B·G, …], every row G times in a row; the arrays themselves where G is 1."""
-    if samples == 1:
-        return tree
-    return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), tree)
 
 
 def split_rows(tree: Any, microbatches: int, samples: int = 1) -> Any:

@@ -31,7 +31,7 @@ from gkd.distill.rollouts import (
     rollout_metrics,
     shift_right,
 )
-from gkd.distill.rows import join_rows, repeat_rows, split_rows
+from gkd.distill.rows import join_rows, split_rows
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import EOS_ID, Seq2SeqModel
 
@@ -86,8 +86,8 @@ def make_sample_fn(
         length = min(batch.decoder_target_tokens.shape[1], longest or sys.maxsize)
         numbers = (rows[:, None] * samples + jnp.arange(samples)).reshape(-1)
         written = sampler(
-            model, params, repeat_rows(encoded, samples), rng,
-            max_length=length, valid=valid, rows=numbers, **options,
+            model, params, encoded, rng,
+            max_length=length, valid=valid, samples=samples, rows=numbers, **options,
         )  # fmt: skip
         weights = jnp.repeat(batch.example_weights, samples)
         return rollout_from_samples(written.tokens, written.log_probs, written.lengths, weights)
@@ -105,7 +105,6 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
         tokens = batch.teacher_encoder_input_tokens
         tokens = batch.encoder_input_tokens if tokens is None else tokens
         encoded = model.encode(params, tokens)
-        encoded = repeat_rows(encoded, _samples_a_prompt(batch, rollout))
         hidden = model.decode_hidden(params, encoded, shift_right(rollout.target_tokens))
         logits = ProjectedLogits(hidden.last, model.head(params))
         return jax.lax.stop_gradient(logits)
@@ -293,7 +292,6 @@ class TrainStep:
         if encoded is None:
             tokens = batch.encoder_input_tokens
             encoded = model.encode(params, tokens, dropout_rng=_fold(dropout_rng, 0))
-        encoded = repeat_rows(encoded, _samples_a_prompt(batch, written))
         inputs = shift_right(written.target_tokens)
         hidden = model.decode_hidden(params, encoded, inputs, dropout_rng=_fold(dropout_rng, 1))
         logits = ProjectedLogits(hidden.last, model.head(params))
@@ -386,10 +384,6 @@ def make_train_step(
     if step._samples and sample_fn is None:
         raise ValueError(f"λ is {on_policy_fraction} but no sample_fn is given: pass one, or λ=0")
     return step
-
-
-def _samples_a_prompt(batch: Batch, written: Rollout) -> int:
-    return written.target_tokens.shape[0] // batch.example_weights.shape[0]
 
 
 def _fold(key, number):

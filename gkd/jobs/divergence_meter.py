@@ -16,7 +16,6 @@ from gkd.distill import divergences, losses
 from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets, shift_right
-from gkd.distill.rows import repeat_rows
 from gkd.jobs.models import LoadedModel
 from gkd.parallel import mesh as meshes
 
@@ -148,7 +147,7 @@ def _written(student, params, encoded, batch, first, key, valid):
 
 def _logits(model, params, encoded, tokens) -> ProjectedLogits:
     """The model's logits of two rows a prompt."""
-    hidden = model.decode_hidden(params, repeat_rows(encoded, 2), shift_right(tokens))
+    hidden = model.decode_hidden(params, encoded, shift_right(tokens))
     return ProjectedLogits(hidden.last, model.head(params))
 
 

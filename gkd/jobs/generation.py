@@ -21,7 +21,6 @@ from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.most_probable import most_probable_ids
 from gkd.distill.rollouts import shift_right
-from gkd.distill.rows import repeat_rows
 from gkd.jobs.decoding import Decoding
 from gkd.jobs.models import LoadedModel
 from gkd.models.interface import EOS_ID
@@ -263,12 +262,11 @@ class Generator:
         """N samples an input from one encoding; row = input·N + sample."""
         decoding = self.decoding
         batch, samples = numbers.shape[0], decoding.samples
-        repeated = repeat_rows(encoded, samples)
         rows = (numbers[:, None] * samples + jnp.arange(samples)).reshape(-1)
         written = sample(
-            self._loaded.model, params, repeated, key,
+            self._loaded.model, params, encoded, key,
             max_length=decoding.max_length, valid=self._valid, temperature=decoding.temperature,
-            top_k=decoding.top_k, top_p=decoding.top_p, rows=rows,
+            top_k=decoding.top_k, top_p=decoding.top_p, samples=samples, rows=rows,
         )  # fmt: skip
         log_probs = jnp.sum(written.log_probs, axis=-1)
         results = (written.tokens, log_probs, written.lengths)

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.rollouts import shift_right
-from gkd.distill.rows import repeat_rows
 from gkd.jobs.generation import BatchedProgram, padded, token_log_probs
 from gkd.jobs.models import LoadedModel
 
@@ -67,7 +66,7 @@ class OptionScorer:
     def _program(self, params, _, inputs, options):
         """Prompts [B, S], options [B, K, T] -> log-likelihoods [B, K]."""
         count, length = options.shape[1:]
-        encoded = repeat_rows(self._model.encode(params, inputs), count)
+        encoded = self._model.encode(params, inputs)
         tokens = options.reshape(-1, length)  # row = prompt·K + option
         hidden = self._model.decode_hidden(params, encoded, shift_right(tokens))
         logits = ProjectedLogits(hidden.last, self._model.head(params))

@@ -112,7 +112,9 @@ def _prepare_layer(config, layer, table, encoded, length):
     )
 
 
-def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weights, tuple]:
+def init_cache(
+    config, params, encoded: Encoded, max_length: int, samples: int = 1
+) -> tuple[Weights, tuple]:
     """Prepares the weights of the loop and an empty self-attention cache.
 
     Args:
@@ -120,9 +122,10 @@ def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weigh
       params: the parameter tree, boxed or not.
       encoded: B encoded prompts.
       max_length: T, how many tokens will be decoded at most.
+      samples: G, rows of every prompt; they share its keys and values.
 
     Returns:
-      (weights, cache): the loop's invariants; per layer (keys, values), each [B, H, D, T].
+      (weights, cache): the loop's invariants; per layer (keys, values), each [B·G, H, D, T].
     """
     params = nn.meta.unbox(params)
     decoder = unstack(params["decoder"])
@@ -139,19 +142,21 @@ def init_cache(config, params, encoded: Encoded, max_length: int) -> tuple[Weigh
         embedding=params["token_embedder"]["embedding"],
         prompt_bias=padding_bias(encoded.mask)[:, :, 0, :],  # [B, 1, S]
     )
-    shape = (encoded.mask.shape[0], config.num_heads, config.head_dim, max_length)
+    rows = encoded.mask.shape[0] * samples
+    shape = (rows, config.num_heads, config.head_dim, max_length)
     empty = jnp.zeros(shape, jnp.dtype(config.dtype))
     return weights, tuple((empty, empty) for _ in weights.layers)
 
 
 def _attend(query, keys, values, bias):
-    """query [B, H, D], keys and values [B, H, D, L], bias [B|1, H|1, L] -> [H·D, B].
+    """query [B·G, H, D], keys and values [B, H, D, L], bias [B|1, H|1, L] -> [H·D, B·G].
 
     L, and not D, comes last: TPU tiles of 128 lanes would be half empty with heads of 64.
     """
-    scores = jnp.einsum("bhd,bhdl->bhl", query, keys, preferred_element_type=jnp.float32)
-    attention = jax.nn.softmax(scores + bias).astype(values.dtype)
-    return jnp.einsum("bhl,bhdl->bhd", attention, values).reshape(query.shape[0], -1).T
+    grouped = query.reshape(len(keys), -1, *query.shape[1:])  # [B, G, H, D]
+    scores = jnp.einsum("bghd,bhdl->bhgl", grouped, keys, preferred_element_type=jnp.float32)
+    attention = jax.nn.softmax(scores + bias[:, :, None]).astype(values.dtype)
+    return jnp.einsum("bhgl,bhdl->bghd", attention, values).reshape(query.shape[0], -1).T
 
 
 def _norm(x, scale, dtype):

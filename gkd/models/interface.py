@@ -111,10 +111,12 @@ class Seq2SeqModel:
     Attributes:
       init: (rng) -> params, boxed with the logical axes of every parameter.
       encode: (params, encoder_input_tokens [B, S], dropout_rng=None) -> Encoded.
-      decode_hidden: (params, Encoded, decoder_input_tokens [B, T], dropout_rng=None) -> Hidden.
-      init_cache: (params, Encoded, max_length) -> (weights, cache) for `decode_step`; `weights` are
-        loop-invariant, `cache` is what a step changes.
-      decode_step: (weights, cache, tokens [B], position []) -> (hidden [B, E], cache).
+      decode_hidden: (params, Encoded, decoder_input_tokens [N, T], dropout_rng=None) -> Hidden of
+        N = B·G rows, G for every prompt, one after the other.
+      init_cache: (params, Encoded, max_length, samples=1) -> (weights, cache) for `decode_step`, of
+        N = B·samples rows, prompt·samples + sample; `weights` are loop-invariant, `cache` is what a
+        step changes.
+      decode_step: (weights, cache, tokens [N], position []) -> (hidden [N, E], cache).
       head: (params) -> Head.
       vocab_size: V, the number of rows in the embedding table.
     """

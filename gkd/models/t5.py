@@ -126,7 +126,7 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias, context, context_bias):
-        """x [B, T, E], bias [1, H|1, T, T], context [B, S, E], its bias -> ([B, T, E], None)."""
+        """x [B·G, T, E], bias [1, H|1, T, T], context [B, S, E], its bias -> (like x, None)."""
         cfg, deterministic = self.config, self.deterministic
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
@@ -136,7 +136,9 @@ class DecoderLayer(nn.Module):
         x = x + dropout(_attention(cfg, deterministic, "self_attention")(y, y, bias))
         y = _norm(cfg, "pre_cross_attention_layer_norm")(x)
         cross = _attention(cfg, deterministic, "encoder_decoder_attention")
-        x = x + dropout(cross(y, context, context_bias))
+        # The G rows of a prompt as one long row: its keys and values are made and read once.
+        together = y.reshape(len(context), -1, y.shape[-1])
+        x = x + dropout(cross(together, context, context_bias).reshape(y.shape))
         y = _norm(cfg, "pre_mlp_layer_norm")(x)
         x = x + dropout(_mlp(cfg, deterministic, "mlp")(y))
         return nn.with_logical_constraint(x, RESIDUAL), None
@@ -187,7 +189,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, encoded, deterministic):
-        """Embedded inputs [B, T, E] -> hidden states [B, T, E], ready for the head."""
+        """Embedded inputs [B·G, T, E] -> hidden states [B·G, T, E], ready for the head."""
         cfg = self.config
         dropout = _dropout(cfg, deterministic)
         length = x.shape[1]
@@ -231,7 +233,10 @@ class T5(nn.Module):
         decoder_input_tokens: Int[Array, "batch length"],
         deterministic: bool = True,
     ) -> Hidden:
-        """Hidden states at every position of teacher-forced inputs (targets shifted right)."""
+        """Hidden states at every position of teacher-forced inputs (targets shifted right).
+
+        Every prompt may have G rows of inputs, one after the other.
+        """
         x = self.token_embedder(decoder_input_tokens)
         return Hidden(self.decoder(x, encoded, deterministic))
 

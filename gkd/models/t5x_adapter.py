@@ -146,6 +146,8 @@ def _encode(module, params, encoder_input_tokens, dropout_rng=None):
 def _states_before_head(module, variables, encoded, tokens, **options):
     """Applies the decoder -> (states [B, T, E] that go into the head, the changed variables)."""
     taken = []
+    rows = len(tokens) // len(encoded.mask)  # of every prompt
+    encoded = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), encoded)
 
     def take_head_input(head, inputs, named_inputs, context):
         at = (context.module.name, context.method_name)
@@ -174,9 +176,9 @@ def _decode_hidden(module, params, encoded, decoder_input_tokens, dropout_rng=No
     return Hidden(hidden)
 
 
-def _init_cache(module, params, encoded, max_length):
+def _init_cache(module, params, encoded, max_length, samples=1):
     weights = _Weights(nn.meta.unbox(params), encoded, max_length)
-    tokens = jnp.zeros((encoded.mask.shape[0], max_length), jnp.int32)
+    tokens = jnp.zeros((encoded.mask.shape[0] * samples, max_length), jnp.int32)
     options = {"mutable": ["cache"], "decode": True, "enable_dropout": False}
 
     def empty_cache():

@@ -35,9 +35,9 @@ def prefix_model(table):
         init=lambda rng: {},
         encode=lambda params, tokens: None,
         decode_hidden=lambda params, encoded, tokens: None,
-        init_cache=lambda params, encoded, length: (
-            encoded.hidden[:, 0, 0].astype(int),
-            {"prefix": jnp.zeros((len(encoded.mask), 1), int), "steps": jnp.int32(0)},
+        init_cache=lambda params, encoded, length, samples: (
+            jnp.repeat(encoded.hidden[:, 0, 0].astype(int), samples),
+            {"prefix": jnp.zeros((len(encoded.mask) * samples, 1), int), "steps": jnp.int32(0)},
         ),
         decode_step=decode_step,
         head=lambda params: Head(jnp.eye(vocab)),

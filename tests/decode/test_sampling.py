@@ -25,7 +25,7 @@ def table_model(rows, vocab):
         init=lambda rng: {},
         encode=lambda params, tokens, dropout_rng=None: Encoded(tokens[..., None], tokens > 0),
         decode_hidden=lambda params, encoded, tokens: None,
-        init_cache=lambda params, encoded, length: ((), jnp.int32(0)),
+        init_cache=lambda params, encoded, length, samples: ((), jnp.int32(0)),
         decode_step=lambda weights, cache, tokens, position: (rows[tokens], cache),
         head=lambda params: Head(jnp.eye(vocab)),
         vocab_size=vocab,
@@ -190,6 +190,15 @@ def test_the_same_seed_gives_the_same_tokens_however_prompts_are_split():
 
     half = jax.jit(run)(params, prompts[1::2], rows[1::2], key)
     np.testing.assert_array_equal(half.tokens, one.tokens[1::2])
+
+    def several(params, prompts, key):
+        encoded = model.encode(params, prompts)
+        return sample(model, params, encoded, key, max_length=12, valid=valid, samples=3)
+
+    three = jax.jit(several)(params, prompts, key)  # share their prompts' keys and values
+    repeated = jax.jit(run)(params, jnp.repeat(prompts, 3, axis=0), jnp.arange(48), key)
+    np.testing.assert_array_equal(three.tokens, repeated.tokens)
+    np.testing.assert_allclose(three.log_probs, repeated.log_probs, atol=1e-5)
 
     other = jax.jit(run)(params, prompts, rows, jax.random.PRNGKey(8))
     assert (np.asarray(other.tokens) != np.asarray(one.tokens)).any()
