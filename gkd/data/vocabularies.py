@@ -118,25 +118,25 @@ def same_vocabulary(first: Any, second: Any) -> str | None:
             f"one has eos and unk ids {first.eos_id}, {first.unk_id}, "
             f"the other {second.eos_id}, {second.unk_id}"
         )
-    for index in range(first.vocab_size):
-        pieces = _piece(first, index), _piece(second, index)
-        if pieces[0] != pieces[1]:
-            return f"id {index} is {pieces[0]!r} in one and {pieces[1]!r} in the other"
+    for index, (one, other) in enumerate(zip(_pieces(first), _pieces(second), strict=True)):
+        if one != other:
+            return f"id {index} is {one!r} in one and {other!r} in the other"
     return None
 
 
 def fingerprint(vocabulary: Any) -> str:
     """SHA-256 over what every id stands for: what a checkpoint remembers of its vocabulary."""
     digest = hashlib.sha256()
-    for index in range(vocabulary.vocab_size):
-        digest.update(_piece(vocabulary, index).encode() + b"\0")
+    for piece in _pieces(vocabulary):
+        digest.update(piece.encode() + b"\0")
     return digest.hexdigest()
 
 
-def _piece(vocabulary: Any, index: int) -> str:
+def _pieces(vocabulary: Any) -> list[str]:
+    ids = range(vocabulary.vocab_size)
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        return vocabulary.tokenizer.id_to_piece(index)
-    return f"<byte id {index}>"
+        return vocabulary.tokenizer.id_to_piece(list(ids))
+    return [f"<byte id {index}>" for index in ids]
 
 
 def is_byte_level(vocabulary: Any) -> bool:

@@ -84,7 +84,7 @@ class RewardScorer:
           references: of every output.
         """
         if self._judge is None:
-            return list(self._reward(prompts, texts, references))
+            return [float(reward) for reward in self._reward(prompts, texts, references)]
         scores = [0.0] * len(texts)
 
         def rows(positions):
