@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import sacrebleu
-from rouge_score import rouge_scorer
 
 from gkd.data import calculator
 
@@ -26,6 +25,8 @@ def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
 
 @functools.cache
 def _rouge_scorer() -> Any:
+    from rouge_score import rouge_scorer  # brings scipy.stats: seconds of every start
+
     return rouge_scorer.RougeScorer(list(_ROUGE), use_stemmer=True)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import sacrebleu
 from jaxtyping import Float, Int
-from rouge_score import rouge_scorer
 
 from gkd.data import vocabularies
 from gkd.data.calculator import final_number
@@ -100,6 +99,8 @@ def rouge(
 
 @functools.cache
 def _rouge_scorer(measure: str, stemmer: bool) -> Any:
+    from rouge_score import rouge_scorer  # brings scipy.stats: seconds of every start
+
     return rouge_scorer.RougeScorer([measure], use_stemmer=stemmer)
 
 
