@@ -231,7 +231,8 @@ def test_the_output_is_a_data_set_for_a_student(run):
     data = pipeline.tokenized_split(task, "train", texts=True)
     assert list(data.inputs) == [text for text in TEXTS[:3] for _ in range(2)]
     # T5 has no tabs or newlines, so a task makes them spaces.
-    assert list(data.targets) == [re.sub(r"[\t\n\f\r ]+", " ", row["text"]).strip(" \v") for row in rows]
+    texts = [re.sub(r"[\t\n\f\r ]+", " ", row["text"]).strip(" \v") for row in rows]
+    assert list(data.targets) == texts
     assert data.input_tokens[: data.input_offsets[1]].tolist() == bytes_of(TEXTS[0])
 
 
