@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +125,14 @@ def make_offline_teacher_logits_fn(tail: str = "bucket") -> Callable:
         return TopKLogits(batch.teacher_top_k.ids, batch.teacher_top_k.log_probs, tail)
 
     return teacher_logits_fn
+
+
+class Part(enum.StrEnum):
+    """Names that a step's parts have in profiles and compiled programs; the rest is the update."""
+
+    SAMPLING = "gkd_sampling"
+    TEACHER = "gkd_teacher"
+    REWARD = "gkd_reward"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,15 +260,21 @@ class TrainStep:
         written = self._choose(params, encoded, batch, step, rng, rows)
         if self.reward_fn is None:
             return written
-        rewards = self.reward_fn(reward_params, batch, written)
+        with jax.named_scope(Part.REWARD):
+            rewards = self.reward_fn(reward_params, batch, written)
         return written.replace(rewards=jax.lax.stop_gradient(rewards))
 
     def _choose(self, params, encoded, batch, step, rng, rows) -> Rollout:
         fraction = self.on_policy_fraction
         if not self._samples:
             return rollout_from_targets(batch)
+
+        def write():
+            with jax.named_scope(Part.SAMPLING):
+                return self.sample_fn(params, encoded, batch, rng, rows)
+
         if not callable(fraction) and fraction == 1:
-            return self.sample_fn(params, encoded, batch, rng, rows)
+            return write()
         fraction = fraction(step) if callable(fraction) else fraction
         length = batch.decoder_target_tokens.shape[1]
 
@@ -267,7 +282,7 @@ class TrainStep:
             return rollout_from_targets(batch, self.samples)
 
         def own():
-            return padded_to(self.sample_fn(params, encoded, batch, rng, rows), length)
+            return padded_to(write(), length)
 
         if not self.mix_rows:
             return jax.lax.cond(mixing.coin_is_on_policy(rng, fraction), own, data)
@@ -297,7 +312,8 @@ class TrainStep:
         logits = ProjectedLogits(hidden.last, model.head(params))
         teacher_logits = None
         if self.teacher_logits_fn is not None:
-            teacher_logits = self.teacher_logits_fn(teacher_params, batch, written)
+            with jax.named_scope(Part.TEACHER):
+                teacher_logits = self.teacher_logits_fn(teacher_params, batch, written)
         total, weight, metrics = self.divergence_loss_fn(logits, teacher_logits, written)
         return total, (weight, metrics)
 

@@ -32,12 +32,15 @@ class Verb:
       plain: it takes options of its own instead of gin files: its module's
         `add_arguments(parser: argparse.ArgumentParser) -> None` declares them, and the function is
         called with what was given as keywords.
+      about: it takes options of its own beside the gin files of another verb, this one, whose
+        configured function it is called with as `run`.
     """
 
     module: str
     function: str
     summary: str
     plain: bool = False
+    about: str | None = None
 
     def load(self) -> Callable[..., Any]:
         """Imports the function."""
@@ -53,6 +56,9 @@ VERBS = {
     "train": Verb("gkd.jobs.train", "train", "train a student: SFT, supervised KD, GKD"),
     "evaluate": Verb("gkd.jobs.evaluate", "evaluate", "measure a checkpoint on a task"),
     "sweep": Verb("gkd.jobs.sweep", "sweep", "train every cell of a grid, or print their table"),
+    "plan": Verb(
+        "gkd.jobs.plan", "plan", "whether a run fits a TPU slice, and what it costs", about="train"
+    ),
     "infer": Verb("gkd.jobs.infer", "infer", "write outputs for a file of inputs", plain=True),
     "convert": Verb("gkd.jobs.convert", "convert", "write another checkpoint format", plain=True),
 }
@@ -72,7 +78,7 @@ options of verbs with gin files:
   --gin.NAME=VALUE  overrides a macro (--gin.LAMBDA=0.5), a function
                     (--gin.DIVERGENCE=@divergences.reverse_kl) or a parameter
                     (--gin.train.train.steps=100); text needs quotes: '--gin.MODEL_DIR="runs/a"'
-  --help            this text
+  --help            this text; `python -m gkd plan --help` has that verb's further options
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
             {stopped} stopped by SIGTERM or Ctrl-C after saving: the same command continues
@@ -91,6 +97,12 @@ class Command:
     verb: str
     gin_files: tuple[str, ...]
     overrides: tuple[str, ...]  # NAME=VALUE
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the verb's own
+
+    @property
+    def configured(self) -> Verb:
+        """The verb that the gin files configure."""
+        return VERBS[VERBS[self.verb].about or self.verb]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +140,8 @@ def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
     verb, *options = arguments
     if verb in VERBS and VERBS[verb].plain:
         return _parse_plain(verb, options)
+    if verb in VERBS and VERBS[verb].about:
+        return _parse_about(verb, options)
     if "--help" in arguments or "-h" in arguments or verb == "help":
         return usage()
     if verb not in VERBS:
@@ -166,6 +180,19 @@ def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
         name = unknown[0].partition("=")[0]
         raise UsageError(f"{verb}: unknown argument {name!r}{_suggestion(name, known)}")
     return PlainCommand(verb, vars(parsed))
+
+
+def _parse_about(verb: str, options: Sequence[str]) -> Command | str:
+    """Gin's options, and then all others as the verb's own."""
+    is_gin, rest = [], list(options)
+    for option in options:
+        if option.startswith(("--gin_file=", "--gin.")):
+            is_gin.append(option)
+            rest.remove(option)
+    own = _parse_plain(verb, rest)
+    if isinstance(own, str):
+        return own
+    return dataclasses.replace(_parse_gin(verb, is_gin), options=own.arguments)
 
 
 def _parse_gin(verb: str, options: Sequence[str]) -> Command:
@@ -216,7 +243,7 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     from gkd.jobs.gin_files import ConfigError
 
     reader = read_configuration(command)
-    verb = VERBS[command.verb]
+    verb = command.configured
     function = verb.load()
     gin.clear_config()
     try:
@@ -227,7 +254,10 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
         gin.finalize()
     except (ValueError, SyntaxError) as error:  # what the check did not foresee
         raise ConfigError(one_line(error)) from error
-    return gin.get_configurable(function)
+    configured = gin.get_configurable(function)
+    if VERBS[command.verb].about:
+        return functools.partial(VERBS[command.verb].load(), configured, **command.options)
+    return configured
 
 
 def read_configuration(command: Command) -> Any:
@@ -251,7 +281,7 @@ def read_configuration(command: Command) -> Any:
     imports = override_imports(command.overrides, reader)
     for override in command.overrides:
         reader.read_override(override, imports)
-    verb = VERBS[command.verb]
+    verb = command.configured
     gin_check.check(reader, verb.load(), verb.selector)
     return reader
 
@@ -345,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_OK
         run = configure(command)
     except UsageError as error:
-        plain = [name for name in arguments[:1] if name in VERBS and VERBS[name].plain]
+        plain = [n for n in arguments[:1] if n in VERBS and (VERBS[n].plain or VERBS[n].about)]
         help_command = " ".join(["python -m gkd", *plain, "--help"])
         print(f"gkd: error: {one_line(error)} ({help_command})", file=sys.stderr)
         return EXIT_USAGE

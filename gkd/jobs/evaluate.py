@@ -85,7 +85,7 @@ def evaluate(
     student = models.load_model(
         "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=student_dtype
     )
-    teacher_dtype = teacher_dtype or models.inference_dtype()
+    teacher_dtype = teacher_dtype or models.inference_dtype(mesh)
     expert = teacher and models.load_model(
         "TEACHER", mesh, rules, task, None, teacher, teacher_step,
         dtype=teacher_dtype, params_dtype=teacher_dtype,

@@ -118,6 +118,11 @@ class BatchedProgram:
         )
         self.lengths_run: set[int] = set()
 
+    def lower(self, params: Any, shared: Any, batch: tuple[Any, ...]) -> Any:
+        """Lowers the program for one batch's shapes, for inspection."""
+        with meshes.on_mesh(self._mesh, self._rules):
+            return self.compiled.lower(params, shared, batch)
+
     def run(
         self,
         params: Any,
@@ -196,6 +201,7 @@ class Generator:
         self._valid, self.decoding, self._score = jnp.asarray(valid), decoding, score
         self._batched = BatchedProgram(self._program, loaded, mesh, rules, buckets, batch_size)
         self._compiled = self._batched.compiled
+        self._batch_size = batch_size
 
     @property
     def programs(self) -> int:
@@ -234,6 +240,17 @@ class Generator:
         key = jax.random.PRNGKey(self.decoding.seed)
         for part, arrays in self._batched.run(params, key, inputs, rows_of):
             yield self._finish(part, arrays, targets)
+
+    def lower(self, length: int) -> Any:
+        """Lowers the program for inputs of a length, from shapes alone, for inspection."""
+
+        def tokens(*shape):
+            return jax.ShapeDtypeStruct((self._batch_size, *shape), "int32")
+
+        scored = self.decoding.max_length if self._score else 0
+        key = jax.eval_shape(jax.random.PRNGKey, 0)
+        batch = (tokens(length), tokens(scored), tokens())
+        return self._batched.lower(self._loaded.shapes, key, batch)
 
     def _finish(self, part, arrays, targets) -> list[tuple[int, Output]]:
         tokens, log_probs, lengths, *scores = arrays

@@ -132,7 +132,8 @@ def infer(
     words = models.vocabulary_of(opened, vocabulary)
     if top_k_log_probs:
         source.check_vocabulary(words)
-    dtype = dtype or models.inference_dtype()
+    mesh, rules = meshes.make_mesh(model=model_parallelism), meshes.rules_for()
+    dtype = dtype or models.inference_dtype(mesh)
     window = BATCHES_PER_WINDOW * batch_size
     settings = {
         "model": str(opened.path),
@@ -155,7 +156,6 @@ def infer(
         print(f"{output} is complete, and was written with these settings: nothing to do")
         return {}
     source.describe()
-    mesh, rules = meshes.make_mesh(model=model_parallelism), meshes.rules_for()
     loaded = models.load_checkpoint(opened, mesh, rules, dtype)
     valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
     buckets = generation.length_buckets(input_length)

@@ -36,7 +36,7 @@ class LoadedModel:
       shardings: of its parameters on the mesh.
       params: on the mesh; None for a student, whose parameters live in the training state.
       checkpoint: the folder it comes from (a run's step folder), None where it starts at random.
-      shapes: of random parameters: `jax.ShapeDtypeStruct`s like `shardings`.
+      shapes: of its parameters: `jax.ShapeDtypeStruct`s with dtypes and shardings.
     """
 
     config: T5Config
@@ -143,9 +143,9 @@ def load_model(
             f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
             f"{task.vocabulary.vocab_size}: set {role}_MODEL's vocab_size to that or more"
         )
-    loaded = _placed(config, model, mesh, rules, opened and str(opened.path))
+    loaded = _placed(config, model, mesh, rules, opened and str(opened.path), params_dtype)
     if with_params and opened is not None:
-        return dataclasses.replace(loaded, params=_read_params(loaded, opened, params_dtype))
+        return dataclasses.replace(loaded, params=_read_params(loaded, opened))
     return loaded
 
 
@@ -157,22 +157,22 @@ def load_checkpoint(
     Args:
       opened: from `open_model`.
       mesh, rules: where it runs.
-      dtype: of parameters and computation; by default `inference_dtype()`.
+      dtype: of parameters and computation; by default `inference_dtype`.
     """
-    dtype = dtype or inference_dtype()
+    dtype = dtype or inference_dtype(mesh)
     config, model = _build("MODEL", opened, None, {"dtype": dtype})
-    loaded = _placed(config, model, mesh, rules, str(opened.path))
-    return dataclasses.replace(loaded, params=_read_params(loaded, opened, dtype))
+    loaded = _placed(config, model, mesh, rules, str(opened.path), dtype)
+    return dataclasses.replace(loaded, params=_read_params(loaded, opened))
 
 
-def inference_dtype() -> str:
+def inference_dtype(mesh: Mesh) -> str:
     """The dtype of models that do not learn: bfloat16 on accelerators, float32 on CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
-def inference_ways(dtype: str | None) -> dict[str, str]:
+def inference_ways(dtype: str | None, mesh: Mesh) -> dict[str, str]:
     """How a model that does not learn is loaded: `load_model`'s dtype and params_dtype."""
-    dtype = dtype or inference_dtype()
+    dtype = dtype or inference_dtype(mesh)
     return {"dtype": dtype, "params_dtype": dtype}
 
 
@@ -246,21 +246,20 @@ def _check_agrees(role, opened, architecture) -> None:
             )
 
 
-def _placed(config, model, mesh, rules, checkpoint) -> LoadedModel:
+def _placed(config, model, mesh, rules, checkpoint, params_dtype=None) -> LoadedModel:
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+    rules = meshes.rules_of_model(rules, config.num_heads, mesh)
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
-    return LoadedModel(config, model, shardings, None, checkpoint, nn.meta.unbox(boxed))
-
-
-def _read_params(loaded: LoadedModel, opened: Checkpoint, dtype: str | None) -> Any:
-    wanted = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, dtype or leaf.dtype, sharding=sharding
-        ),
-        loaded.shapes,
-        loaded.shardings,
+    shapes = jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, params_dtype or leaf.dtype, sharding=to),
+        nn.meta.unbox(boxed),
+        shardings,
     )
-    return read_onto(opened.tensors, wanted)
+    return LoadedModel(config, model, shardings, None, checkpoint, shapes)
+
+
+def _read_params(loaded: LoadedModel, opened: Checkpoint) -> Any:
+    return read_onto(opened.tensors, loaded.shapes)
 
 
 def with_dropout(loaded: LoadedModel, rate: float) -> LoadedModel:
@@ -274,7 +273,7 @@ def with_dropout(loaded: LoadedModel, rate: float) -> LoadedModel:
 def initial_params(loaded: LoadedModel, seed: int) -> Any:
     """The student's parameters at step 0: its checkpoint's, or random ones made on the mesh."""
     if loaded.checkpoint is not None:
-        return _read_params(loaded, open_model("STUDENT", loaded.checkpoint), None)
+        return _read_params(loaded, open_model("STUDENT", loaded.checkpoint))
     key = jax.random.PRNGKey(seed)
     make = jax.jit(
         lambda key: nn.meta.unbox(loaded.model.init(key)), out_shardings=loaded.shardings

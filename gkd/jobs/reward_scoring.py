@@ -31,7 +31,7 @@ def load_judge(
         return None
     return models.load_model(
         "REWARD_MODEL", mesh, rules, task, architecture, checkpoint,
-        with_params=with_params, **models.inference_ways(None),
+        with_params=with_params, **models.inference_ways(None, mesh),
     )  # fmt: skip
 
 

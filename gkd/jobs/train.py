@@ -20,12 +20,7 @@ from gkd.jobs.metrics_log import MetricsLog
 from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
-from gkd.jobs.step_program import (
-    abstract_batch,
-    compile_program,
-    describe_dry_run,
-    starting_state,
-)
+from gkd.jobs.step_program import StepProgram, abstract_batch, starting_state
 from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
 from gkd.parallel import mesh as meshes
 
@@ -92,7 +87,8 @@ def train(
     remat: bool | None = None,
     teacher_step: int | str | None = None,
     tensorboard: bool = True,
-    dry_run: bool = False,
+    dry_run: bool | Callable[[StepProgram], Any] = False,
+    devices: list[Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a student until `train_steps`, from the start or from where its directory stands.
 
@@ -150,7 +146,9 @@ def train(
       teacher_step: of a teacher that is a run: its newest (None), a number or 'best'.
       tensorboard: whether to write TensorBoard events beside the JSON lines.
       dry_run: only trace the step, with the architectures that are named: no checkpoint is read
-        where there is one, no data, and nothing is written.
+        where there is one, no data, and nothing is written. A function gets the step's program
+        instead; what it returns is returned.
+      devices: of the mesh, all by default; others than this machine's only in a dry run.
 
     Returns:
       The summary that is also written to `summary.json`.
@@ -169,7 +167,7 @@ def train(
         "TEACHER_MODEL" if dry_run and teacher is None and teacher_model else teacher,
         teacher_top_k, top_k_tail,
     )  # fmt: skip
-    mesh = meshes.make_mesh(model=model_parallelism)
+    mesh = meshes.make_mesh(model=model_parallelism, devices=devices)
     rules = meshes.rules_for(fully_sharded)
     meshes.check_batch_divides(batch_size, mesh, microbatches)
     run_path = pathlib.Path(model_dir)
@@ -190,10 +188,11 @@ def train(
     learner = models.with_dropout(learner, dropout_rate)
     expert = None
     if method.scores and teacher_top_k is None:
+        is_module = models.is_module(teacher_model)
         expert = load(
             "TEACHER", teacher_model, pinned_teacher(run_path, teacher, resumes), teacher_step,
             stacked_layers=teacher_stacked, with_params=not dry_run,
-            **({} if models.is_module(teacher_model) else models.inference_ways(teacher_dtype)),
+            **({} if is_module else models.inference_ways(teacher_dtype, mesh)),
         )  # fmt: skip
     judge = load_judge(
         reward, None if dry_run and reward_architecture else reward_model, reward_architecture,
@@ -211,10 +210,13 @@ def train(
     )  # fmt: skip
     lengths = input_length, target_length
     state = starting_state(mesh, learner, transformation, seed, replay, lengths)
+    program = StepProgram(
+        mesh, rules, method, step, state, learner, expert, judge, task, valid,
+        abstract_batch(batch_size, *lengths, with_top_k=teacher_top_k is not None),
+        microbatches, train_steps, evaluation_batch_size or batch_size,
+    )  # fmt: skip
     if dry_run:
-        with meshes.on_mesh(mesh, rules):
-            batch = abstract_batch(batch_size, *lengths, with_top_k=teacher_top_k is not None)
-            return describe_dry_run(step, method, state.abstract, expert, judge, batch)
+        return dry_run(program) if callable(dry_run) else program.describe()
     shard = (jax.process_index(), jax.process_count())
     batches = pipeline.training_batches(
         task, train_split, batch_size, input_length, target_length, seed, shard=shard
@@ -242,9 +244,7 @@ def train(
         with MetricsLog(run.path, tensorboard) as log:
             loop = TrainingLoop(
                 intervals=intervals,
-                compiled=compile_program(
-                    step, method, mesh, rules, state.shardings, expert, judge, task.vocabulary
-                ),
+                compiled=program.compile(),
                 mesh=mesh,
                 batches=batches,
                 offline_teacher=offline,

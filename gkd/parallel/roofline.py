@@ -30,6 +30,8 @@ class Chip:
 # in 2026). The interconnect is said in both directions (v5e: 400 GB/s); half of it is here.
 # Capacities said in GB are taken as GiB, as the chips have them.
 CHIPS = {
+    # A laptop's two cores, in round numbers: for tests and for a look at a program, no forecast.
+    "cpu": Chip(1e11, 16 * 2**30, 2e10, 1e10),
     "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),

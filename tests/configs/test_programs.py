@@ -11,10 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from gkd.data import vocabularies
-from gkd.jobs import command_line, step_program
-from gkd.jobs import train as train_job
+from gkd.jobs import command_line
 from gkd.jobs.command_line import Command
+from gkd.jobs.step_program import StepProgram
 from gkd.parallel import mesh as meshes
 from tests.configs import grid, traces
 
@@ -47,7 +46,7 @@ def real_step(monkeypatch):
     """Makes a dry run take one real step, from random parameters and tokens; yields its results."""
     results = {}
 
-    def run(step, method, state, expert, judge, batch):
+    def run(program):
         generator = np.random.default_rng(0)
 
         def random(leaf):
@@ -60,29 +59,25 @@ def real_step(monkeypatch):
             shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
             return jax.device_put(values, shardings)
 
-        mesh = jax.tree.leaves(state)[0].sharding.mesh
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        mesh, state, expert = program.mesh, program.state.abstract, program.expert
         zeros = placed(state, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
         begun = zeros.replace(params=placed(state.params, random))
         before = jax.tree.map(np.asarray, begun.params)
         teacher = expert and jax.tree.map(random, expert.shapes)
         tokens = jax.tree.map(
-            lambda leaf: generator.integers(3, 32000, leaf.shape).astype(leaf.dtype), batch
-        ).replace(example_weights=np.ones(batch.example_weights.shape, np.float32))
-        compiled = step_program.compile_program(
-            step, method, mesh, meshes.rules_for(), shardings, expert, judge, vocabularies.t5()
-        )
-        after, metrics = compiled(begun, teacher, meshes.place_batch(tokens, mesh))
+            lambda leaf: generator.integers(3, 32000, leaf.shape).astype(leaf.dtype), program.batch
+        ).replace(example_weights=np.ones(program.batch.example_weights.shape, np.float32))
+        after, metrics = program.compile()(begun, teacher, meshes.place_batch(tokens, mesh))
         pairs = jax.device_get(metrics)
         results.update({k: float(v) / max(float(w), 1e-30) for k, (v, w) in pairs.items()})
         moved = jax.tree.map(lambda x, y: bool((x != np.asarray(y)).any()), before, after.params)
         results["moved"] = np.mean(jax.tree.leaves(moved))
         return {}
 
-    monkeypatch.setattr(train_job, "describe_dry_run", run)
+    monkeypatch.setattr(StepProgram, "describe", run)
     # One device: what eight change is tested elsewhere, and compiling for them takes twice as long.
     one = meshes.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(meshes, "make_mesh", lambda model: one)
+    monkeypatch.setattr(meshes, "make_mesh", lambda model, devices: one)
     yield results
 
 

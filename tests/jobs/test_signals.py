@@ -29,9 +29,12 @@ def test_handlers_are_restored_without_a_signal():
 
 
 def test_a_second_interrupt_interrupts():
+    # Where a shell started the tests in the background, Python leaves interrupts ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, previous)
 
 
 def test_a_second_sigterm_ends_a_run_that_hangs():
