@@ -130,9 +130,7 @@ def _measure(trace, given, names, chip, expected_length, prices, console):
             label = name if part == kind else f"{name}: {part}"
             measured = measure(lower, chip, _share(program, expected_length))
             expected = _expected(program, kind, part, expected_length)
-            results[label] = plan_report.facts(
-                program, measured, chip, expected, prices, is_step=part == "step"
-            )
+            results[label] = plan_report.facts(program, measured, chip, expected, prices, part)
             for line in plan_report.lines(label, results[label], chip):
                 console.print(line)
     return {"setting": plan_report.setting(step), "programs": results}
@@ -149,10 +147,10 @@ def _search(trace, chips, chip, expected_length, prices, console):
             if "does not divide" not in str(error):
                 raise
             continue
-        ((_, lower),) = list(lowered(program, "step").items())[-1:]
+        name, lower = list(lowered(program, "step").items())[-1]  # the update, where it is two
         measured = measure(lower, chip, _share(program, expected_length))
-        expected = _expected(program, "step", "step", expected_length)
-        found = plan_report.facts(program, measured, chip, expected, prices, is_step=True)
+        expected = _expected(program, "step", name, expected_length)
+        found = plan_report.facts(program, measured, chip, expected, prices, name)
         ranked.append({**given, "data": chips // model, **found})
         console.print(plan_report.candidate(ranked[-1]))
     if not ranked:

@@ -15,6 +15,7 @@ from gkd.jobs.step_program import StepProgram
 from gkd.parallel.roofline import Chip, roofline
 
 TOLERANCE = 0.03
+STEP = ("step", "rollout", "update")
 _GIB, _HOUR = 2**30, 3600.0
 
 
@@ -24,7 +25,7 @@ def facts(
     chip: Chip,
     expected: Mapping[str, float] | None,
     prices: Mapping[str, Any],
-    is_step: bool,
+    part: str,
 ) -> dict[str, Any]:
     """What was measured of a program, as JSON.
 
@@ -34,7 +35,7 @@ def facts(
       chip: what it is for.
       expected: closed-form FLOPs of a chip, 'counted' and 'useful', or None.
       prices: 'price' of a chip-hour or None, number of 'chips'.
-      is_step: whether it is run once a training step.
+      part: 'step', or 'rollout' and 'update', its halves where rewards read texts, or another.
 
     Raises:
       ValueError: the count of FLOPs is not the closed form's.
@@ -46,19 +47,24 @@ def facts(
     if measured.cost is None:
         return found | {"advice": advice(program, held, measured.needed, chip)}
     memory, cost = measured.memory, measured.cost
+    peak = memory.peak
+    if (
+        part not in STEP
+    ):  # the student's parameters are its argument, the rest of the run is there too
+        peak += sum(held.values()) - held["parameters"]
     found |= {
-        "fits": memory.peak <= chip.memory, "peak_bytes": memory.peak,
+        "fits": peak <= chip.memory, "peak_bytes": peak,
         "temporary_bytes": memory.temporaries, "argument_bytes": memory.arguments,
         "flops": cost.flops, "bytes": cost.bytes, "wire_bytes": cost.wire_bytes,
-        "collectives": cost.by_kind(), "seconds_by_part": measured.seconds,
+        "collectives": cost.by_kind(), "seconds_by_part": measured.seconds if part in STEP else {},
         "seconds": sum(measured.seconds.values()),
         "seconds_without_overlap": roofline(cost, chip).one_by_one,
     }  # fmt: skip
     if not found["fits"]:
-        found["advice"] = advice(program, held, memory.peak, chip)
+        found["advice"] = advice(program, held, peak, chip)
     if expected is not None:
         found |= _checked(cost.flops, expected, found["seconds"], chip)
-    if is_step:
+    if part == "step":
         rows = program.batch.encoder_input_tokens.shape[0]
         hours = found["seconds"] * program.train_steps * prices["chips"] / _HOUR
         found |= {"examples_per_second": rows / found["seconds"], "chip_hours": hours}
@@ -188,7 +194,7 @@ def lines(name: str, found: Mapping[str, Any], chip: Chip) -> list[str]:
     parts = {key: value for key, value in found["seconds_by_part"].items() if value}
     split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in parts.items())
     said.append(
-        f"  at best {1e3 * found['seconds']:.2f} ms ({split}); without any overlap "
+        f"  at best {1e3 * found['seconds']:.2f} ms{split and f' ({split})'}; without any overlap "
         f"{1e3 * found['seconds_without_overlap']:.2f} ms; compiled in "
         f"{found['compile_seconds']:.0f} s"
     )

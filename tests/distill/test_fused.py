@@ -4,7 +4,6 @@ import functools
 import re
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from gkd.distill.fused import _balanced_size, automatic_block_size, fused_token_
 from gkd.distill.logits import DenseLogits, ProjectedLogits
 from gkd.models.interface import Head
 from tests.distill import references
+from tests.products import products
 
 N, V, E, TEACHER_E, SCALE = 8, 40, 12, 16, 12**-0.5
 
@@ -222,23 +222,6 @@ def test_the_cotangent_scales_the_gradient():
     hidden = case.arguments()[0]
     once, thrice = (jax.grad(functools.partial(scaled, factor))(hidden) for factor in (1.0, 3.0))
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
-
-
-def products(function, *arguments):
-    """Multiplications in matrix products of one evaluation, loops counted by their length."""
-
-    def count(jaxpr):
-        total = 0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                shape = equation.invars[0].aval.shape
-                total += equation.outvars[0].aval.size * np.prod([shape[i] for i in contracted])
-            inner = sum(count(x) for x in jax.extend.core.jaxprs_in_params(equation.params))
-            total += inner * equation.params.get("length", 1)
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def big(length, vocabulary=2048, embed=32, rows=8):
