@@ -19,10 +19,10 @@ from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 
 
-def make(work, prompts, targets):
+def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY):
     """The parts: sample; step, supervised and their pieces."""
-    student, teacher = (as_seq2seq(config(size)) for size in (STUDENT, TEACHER))
-    usable = np.zeros(VOCABULARY, bool)
+    student, teacher = (as_seq2seq(config(size, vocabulary)) for size in sizes)
+    usable = np.zeros(vocabulary, bool)
     usable[1:USABLE] = True
     writable = usable.copy()
     writable[EOS_ID] = False  # no output ends early
@@ -79,10 +79,10 @@ def make(work, prompts, targets):
     }
 
 
-def config(size):
+def config(size, vocabulary):
     """The architecture as GKD names it."""
     return T5Config(
-        vocab_size=VOCABULARY, emb_dim=size.width, num_heads=size.heads, head_dim=size.head_dim,
+        vocab_size=vocabulary, emb_dim=size.width, num_heads=size.heads, head_dim=size.head_dim,
         mlp_dim=size.mlp, num_encoder_layers=size.layers, num_decoder_layers=size.layers,
     )  # fmt: skip
 
