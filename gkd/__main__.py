@@ -2,7 +2,7 @@
 
 import sys
 
-from gkd.jobs.command_line import main
+from gkd.jobs.supervisor import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -138,7 +138,8 @@ class CheckpointStore:
         Args:
           step: the number of the step.
           state: a tree of arrays, such as a TrainState.
-          data_state: this process's data iterator, at the position of the batch consumed.
+          data_state: of the data iterator, at the position of the batch consumed: the same in
+            every process.
           metrics: numbers that were measured at this step.
 
         Returns:
@@ -156,7 +157,7 @@ class CheckpointStore:
             args=ocp.args.Composite(
                 **{
                     folders.STATE_ITEM: ocp.args.StandardSave(state),
-                    folders.DATA_ITEM: ocp.args.JsonSave(_gather_data_states(data_state)),
+                    folders.DATA_ITEM: ocp.args.JsonSave(_as_json(data_state)),
                     folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
                 }
             ),
@@ -208,7 +209,7 @@ class CheckpointStore:
         if differences:
             raise ValueError(f"checkpoint {folder} does not fit this run: {differences}")
         state = arrays.read_arrays(folder, abstract_state)
-        return Restored(step, state, _own_data_state(folder))
+        return Restored(step, state, _data_state(folder))
 
     def _newest_intact(self, thorough: bool) -> int:
         """Sets damaged steps aside; returns the newest intact one, the same in every process.
@@ -301,26 +302,10 @@ def _from_first_process(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def _gather_data_states(data_state: bytes) -> dict[str, str]:
-    """Returns every process's data state, in base64, by its index: only the first one writes."""
-    if jax.process_count() == 1:
-        return {"0": base64.b64encode(data_state).decode()}
-    lengths = multihost_utils.process_allgather(np.int32(len(data_state)))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(data_state)] = np.frombuffer(data_state, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return {
-        str(process): base64.b64encode(row[:length].tobytes()).decode()
-        for process, (row, length) in enumerate(zip(rows, lengths, strict=True))
-    }
+def _as_json(data_state: bytes) -> dict[str, str]:
+    return {"0": base64.b64encode(data_state).decode()}
 
 
-def _own_data_state(folder: epath.Path) -> bytes:
-    """Returns this process's data state; those of another number of processes do not fit."""
-    saved = folders.read_item(folder, folders.DATA_ITEM)
-    if len(saved) != jax.process_count():
-        raise ValueError(
-            f"checkpoint {folder} was saved by {len(saved)} processes and this job has "
-            f"{jax.process_count()}: resume with the same number, or start from its params"
-        )
-    return base64.b64decode(saved[str(jax.process_index())])
+def _data_state(folder: epath.Path) -> bytes:
+    """The data iterator's state: it holds for any number of processes."""
+    return base64.b64decode(folders.read_item(folder, folders.DATA_ITEM)["0"])

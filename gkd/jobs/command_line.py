@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.jobs.signals import EXIT_STOPPED, Stopped
+from gkd.parallel import processes
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -373,6 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(command, str):
             print(command)
             return EXIT_OK
+        if processes.several():
+            processes.join()
         run = configure(command)
     except UsageError as error:
         plain = [n for n in arguments[:1] if n in VERBS and (VERBS[n].plain or VERBS[n].about)]

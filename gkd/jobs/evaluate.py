@@ -14,6 +14,7 @@ from gkd.jobs.decoding import Decoding
 from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.training_loop import write_json
 from gkd.parallel import mesh as meshes
+from gkd.parallel import processes
 
 
 def evaluate(
@@ -128,9 +129,10 @@ def evaluate(
         "outputs": path.with_suffix(".jsonl").name,
         **report.provenance(),
     }
-    report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
-    write_json(path, result)
-    report.print_summary(result, path)
+    if processes.is_first():
+        report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
+        write_json(path, result)
+        report.print_summary(result, path)
     return result
 
 

@@ -14,13 +14,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gkd.parallel import processes
+
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
 class MetricsLog:
-    """Appends to the metrics of a run directory; one process writes at a time.
+    """Appends to the metrics of a run directory; of a job's processes, the first one writes.
 
     A row is on disk when `write` returns: a killed process loses none of them, and at most the
     last is half written, which the next opening drops. Write a step's rows before saving its
@@ -35,9 +37,12 @@ class MetricsLog:
           tensorboard: whether to write TensorBoard events too (imports TensorFlow).
         """
         self._directory = pathlib.Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._writes = processes.is_first()
         self._with_tensorboard = tensorboard
         self._writer: Any = None  # made at the first write, after `truncate_after`
+        if not self._writes:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
         for name in (METRICS_FILE, SAMPLES_FILE):
             _drop_half_written_line(self._directory / name)
 
@@ -54,6 +59,8 @@ class MetricsLog:
           step: the step after which the values hold.
           values: names such as "train/loss" to numbers: Python's, NumPy's or 0-d arrays.
         """
+        if not self._writes:
+            return
         numbers = {name: _number(value) for name, value in values.items()}
         row = {"step": int(step)} | {name: _to_json(value) for name, value in numbers.items()}
         self._append(METRICS_FILE, row)
@@ -68,6 +75,8 @@ class MetricsLog:
           name: e.g. "samples/xsum".
           table: rows, each from column names ("prompt", "student", "reference") to text.
         """
+        if not self._writes:
+            return
         rows = [{key: str(value) for key, value in row.items()} for row in table]
         self._append(SAMPLES_FILE, {"step": int(step), "name": name, "rows": rows})
         if self._with_tensorboard:
@@ -86,6 +95,8 @@ class MetricsLog:
           ValueError: a line in the middle of a file is not JSON.
         """
         self.close()
+        if not self._writes:
+            return
         for name in (METRICS_FILE, SAMPLES_FILE):
             path = self._directory / name
             if path.exists():

@@ -22,6 +22,7 @@ from gkd.data.tasks import TaskSpec
 from gkd.models.interface import Seq2SeqModel
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
+from gkd.parallel import processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
     """Puts the sentencepiece model beside a run's checkpoints, so that it travels with them."""
     source = vocabularies.sentencepiece_file(vocabulary)
     target = directory / VOCABULARY_FILE
-    if source is not None and not target.exists():
+    if source is not None and not target.exists() and processes.is_first():
         temporary = target.with_suffix(".tmp")
         temporary.write_bytes(pathlib.Path(source).read_bytes())
         temporary.replace(target)

@@ -51,8 +51,8 @@ def plan(
     topology: str,
     mesh: str | None = None,
     programs: str = ",".join(PROGRAMS),
-    expected_length: float | None = None,
-    price: float | None = None,
+    expected_length: float | int | None = None,
+    price: float | int | None = None,
     search: bool = False,
     output: str | None = None,
 ) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _divisors(number):
     return [size for size in range(1, number + 1) if number % size == 0 and size <= 16]
 
 
-def _share(program: StepProgram, expected_length: float | None) -> float:
+def _share(program: StepProgram, expected_length: float | int | None) -> float:
     """What a sampling loop runs of its bound."""
     bound = _bound(program)
     if expected_length is None:

@@ -12,7 +12,7 @@ from gkd.parallel import mesh as meshes
 UPDATE = "update"
 
 
-def step_flops(program: StepProgram, expected_length: float, split: bool = True) -> Mapping:
+def step_flops(program: StepProgram, expected_length: float | int, split: bool = True) -> Mapping:
     """Multiplications and additions of a step's matrix products by part, on one chip.
 
     Every row is as long as the batch, padding too; attention is to all positions, masked or not;

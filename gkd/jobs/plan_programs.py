@@ -52,7 +52,7 @@ def lowered(program: StepProgram, kind: str) -> dict[str, Callable[[], Any]]:
     return {kind: lambda: generator.lower(source)}
 
 
-def measure(lower: Callable[[], Any], chip: Chip, expected_share: float) -> Measured:
+def measure(lower: Callable[[], Any], chip: Chip, expected_share: float | int) -> Measured:
     """Compiles a program and counts it.
 
     Args:

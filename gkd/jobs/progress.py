@@ -8,6 +8,8 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from gkd.parallel import processes
+
 
 class Rates:
     """Steps and tokens a second over the last while.
@@ -80,7 +82,8 @@ class Progress:
         """
         self._name, self._total, self._step = name, total_steps, start_step
         self._line_seconds = line_seconds
-        self._console = console or rich.console.Console(stderr=True)
+        quiet = not processes.is_first()
+        self._console = console or rich.console.Console(stderr=True, quiet=quiet)
         self._clock = clock
         self._rates = Rates(clock)
         self._last_line = clock()

@@ -16,6 +16,7 @@ import gin
 
 import gkd
 from gkd.jobs.gin_files import REPOSITORY, Binding, Source, parse_statements
+from gkd.parallel import processes
 
 CONFIG_FILE = "config.gin"  # everything that was bound
 OPERATIVE_CONFIG_FILE = "operative_config.gin"  # what the run used, defaults included
@@ -64,6 +65,8 @@ class RunDirectory:
 
         A launch that used less than an earlier one (a finished run, started again) changes nothing.
         """
+        if not processes.is_first():
+            return
         path = self.path / OPERATIVE_CONFIG_FILE
         config = gin.operative_config_str()
         if path.exists() and set(config.splitlines()) <= set(path.read_text().splitlines()):
@@ -74,7 +77,7 @@ class RunDirectory:
 def open_run(
     model_dir: str | os.PathLike[str], command_line: Sequence[str] | None = None
 ) -> RunDirectory:
-    """Makes or re-opens a run directory and records this launch.
+    """Makes or re-opens a run directory and records this launch; the job's first process does.
 
     A configuration that differs from the previous launch's is allowed (training longer is the
     ordinary case) and reported in one line on stderr.
@@ -92,6 +95,8 @@ def open_run(
     path = pathlib.Path(model_dir)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
+    if not processes.is_first():
+        return RunDirectory(path, path.exists(), ())
     path.mkdir(parents=True, exist_ok=True)
     previous = read_launches(path)
     config = gin.config_str()

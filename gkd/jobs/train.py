@@ -89,7 +89,7 @@ def train(
     tensorboard: bool = True,
     dry_run: bool | Callable[[StepProgram], Any] = False,
     devices: list[Any] | None = None,
-) -> dict[str, Any]:
+) -> Any:
     """Trains a student until `train_steps`, from the start or from where its directory stands.
 
     Args:
@@ -151,7 +151,7 @@ def train(
       devices: of the mesh, all by default; others than this machine's only in a dry run.
 
     Returns:
-      The summary that is also written to `summary.json`.
+      The summary that is also written to `summary.json`, a dict; of a dry run, see there.
 
     Raises:
       ValueError: anything that does not fit together, in one line.
@@ -272,10 +272,6 @@ def train(
 
 def _check_settings(seed, microbatches, dropout_rate) -> None:
     """Refuses what no run can mean, before anything is read or compiled."""
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes: a run is one host with all its devices for now"
-        )
     if seed < 0:
         raise ValueError(f"SEED is {seed}: use 0 or more")
     if microbatches < 1:

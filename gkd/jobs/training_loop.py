@@ -25,6 +25,7 @@ from gkd.jobs.metrics_log import MetricsLog, markdown_table
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
 from gkd.parallel import mesh as meshes
+from gkd.parallel import processes
 
 SUMMARY_FILE = "summary.json"
 TEACHER_FILE = "teacher.json"
@@ -78,6 +79,8 @@ class TrainingLoop:
         self._clock: float | None = None
         self._last_evaluation: dict[str, float] = {}
         self._compilations = Compilations()
+        self._agreement = processes.Agreement(self.mesh)
+        self._stops = False
 
     def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
         """Steps until the end, a signal, or too many updates that are not finite."""
@@ -102,7 +105,8 @@ class TrainingLoop:
                 # The step before is read while this one runs.
                 self._report(pending)
                 pending = (number, metrics, host)
-                if self._pauses_after(number) or self.stop.requested:
+                self._stops = self._agreement.poll(self.stop.requested)
+                if self._pauses_after(number) or self._stops:
                     self._report(pending)
                     pending = None
                     state = self._pause(state, number)
@@ -138,7 +142,7 @@ class TrainingLoop:
         Returns:
           The state to go on with.
         """
-        stops = self.stop.requested and number < self.intervals.train_steps
+        stops = self._stops and number < self.intervals.train_steps
         measured = {}
         if self.intervals.due(number, self.intervals.evaluate_every):
             measured = self._evaluate(state, number)
@@ -150,7 +154,7 @@ class TrainingLoop:
             self.store.wait()
             saved = self.store.latest_step()
             raise Stopped(
-                f"{self.stop.signal_name} at step {number}: "
+                f"{self.stop.signal_name or 'another process'} at step {number}: "
                 f"{'nothing is saved yet' if saved is None else f'saved up to step {saved}'} in "
                 f"{self.directory}; the same command continues"
             )
@@ -310,7 +314,9 @@ def pin_teacher(
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a whole file or none."""
+    """Writes a whole file or none; the job's first process does."""
+    if not processes.is_first():
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)

@@ -21,7 +21,7 @@ class Split:
     vocab: int = 1
 
 
-def encoder_flops(config: Any, rows: float, source: int, split: Split = Split()) -> float:
+def encoder_flops(config: Any, rows: float | int, source: int, split: Split = Split()) -> float:
     """Of encoding prompts [rows, source], padding too, on one chip.
 
     Args:
@@ -34,14 +34,18 @@ def encoder_flops(config: Any, rows: float, source: int, split: Split = Split())
     return 2 * rows * source * config.num_encoder_layers * layer / split.rows
 
 
-def cross_flops(config: Any, rows: float, source: int, split: Split = Split()) -> float:
+def cross_flops(config: Any, rows: float | int, source: int, split: Split = Split()) -> float:
     """Of the keys and values that the decoder's layers take from prompts [rows, source]."""
     kernels = 2 * config.emb_dim * _joined(config) / split.heads
     return 2 * rows * source * config.num_decoder_layers * kernels / split.rows
 
 
 def decoder_flops(
-    config: Any, rows: float, tokens: float, attended: float, split: Split = Split()
+    config: Any,
+    rows: float | int,
+    tokens: float | int,
+    attended: float | int,
+    split: Split = Split(),
 ) -> float:
     """Of the decoder's layers on tokens [rows, tokens], its head and `cross_flops` left out.
 
@@ -55,7 +59,9 @@ def decoder_flops(
     return 2 * rows * tokens * config.num_decoder_layers * layer / split.rows
 
 
-def head_flops(config: Any, rows: float, tokens: float, split: Split = Split()) -> float:
+def head_flops(
+    config: Any, rows: float | int, tokens: float | int, split: Split = Split()
+) -> float:
     """Of one product with the head, for tokens [rows, tokens]."""
     return 2 * rows * tokens * config.emb_dim * config.vocab_size / split.rows / split.vocab
 

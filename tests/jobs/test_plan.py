@@ -129,7 +129,7 @@ def test_a_search_ranks_what_divides(capsys):
     [
         (("--topology=v9:4x4",), "topology is 'v9:4x4': use GENERATION:SHAPE"),
         (("--topology=cpu:no",), "topology is cpu:no: use a number of devices"),
-        (("--topology=cpu:8", "--mesh=data:3,model:2"), "6 chips: the topology has 8"),
+        (("--topology=cpu:8", "--mesh=data:3,model:2"), "data × model is 6, the chips are 8"),
         (("--topology=cpu:8", "--mesh=rows:8"), "write it as data:64,model:4"),
         (("--topology=cpu:8", "--programs=steps"), "choose of step, sft, evaluation"),
         (
@@ -137,7 +137,7 @@ def test_a_search_ranks_what_divides(capsys):
             "/no/such/folder is no folder",
         ),
         (
-            ("--topology=cpu:8", "--expected_length=13", "--gin.LAMBDA=1.0"),
+            ("--topology=cpu:8", "--expected_length=13"),
             "--expected_length is 13.0: outputs have at most 12",
         ),
     ],

@@ -1,0 +1,9 @@
+# GKD with its exact requirements and libtpu, for GKE: see launch/gke_xpk.sh.
+FROM python:3.11-slim
+WORKDIR /gkd
+COPY requirements.txt constraints.txt ./
+RUN pip install --no-cache-dir --requirement requirements.txt 'jax[tpu]' --constraint constraints.txt
+COPY gkd gkd
+COPY configs configs
+ENTRYPOINT []
+CMD ["python", "-m", "gkd", "--help"]

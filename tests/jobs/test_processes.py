@@ -1,0 +1,162 @@
+"""A run of several processes on loopback: the curve of one process, a lost process, a new start."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gkd.checkpoints.params import restore_params
+from gkd.jobs import supervisor
+from gkd.jobs.metrics_log import read_metrics
+from gkd.jobs.signals import EXIT_STOPPED
+from gkd.parallel import processes
+from tests.jobs.test_train import REPOSITORY, TINY, saved_steps, wait_for_step
+
+SETTINGS = (
+    "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5", "TRAIN_STEPS=30",
+    "EVALUATE_EVERY=10", "train.train.tensorboard=False",
+)  # fmt: skip
+HEARTBEAT = 10
+
+
+def launch(count, devices, model_dir, *overrides):
+    """A job of so many processes, each with so many devices; its process group is its own."""
+    values = [f'MODEL_DIR="{model_dir}"', *SETTINGS, *overrides]
+    environment = {**os.environ, "XLA_FLAGS": "", "GKD_HEARTBEAT_SECONDS": str(HEARTBEAT)}
+    return subprocess.Popen(
+        ["bash", "launch/local_multiprocess.sh", str(count), str(devices), "train",
+         f"--gin_file={TINY}", *(f"--gin.{value}" for value in values)],
+        cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process, code=0):
+    try:
+        _, errors = process.communicate(timeout=400)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, errors
+    return errors
+
+
+def assert_same_curve(got, want):
+    """Every number of every row, up to the order in which devices add."""
+    rows, wanted = read_metrics(got), read_metrics(want)
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted]
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=2e-5, nan_ok=True), row["step"]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # noqa: E731
+    jax.tree.map(close, restore_params(got), restore_params(want))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    sft = ("DIVERGENCE=None", "BETA=None", "LAMBDA=0.0", "TRAIN_STEPS=4")
+    finish(launch(1, 8, folder, *sft))
+    return f'TEACHER="{folder}"'
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, teacher):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    finish(launch(1, 8, folder, teacher))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [1, 2])
+def test_four_processes_have_the_curve_of_one(model, tmp_path, teacher, alone):
+    finish(launch(4, 2, tmp_path / "run", teacher, f"MODEL_PARALLELISM={model}"))
+    assert_same_curve(tmp_path / "run", alone)
+    assert len((tmp_path / "run/launches.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teacher, alone):
+    """SIGKILL of the third of four; then two processes with four devices each go on."""
+    run = tmp_path / "run"
+    process = launch(4, 2, run, teacher)
+    wait_for_step(process, run, 18)
+    _kill_child(process.pid, 2)
+    begin = time.monotonic()
+    errors = finish(process, code=1)
+    assert time.monotonic() - begin < HEARTBEAT + 30
+    assert f"which the others notice within {HEARTBEAT} s" in errors
+    assert "start all of them again" in errors
+    assert max(saved_steps(run)) == 16
+    errors = finish(launch(2, 4, run, teacher))
+    assert "resumed at step 16 of 30" in errors
+    assert_same_curve(run, alone)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_saving(tmp_path, teacher, alone):
+    run = tmp_path / "run"
+    process = launch(2, 4, run, teacher)
+    wait_for_step(process, run, 5)
+    _kill_child(process.pid, 1, signal.SIGTERM)
+    errors = finish(process, code=EXIT_STOPPED)
+    assert errors.count("gkd: stopped: ") == 2
+    finish(launch(1, 8, run, teacher))
+    assert_same_curve(run, alone)
+
+
+def _kill_child(group, number, with_signal=signal.SIGKILL):
+    """Signals the process that works as this number, and where it is killed its watcher too."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            variables = path.read_bytes().split(b"\0")
+            if f"GKD_PROCESS_ID={number}".encode() in variables:
+                watched = b"GKD_WATCHED=1" in variables
+                if watched and os.getpgid(int(path.parent.name)) != group:
+                    os.kill(int(path.parent.name), with_signal)
+
+
+# What needs no other process
+
+
+def test_a_job_is_recognised_by_its_environment(monkeypatch):
+    for name in (processes.COORDINATOR, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    assert not processes.several()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    assert not processes.several()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert processes.several()
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
+    assert processes.several()
+
+
+@pytest.mark.parametrize(("count", "number"), [("", "0"), ("2", "2"), ("two", "0")])
+def test_half_a_description_of_a_job_is_refused(monkeypatch, count, number):
+    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
+    monkeypatch.setenv(processes.PROCESSES, count)
+    monkeypatch.setenv(processes.PROCESS_ID, number)
+    with pytest.raises(ValueError, match="set a number of processes, and this one's below it"):
+        processes.join()
+
+
+def test_a_heartbeat_is_whole_seconds(monkeypatch):
+    assert processes.heartbeat_seconds() == 100
+    monkeypatch.setenv(processes.HEARTBEAT, "1.5")
+    with pytest.raises(ValueError, match=r"GKD_HEARTBEAT_SECONDS is '1.5'"):
+        processes.heartbeat_seconds()
+
+
+def test_an_aborted_process_is_explained(monkeypatch, capfd):
+    """The watcher of a child that a signal ended; one that ends by itself keeps its code."""
+    assert supervisor._watch(["bash", "-c", "kill -ABRT $$"]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("gkd: error: process of this host was ended by SIGABRT")
+    assert error.count("\n") == 1
+    assert supervisor._watch(["bash", "-c", "exit 75"]) == 75
