@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gkd.jobs.signals import EXIT_STOPPED, Stopped
+from gkd.jobs.signals import EXIT_LOST, EXIT_STOPPED, Stopped
 from gkd.parallel import processes
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -81,8 +81,8 @@ options of verbs with gin files:
                     (--gin.train.train.steps=100); text needs quotes: '--gin.MODEL_DIR="runs/a"'
   --help            this text; `python -m gkd plan --help` has that verb's further options
 
-exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
-            {stopped} stopped by SIGTERM or Ctrl-C after saving: the same command continues
+exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
+            {stopped} (SIGTERM or Ctrl-C, all saved) and {lost} (another process was lost)
 environment: GKD_TRACEBACK=1 shows where an error was raised
 """
 
@@ -121,7 +121,8 @@ def usage() -> str:
         verbs = [(name, verb) for name, verb in VERBS.items() if verb.plain == plain]
         return "\n".join(f"  {name:<10}{verb.summary}" for name, verb in verbs)
 
-    return USAGE.format(gin_verbs=listed(False), plain_verbs=listed(True), stopped=EXIT_STOPPED)
+    codes = {"stopped": EXIT_STOPPED, "lost": EXIT_LOST}
+    return USAGE.format(gin_verbs=listed(False), plain_verbs=listed(True), **codes)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:

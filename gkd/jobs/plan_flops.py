@@ -68,6 +68,19 @@ def step_flops(program: StepProgram, expected_length: float | int, split: bool =
     return costs
 
 
+def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
+    """FLOPs of a step on one chip, each product once: what MFU counts.
+
+    Args:
+      program: of the run.
+      sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
+    """
+    costs = dict(step_flops(program, sampled_length, split=False))
+    if not sampled_length:
+        costs.pop(Part.SAMPLING)
+    return sum(costs.values())
+
+
 def split_of(program: StepProgram, config) -> Split:
     """How the mesh divides a model's work; what its axis does not divide is done by every chip."""
     mesh, rules = program.mesh, meshes.rules_of_model(program.rules, config.num_heads, program.mesh)

@@ -107,7 +107,9 @@ def _share(tree):
     )
 
 
-def advice(program: StepProgram, held: Mapping[str, float], peak: float | int, chip: Chip) -> list[str]:
+def advice(
+    program: StepProgram, held: Mapping[str, float], peak: float | int, chip: Chip
+) -> list[str]:
     """What to change in a run that does not fit, the most useful first."""
     changes = []
     models = {"teacher": held.get("teacher", 0), "student": held["parameters"] + held["optimizer"]}

@@ -5,6 +5,7 @@ import types
 from typing import Any
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: "try again later". 143 would look like a run killed unsaved.
+EXIT_LOST = 76  # another process of the job was lost; start again
 
 
 class Stopped(Exception):

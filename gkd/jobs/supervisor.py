@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from gkd.jobs import command_line
+from gkd.jobs.signals import EXIT_LOST
 from gkd.parallel import processes
 
 _WATCHED = "GKD_WATCHED"
@@ -51,7 +52,7 @@ def _watch(command: list[str]) -> int:
         return code
     name = signal.Signals(-code).name
     print(f"gkd: error: {lost(f'was ended by {name}')}", file=sys.stderr)
-    return command_line.EXIT_FAILED
+    return EXIT_LOST
 
 
 def lost(what: str) -> str:

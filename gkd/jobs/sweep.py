@@ -1,4 +1,4 @@
-"""The verb `sweep`: runs every cell of a grid, lists their commands, or prints their table."""
+"""The verb `sweep`: runs every cell of a grid, lists their commands, or prints their tables."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import json
 import pathlib
 import re
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.jobs import command_line, sweep_table
-from gkd.jobs.signals import EXIT_STOPPED, Stopped, StopRequest
+from gkd.jobs.sweep_runner import Runner
 from gkd.jobs.training_loop import SUMMARY_FILE
 
-ACTIONS = ("run", "list", "table")
+ACTIONS = ("run", "list", "status", "table")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _TRAIN = "/gkd.jobs.train.train."  # how bindings of the verb `train` begin
-_POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +46,11 @@ class Cell:
         """The options joined; a run's is its directory within the sweep's."""
         return "/".join(self.labels.values())
 
-    @property
-    def command(self) -> list[str]:
-        """The command, with this process's own Python."""
-        return [sys.executable, "-m", "gkd", *self.arguments]
+    def command(self, launcher: Sequence[str] = ()) -> list[str]:
+        """The command, with this process's own Python or a launcher, see `sweep`."""
+        name = self.name.replace("/", "-").replace("_", "-").replace(".", "-").lower()
+        words = [word.replace("{name}", name) for word in launcher]
+        return [*(words or [sys.executable, "-m", "gkd"]), *self.arguments]
 
     def outcome(self) -> dict[str, Any] | None:
         """What it wrote; None while it is not complete, or its run has been trained since."""
@@ -76,42 +74,56 @@ def sweep(
     evaluations: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
     over: str = "seed",
+    at_once: int = 1,
+    retries: int = 3,
+    launcher: Sequence[str] = (),
 ) -> None:
-    """Runs every cell of the product of the axes, each in a process of its own, one after another.
+    """Runs every cell of the product of the axes, each in a process of its own.
 
-    A complete cell is skipped, a failed one is reported and the rest go on; the same command
-    continues. All cells are checked before the first one starts.
+    A complete cell is skipped, one that crashed or was preempted is started again, a failed one is
+    reported and the rest go on; the same command continues. All cells are checked before the first
+    one starts.
 
     Args:
       directory: of the sweep; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
       gin_files: what all cells begin with.
       axes: by name, the options by name: each a list of further gin files (names in .gin) and
         overrides (NAME=VALUE). A later axis overrides an earlier one.
-      action: 'run'; 'list' prints one shell command a cell; 'table' prints what came out, and
-        writes it into the directory as table.md and table.json.
+      action: 'run'; 'list' prints one shell command a cell; 'status' which are complete; 'table'
+        what came out, and writes it into the directory as table.md and table.json.
       overrides: of every cell, the last to be applied.
       evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
         it is complete. The table is then of them, not of the runs' last evaluation.
       metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC (of every task).
       over: the axis that the table averages over, where there is one of that name.
+      at_once: how many cells run at a time.
+      retries: how often a cell is started again that did not end by itself.
+      launcher: words in place of `python -m gkd`, {name} being the cell's name in them: ['env',
+        'TPU_NAME={name}', 'bash', 'launch/tpu_vm.sh', 'all']. What it runs must write where this
+        process can read it, for a cell to be complete.
 
     Raises:
       ValueError: a wrong grid or configuration; cells that failed.
-      Stopped: SIGTERM or Ctrl-C came; the running cell has saved.
+      Stopped: SIGTERM or Ctrl-C came; the running cells have saved.
     """
+    if at_once < 1 or retries < 0:
+        raise ValueError(f"AT_ONCE is {at_once}, RETRIES {retries}: use 1 or more, 0 or more")
     if action not in ACTIONS:
         raise ValueError(f"ACTION is {action!r}: choose one of {', '.join(ACTIONS)}")
     cells = plan(directory, gin_files, axes, overrides, evaluations)
     if action == "list":
         for cell in cells:
-            print(shlex.join(cell.command))
+            print(shlex.join(cell.command(launcher)))
+    elif action == "status":
+        for cell in cells:
+            print(f"{'complete' if cell.outcome() is not None else 'open':8}  {cell.name}")
     elif action == "table":
         names = list(metrics or dict.fromkeys(cell.best_metric for cell in cells))
         rows = [cell for cell in cells if bool(cell.run) == bool(evaluations)]
         outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
         sweep_table.write(pathlib.Path(directory), sweep_table.averages(outcomes, names, over))
     else:
-        _run(cells)
+        Runner(cells, launcher, at_once, retries).run()
 
 
 def plan(
@@ -183,53 +195,3 @@ def _check_options(axes: Mapping[str, Any]) -> None:
                     f"axis {axis}, option {label}: {(wrong or [settings])[0]!r} in place of a list "
                     "of gin files (NAME.gin) and overrides ('NAME=VALUE')"
                 )
-
-
-def _run(cells: Sequence[Cell]) -> None:
-    """Runs what is not complete."""
-    failed = []
-    _report(f"{len(cells)} cells, {sum(cell.outcome() is not None for cell in cells)} complete")
-    with StopRequest() as stop:
-        for number, cell in enumerate(cells, start=1):
-            place = f"[{number}/{len(cells)}] {cell.name}"
-            if cell.outcome() is not None:
-                _report(f"{place}: complete")
-                continue
-            if cell.run and cell.run.outcome() is None:  # it failed, or was a dry run
-                continue
-            _report(f"{place}: {shlex.join(cell.command)}")
-            code = _execute(cell.command, stop)
-            if stop.requested or code == EXIT_STOPPED:
-                raise Stopped(f"{stop.signal_name or 'a signal'} in {place}; continue as before")
-            if code:
-                failed.append(f"{cell.name} (exit code {code})")
-                _report(f"{place}: failed with exit code {code}")
-    if failed:
-        raise ValueError(
-            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the same command "
-            "tries them again"
-        )
-
-
-def _execute(command: Sequence[str], stop: StopRequest) -> int:
-    """Runs a process to its end; passes a stop request on, once, so that it can save."""
-    # Its own session: the terminal's Ctrl-C would reach it beside our SIGTERM, and the second of
-    # two signals ends a run without saving.
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    asked = False
-    try:
-        while True:
-            try:
-                return process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                if stop.requested and not asked:
-                    process.send_signal(signal.SIGTERM)
-                    asked = True
-    except BaseException:  # a second Ctrl-C: at once
-        process.kill()
-        process.wait()
-        raise
-
-
-def _report(text: str) -> None:
-    print(f"sweep: {text}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,9 @@ from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
 from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
+from gkd.jobs.monitor import Monitor
+from gkd.jobs.part_times import part_seconds
+from gkd.jobs.plan_flops import useful_flops
 from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
@@ -87,6 +91,9 @@ def train(
     remat: bool | None = None,
     teacher_step: int | str | None = None,
     tensorboard: bool = True,
+    profile_steps: tuple[int, int] | None = None,
+    stall_seconds: float | int = 600,
+    time_parts: bool = False,
     dry_run: bool | Callable[[StepProgram], Any] = False,
     devices: list[Any] | None = None,
 ) -> Any:
@@ -145,6 +152,9 @@ def train(
       remat: whether to recompute the student's activations in the backward pass, to save memory.
       teacher_step: of a teacher that is a run: its newest (None), a number or 'best'.
       tensorboard: whether to write TensorBoard events beside the JSON lines.
+      profile_steps: first and last step of a `jax.profiler` trace, in the run's `profile/`.
+      stall_seconds: a step, evaluation or save that takes longer is reported; 0 never.
+      time_parts: whether to time sampling and teacher by themselves before the first step.
       dry_run: only trace the step, with the architectures that are named: no checkpoint is read
         where there is one, no data, and nothing is written. A function gets the step's program
         instead; what it returns is returned.
@@ -241,6 +251,9 @@ def train(
         restored = store.restore(state.abstract)
         if restored is not None:
             batches.restore(restored.data_state)
+        monitor = Monitor(
+            run.path, functools.partial(useful_flops, program), profile_steps, stall_seconds
+        )
         with MetricsLog(run.path, tensorboard) as log:
             loop = TrainingLoop(
                 intervals=intervals,
@@ -254,6 +267,7 @@ def train(
                 evaluation=evaluation,
                 store=store,
                 log=log,
+                monitor=monitor,
                 stop=stop,
                 schedule=schedule,
                 seed=seed,
@@ -261,6 +275,7 @@ def train(
                 sample_rows=sample_rows,
                 best_metric=best_metric,
                 directory=run.path,
+                time_parts=functools.partial(part_seconds, program) if time_parts else None,
             )
             run.write_operative_config()
             try:

@@ -22,6 +22,7 @@ from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
 from gkd.jobs.compilations import Compilations
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
+from gkd.jobs.monitor import Monitor
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
 from gkd.parallel import mesh as meshes
@@ -61,6 +62,7 @@ class TrainingLoop:
     evaluation: evaluations.Evaluation
     store: CheckpointStore
     log: MetricsLog
+    monitor: Monitor
     stop: StopRequest
     schedule: Callable[[int], Any]
     seed: int
@@ -68,6 +70,7 @@ class TrainingLoop:
     sample_rows: int
     best_metric: str | None
     directory: pathlib.Path
+    time_parts: Callable[..., dict[str, float]] | None = None
 
     def __post_init__(self):
         self._key = evaluations.evaluation_key(self.seed)
@@ -88,7 +91,7 @@ class TrainingLoop:
         # A fresh start writes everything again, also what it measured before its first step.
         self.log.truncate_after(-1 if restored_step is None else first)
         total = self.intervals.train_steps
-        with Progress("train", total, first) as self._progress:
+        with self.monitor, Progress("train", total, first) as self._progress:
             self._report_cuts()
             self._teacher_texts = self._evaluate_teacher(first if restored_step is None else None)
             if restored_step is None:
@@ -100,6 +103,10 @@ class TrainingLoop:
                 host = next(self.batches)
                 batch = meshes.place_batch(self._host_batch(host), self.mesh)
                 teacher_params = None if self.teacher is None else self.teacher.params
+                if self.time_parts is not None and number == first + 1:
+                    parts = self.time_parts(state, teacher_params, batch)
+                    self.monitor.write_row({"step": first, **parts})
+                self.monitor.begins("step", number)
                 with self._compilations.of("step"):
                     state, metrics = self.compiled(state, teacher_params, batch)
                 # The step before is read while this one runs.
@@ -142,6 +149,7 @@ class TrainingLoop:
         Returns:
           The state to go on with.
         """
+        self.monitor.begins("evaluation or checkpoint after step", number)
         stops = self._stops and number < self.intervals.train_steps
         measured = {}
         if self.intervals.due(number, self.intervals.evaluate_every):
@@ -182,14 +190,18 @@ class TrainingLoop:
         }
         tokens = int(pairs["target_length"][0])
         now = time.monotonic()
-        if self._clock is not None:
-            self._seconds.append(now - self._clock)
+        seconds = None if self._clock is None else now - self._clock
+        if seconds is not None:
+            self._seconds.append(seconds)
         self._clock = now
+        self.monitor.step_ended(number, seconds, tokens)
         if self.intervals.due(number, self.intervals.log_every):
             values["train/learning_rate"] = float(self.schedule(number - 1))
             for count in ("inputs_cut", "targets_cut", "empty_examples"):
                 values[f"data/{count}"] = host[count]
             self.log.write(number, values)
+            written = values["train/target_length"] if values["train/on_policy"] else 0.0
+            self.monitor.write(number, written)
         self._progress.update(number, tokens, loss=values["train/loss"])
         streak = int(values["train/skipped_in_a_row"])
         if streak >= self.stop_after_skipped:

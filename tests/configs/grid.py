@@ -39,7 +39,7 @@ def axes(name: str) -> dict[str, dict[str, list[str]]]:
     found = {}
     with (
         mock.patch.object(sweep, "plan", lambda directory, files, axes, *_: found.update(axes)),
-        mock.patch.object(sweep, "_run"),
+        mock.patch.object(sweep, "Runner"),
     ):
         command_line.configure(Command("sweep", (name,), ()))()
     gin.clear_config()
@@ -57,7 +57,7 @@ def cells(name: str) -> tuple[sweep.Cell, ...]:
 
     with (
         mock.patch.object(sweep, "plan", first_seed),
-        mock.patch.object(sweep, "_run", found.extend),
+        mock.patch.object(sweep, "Runner", lambda cells, *_: found.extend(cells) or mock.Mock()),
     ):
         command_line.configure(Command("sweep", (name,), ()))()
     gin.clear_config()

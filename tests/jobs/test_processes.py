@@ -14,7 +14,7 @@ import pytest
 from gkd.checkpoints.params import restore_params
 from gkd.jobs import supervisor
 from gkd.jobs.metrics_log import read_metrics
-from gkd.jobs.signals import EXIT_STOPPED
+from gkd.jobs.signals import EXIT_LOST, EXIT_STOPPED
 from gkd.parallel import processes
 from tests.jobs.test_train import REPOSITORY, TINY, saved_steps, wait_for_step
 
@@ -87,7 +87,7 @@ def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teac
     wait_for_step(process, run, 18)
     _kill_child(process.pid, 2)
     begin = time.monotonic()
-    errors = finish(process, code=1)
+    errors = finish(process, code=EXIT_LOST)
     assert time.monotonic() - begin < HEARTBEAT + 30
     assert f"which the others notice within {HEARTBEAT} s" in errors
     assert "start all of them again" in errors
@@ -155,7 +155,7 @@ def test_a_heartbeat_is_whole_seconds(monkeypatch):
 
 def test_an_aborted_process_is_explained(monkeypatch, capfd):
     """The watcher of a child that a signal ended; one that ends by itself keeps its code."""
-    assert supervisor._watch(["bash", "-c", "kill -ABRT $$"]) == 1
+    assert supervisor._watch(["bash", "-c", "kill -ABRT $$"]) == EXIT_LOST
     error = capfd.readouterr().err
     assert error.startswith("gkd: error: process of this host was ended by SIGABRT")
     assert error.count("\n") == 1

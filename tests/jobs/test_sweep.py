@@ -42,6 +42,12 @@ with open("launches.txt", "a") as file:
     file.write((output or [path])[0] + "\\n")
 if os.path.exists("fail") and str(place) in open("fail").read():
     sys.exit(1)
+if os.path.exists("crash") and str(place) in open("crash").read():
+    os.kill(os.getpid(), signal.SIGKILL)
+while os.path.exists("together"):
+    if len(open("launches.txt").readlines()) >= int(open("together").read()):
+        break
+    time.sleep(0.02)
 if os.path.exists("wait"):
     def stop(*_):
         pathlib.Path("saved").touch()
@@ -124,6 +130,40 @@ def test_cells_run_in_order_once_and_a_failed_one_stops_no_other(grid, capfd):
     assert grid() == 0
     assert launches() == [*order, *order[1:]]
     assert "[1/4] sft/0: complete" in capfd.readouterr().err
+
+
+def test_a_crashed_cell_is_started_again_and_no_other(grid, capfd):
+    pathlib.Path("crash").write_text("out/sft/1")
+    assert grid("RETRIES=2") == 1
+    assert launches().count("out/sft/1") == 3 and len(launches()) == 6
+    errors = capfd.readouterr().err
+    assert "[2/4] sft/1: exit code -9, it is started again" in errors
+    assert "sft/1 (exit code -9)" in errors.splitlines()[-1]
+    assert any("sft/1" in line and line.rstrip().endswith("3") for line in errors.splitlines())
+
+
+def test_cells_run_side_by_side(grid):
+    """Every cell waits until three have begun: one after the other, none would end."""
+    pathlib.Path("together").write_text("3")
+    assert grid("AT_ONCE=3", "OVERRIDES=['BATCH_SIZE=8']") == 0
+    assert len(launches()) == 4
+
+
+def test_a_launcher_gets_the_cells_name_and_command(grid, capsys):
+    assert grid("ACTION='list'", "LAUNCHER=['env', 'TPU_NAME=a-{name}', 'bash', 'tpu.sh']") == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[2])
+    assert words[:5] == ["env", "TPU_NAME=a-jsd-0-1-0", "bash", "tpu.sh", "train"]
+    assert "--gin.MODEL_DIR='out/jsd_0.1/0'" in words
+
+
+def test_the_status_says_what_is_complete(grid, capsys):
+    pathlib.Path("fail").write_text("out/sft/1")
+    assert grid() == 1
+    capsys.readouterr()
+    assert grid("ACTION='status'") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [state for state, _ in lines] == ["complete", "open", "complete", "complete"]
+    assert [name for _, name in lines] == ["sft/0", "sft/1", "jsd_0.1/0", "jsd_0.1/1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

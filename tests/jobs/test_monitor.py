@@ -1,0 +1,99 @@
+"""The monitor: its rows by hand, a trace on disk, a stalled step told with its place."""
+
+import json
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gkd.jobs import monitor
+from gkd.jobs.monitor import Monitor
+from gkd.parallel.roofline import CHIPS, Chip
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+
+
+def test_a_row_is_of_its_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "chip_of", lambda device: Chip(1000.0, 1, 1.0, 1.0))
+    clock = Clock()
+    watched = Monitor(tmp_path, lambda length: 50.0 + length, stall_seconds=0, clock=clock)
+    for step, seconds in enumerate((None, 0.5, 0.25, 0.25), start=1):
+        watched.step_ended(step, seconds, 30)
+    clock.now += 4.0  # the rest went into compiling
+    watched.write(4, sampled_length=10.0)
+    watched.step_ended(5, 2.0, 8)
+    clock.now += 2.0
+    watched.write(5)
+    watched.write(5)  # nothing new
+    first, second = rows(tmp_path)
+    assert first == {
+        "step": 4, "seconds_per_step": 0.25, "steps_per_second": 4.0, "tokens_per_second": 90.0,
+        "goodput": 0.25, "mfu": 60 / 0.25 / 1000,
+    }  # fmt: skip
+    assert second["goodput"] == 0.5 and second["tokens_per_second"] == 4.0
+    assert second["mfu"] == 50 / 2 / 1000
+
+
+def test_a_chip_is_known_by_its_kind():
+    class Device:
+        device_kind = "TPU v5 lite"
+
+    assert monitor.chip_of(Device) is CHIPS["v5e"]
+    assert monitor.chip_of(jax.devices()[0]) is None
+
+
+def test_a_trace_of_the_steps_asked_for(tmp_path):
+    with Monitor(tmp_path, profile_steps=(2, 3)) as watched:
+        for step in range(1, 5):
+            watched.begins("step", step)
+            jax.block_until_ready(jnp.ones(3) + step)
+            assert watched._tracing == (step in (2, 3))
+            watched.step_ended(step, 0.1, 1)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_stalled_step_is_told_with_its_place(tmp_path, capfd):
+    stalled = threading.Event()
+    with Monitor(tmp_path, stall_seconds=0.2) as watched:
+        watched.begins("step", 7)
+        stalled.wait(1.5)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("gkd: warning: step 7 has not ended after 0 s; the process is at ")
+    assert "(wait)" in lines[0]
+    assert 1 <= len(lines) <= 3  # after .2, .4 and .8 s or later
+
+
+def test_a_step_that_goes_on_is_not_told(tmp_path, capfd):
+    with Monitor(tmp_path, stall_seconds=0.5) as watched:
+        for step in range(8):
+            watched.begins("step", step)
+            time.sleep(0.1)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts):
+    from gkd.jobs import command_line
+    from tests.jobs.test_train import TINY
+
+    options = ["TRAIN_STEPS=4", "LOG_EVERY=2", f"TIME_PARTS={parts}", "EVALUATION_EXAMPLES=16"]
+    options += [f'MODEL_DIR="{tmp_path}"', "train.train.tensorboard=False"]
+    arguments = ["train", f"--gin_file={TINY}", *(f"--gin.{text}" for text in options)]
+    assert command_line.main(arguments) == 0
+    written = rows(tmp_path)
+    if parts:
+        assert written.pop(0).keys() == {"step", "sampling_seconds"}
+    assert [row["step"] for row in written] == [2, 4]
+    assert all(0 < row["goodput"] < 1 and row["steps_per_second"] > 0 for row in written)
