@@ -64,8 +64,8 @@ def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY
 
         def run():
             if not state:
-                fresh = jax.tree.map(jnp.copy, of(student))
-                made = train_step.init_state(fresh, optimizer, 0)
+                made = train_step.init_state(of(student), optimizer, 0)
+                del params[student]  # the state owns and donates them
                 state["now"] = jax.device_put(made, abstract)
             state["now"], metrics = compiled(state["now"], of(teacher), batch)
             jax.block_until_ready((state["now"], metrics))
