@@ -285,7 +285,7 @@ def test_rows_of_different_metrics_and_rows_that_disagree():
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("ACTION='tabel'", "ACTION is 'tabel': choose one of run, list, table"),
+        ("ACTION='tabel'", "ACTION is 'tabel': choose one of run, list, status, table"),
         ("sweep.sweep.axes={}", "axes is empty"),
         ("sweep.sweep.axes={'seed': {}}", "axis seed of the sweep has no options"),
         ("sweep.sweep.axes={'seed': {'..': []}}", "the option '..' names a folder"),
