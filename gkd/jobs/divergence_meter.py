@@ -16,6 +16,7 @@ from gkd.distill import divergences, losses
 from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets, shift_right
+from gkd.distill.types import Batch
 from gkd.jobs.models import LoadedModel
 from gkd.parallel import mesh as meshes
 
@@ -59,6 +60,7 @@ class DivergenceMeter:
           valid: bool [V], ids that may be written and carry probability.
         """
         self._mesh, self._rules = mesh, rules
+        self._shapes = student.shapes, teacher.shapes
         rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
         self._run = jax.jit(
             _make_sums(student.model, teacher.model, valid, mesh.shape["data"]),
@@ -86,6 +88,13 @@ class DivergenceMeter:
             for name, value in jax.device_get(sums).items():
                 totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
         return _divided(totals)
+
+    def lower(self, batch: Batch) -> Any:
+        """Lowers the program for a batch's shapes, for inspection."""
+        first = jax.ShapeDtypeStruct((), "int32")
+        key = jax.eval_shape(jax.random.PRNGKey, 0)
+        with meshes.on_mesh(self._mesh, self._rules):
+            return self._run.lower(*self._shapes, batch, first, key)
 
 
 def _make_sums(student, teacher, valid, data_shards) -> Callable:

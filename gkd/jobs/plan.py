@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import rich.console
 
-from gkd.jobs import plan_report
-from gkd.jobs.plan_flops import step_flops
-from gkd.jobs.plan_programs import lowered, measure
-from gkd.jobs.step_program import StepProgram
+from gkd.jobs import plan_programs, plan_report
+from gkd.jobs.plan_search import search_meshes
 from gkd.parallel.roofline import CHIPS
 from gkd.parallel.topologies import topology_devices
 
@@ -25,7 +22,12 @@ SFT = {
     "rollout_length": None, "teacher": None, "teacher_model": None, "teacher_top_k": None,
     "reward": None, "alpha": 1.0, "replay": None,
 }  # fmt: skip
-PROGRAMS = ("step", "sft", "evaluation")
+PROGRAMS = {
+    "step": plan_programs.step_programs,
+    "sft": functools.partial(plan_programs.step_programs, name="sft"),
+    "evaluation": plan_programs.evaluation_programs,
+    "generation": plan_programs.generation_programs,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,18 +81,24 @@ def plan(
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
-    model = _model_axis(mesh, len(devices)) if mesh else None
+    given = {"model_parallelism": _model_axis(mesh, len(devices))} if mesh else {}
     trace = functools.partial(run, dry_run=lambda program: program, devices=devices)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     prices = {"price": price, "chips": len(devices)}
+    result = {"topology": topology, "expected_length": expected_length}
+
+    def report(program, planned):
+        return plan_report.measured(program, planned, chip, expected_length, prices)
+
+    def save(found):
+        result.update(found)
+        if path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
     if search:
-        result = _search(trace, len(devices), chip, expected_length, prices, console)
+        search_meshes(trace, len(devices), report, console.print, save)
     else:
-        given = {} if model is None else {"model_parallelism": model}
-        result = _measure(trace, given, _names(programs), chip, expected_length, prices, console)
-    result = {"topology": topology, "expected_length": expected_length, **result}
-    if path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        _measure(trace, given, _names(programs), report, console.print, save)
     return result
 
 
@@ -116,74 +124,21 @@ def _model_axis(mesh: str, chips: int) -> int:
     return model
 
 
-def _measure(trace, given, names, chip, expected_length, prices, console):
-    """Every program of one setting."""
+def _measure(trace, given, names, report, say, save):
+    """Every program of one setting; what is done is saved, for the next one may take minutes."""
     step = trace(**given)
-    console.print(plan_report.heading(step))
-    results = {}
+    say(plan_report.heading(step))
+    setting, results = plan_report.setting(step), {}
     for name in names:
-        program = trace(**given, **SFT) if name == "sft" else step
-        if name == "sft" and step.method.divergence is None and step.method.reward is None:
-            continue  # the step is fine-tuning already
-        kind = "step" if name == "sft" else name
-        for part, lower in lowered(program, kind).items():
-            label = name if part == kind else f"{name}: {part}"
-            measured = measure(lower, chip, _share(program, expected_length))
-            expected = _expected(program, kind, part, expected_length)
-            results[label] = plan_report.facts(program, measured, chip, expected, prices, part)
-            for line in plan_report.lines(label, results[label], chip):
-                console.print(line)
-    return {"setting": plan_report.setting(step), "programs": results}
-
-
-def _search(trace, chips, chip, expected_length, prices, console):
-    """The step under every mesh and number of microbatches that divide, the fastest first."""
-    ranked = []
-    for model, microbatches in itertools.product(_divisors(chips), (1, 2, 4, 8, 16)):
-        given = {"model_parallelism": model, "microbatches": microbatches}
-        try:
-            program = trace(**given)
-        except ValueError as error:
-            if "does not divide" not in str(error):
-                raise
-            continue
-        name, lower = list(lowered(program, "step").items())[-1]  # the update, where it is two
-        measured = measure(lower, chip, _share(program, expected_length))
-        expected = _expected(program, "step", name, expected_length)
-        found = plan_report.facts(program, measured, chip, expected, prices, name)
-        ranked.append({**given, "data": chips // model, **found})
-        console.print(plan_report.candidate(ranked[-1]))
-    if not ranked:
-        raise ValueError("no mesh and number of microbatches divides the batch: change BATCH_SIZE")
-    ranked.sort(key=lambda one: (not one["fits"], one["seconds"] or float("inf")))
-    console.print("\nranked: " + "; ".join(plan_report.name_of(one) for one in ranked))
-    return {"candidates": ranked}
-
-
-def _divisors(number):
-    return [size for size in range(1, number + 1) if number % size == 0 and size <= 16]
-
-
-def _share(program: StepProgram, expected_length: float | int | None) -> float:
-    """What a sampling loop runs of its bound."""
-    bound = _bound(program)
-    if expected_length is None:
-        return 1.0
-    if not 0 < expected_length <= bound:
-        raise ValueError(f"--expected_length is {expected_length}: outputs have at most {bound}")
-    return expected_length / bound
-
-
-def _bound(program):
-    return program.method.rollout_length or program.batch.decoder_target_tokens.shape[1]
-
-
-def _expected(program, kind, part, expected_length) -> Mapping[str, float] | None:
-    """Closed-form FLOPs of a whole step on one chip; None for other programs."""
-    if kind != "step" or part != "step" or program.judge is not None:
-        return None
-    length = expected_length or _bound(program)
-    return {
-        "counted": sum(step_flops(program, length).values()),
-        "useful": sum(step_flops(program, length, split=False).values()),
-    }
+        program = step
+        if name == "sft":
+            if step.method.divergence is None and step.method.reward is None:
+                continue  # the step is fine-tuning already
+            program = trace(**given, **SFT)
+        for label, planned in PROGRAMS[name](program).items():
+            results[label] = report(program, planned)
+            say("\n".join(plan_report.lines(label, results[label])))
+            save({"setting": setting, "programs": results})
+    refused = [label for label, found in results.items() if "refused" in found]
+    if refused:
+        raise ValueError(f"no estimate of {', '.join(refused)}: its FLOPs cannot be trusted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gkd.distill.train_step import Part
+from gkd.jobs.models import LoadedModel
 from gkd.jobs.step_program import StepProgram
 from gkd.models.flops import Split, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
@@ -12,7 +13,9 @@ from gkd.parallel import mesh as meshes
 UPDATE = "update"
 
 
-def step_flops(program: StepProgram, expected_length: float | int, split: bool = True) -> Mapping:
+def step_flops(
+    program: StepProgram, expected_length: float | int, split: bool = True, repeats: bool = True
+) -> Mapping:
     """Multiplications and additions of a step's matrix products by part, on one chip.
 
     Every row is as long as the batch, padding too; attention is to all positions, masked or not;
@@ -23,6 +26,7 @@ def step_flops(program: StepProgram, expected_length: float | int, split: bool =
       expected_length: tokens after which sampling stops, at most the target's length.
       split: with the mesh's division and its replication; else an equal share for every chip, as
         if all divided (the model's FLOPs, of MFU).
+      repeats: whether what rematerialisation does again counts too.
 
     Returns:
       FLOPs of 'gkd_sampling', 'gkd_teacher', 'gkd_reward' and 'update'.
@@ -59,13 +63,65 @@ def step_flops(program: StepProgram, expected_length: float | int, split: bool =
         if again:
             costs[Part.SAMPLING] += encoder_flops(student, rows, source, ways)
     heads = 3 * head_flops(student, rows * samples, tokens, ways)
-    passes = 4 if student.remat else 3
-    costs[UPDATE] = passes * scored(student, tokens) + heads
+    costs[UPDATE] = 3 * scored(student, tokens) + heads
+    if student.remat and repeats:
+        # A layer's last product is not repeated: nothing in its backward pass needs the result.
+        written_out = rows * source * student.num_encoder_layers
+        written_out += rows * samples * tokens * student.num_decoder_layers
+        last = 2 * written_out * student.emb_dim * student.mlp_dim / ways.rows / ways.mlp
+        costs[UPDATE] += scored(student, tokens) - last
     if program.expert is not None:
         teacher = program.expert.config
         costs[Part.TEACHER] = scored(teacher, tokens)
         costs[UPDATE] += head_flops(teacher, rows * samples, tokens, shared(teacher))
     return costs
+
+
+def generation_flops(
+    program: StepProgram, loaded: LoadedModel, expected_length: float | int, scored: bool
+) -> float:
+    """The same of writing one output to each of `evaluation_rows` prompts, as `Generator` does.
+
+    Args:
+      program: of the run.
+      loaded: the model that writes.
+      expected_length: tokens after which writing stops, at most the target's length.
+      scored: whether the references' log-probabilities are computed too.
+    """
+    rows, source, target = program.evaluation_rows, *_lengths(program)
+    config, ways = loaded.config, split_of(program, loaded.config)
+    prompts = encoder_flops(config, rows, source, ways)
+    cross = cross_flops(config, rows, source, ways)
+    return (
+        prompts
+        + (2 if scored else 1) * cross
+        + _decoding(config, rows, expected_length, target + source, ways)
+        + scored * _decoding(config, rows, target, target + source, ways)
+    )
+
+
+def meter_flops(program: StepProgram, expected_length: float | int) -> float:
+    """The same of `DivergenceMeter`: both models score a sample and a reference of every prompt."""
+    student, rows, target = program.learner, program.evaluation_rows, _lengths(program)[1]
+    total = generation_flops(program, student, expected_length, scored=False)
+    for loaded in (student, program.expert):
+        config, ways = loaded.config, split_of(program, loaded.config)
+        source = _lengths(program)[0]
+        total += cross_flops(config, rows, source, ways)
+        total += _decoding(config, 2 * rows, target, target + source, ways)
+        if loaded is not student:
+            total += encoder_flops(config, rows, source, ways)
+    return total
+
+
+def _lengths(program):
+    return program.batch.encoder_input_tokens.shape[1], program.batch.decoder_target_tokens.shape[1]
+
+
+def _decoding(config, rows, tokens, attended, ways):
+    """The decoder's layers and its head."""
+    layers = decoder_flops(config, rows, tokens, attended, ways)
+    return layers + head_flops(config, rows, tokens, ways)
 
 
 def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
@@ -75,7 +131,7 @@ def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
       program: of the run.
       sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
     """
-    costs = dict(step_flops(program, sampled_length, split=False))
+    costs = dict(step_flops(program, sampled_length, split=False, repeats=False))
     if not sampled_length:
         costs.pop(Part.SAMPLING)
     return sum(costs.values())

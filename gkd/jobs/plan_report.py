@@ -2,131 +2,117 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
+from gkd.distill.train_step import Part
 from gkd.jobs.plan_flops import split_of
-from gkd.jobs.plan_programs import Measured
+from gkd.jobs.plan_memory import advice
+from gkd.jobs.plan_programs import Measured, Planned, measure, parts
 from gkd.jobs.step_program import StepProgram
 from gkd.parallel.roofline import Chip, roofline
 
 TOLERANCE = 0.03
-STEP = ("step", "rollout", "update")
+DEEP = 12  # layers of a stack that take long to compile one by one
 _GIB, _HOUR = 2**30, 3600.0
+
+
+def measured(
+    program: StepProgram,
+    planned: Planned,
+    chip: Chip,
+    expected_length: float | int | None,
+    prices: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Compiles a program and says what was found, see `facts`.
+
+    Args:
+      program, planned, chip, prices: as in `facts`.
+      expected_length: tokens of an output on average; None is as many as there can be.
+
+    Raises:
+      ValueError: outputs cannot be as long as expected.
+    """
+    longest = program.batch.decoder_target_tokens.shape[1]
+    length = longest if expected_length is None else expected_length
+    if not 0 < length <= longest:
+        raise ValueError(f"--expected_length is {length}: outputs have at most {longest}")
+    length = min(length, planned.bound)
+    compiled = measure(planned.lower, chip, length / planned.bound)
+    return facts(program, planned, compiled, chip, length, prices)
 
 
 def facts(
     program: StepProgram,
+    planned: Planned,
     measured: Measured,
     chip: Chip,
-    expected: Mapping[str, float] | None,
+    expected_length: float | int,
     prices: Mapping[str, Any],
-    part: str,
 ) -> dict[str, Any]:
     """What was measured of a program, as JSON.
 
     Args:
       program: of the run.
-      measured: of one of its programs.
+      planned, measured: one of its programs.
       chip: what it is for.
-      expected: closed-form FLOPs of a chip, 'counted' and 'useful', or None.
+      expected_length: tokens of an output on average.
       prices: 'price' of a chip-hour or None, number of 'chips'.
-      part: 'step', or 'rollout' and 'update', its halves where rewards read texts, or another.
 
-    Raises:
-      ValueError: the count of FLOPs is not the closed form's.
+    Returns:
+      Memory, always. Counts and times only if the count of FLOPs is the closed form's; else
+      `refused` says how they differ.
     """
-    held = resident(program)
-    found: dict[str, Any] = {"fits": False, "held_bytes": held, "capacity_bytes": chip.memory}
-    found |= {"peak_bytes": measured.needed, "seconds": None}
-    found["compile_seconds"] = measured.compile_seconds
-    if measured.cost is None:
-        return found | {"advice": advice(program, held, measured.needed, chip)}
-    memory, cost = measured.memory, measured.cost
-    peak = memory.peak
-    if (
-        part not in STEP
-    ):  # the student's parameters are its argument, the rest of the run is there too
-        peak += sum(held.values()) - held["parameters"]
-    found |= {
-        "fits": peak <= chip.memory, "peak_bytes": peak,
-        "temporary_bytes": memory.temporaries, "argument_bytes": memory.arguments,
-        "flops": cost.flops, "bytes": cost.bytes, "wire_bytes": cost.wire_bytes,
-        "collectives": cost.by_kind(), "seconds_by_part": measured.seconds if part in STEP else {},
-        "seconds": sum(measured.seconds.values()),
-        "seconds_without_overlap": roofline(cost, chip).one_by_one,
+    held = planned.held
+    found: dict[str, Any] = {
+        "fits": False, "held_bytes": dict(held), "cache_bytes": planned.cache,
+        "capacity_bytes": chip.memory, "peak_bytes": measured.needed, "seconds": None,
+        "compile_seconds": measured.compile_seconds,
     }  # fmt: skip
+    if measured.cost is not None:
+        # What a chip holds and the program does not take as an argument is there all the same.
+        beside = max(0.0, sum(held.values()) - measured.memory.arguments)
+        found["peak_bytes"] = measured.memory.peak + beside
+        found["fits"] = found["peak_bytes"] <= chip.memory
+        found["compiler"] = dataclasses.asdict(measured.memory)
+    found["temporary_bytes"] = max(0.0, found["peak_bytes"] - sum(held.values()))
     if not found["fits"]:
-        found["advice"] = advice(program, held, peak, chip)
-    if expected is not None:
-        found |= _checked(cost.flops, expected, found["seconds"], chip)
-    if part == "step":
-        rows = program.batch.encoder_input_tokens.shape[0]
-        hours = found["seconds"] * program.train_steps * prices["chips"] / _HOUR
-        found |= {"examples_per_second": rows / found["seconds"], "chip_hours": hours}
+        found["advice"] = advice(program, held, found["peak_bytes"], chip, planned.batch)
+    if measured.cost is None:
+        return found
+    closed_form = planned.flops(expected_length)
+    refusal = _refusal(measured, closed_form)
+    if refusal:
+        return found | {"refused": refusal}
+    cost, seconds = measured.cost, sum(measured.seconds.values())
+    found |= {
+        "flops": cost.flops, "closed_form_flops": closed_form, "bytes": cost.bytes,
+        "wire_bytes": cost.wire_bytes, "collectives": cost.by_kind(),
+        "seconds": seconds, "seconds_without_overlap": roofline(cost, chip).one_by_one,
+    }  # fmt: skip
+    if planned.useful is not None:
+        found["seconds_by_part"] = measured.seconds
+    if planned.examples:
+        hours = seconds * program.train_steps * prices["chips"] / _HOUR
+        found["mfu"] = planned.useful(expected_length) / seconds / chip.flops
+        found |= {"examples_per_second": planned.examples / seconds, "chip_hours": hours}
         if prices["price"] is not None:
             found["price"] = hours * prices["price"]
     return found
 
 
-def _checked(flops, expected, seconds, chip):
-    """The closed form beside the count; no figure rests on a count that it contradicts."""
-    ratio = flops / expected["counted"]
-    if not math.isclose(ratio, 1, abs_tol=TOLERANCE):
-        raise ValueError(
-            f"the compiled step counts {flops / 1e9:.1f} GFLOP a chip, the closed form "
-            f"{expected['counted'] / 1e9:.1f}: they differ by more than {TOLERANCE:.0%}, so no "
-            "estimate of this program can be trusted; please report its run file"
-        )
-    useful = expected["useful"]
-    return {"closed_form_flops": expected["counted"], "mfu": useful / seconds / chip.flops}
-
-
-def resident(program: StepProgram) -> dict[str, float]:
-    """Bytes that one chip holds from step to step: parameters, optimizer, teacher, …"""
-    state = program.state.abstract
-    held = {"parameters": _share(state.params), "optimizer": _share(state.opt_state)}
-    held["rest of the state"] = _share(state) - sum(held.values())
-    for name, loaded in (("teacher", program.expert), ("reward model", program.judge)):
-        if loaded is not None:
-            held[name] = _share(loaded.shapes)
-    return held
-
-
-def _share(tree):
-    """Bytes of one chip's part of abstract arrays."""
-    return float(
-        sum(
-            np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
+def _refusal(measured, closed_form) -> str | None:
+    """Why no figure of a program can be trusted, if so. A reward's model has no closed form."""
+    counted = measured.cost.flops - parts(measured.cost)[Part.REWARD].flops
+    if math.isclose(counted, closed_form, rel_tol=TOLERANCE):
+        return None
+    return (
+        f"the compiled program counts {counted / 1e9:.1f} GFLOP a chip, the closed form "
+        f"{closed_form / 1e9:.1f}: they differ by more than {TOLERANCE:.0%}, so no estimate of it "
+        "can be trusted; please report its run file"
     )
-
-
-def advice(
-    program: StepProgram, held: Mapping[str, float], peak: float | int, chip: Chip
-) -> list[str]:
-    """What to change in a run that does not fit, the most useful first."""
-    changes = []
-    models = {"teacher": held.get("teacher", 0), "student": held["parameters"] + held["optimizer"]}
-    total = sum(held.values())
-    for name, size in sorted(models.items(), key=lambda item: -item[1]):
-        if size > chip.memory / 4:
-            changes.append(
-                f"the {name} takes {size / _GIB:.1f} GiB of every chip: split it with "
-                "--gin.FULLY_SHARDED=True or a larger model axis (MODEL_PARALLELISM)"
-            )
-    if peak - total > chip.memory / 4:
-        rows = program.batch.encoder_input_tokens.shape[0] // program.mesh.shape["data"]
-        if rows > program.microbatches:
-            changes.append(f"--gin.MICROBATCHES={2 * program.microbatches} halves what is alive")
-        if not program.learner.config.remat:
-            changes.append("--gin.REMAT=True recomputes the student's activations")
-    return changes or ["use a larger slice or a smaller BATCH_SIZE"]
 
 
 def setting(program: StepProgram) -> dict[str, Any]:
@@ -171,30 +157,42 @@ def heading(program: StepProgram) -> str:
         f"mesh {mesh}; {rows} rows of {source} in, {known['target_length']} out; "
         f"{known['microbatches']} microbatches; {known['train_steps']} steps. Of one chip:"
     )
-    return "\n".join([first, *(f"note: {note}" for note in known["whole_on_every_chip"])])
+    notes = [*known["whole_on_every_chip"], *_slow_to_compile(program)]
+    return "\n".join([first, *(f"note: {note}" for note in notes)])
 
 
-def lines(name: str, found: Mapping[str, Any], chip: Chip) -> list[str]:
+def _slow_to_compile(program):
+    for role, loaded in (("student", program.learner), ("teacher", program.expert)):
+        config = loaded and loaded.config
+        if config and not config.stacked_layers and config.num_encoder_layers >= DEEP:
+            yield (
+                f"the {role}'s {config.num_encoder_layers} layers are compiled one by one: "
+                f"--gin.{role.upper()}_STACKED=True is faster, here and in training"
+            )
+
+
+def lines(name: str, found: Mapping[str, Any]) -> list[str]:
     """A program's facts."""
-    held = ", ".join(f"{key} {size / _GIB:.2f}" for key, size in found["held_bytes"].items())
-    verdict = "fits" if found["fits"] else "does NOT fit"
-    peak, capacity = found["peak_bytes"] / _GIB, chip.memory / _GIB
-    said = [f"\n{name}: {verdict}: {peak:.2f} of {capacity:.0f} GiB ({held}"]
-    if found["seconds"] is None:
-        said[0] += ")"
-        return [*said, *(f"  change: {change}" for change in found["advice"])]
-    said[0] += f", temporaries {found['temporary_bytes'] / _GIB:.2f})"
+    parts = {**found["held_bytes"], "temporaries": found["temporary_bytes"]}
+    sizes = ", ".join(f"{key} {size / _GIB:.2f}" for key, size in parts.items())
+    if found["cache_bytes"]:
+        sizes += f", of which the decoding cache {found['cache_bytes'] / _GIB:.2f}"
+    said = [f"\n{name}: {_verdict(found)} ({sizes})"]
     said += [f"  change: {change}" for change in found.get("advice", ())]
+    if "refused" in found:
+        said.append(f"  no estimate: {found['refused']}")
+    if found["seconds"] is None:
+        return said
     exchanges = ", ".join(
         f"{count:.0f} {kind}s of {size / 1e6:.1f} MB"
         for kind, (count, size) in sorted(found["collectives"].items())
     )
     said.append(
-        f"  {found['flops'] / 1e9:.1f} GFLOP, {found['bytes'] / 1e9:.2f} GB of memory, exchanges: "
-        f"{exchanges or 'none'}"
+        f"  {found['flops'] / 1e9:.1f} GFLOP ({found['closed_form_flops'] / 1e9:.1f} in closed "
+        f"form), {found['bytes'] / 1e9:.2f} GB of memory, exchanges: {exchanges or 'none'}"
     )
-    parts = {key: value for key, value in found["seconds_by_part"].items() if value}
-    split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in parts.items())
+    times = {key: value for key, value in found.get("seconds_by_part", {}).items() if value}
+    split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in times.items())
     said.append(
         f"  at best {1e3 * found['seconds']:.2f} ms{split and f' ({split})'}; without any overlap "
         f"{1e3 * found['seconds_without_overlap']:.2f} ms; compiled in "
@@ -202,13 +200,17 @@ def lines(name: str, found: Mapping[str, Any], chip: Chip) -> list[str]:
     )
     if "examples_per_second" in found:
         known = f"  at best {found['examples_per_second']:.1f} examples/s"
-        if "mfu" in found:
-            known += f", MFU {100 * found['mfu']:.1f}%"
+        known += f", MFU {100 * found['mfu']:.1f}%"
         known += f", {found['chip_hours']:.1f} chip-hours for the run"
         if "price" in found:
             known += f", {found['price']:.2f} in money"
         said.append(known)
     return said
+
+
+def _verdict(found):
+    peak, capacity = found["peak_bytes"] / _GIB, found["capacity_bytes"] / _GIB
+    return f"{'fits' if found['fits'] else 'does NOT fit'}: {peak:.2f} of {capacity:.2f} GiB"
 
 
 def name_of(candidate: Mapping[str, Any]) -> str:
@@ -221,6 +223,9 @@ def name_of(candidate: Mapping[str, Any]) -> str:
 
 def candidate(found: Mapping[str, Any]) -> str:
     """A line of a search."""
-    verdict = "fits" if found["fits"] else "does NOT fit"
-    seconds = "" if found["seconds"] is None else f", at best {1e3 * found['seconds']:.2f} ms"
-    return f"{name_of(found)}: {verdict}, {found['peak_bytes'] / _GIB:.2f} GiB{seconds}"
+    if "failed" in found:
+        return f"{name_of(found)}: does not compile: {found['failed']}"
+    line = f"{name_of(found)}: {_verdict(found)}"
+    if found["seconds"] is not None:
+        line += f", at best {1e3 * found['seconds']:.2f} ms"
+    return line + (f"; no estimate: {found['refused']}" if "refused" in found else "")

@@ -251,11 +251,14 @@ def program_memory(compiled: Any) -> ProgramMemory:
       compiled: `jax.stages.Compiled`.
 
     Returns:
-      What `Compiled.memory_analysis` says. Where it does not say the peak, all buffers together.
+      What `Compiled.memory_analysis` says. Where its peak is none, or less than the temporaries (a
+      CPU's), all buffers together. Temporaries may reuse donated arguments: a TPU's peak is less.
     """
     found = compiled.memory_analysis()
     arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
     aliased, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes
     together = arguments + outputs - aliased + temporaries
-    peak = getattr(found, "peak_memory_in_bytes", 0) or together
+    peak = getattr(found, "peak_memory_in_bytes", 0)
+    if peak < max(arguments, temporaries):
+        peak = together
     return ProgramMemory(arguments, outputs, aliased, temporaries, peak)

@@ -14,7 +14,7 @@ class Chip:
 
     Attributes:
       flops: peak bfloat16 FLOP/s.
-      memory: bytes of HBM.
+      memory: bytes of HBM that programs can use.
       bandwidth: of HBM, bytes/s.
       interconnect: bytes/s that it can send to other chips of its slice, all links together.
     """
@@ -25,17 +25,20 @@ class Chip:
     interconnect: float
 
 
+_GIB = 2**30
+
 # Google Cloud TPU documentation, the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (system
 # architecture: peak compute, HBM capacity and bandwidth, inter-chip interconnect of a chip, as read
 # in 2026). The interconnect is said in both directions (v5e: 400 GB/s); half of it is here.
-# Capacities said in GB are taken as GiB, as the chips have them.
+# Memory is what libtpu 0.0.42.1 calls the available HBM when a program exceeds it: v5e has 16 GiB
+# of which programs get 15.75.
 CHIPS = {
     # A laptop's two cores, in round numbers: for tests and for a look at a program, no forecast.
-    "cpu": Chip(1e11, 16 * 2**30, 2e10, 1e10),
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
+    "cpu": Chip(1e11, 16 * _GIB, 2e10, 1e10),
+    "v4": Chip(275e12, int(30.75 * _GIB), 1200e9, 300e9),
+    "v5e": Chip(197e12, int(15.75 * _GIB), 819e9, 200e9),
+    "v5p": Chip(459e12, int(95.74 * _GIB), 2765e9, 600e9),
+    "v6e": Chip(918e12, int(31.25 * _GIB), 1638e9, 400e9),
 }
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 
-from gkd.jobs import command_line, plan_report
+from gkd.jobs import command_line
 from gkd.jobs.monitor import Monitor
+from gkd.jobs.plan_memory import resident
 from gkd.parallel.program_cost import program_cost
 from tests.jobs.test_plan import DISTIL, TINY, traced
 
@@ -45,7 +46,7 @@ def test_heads_that_do_not_divide_cost_no_gathers_in_the_sampling_loop():
 
 def test_fully_sharded_parameters_are_on_one_chip_only():
     program = traced(*WIDE, "FULLY_SHARDED=True", "MODEL_PARALLELISM=2")
-    held = plan_report.resident(program)
+    held = resident(program)
     sizes = [leaf.size for leaf in jax.tree.leaves(program.state.abstract.params)]
     # Vectors and the small tables of relative positions stay whole.
     assert held["parameters"] < 1.1 * 4 * sum(sizes) / 8

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from gkd.decode.sampling import sample
 from gkd.models import t5
+from gkd.models.interface import project
 from gkd.parallel import hlo
 from gkd.parallel import mesh as meshes
 from gkd.parallel.program_cost import program_cost, program_memory
@@ -189,6 +191,34 @@ def test_t5_costs_its_closed_form_stacked_or_not():
 
 def t5_logits(module, params, *tokens):
     return module.apply({"params": params}, *tokens)
+
+
+def test_sampling_costs_what_its_tokens_cost_one_by_one():
+    """The loop's count, against a program that has no loop."""
+    config = t5.T5Config(VOCABULARY, WIDTH, HEADS, DIM, MLP, LAYERS, LAYERS)
+    model = t5.as_seq2seq(config)
+
+    def looped(params, tokens):
+        encoded = model.encode(params, tokens)
+        valid = jnp.arange(VOCABULARY) > 0
+        return sample(model, params, encoded, jax.random.key(0), max_length=TARGET, valid=valid)
+
+    def unrolled(params, tokens):
+        weights, cache = model.init_cache(params, model.encode(params, tokens), TARGET)
+        head, token, written = model.head(params), tokens[:, 0], []
+        for position in range(TARGET):
+            hidden, cache = model.decode_step(weights, cache, token, position)
+            token = jnp.argmax(project(hidden, head), axis=-1).astype(jnp.int32)
+            written.append(token)
+        return written
+
+    params = nn.meta.unbox(jax.eval_shape(model.init, jax.random.PRNGKey(0)))
+    tokens = jax.ShapeDtypeStruct((ROWS, SOURCE), "int32")
+    loop = program_cost(text_of(looped, params, tokens))
+    flat = program_cost(text_of(unrolled, params, tokens))
+    assert [one.bound for one in loop.loops if one.stops_early] == [TARGET]
+    assert not flat.loops
+    assert loop.flops == pytest.approx(flat.flops, rel=0.03)
 
 
 def test_collectives_count_with_their_loops_and_bytes():
