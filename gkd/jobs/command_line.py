@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gkd.jobs import buckets
 from gkd.jobs.signals import EXIT_LOST, EXIT_STOPPED, Stopped
 from gkd.parallel import processes
 
@@ -35,6 +36,7 @@ class Verb:
         called with what was given as keywords.
       about: it takes options of its own beside the gin files of another verb, this one, whose
         configured function it is called with as `run`.
+      reads_files: that its gin files name; the others only speak of them, also of gs:// paths.
     """
 
     module: str
@@ -42,6 +44,7 @@ class Verb:
     summary: str
     plain: bool = False
     about: str | None = None
+    reads_files: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Imports the function."""
@@ -54,8 +57,12 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("gkd.jobs.train", "train", "train a student: SFT, supervised KD, GKD"),
-    "evaluate": Verb("gkd.jobs.evaluate", "evaluate", "measure a checkpoint on a task"),
+    "train": Verb(
+        "gkd.jobs.train", "train", "train a student: SFT, supervised KD, GKD", reads_files=True
+    ),
+    "evaluate": Verb(
+        "gkd.jobs.evaluate", "evaluate", "measure a checkpoint on a task", reads_files=True
+    ),
     "sweep": Verb("gkd.jobs.sweep", "sweep", "train every cell of a grid, or print their table"),
     "plan": Verb(
         "gkd.jobs.plan", "plan", "whether a run fits a TPU slice, and what it costs", about="train"
@@ -83,7 +90,8 @@ options of verbs with gin files:
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
             {stopped} (SIGTERM or Ctrl-C, all saved) and {lost} (another process was lost)
-environment: GKD_TRACEBACK=1 shows where an error was raised
+environment: GKD_TRACEBACK=1 shows where an error was raised; GKD_BUCKETS=FOLDER is where buckets
+            are mounted by name, gs://NAME/path being FOLDER/NAME/path
 """
 
 
@@ -239,12 +247,17 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
       ConfigError: anything wrong with the configuration, in one line.
     """
     if isinstance(command, PlainCommand):
-        return functools.partial(VERBS[command.verb].load(), **command.arguments)
+        buckets.translate_environment()
+        arguments = buckets.local_in(dict(command.arguments))
+        return functools.partial(VERBS[command.verb].load(), **arguments)
     import gin
 
     from gkd.jobs.gin_files import ConfigError
 
     reader = read_configuration(command)
+    if VERBS[command.verb].reads_files:
+        buckets.translate_environment()
+        reader.replace_values(buckets.local_in)
     verb = command.configured
     function = verb.load()
     gin.clear_config()
@@ -280,7 +293,7 @@ def read_configuration(command: Command) -> Any:
     reader = GinReader()
     for path in [resolve_gin_file(name) for name in command.gin_files]:
         reader.read_file(path)
-    imports = override_imports(command.overrides, reader)
+    imports = gin_check.override_imports(command.overrides, reader)
     for override in command.overrides:
         reader.read_override(override, imports)
     verb = command.configured
@@ -296,26 +309,6 @@ def _is_registered(function: Callable[..., Any]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def override_imports(overrides: Sequence[str], reader: Any) -> list[Any]:
-    """The imports that the overrides need: GKD's public modules and those of the run's files.
-
-    A public module is imported only when an override mentions its name: none costs start-up
-    time that it does not use.
-    """
-    from gkd.jobs.gin_check import COMMAND_LINE_MODULES, DYNAMIC_REGISTRATION
-    from gkd.jobs.gin_files import parse_statements
-
-    text = " ".join(overrides)
-    lines = ["from __gin__ import dynamic_registration"]
-    for name, package in COMMAND_LINE_MODULES.items():
-        if f"{name}." in text:
-            lines.append(f"from {package} import {name}")
-    imports = [*parse_statements("\n".join(lines), "command line")]
-    for source in reader.sources:
-        imports += [item for item in source.imports if item.module != DYNAMIC_REGISTRATION]
-    return imports
 
 
 def one_line(error: BaseException) -> str:

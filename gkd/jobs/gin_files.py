@@ -7,7 +7,7 @@ import itertools
 import pathlib
 import shlex
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gin import config_parser
@@ -116,17 +116,17 @@ class _Delegate:
         return Macro(name)
 
 
-def references_in(value: Any) -> Iterator[Reference | Macro]:
-    """All references and macros inside a value, however nested."""
-    if isinstance(value, Reference | Macro):
+def references_in(value: Any, kinds: Any = Reference | Macro) -> Iterator[Any]:
+    """All references and macros inside a value, however nested; or what is of other kinds."""
+    if isinstance(value, kinds):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from references_in(key)
-            yield from references_in(item)
+            yield from references_in(key, kinds)
+            yield from references_in(item, kinds)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from references_in(item)
+            yield from references_in(item, kinds)
 
 
 @functools.lru_cache(maxsize=1024)  # a sweep reads the same files for each of its cells
@@ -275,6 +275,13 @@ class GinReader:
         binding = self._latest.get(key)
         value = binding and binding.value
         return self.value_of(value.name) if isinstance(value, Macro) else value
+
+    def replace_values(self, change: Callable[[Any], Any]) -> None:
+        """Changes the values that hold; what is overridden stays as it is."""
+        for number, binding in enumerate(self.bindings):
+            if self._latest[binding.target] is binding:
+                changed = dataclasses.replace(binding, value=change(binding.value))
+                self.bindings[number] = self._latest[binding.target] = changed
 
     def gin_texts(self) -> Iterator[str]:
         """What was read as texts for `gin.parse_config`, in order; each with its own imports."""

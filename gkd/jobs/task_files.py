@@ -8,8 +8,8 @@ from typing import Any
 import gin
 
 from gkd.data.tasks import TaskSpec
-from gkd.jobs import gin_check
-from gkd.jobs.command_line import one_line, override_imports
+from gkd.jobs import buckets, gin_check
+from gkd.jobs.command_line import one_line
 from gkd.jobs.gin_files import ConfigError, GinReader, parse_statements, resolve_gin_file
 
 # Beside the task, a task file sets these for the jobs that include it.
@@ -43,7 +43,7 @@ def read_task(file: str, overrides: Sequence[str] = ()) -> TaskSpec:
     reader.read_file(path)
     if "TASK" not in (binding.macro for binding in reader.bindings):
         raise ConfigError(f"--task={file} defines no TASK: name a file of configs/tasks/")
-    known = override_imports(overrides, reader)
+    known = gin_check.override_imports(overrides, reader)
     for override in overrides:
         reader.read_override(override, known)
     imports = parse_statements(_IMPORTS, "imports")
@@ -52,6 +52,7 @@ def read_task(file: str, overrides: Sequence[str] = ()) -> TaskSpec:
         if macro in (binding.macro for binding in reader.bindings):
             reader.read_override(f"task_files.chosen.{argument}=%{macro}", imports)
     gin_check.check(reader, chosen, "task_files.chosen")
+    reader.replace_values(buckets.local_in)
     gin.clear_config()
     try:
         for text in reader.gin_texts():
