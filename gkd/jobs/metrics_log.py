@@ -67,6 +67,12 @@ class MetricsLog:
         if self._with_tensorboard:
             self._tensorboard().write_scalars(int(step), numbers)
 
+    def write_events(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes numbers to TensorBoard only: times, which differ between runs that are equal."""
+        if self._writes and self._with_tensorboard and values:
+            numbers = {name: _number(value) for name, value in values.items()}
+            self._tensorboard().write_scalars(int(step), numbers)
+
     def write_texts(self, step: int, name: str, table: Sequence[Mapping[str, str]]) -> None:
         """Writes a table of samples.
 

@@ -29,7 +29,8 @@ class Monitor:
 
     A row a log interval: seconds_per_step (median), steps_per_second, tokens_per_second (of the
     sequences learnt from), goodput (share of the launch's time that went into steps), where the
-    chip is known mfu, where the device says so memory_peak_bytes and memory_limit_bytes.
+    chip is known mfu, where the device says so memory_peak_bytes and memory_limit_bytes, and where
+    the parts of a step were timed update_seconds, which is what they leave.
     """
 
     def __init__(
@@ -49,13 +50,19 @@ class Monitor:
           profile_steps: first and last step of a `jax.profiler` trace, in `profile/`.
           stall_seconds: a step that has not ended after so long is reported; 0 never.
           clock: gives seconds.
+
+        Raises:
+          ValueError: profile_steps are not a range of steps.
         """
+        if profile_steps and not 1 <= profile_steps[0] <= profile_steps[1]:
+            raise ValueError(f"PROFILE_STEPS is {profile_steps}: give the first and the last step")
         self._directory, self._step_flops = directory, step_flops
         self._profile, self._tracing = profile_steps, False
         self._clock, self._begin = clock, clock()
         self._in_steps = 0.0
         self._seconds: list[float] = []
         self._tokens = 0
+        self._part_seconds: float | None = None
         self._chip = chip_of(jax.devices()[0])
         self._stall_seconds = stall_seconds
         self._doing, self._since, self._told = "start", clock(), 0.0
@@ -75,9 +82,8 @@ class Monitor:
         """Says what the run does from now on: 'step', …; a trace begins with a step."""
         self._doing = what if step is None else f"{what} {step}"
         self._since, self._told = self._clock(), 0.0
-        if self._profile and what == "step" and step == self._profile[0]:
-            jax.profiler.start_trace(str(self._directory / PROFILE_FOLDER))
-            self._tracing = True
+        if self._profile and what == "step" and self._profile[0] <= step <= self._profile[1]:
+            self._start_trace()
 
     def step_ended(self, step: int, seconds: float | None, tokens: int) -> None:
         """Counts a step.
@@ -94,15 +100,23 @@ class Monitor:
         if self._tracing and step >= self._profile[1]:
             self._stop_trace()
 
-    def write(self, step: int, sampled_length: float = 0.0) -> None:
+    def write_parts(self, step: int, parts: Mapping[str, float]) -> None:
+        """Writes how long the parts of a step take by themselves, see `part_times`."""
+        self._part_seconds = sum(parts.values())
+        self.write_row({"step": step, **parts})
+
+    def write(self, step: int, sampled_length: float = 0.0) -> dict[str, Any]:
         """Writes the row of an interval; the job's first process does.
 
         Args:
           step: the last of the interval.
           sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
+
+        Returns:
+          The row; empty where no step was measured.
         """
         if not self._seconds:
-            return
+            return {}
         total, median = sum(self._seconds), statistics.median(self._seconds)
         row: dict[str, Any] = {
             "step": step, "seconds_per_step": median, "steps_per_second": 1 / median,
@@ -115,14 +129,22 @@ class Monitor:
         for name, key in (("peak", "peak_bytes_in_use"), ("limit", "bytes_limit")):
             if key in used:
                 row[f"memory_{name}_bytes"] = used[key]
+        if self._part_seconds is not None:
+            row["update_seconds"] = max(0.0, median - self._part_seconds)
         self._seconds, self._tokens = [], 0
         self.write_row(row)
+        return row
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Appends to `speed.jsonl`."""
         if processes.is_first():
             with (self._directory / SPEED_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def _start_trace(self) -> None:
+        if not self._tracing:
+            jax.profiler.start_trace(str(self._directory / PROFILE_FOLDER))
+            self._tracing = True
 
     def _stop_trace(self) -> None:
         if self._tracing:
@@ -140,6 +162,18 @@ class Monitor:
                     f"is at {_place(thread)}",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """What of a row a progress line has not: `goodput 93%  MFU 41.2%  memory 12.3/16.0 GB`."""
+    parts = [f"goodput {row['goodput']:.0%}"] if row else []
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    if "memory_peak_bytes" in row:
+        limit = row.get("memory_limit_bytes")
+        of = "" if limit is None else f"/{limit / 1e9:.1f}"
+        parts.append(f"memory {row['memory_peak_bytes'] / 1e9:.1f}{of} GB")
+    return "  ".join(parts)
 
 
 def chip_of(device: Any) -> Chip | None:

@@ -109,17 +109,18 @@ class Progress:
         elif self._text:
             self._print_line()
 
-    def update(self, step: int, tokens: int = 0, **values: Any) -> None:
+    def update(self, step: int, tokens: int = 0, note: str = "", **values: Any) -> None:
         """Reports that a step has ended.
 
         Args:
           step: steps done so far.
           tokens: tokens that this step handled.
+          note: what else to show, behind the rates.
           **values: numbers to show, e.g. loss=1.25; 0-d arrays too (which waits for them).
         """
         self._step = step
         self._rates.add(step, tokens)
-        self._text = self._describe(values)
+        self._text = self._describe(values, note)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=self._text)
         elif self._clock() - self._last_line >= self._line_seconds:
@@ -133,7 +134,7 @@ class Progress:
         """Prints text or rich tables above the bar."""
         self._console.print(*objects, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def _describe(self, values: dict[str, Any]) -> str:
+    def _describe(self, values: dict[str, Any], note: str) -> str:
         parts = [f"{self._step}/{self._total}"]
         parts += [f"{name} {float(value):.4g}" for name, value in values.items()]
         rates = self._rates.per_second()
@@ -144,7 +145,7 @@ class Progress:
                 parts.append(f"{tokens:,.0f} tokens/s")
             if steps and self._step < self._total:
                 parts.append(f"ETA {duration((self._total - self._step) / steps)}")
-        return "  ".join(parts)
+        return "  ".join([*parts, note]).rstrip()
 
     def _print_line(self) -> None:
         """One plain line; nothing is printed twice."""

@@ -22,7 +22,7 @@ from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
 from gkd.jobs.compilations import Compilations
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
-from gkd.jobs.monitor import Monitor
+from gkd.jobs.monitor import Monitor, described
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
 from gkd.parallel import mesh as meshes
@@ -80,6 +80,7 @@ class TrainingLoop:
             self._meter = self.evaluation.divergences(self.student, self.teacher)
         self._seconds: list[float] = []
         self._clock: float | None = None
+        self._speed = ""
         self._last_evaluation: dict[str, float] = {}
         self._compilations = Compilations()
         self._agreement = processes.Agreement(self.mesh)
@@ -104,8 +105,7 @@ class TrainingLoop:
                 batch = meshes.place_batch(self._host_batch(host), self.mesh)
                 teacher_params = None if self.teacher is None else self.teacher.params
                 if self.time_parts is not None and number == first + 1:
-                    parts = self.time_parts(state, teacher_params, batch)
-                    self.monitor.write_row({"step": first, **parts})
+                    self._time_parts(first, state, teacher_params, batch)
                 self.monitor.begins("step", number)
                 with self._compilations.of("step"):
                     state, metrics = self.compiled(state, teacher_params, batch)
@@ -118,6 +118,13 @@ class TrainingLoop:
                     pending = None
                     state = self._pause(state, number)
         return self._finish(state)
+
+    def _time_parts(self, step, *arguments):
+        self.monitor.begins("timing of a step's parts before step", step + 1)
+        parts = self.time_parts(*arguments)
+        self.monitor.write_parts(step, parts)
+        named = [f"{name.partition('_')[0]} {seconds:.3g} s" for name, seconds in parts.items()]
+        self._progress.print(f"a step's parts by themselves: {', '.join(named)}")
 
     def _host_batch(self, host):
         batch = evaluations.host_batch(host)
@@ -201,8 +208,10 @@ class TrainingLoop:
                 values[f"data/{count}"] = host[count]
             self.log.write(number, values)
             written = values["train/target_length"] if values["train/on_policy"] else 0.0
-            self.monitor.write(number, written)
-        self._progress.update(number, tokens, loss=values["train/loss"])
+            row = self.monitor.write(number, written)
+            self.log.write_events(number, {f"speed/{key}": row[key] for key in row})
+            self._speed = described(row) or self._speed
+        self._progress.update(number, tokens, self._speed, loss=values["train/loss"])
         streak = int(values["train/skipped_in_a_row"])
         if streak >= self.stop_after_skipped:
             saved = self.store.latest_step()

@@ -1,6 +1,7 @@
 """The monitor: its rows by hand, a trace on disk, a stalled step told with its place."""
 
 import json
+import re
 import threading
 import time
 
@@ -46,6 +47,25 @@ def test_a_row_is_of_its_interval(tmp_path, monkeypatch):
     assert second["mfu"] == 50 / 2 / 1000
 
 
+def test_the_update_is_what_the_parts_leave(tmp_path):
+    watched = Monitor(tmp_path, stall_seconds=0)
+    watched.write_parts(0, {"sampling_seconds": 0.25, "teacher_seconds": 0.125})
+    watched.step_ended(2, 1.0, 1)
+    row = watched.write(2)
+    assert row["update_seconds"] == 0.625 and rows(tmp_path)[1] == row
+    assert rows(tmp_path)[0] == {"step": 0, "sampling_seconds": 0.25, "teacher_seconds": 0.125}
+
+
+def test_a_progress_line_says_what_is_known():
+    row = {"goodput": 0.934, "mfu": 0.4125}
+    assert monitor.described(row) == "goodput 93%  MFU 41.2%"
+    row |= {"memory_peak_bytes": 12_345_000_000}
+    assert monitor.described(row) == "goodput 93%  MFU 41.2%  memory 12.3 GB"
+    row |= {"memory_limit_bytes": 17_179_869_184}
+    assert monitor.described(row).endswith("memory 12.3/17.2 GB")
+    assert monitor.described({}) == ""
+
+
 def test_a_chip_is_known_by_its_kind():
     class Device:
         device_kind = "TPU v5 lite"
@@ -62,6 +82,20 @@ def test_a_trace_of_the_steps_asked_for(tmp_path):
             assert watched._tracing == (step in (2, 3))
             watched.step_ended(step, 0.1, 1)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_trace_of_what_is_left_after_a_resume(tmp_path):
+    with Monitor(tmp_path, profile_steps=(2, 4)) as watched:
+        for step in (3, 4, 5):
+            watched.begins("step", step)
+            assert watched._tracing == (step < 5)
+            watched.step_ended(step, 0.1, 1)
+
+
+@pytest.mark.parametrize("wrong", [(3, 2), (0, 1)])
+def test_wrong_steps_to_trace_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="PROFILE_STEPS"):
+        Monitor(tmp_path, profile_steps=wrong)
 
 
 def test_a_stalled_step_is_told_with_its_place(tmp_path, capfd):
@@ -84,7 +118,7 @@ def test_a_step_that_goes_on_is_not_told(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("parts", [True, False])
-def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts):
+def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts, capfd):
     from gkd.jobs import command_line
     from tests.jobs.test_train import TINY
 
@@ -93,7 +127,11 @@ def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts):
     arguments = ["train", f"--gin_file={TINY}", *(f"--gin.{text}" for text in options)]
     assert command_line.main(arguments) == 0
     written = rows(tmp_path)
+    shown = capfd.readouterr().err
+    assert re.search(r"4/4 .* steps/s .* tokens/s  goodput \d+%", shown)
+    assert ("a step's parts by themselves: sampling " in shown) == parts
     if parts:
         assert written.pop(0).keys() == {"step", "sampling_seconds"}
+    assert all(("update_seconds" in row) == parts for row in written)
     assert [row["step"] for row in written] == [2, 4]
     assert all(0 < row["goodput"] < 1 and row["steps_per_second"] > 0 for row in written)
