@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every method of the paper beside the others at a size for two cores: one start, the same updates,
-# three seeds, a table of means and intervals. Run again, it goes on where it stood.
+# three seeds, a table of means and intervals. Run again, it goes on where it stood. More arguments
+# go to the sweep: bash launch/methods.sh arithmetic --gin.AT_ONCE=2
 #   bash launch/methods.sh arithmetic
 #   GKD_DATA=/path/to/data bash launch/methods.sh translation    # needs tatoeba_en_de in there
 #   GKD_DATA=/path/to/data bash launch/methods.sh summaries      # needs debian_synopsis in there
@@ -20,22 +21,15 @@ case "$task" in
     summaries) fields=document,summary file=debian_synopsis/train.jsonl.gz ;;
     *) fail "task '$task': choose arithmetic, translation or summaries" ;;
 esac
-runs="runs/small_$task"
-configs="configs/runs/small_$task"
+vocabulary="runs/small_$task/vocabulary.model"
 [ -z "${file:-}" ] || [ -f "${GKD_DATA:-}/$file" ] ||
     fail "GKD_DATA=${GKD_DATA:-} has no $file: set it to the folder that holds it"
 
 bash launch/setup.sh
 gkd() { .venv/bin/python -m "$@"; }
 
-if [ -n "${file:-}" ] && [ ! -f "$runs/vocabulary.model" ]; then
-    gkd gkd.data.train_sentencepiece "$runs/vocabulary.model" 2000 "$fields" "$file"
+if [ -n "${file:-}" ] && [ ! -f "$vocabulary" ]; then
+    gkd gkd.data.train_sentencepiece "$vocabulary" 2000 "$fields" "$file"
 fi
-for run in teacher start; do
-    gkd gkd train --gin_file="$configs/$run.gin"
-done
-# SeqKD's data: the teacher's greedy outputs for the prompts that the student sees.
-gkd gkd infer --model "$runs/teacher" --step best --task "$configs/student.gin" --split train \
-    --output "$runs/teacher_outputs.jsonl" --input_length 64 --max_length 24 --batch_size 64
-gkd gkd sweep --gin_file="configs/sweeps/small_$task.gin"
+gkd gkd sweep --gin_file="configs/sweeps/small_$task.gin" "${@:2}"
 gkd gkd sweep --gin_file="configs/sweeps/small_$task.gin" "--gin.ACTION='table'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
+import os
 import pathlib
 import re
 import shlex
@@ -12,57 +12,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gkd.jobs import command_line, sweep_table
+from gkd.jobs import buckets, command_line, sweep_changes, sweep_status, sweep_table
+from gkd.jobs.gin_files import references_in
+from gkd.jobs.sweep_cells import Cell
 from gkd.jobs.sweep_runner import Runner
 from gkd.jobs.training_loop import SUMMARY_FILE
 
 ACTIONS = ("run", "list", "status", "table")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _TRAIN = "/gkd.jobs.train.train."  # how bindings of the verb `train` begin
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of a sweep, or an evaluation of it.
-
-    Attributes:
-      labels: the option of each axis, in the axes' order; an evaluation's own comes last.
-      arguments: what follows `python -m gkd`.
-      result: the JSON file that it writes at its end.
-      train_steps: the step at which the run is complete.
-      best_metric: the metric that its configuration names.
-      run: of an evaluation, the run that it measures.
-    """
-
-    labels: Mapping[str, str]
-    arguments: tuple[str, ...]
-    result: pathlib.Path
-    train_steps: int
-    best_metric: str | None
-    run: Cell | None = None
-
-    @property
-    def name(self) -> str:
-        """The options joined; a run's is its directory within the sweep's."""
-        return "/".join(self.labels.values())
-
-    def command(self, launcher: Sequence[str] = ()) -> list[str]:
-        """The command, with this process's own Python or a launcher, see `sweep`."""
-        name = self.name.replace("/", "-").replace("_", "-").replace(".", "-").lower()
-        words = [word.replace("{name}", name) for word in launcher]
-        return [*(words or [sys.executable, "-m", "gkd"]), *self.arguments]
-
-    def outcome(self) -> dict[str, Any] | None:
-        """What it wrote; None while it is not complete, or its run has been trained since."""
-        try:
-            found = json.loads(self.result.read_text(encoding="utf-8"))
-            written = self.result.stat().st_mtime_ns
-            if self.run is None:
-                return found if found["steps"] == self.train_steps else None
-            current = self.run.outcome() and written >= self.run.result.stat().st_mtime_ns
-            return found if current else None
-        except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
-            return None
+_FIRST_VERBS = ("train", "infer")
 
 
 def sweep(
@@ -72,6 +31,7 @@ def sweep(
     action: str = "run",
     overrides: Sequence[str] = (),
     evaluations: Mapping[str, Any] | None = None,
+    first: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
     over: str = "seed",
     at_once: int = 1,
@@ -89,11 +49,14 @@ def sweep(
       gin_files: what all cells begin with.
       axes: by name, the options by name: each a list of further gin files (names in .gin) and
         overrides (NAME=VALUE). A later axis overrides an earlier one.
-      action: 'run'; 'list' prints one shell command a cell; 'status' which are complete; 'table'
+      action: 'run'; 'list' prints one shell command a cell; 'status' where each stands; 'table'
         what came out, and writes it into the directory as table.md and table.json.
       overrides: of every cell, the last to be applied.
       evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
         it is complete. The table is then of them, not of the runs' last evaluation.
+      first: by name, what cells share and is made once, before them: the words of a command,
+        ['train', gin files and overrides] or ['infer', '--NAME=VALUE', …]. A cell waits for those
+        whose MODEL_DIR or output its configuration names; what no open cell needs is not made.
       metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC (of every task).
       over: the axis that the table averages over, where there is one of that name.
       at_once: how many cells run at a time.
@@ -110,20 +73,31 @@ def sweep(
         raise ValueError(f"AT_ONCE is {at_once}, RETRIES {retries}: use 1 or more, 0 or more")
     if action not in ACTIONS:
         raise ValueError(f"ACTION is {action!r}: choose one of {', '.join(ACTIONS)}")
-    cells = plan(directory, gin_files, axes, overrides, evaluations)
+    cells = plan(directory, gin_files, axes, overrides, evaluations, first)
+    _check_launch_names(cells, launcher)
     if action == "list":
         for cell in cells:
             print(shlex.join(cell.command(launcher)))
-    elif action == "status":
-        for cell in cells:
-            print(f"{'complete' if cell.outcome() is not None else 'open':8}  {cell.name}")
+        return
+    place = pathlib.Path(buckets.local(directory))
+    others = [(cell, cell.changes()) for cell in cells if cell.outcome() is not None]
+    others = [f"{cell.name} ({'; '.join(changes)})" for cell, changes in others if changes]
+    if action == "status":
+        sweep_status.console(stderr=False).print(sweep_status.table(cells))
     elif action == "table":
-        names = list(metrics or dict.fromkeys(cell.best_metric for cell in cells))
-        rows = [cell for cell in cells if bool(cell.run) == bool(evaluations)]
+        if others:
+            print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
+        names = list(metrics or dict.fromkeys(c.best_metric for c in cells if c.best_metric))
+        rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_first]
         outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
-        sweep_table.write(pathlib.Path(directory), sweep_table.averages(outcomes, names, over))
+        sweep_table.write(place, sweep_table.averages(outcomes, names, over))
+    elif others:
+        raise ValueError(
+            f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
+            "sweep.sweep.directory, or move what is there away"
+        )
     else:
-        Runner(cells, launcher, at_once, retries).run()
+        Runner(cells, launcher, at_once, retries, place / "logs").run()
 
 
 def plan(
@@ -132,8 +106,11 @@ def plan(
     axes: Mapping[str, Any],
     overrides: Sequence[str] = (),
     evaluations: Mapping[str, Any] | None = None,
+    first: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
     """The cells of a sweep, the last axis changing fastest, each followed by its evaluations.
+
+    Before them stand the preparations.
 
     Args:
       As `sweep`'s.
@@ -144,7 +121,13 @@ def plan(
     if not axes:
         raise ValueError("sweep.axes is empty: give at least one axis")
     _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
-    cells = []
+    ready: list[tuple[str, Cell]] = []
+    for name, words in (first or {}).items():
+        place, cell = _preparation(name, words, ready)
+        if place in (other for other, _ in ready):
+            raise ValueError(f"preparation {name}: another one writes to {place} too")
+        ready.append((place, cell))
+    cells = [cell for _, cell in ready]
     for labels in itertools.product(*axes.values()):
         chosen = dict(zip(axes, labels, strict=True))
         settings = [text for axis, label in chosen.items() for text in axes[axis][label]]
@@ -153,17 +136,20 @@ def plan(
         if moved:
             raise ValueError(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
         place = f"MODEL_DIR={path!r}"
-        run = _cell("train", chosen, [*gin_files, *settings, *overrides, place], path)
+        summary = f"{path}/{SUMMARY_FILE}"
+        texts = [*gin_files, *settings, *overrides, place]
+        run = _cell("train", chosen, texts, summary, ready)
         cells.append(run)
         for label, more in (evaluations or {}).items():
             file = f"{path}/evaluation-{label}.json"
-            output = f"evaluate.evaluate.output={file!r}"
-            texts = [*gin_files, *settings, *overrides, place, *more, output]
-            cells.append(_cell("evaluate", {**chosen, "evaluation": label}, texts, file, run))
+            texts = [*gin_files, *settings, *overrides, place, *more]
+            texts.append(f"evaluate.evaluate.output={file!r}")
+            cell = _cell("evaluate", {**chosen, "evaluation": label}, texts, file, ready)
+            cells.append(dataclasses.replace(cell, run=run, needs=(*cell.needs, run)))
     return cells
 
 
-def _cell(verb, labels, settings, path, run=None) -> Cell:
+def _cell(verb, labels, settings, result, ready) -> Cell:
     """A checked cell of gin files and overrides, in this order."""
     files = tuple(text for text in settings if text.endswith(".gin"))
     values = tuple(text for text in settings if not text.endswith(".gin"))
@@ -173,9 +159,70 @@ def _cell(verb, labels, settings, path, run=None) -> Cell:
         raise ValueError(f"cell {'/'.join(labels.values())}: {error}") from error
     arguments = [verb, *(f"--gin_file={name}" for name in files)]
     arguments += [f"--gin.{text}" for text in values]
-    steps, metric = (reader.value_of(_TRAIN + name) for name in ("train_steps", "best_metric"))
-    result = pathlib.Path(path) if run else pathlib.Path(path, SUMMARY_FILE)
-    return Cell(labels, tuple(arguments), result, steps, metric, run)
+    if result is None:
+        result = f"{reader.value_of(_TRAIN + 'model_dir')}/{SUMMARY_FILE}"
+    steps, metric, mode, dry = (
+        reader.value_of(_TRAIN + name)
+        for name in ("train_steps", "best_metric", "best_mode", "dry_run")
+    )
+    set_by = sweep_changes.settings_of(reader)
+    other = "evaluate." if verb == "train" else "train."
+    named = [value for key, (value, _) in set_by.items() if not key.startswith(other)]
+    needs = () if dry else _needed(named, ready)
+    return Cell(
+        labels, tuple(arguments), result, set_by, steps, metric, mode or "max", bool(dry),
+        needs=needs,
+    )  # fmt: skip
+
+
+def _preparation(name: str, words: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[str, Cell]:
+    """Where a preparation writes, and what it is."""
+    texts = [] if isinstance(words, str) else list(words)
+    if not texts or not all(isinstance(t, str) for t in texts) or texts[0] not in _FIRST_VERBS:
+        raise ValueError(
+            f"preparation {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
+            "['infer', '--NAME=VALUE', …]"
+        )
+    labels = {"first": "first", "name": name}
+    _check_options({"preparation": {name: []}})
+    if texts[0] == "train":
+        _check_options({"preparation": {name: texts[1:]}})
+        cell = _cell("train", labels, texts[1:], None, ready)
+        return os.path.dirname(cell.result), cell
+    try:
+        arguments = command_line.parse_arguments(texts).arguments
+    except ValueError as error:
+        raise ValueError(f"preparation {name}: {error}") from error
+    needs = _needed(list(arguments.values()), ready)
+    result = arguments["output"]
+    return result, Cell(labels, tuple(texts), result, arguments, needs=needs)
+
+
+def _needed(named: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[Cell, ...]:
+    """The preparations whose place a configuration names."""
+    texts = {os.path.normpath(text) for text in references_in(named, str)}
+    return tuple(
+        cell
+        for place, cell in ready
+        if any(f"{text}/".startswith(f"{os.path.normpath(place)}/") for text in texts)
+    )
+
+
+def _check_launch_names(cells: Sequence[Cell], launcher: Sequence[str]) -> None:
+    """Two cells on one slice would end each other."""
+    known: dict[str, Cell] = {}
+    for cell in cells if any("{name}" in word for word in launcher) else ():
+        other = known.setdefault(cell.launch_name, cell)
+        if other is not cell:
+            raise ValueError(
+                f"cells {other.name} and {cell.name} are both {cell.launch_name} to the launcher: "
+                "rename an option"
+            )
+
+
+def _made_otherwise(others: Sequence[str]) -> str:
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"complete, but with another configuration: {others[0]}{more}"
 
 
 def _check_options(axes: Mapping[str, Any]) -> None:

@@ -1,28 +1,39 @@
-"""Runs a sweep's cells: several at a time, again after a crash; a table of where each stands."""
+"""Runs a sweep's cells: what they share first, several at a time, again after a crash."""
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import rich.console
+import rich.live
 import rich.table
 
+from gkd.jobs import sweep_status
 from gkd.jobs.signals import EXIT_STOPPED, Stopped, StopRequest
+from gkd.jobs.sweep_cells import Cell
 
 _POLL_SECONDS = 0.2
+_REFRESH_SECONDS = 5.0  # of the table on a terminal: it reads every cell's files
 _FAILED = (1, 2)  # what a run says of itself: trying again would end the same way
 
 
 class Runner:
     """What of a sweep is complete, runs, waits or has failed."""
 
-    def __init__(self, cells: Sequence[Any], launcher: Sequence[str], at_once: int, retries: int):
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        launcher: Sequence[str],
+        at_once: int,
+        retries: int,
+        logs: pathlib.Path,
+    ):
         """Prepares.
 
         Args:
@@ -30,12 +41,14 @@ class Runner:
           launcher: see `sweep.sweep`.
           at_once: how many processes at a time.
           retries: how often a cell that crashed or was preempted is started again.
+          logs: the folder for what the cells print, where several of them run at a time.
         """
         self._cells, self._launcher = list(cells), tuple(launcher)
-        self._at_once, self._retries = at_once, retries
+        self._at_once, self._retries, self._logs = at_once, retries, logs
         self._tries = [0] * len(self._cells)
         self._running: dict[int, subprocess.Popen] = {}
-        self._ended: dict[int, int] = {}  # exit codes of cells that are not tried again
+        self._ended: dict[int, str] = {}  # how cells stand that are not started (again)
+        self._console = sweep_status.console(stderr=True)
 
     def run(self) -> None:
         """Runs what is not complete.
@@ -44,29 +57,42 @@ class Runner:
           ValueError: cells failed.
           Stopped: SIGTERM or Ctrl-C came; the running cells have saved.
         """
-        complete = [cell.outcome() is not None for cell in self._cells]
-        _report(f"{len(self._cells)} cells, {sum(complete)} complete")
-        for number in (number for number, done in enumerate(complete) if done):
-            _report(f"{self._place(number)}: complete")
-            self._ended[number] = 0
+        self._skip()
         try:
-            with StopRequest() as stop:
-                self._loop(stop)
+            with StopRequest() as stop, self._shown() as show:
+                self._loop(stop, show)
         except BaseException:  # a second Ctrl-C: at once
             for process in self._running.values():
                 process.kill()
                 process.wait()
             raise
-        failed = [f"{self._cells[n].name} (exit code {c})" for n, c in self._ended.items() if c]
-        if self._at_once > 1 or failed:
-            self.print_table()
+        self._console.print(self._table())
+        failed = [
+            f"{self._cells[number].name} ({state.removeprefix('failed: ')})"
+            for number, state in self._ended.items()
+            if state.startswith("failed")
+        ]
         if failed:
             raise ValueError(
                 f"{len(failed)} of {len(self._cells)} cells failed: {', '.join(failed)}; the same "
                 "command tries them again"
             )
 
-    def _loop(self, stop: StopRequest) -> None:
+    def _skip(self) -> None:
+        """Notes what is complete, and which preparations nothing waits for."""
+        for number, cell in enumerate(self._cells):
+            if cell.outcome() is not None:
+                self._ended[number] = "complete"
+        _report(f"{len(self._cells)} cells, {len(self._ended)} complete")
+        for number in self._ended:
+            _report(f"{self._place(number)}: complete")
+        for number in reversed(range(len(self._cells))):  # one may wait for another
+            cell = self._cells[number]
+            waiting = [c for i, c in enumerate(self._cells) if i not in self._ended]
+            if cell.is_first and not any(cell in other.needs for other in waiting):
+                self._ended.setdefault(number, "not needed")
+
+    def _loop(self, stop: StopRequest, show) -> None:
         asked: list[int] = []
         while True:
             if stop.requested and not asked:
@@ -83,46 +109,94 @@ class Runner:
                 self._start()
                 if not self._running:
                     return
+            show()
             time.sleep(_POLL_SECONDS)
 
     def _start(self) -> None:
-        """Starts cells in order, while there is room; an evaluation waits for its run."""
+        """Starts cells in order, while there is room; each waits for what it needs."""
         for number, cell in enumerate(self._cells):
             if len(self._running) >= self._at_once:
                 return
-            if number in self._ended or number in self._running:
+            if number in self._ended or number in self._running or self._awaited(cell):
                 continue
-            if cell.run is not None and cell.run.outcome() is None:
-                continue  # not yet; or it failed, or was a dry run
             command = cell.command(self._launcher)
             _report(f"{self._place(number)}: {shlex.join(command)}")
             self._tries[number] += 1
-            # Its own session: the terminal's Ctrl-C would reach it beside our SIGTERM, and the
-            # second of two signals ends a run without saving.
-            self._running[number] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            with contextlib.ExitStack() as stack:
+                streams = {}
+                if self._at_once > 1:  # they would write over one another
+                    log = self._log(cell)
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    streams["stdout"] = stack.enter_context(log.open("ab"))
+                    streams["stderr"] = subprocess.STDOUT
+                # Its own session: the terminal's Ctrl-C would reach it beside our SIGTERM, and the
+                # second of two signals ends a run without saving.
+                self._running[number] = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, start_new_session=True, **streams
+                )
+
+    def _awaited(self, cell: Cell) -> list[str]:
+        """The names of what a cell needs and that is not complete."""
+        numbers = {cell: number for number, cell in enumerate(self._cells)}
+        return [c.name for c in cell.needs if self._ended.get(numbers[c]) != "complete"]
 
     def _note(self, number: int, code: int, stopping: bool) -> None:
         del self._running[number]
+        cell = self._cells[number]
         if stopping and code in (0, EXIT_STOPPED):
             return
-        if code == 0 or code in _FAILED or self._tries[number] > self._retries:
-            self._ended[number] = code
-            if code:
-                _report(f"{self._place(number)}: failed with exit code {code}")
-        else:
+        if code and code not in _FAILED and self._tries[number] <= self._retries:
             _report(f"{self._place(number)}: exit code {code}, it is started again")
+            return
+        state = f"failed: exit code {code}"
+        if code == 0:
+            state = "complete"
+            if cell.outcome() is None:
+                state = f"failed: ended, but {cell.result} does not say that it is complete"
+            state = "traced" if cell.dry_run else state
+        self._ended[number] = state
+        if state.startswith("failed"):
+            _report(f"{self._place(number)}: {state}{self._last_line(cell)}")
+        elif self._at_once > 1:
+            _report(f"{self._place(number)}: {state}")
 
-    def print_table(self) -> None:
+    def _table(self) -> rich.table.Table:
         """Where each cell stands."""
-        table = rich.table.Table("cell", "state", "starts", box=rich.box.SIMPLE)
+        states = dict(self._ended)
         for number, cell in enumerate(self._cells):
-            code = self._ended.get(number)
-            state = {None: "waits", 0: "complete"}.get(code, f"failed with exit code {code}")
-            state = "runs" if number in self._running else state
-            table.add_row(cell.name, state, str(self._tries[number]))
-        rich.console.Console(stderr=True).print(table)
+            if number in self._running:
+                states[number] = "runs"
+            elif number not in states and (awaited := self._awaited(cell)):
+                states[number] = f"waits for {', '.join(awaited)}"
+        return sweep_status.table(self._cells, states, self._tries)
+
+    @contextlib.contextmanager
+    def _shown(self):
+        """Gives a function that shows the table on a terminal, now and then."""
+        if self._at_once == 1 or not self._console.is_terminal:
+            yield lambda: None
+            return
+        with rich.live.Live(console=self._console, transient=True, auto_refresh=False) as live:
+            latest = -_REFRESH_SECONDS
+
+            def show() -> None:
+                nonlocal latest
+                if time.monotonic() - latest >= _REFRESH_SECONDS:
+                    live.update(self._table(), refresh=True)
+                    latest = time.monotonic()
+
+            yield show
+
+    def _log(self, cell: Cell) -> pathlib.Path:
+        return self._logs / f"{cell.name}.log"
+
+    def _last_line(self, cell: Cell) -> str:
+        """What a failed cell said last, and where all of it is."""
+        if self._at_once == 1:
+            return ""
+        log = self._log(cell)
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f": {lines[-1].strip() if lines else 'it printed nothing'} ({log})"
 
     def _place(self, number: int) -> str:
         return f"[{number + 1}/{len(self._cells)}] {self._cells[number].name}"

@@ -38,7 +38,7 @@ def axes(name: str) -> dict[str, dict[str, list[str]]]:
     """The axes of a sweep file."""
     found = {}
     with (
-        mock.patch.object(sweep, "plan", lambda directory, files, axes, *_: found.update(axes)),
+        mock.patch.object(sweep, "plan", lambda _, files, axes, *__: found.update(axes) or []),
         mock.patch.object(sweep, "Runner"),
     ):
         command_line.configure(Command("sweep", (name,), ()))()
@@ -48,7 +48,10 @@ def axes(name: str) -> dict[str, dict[str, list[str]]]:
 
 @functools.cache
 def cells(name: str) -> tuple[sweep.Cell, ...]:
-    """The cells of a sweep file, checked; of the first seed only, to save time."""
+    """The cells of a sweep file, checked; of the first seed only, to save time.
+
+    What they share is in their `needs`.
+    """
     plan, found = sweep.plan, []
 
     def first_seed(directory, gin_files, axes, *others):
@@ -61,7 +64,7 @@ def cells(name: str) -> tuple[sweep.Cell, ...]:
     ):
         command_line.configure(Command("sweep", (name,), ()))()
     gin.clear_config()
-    return tuple(found)
+    return tuple(cell for cell in found if not cell.is_first)
 
 
 def command_of(cell: sweep.Cell) -> Command:

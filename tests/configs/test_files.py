@@ -52,6 +52,18 @@ def test_all_cells_of_a_sweep_parse(name):
     assert len(grid.axes(name)["seed"]) >= 3
 
 
+@pytest.mark.parametrize("name", grid.names("sweeps", "common"))
+def test_a_sweep_makes_what_its_cells_begin_from(name):
+    """Every checkpoint and file of the teacher's that a run reads; published ones are given."""
+    for cell in grid.cells(name):
+        made = {need.result.removesuffix("/summary.json") for need in cell.needs}
+        if cell.run is not None:
+            continue
+        reader = command_line.read_configuration(grid.command_of(cell))
+        read = {reader.value_of(n) for n in ("STUDENT", "TEACHER", "TEACHER_OUTPUTS")} - {None}
+        assert made == read and len(read) >= 1, cell.name
+
+
 def test_the_figures_of_the_paper_have_their_axes():
     def options(name, axis):
         return set(grid.axes(f"configs/sweeps/{name}.gin")[axis])

@@ -11,6 +11,7 @@ import pytest
 import gkd.jobs
 from gkd.jobs import command_line
 from tests.jobs.inference import model, model_dir, run  # noqa: F401 (fixtures)
+from tests.jobs.sweeping import grid  # noqa: F401
 
 _COUNTER = itertools.count()  # gin remembers functions for ever: each test has its own module
 

@@ -11,82 +11,8 @@ import time
 
 import pytest
 
-from gkd.jobs import command_line, sweep, sweep_table
-
-TINY = str(pathlib.Path(__file__).with_name("tiny.gin"))
-SWEEP = f"""\
-from __gin__ import dynamic_registration
-include 'configs/sweeps/common.gin'
-from gkd.jobs import sweep
-sweep.sweep.directory = 'out'
-sweep.sweep.gin_files = ['{TINY}']
-sweep.sweep.axes = {{
-    'method': {{
-        'sft': ['configs/methods/sft.gin'],
-        'jsd_0.1': ['configs/methods/gkd.gin', 'DIVERGENCE=@divergences.generalized_jsd',
-                    'BETA=0.1', "TEACHER='it is a teacher'"],
-    }},
-    'seed': {{'0': ['SEED=0'], '1': ['SEED=1', 'TRAIN_STEPS=30']}},
-}}
-"""
-
-# Stands in for `python -m gkd train …`: notes its arguments, then does what its cell is to do.
-STAND_IN = f"""\
-#!{sys.executable}
-import json, os, pathlib, signal, sys, time
-path = next(a for a in sys.argv if a.startswith("--gin.MODEL_DIR=")).partition("=")[2]
-output = [a.partition("=")[2] for a in sys.argv if a.startswith("--gin.evaluate.evaluate.output=")]
-place = pathlib.Path(path.strip("'"))
-place.mkdir(parents=True, exist_ok=True)
-with open("launches.txt", "a") as file:
-    file.write((output or [path])[0] + "\\n")
-if os.path.exists("fail") and str(place) in open("fail").read():
-    sys.exit(1)
-if os.path.exists("crash") and str(place) in open("crash").read():
-    os.kill(os.getpid(), signal.SIGKILL)
-while os.path.exists("together"):
-    if len(open("launches.txt").readlines()) >= int(open("together").read()):
-        break
-    time.sleep(0.02)
-if os.path.exists("wait"):
-    def stop(*_):
-        pathlib.Path("saved").touch()
-        sys.exit(75)
-    signal.signal(signal.SIGTERM, stop)
-    pathlib.Path("started").touch()
-    time.sleep(60)
-if output:
-    metrics = {{name: {{"greedy": {{"exact_match": value}}, "beam_4": {{"exact_match": 8.0}}}}
-               for name, value in (("student", 7.0), ("teacher", 9.0))}}
-    pathlib.Path(output[0].strip("'")).write_text(json.dumps({{"metrics": metrics}}))
-    sys.exit()
-steps = 30 if "--gin.TRAIN_STEPS=30" in sys.argv else 40
-summary = {{"steps": steps, "seconds_per_step": 0.5, "evaluation": {{"exact_match": len(path)}}}}
-(place / "summary.json").write_text(json.dumps(summary))
-"""
-
-
-@pytest.fixture
-def grid(tmp_path, monkeypatch):
-    """Function of overrides to the exit code of `sweep` on SWEEP, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sweep.gin").write_text(SWEEP)
-    stand_in = tmp_path / "python"
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
-    monkeypatch.setattr(sweep.sys, "executable", str(stand_in))
-
-    def run(*overrides):
-        options = [f"--gin.{text}" for text in overrides]
-        return command_line.main(["sweep", "--gin_file=sweep.gin", *options])
-
-    return run
-
-
-def launches():
-    """The MODEL_DIRs of the processes started so far."""
-    path = pathlib.Path("launches.txt")
-    return [line.strip("'") for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+from gkd.jobs import sweep_table
+from tests.jobs.sweeping import TINY, launches, rows_of
 
 
 def test_the_list_is_one_exact_command_a_cell(grid, capsys):
@@ -161,9 +87,10 @@ def test_the_status_says_what_is_complete(grid, capsys):
     assert grid() == 1
     capsys.readouterr()
     assert grid("ACTION='status'") == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [state for state, _ in lines] == ["complete", "open", "complete", "complete"]
-    assert [name for _, name in lines] == ["sft/0", "sft/1", "jsd_0.1/0", "jsd_0.1/1"]
+    assert rows_of(capsys.readouterr().out) == [
+        ["sft/0", "complete", "40/40"], ["sft/1", "open", "0/30"],
+        ["jsd_0.1/0", "complete", "40/40"], ["jsd_0.1/1", "complete", "30/30"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -235,8 +162,9 @@ def test_evaluations_follow_their_run_and_fill_the_table(grid, capsys):
     ]
     # What was measured before its run went on is measured again.
     before = launches()
-    path = pathlib.Path("out/jsd_0.1/0/summary.json")
-    os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
+    before_the_run = pathlib.Path("out/jsd_0.1/0/summary.json").stat().st_mtime_ns - 10**9
+    for name in names[1:]:
+        os.utime(f"out/jsd_0.1/0{name}", ns=(before_the_run, before_the_run))
     pathlib.Path("fail").unlink()
     assert grid(EVALUATIONS) == 0
     assert launches()[len(before) :] == [place for place in want if "sft/1" in place] + want[7:9]
