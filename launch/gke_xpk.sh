@@ -1,71 +1,120 @@
 #!/usr/bin/env bash
 # A run on GKE as an xpk workload (a JobSet that Kubernetes starts again after a preemption).
-#   export GKE_CLUSTER=my-cluster GKE_ZONE=us-west4-a TPU_TYPE=v5litepod-256 GKD_IMAGE=…/gkd:latest
-#   bash launch/gke_xpk.sh image                        # build the Dockerfile and push it
-#   bash launch/gke_xpk.sh run gkd-large train --gin_file=configs/runs/xsum/large.gin …
-#   bash launch/gke_xpk.sh logs gkd-large               # also: list, delete gkd-large
-# `--dry-run` first only prints the commands. Also: GKE_PROJECT, SLICES=2, RESTARTS=20,
-# GKD_ENVIRONMENT="NAME=VALUE …". Keep MODEL_DIR on a bucket that the cluster mounts (Cloud Storage FUSE).
+#   export GKE_CLUSTER=my-cluster GKE_ZONE=us-west4-a
+#   export TPU_TYPE=v5litepod-256 GKD_IMAGE=…/gkd:latest
+#   bash launch/gke_xpk.sh image                     # build the image of what git has, and push it
+#   bash launch/gke_xpk.sh attach gs://my-bucket     # once a cluster and bucket
+#   bash launch/gke_xpk.sh run gkd-large train --gin_file=configs/runs/xsum/large.gin \
+#       '--gin.MODEL_DIR="gs://my-bucket/large"'
+#   bash launch/gke_xpk.sh logs gkd-large            # also: wait gkd-large, list, delete gkd-large
+# The buckets that the command names are mounted. `all NAME VERB …` does run, wait and delete (for
+# sweeps), in place of a workload of that name; Ctrl-C or SIGTERM to it deletes the workload, which
+# saves first. `--dry-run` first only prints the commands. Also: GKE_PROJECT, SLICES=2, RESTARTS=20,
+# BUCKETS="gs://… …" (that gin files name), GKD_ENVIRONMENT="NAME=VALUE …" (no secrets).
+# Exit code of `wait` and `all`: 0 done, 1 failed (see the log), 75 stopped.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-
-fail() {
-    echo "gkd: error: $1" >&2
-    exit 2
-}
-
-call() {
-    if $dry_run; then
-        printf '%q ' "$@"
-        echo
-    else
-        "$@"
-    fi
-}
-
-need() {
-    local name
-    for name in "$@"; do
-        [ -n "${!name:-}" ] || fail "set $name (see the top of launch/gke_xpk.sh)"
-    done
-}
-
-dry_run=false
-if [ "${1:-}" = "--dry-run" ]; then
-    dry_run=true
-    shift
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 action="${1:-}"
 shift || true
 
-if [ "$action" = image ]; then
+image() {
     need GKD_IMAGE
-    call docker build "--tag=$GKD_IMAGE" "$root"
+    if $dry_run; then
+        printf '%s| ' "$(archive --format=tar)"
+    fi
+    local build=(docker build "--tag=$GKD_IMAGE" -)
+    if $dry_run; then call "${build[@]}"; else archive --format=tar | "${build[@]}"; fi
     call docker push "$GKD_IMAGE"
+}
+
+storage() { # what xpk calls a BUCKET
+    tr '_.' '--' <<<"$1"
+}
+
+attach() { # nothing is cached: another host may have written meanwhile
+    local bucket
+    bucket="$(named_buckets "$workload")"
+    [ -n "$bucket" ] || fail "attach which bucket? e.g. attach gs://my-bucket"
+    call xpk storage attach "$(storage "$bucket")" "${where[@]}" --type=gcsfuse \
+        "--bucket=$bucket" "--mount-point=$mounts/$bucket" --readonly=false --size=1 \
+        --auto-mount=false "--mount-options=implicit-dirs,rename-dir-limit=100000,\
+metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
+}
+
+run() { # OPTIONS of xpk -- VERB …
+    local options=() command bucket
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    need TPU_TYPE GKD_IMAGE
+    [ $# -gt 0 ] || fail "run what? e.g. run $workload train --gin_file=FILE"
+    for bucket in $(named_buckets "$@"); do
+        options+=("--storage=$(storage "$bucket")")
+    done
+    # `exec`: SIGTERM goes to the process that xpk starts. 75 and 76 are for another start, which
+    # xpk would otherwise take for a failure of the whole.
+    command="exec ${GKD_ENVIRONMENT:+env $GKD_ENVIRONMENT }$(printf '%q ' python -m gkd "$@")"
+    call xpk workload create "${where[@]}" "--workload=$workload" "--tpu-type=$TPU_TYPE" \
+        "--num-slices=${SLICES:-1}" "--docker-image=$GKD_IMAGE" \
+        "--max-restarts=${RESTARTS:-20}" --restart-on-exit-codes=75,76 \
+        --termination-grace-period-seconds=300 ${options[@]+"${options[@]}"} "--command=$command"
+}
+
+await() { # the workload's end: 0 done, 1 failed or deleted
+    local code child tries=5
+    while true; do
+        call xpk workload list "${where[@]}" "--wait-for-job-completion=$workload" &
+        child=$!
+        while true; do # a signal ends `wait` early
+            code=0
+            wait "$child" || code=$?
+            kill -0 "$child" 2>/dev/null || break
+        done
+        if $stopping || [ "$code" = 0 ] || [ "$code" = 125 ]; then break; fi
+        tries=$((tries - 1)) # 124 after xpk's week; all else is the network's
+        [ "$tries" -gt 0 ] || break
+        sleep "${GKD_RETRY_SECONDS:-60}"
+    done
+    [ "$code" = 0 ]
+}
+
+delete() {
+    call xpk workload delete "${where[@]}" "--workload=$workload" --quiet
+}
+
+all() {
+    local code=0
+    trap 'stopping=true; say "the workload is deleted; it saves first"; delete || true' TERM INT
+    run --quiet -- "$@" || return
+    say "the log: bash launch/gke_xpk.sh logs $workload"
+    await || code=1
+    trap - TERM INT
+    if $stopping; then return 75; fi
+    delete || say "warning: workload $workload could not be deleted"
+    return "$code"
+}
+
+if [ "$action" = image ]; then
+    image
     exit
 fi
 need GKE_CLUSTER GKE_ZONE
 where=("--cluster=$GKE_CLUSTER" "--zone=$GKE_ZONE" ${GKE_PROJECT:+"--project=$GKE_PROJECT"})
 workload="${1:-}"
 if [ "$action" != list ]; then
-    [ -n "$workload" ] || fail "$action which workload? e.g. $action gkd-large"
+    [ -n "$workload" ] || fail "${action:-do what with} which workload? e.g. run gkd-large train …"
     shift
 fi
-
 case "$action" in
-    run)
-        need TPU_TYPE GKD_IMAGE
-        [ $# -gt 0 ] || fail "run what? e.g. run $workload train --gin_file=FILE"
-        command="${GKD_ENVIRONMENT:+env $GKD_ENVIRONMENT }$(printf '%q ' python -m gkd "$@")"
-        call xpk workload create "${where[@]}" "--workload=$workload" "--tpu-type=$TPU_TYPE" \
-            "--num-slices=${SLICES:-1}" "--docker-image=$GKD_IMAGE" \
-            "--max-restarts=${RESTARTS:-20}" "--command=$command"
-        ;;
+    run) run -- "$@" ;;
+    wait) await ;;
     logs)
-        call kubectl logs --follow --all-containers "--selector=jobset.sigs.k8s.io/jobset-name=$workload" \
-            --max-log-requests=1000
+        call kubectl logs --follow --all-containers --tail=-1 --max-log-requests=1000 \
+            "--selector=jobset.sigs.k8s.io/jobset-name=$workload"
         ;;
     list) call xpk workload list "${where[@]}" ;;
-    delete) call xpk workload delete "${where[@]}" "--workload=$workload" ;;
-    *) fail "action ${action:-missing}: use image, run, logs, list or delete" ;;
+    all | attach | delete) "$action" "$@" ;;
+    *) fail "action ${action:-missing}: use image, attach, run, wait, all, logs, list or delete" ;;
 esac

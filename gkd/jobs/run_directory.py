@@ -179,8 +179,8 @@ def git_state(folder: pathlib.Path) -> dict[str, Any]:
       folder: the root of the checkout.
 
     Returns:
-      {"git_commit": str, "git_dirty": bool}, both None where there is no git or the code is
-      not the checkout's (an installed copy inside another repository).
+      {"git_commit": str, "git_dirty": bool}; where there is no checkout, the commit that `git
+      archive` wrote into its copy (launch/tpu_vm.sh), and both None of any other copy.
     """
 
     def git(*arguments: str) -> str:
@@ -189,12 +189,19 @@ def git_state(folder: pathlib.Path) -> dict[str, Any]:
 
     try:
         if pathlib.Path(git("rev-parse", "--show-toplevel")) != folder.resolve():
-            return {"git_commit": None, "git_dirty": None}
+            return _archived_commit(folder)
         commit = git("rev-parse", "HEAD")
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "git_dirty": None}
+        return _archived_commit(folder)
     return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _archived_commit(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "gkd" / "COMMIT"
+    commit = file.read_text(encoding="utf-8").strip() if file.exists() else "$Format:%H$"
+    known = not commit.startswith("$")
+    return {"git_commit": commit if known else None, "git_dirty": False if known else None}
 
 
 def environment() -> dict[str, Any]:

@@ -57,6 +57,13 @@ def test_no_host_name_is_recorded(open_after):
     assert f"/{getpass.getuser()}/" not in launch
 
 
+def test_nothing_of_the_environment_is_recorded(open_after, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hush-hush")
+    run = open_after()
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if "hush" in path.read_text()]
+
+
 def test_the_operative_configuration_is_written_also_when_the_run_fails(open_after):
     with pytest.raises(ZeroDivisionError), open_after() as run:
         raise ZeroDivisionError

@@ -1,76 +1,17 @@
 """launch/tpu_vm.sh, gke_xpk.sh, local_multiprocess.sh beside stand-ins for gcloud, xpk and git."""
 
-import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from gkd.jobs.gin_files import REPOSITORY
 
-# Notes its arguments; answers a slice's state and a run's exit code from files, the next of each.
-STAND_IN = f"""\
-#!{sys.executable}
-import json, os, pathlib, sys
-folder = pathlib.Path(os.environ["STAND_IN"])
-name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
-with open(folder / "calls.jsonl", "a") as file:
-    file.write(json.dumps([name, *arguments]) + "\\n")
-def answer(what):
-    path = folder / what
-    first, *rest = path.read_text().split() if path.exists() else ["none"]
-    path.write_text(" ".join(rest or [first]))
-    return first
-if "describe" in arguments:
-    print(answer("states"))
-if arguments[-1] == "--command=cat gkd/run.code":
-    code = answer("codes")
-    if code == "unreachable":
-        sys.exit(255)
-    print(code)
-"""
-TRAIN = ["train", "--gin_file=a b.gin", "--gin.MODEL_DIR='bucket/a'", '--gin.NOTE="$HOME & more"']
-
-
-class Cloud:
-    def __init__(self, folder):
-        self.folder = folder
-        self.programs = folder / "bin"
-        self.programs.mkdir()
-        for name in ("gcloud", "xpk", "kubectl", "docker", "git"):
-            path = self.programs / name
-            path.write_text(STAND_IN)
-            path.chmod(0o755)
-        self.environment = {
-            "PATH": f"{self.programs}:{os.environ['PATH']}", "STAND_IN": str(folder),
-            "HOME": str(folder), "GKD_RETRY_SECONDS": "0", "TPU_NAME": "slice", "TPU_ZONE": "zone",
-            "TPU_TYPE": "v5litepod-16", "TPU_VERSION": "v2", "GKE_CLUSTER": "cluster",
-            "GKE_ZONE": "zone", "GKD_IMAGE": "place/gkd:1",
-        }  # fmt: skip
-
-    def __call__(self, script, *arguments, code=0, **environment):
-        done = subprocess.run(
-            ["bash", REPOSITORY / "launch" / script, *arguments], capture_output=True, text=True,
-            env={**self.environment, **environment}, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        return done
-
-    def calls(self):
-        path = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def actions(self):
-        return [
-            call[4] for call in self.calls() if call[:4] == ["gcloud", "compute", "tpus", "tpu-vm"]
-        ]
-
-
-@pytest.fixture
-def cloud(tmp_path):
-    return Cloud(tmp_path)
+TRAIN = ["train", "--gin_file=a b.gin", "--gin.MODEL_DIR='gs://b-1/a'", '--gin.NOTE="$HOME & more"']
 
 
 def without_numbers(call):
@@ -80,77 +21,234 @@ def without_numbers(call):
 
 
 def test_a_dry_run_prints_what_would_be_called(cloud):
-    printed = cloud("tpu_vm.sh", "--dry-run", "all", *TRAIN, BUCKET="gs://bucket").stdout
+    printed = cloud("tpu_vm.sh", "--dry-run", "all", *TRAIN).stdout
     assert cloud.calls() == []
-    (cloud.folder / "codes").write_text("0")
-    (cloud.folder / "states").write_text("READY")
-    cloud("tpu_vm.sh", "all", *TRAIN, BUCKET="gs://bucket")
-    called = [call for call in cloud.calls() if "describe" not in call]
+    cloud("tpu_vm.sh", "all", *TRAIN)
+    called = [call for call in cloud.calls() if not {"describe", "status"} & set(call)]
     wanted = [shlex.split(line) for line in printed.splitlines()]
     wanted = [call for call in wanted if call[0] != "rm"]
     assert [without_numbers(c) for c in called] == [without_numbers(c) for c in wanted]
-    assert [call[4] for call in called if call[0] == "gcloud"] == [
-        "create", "scp", "ssh", "ssh", "ssh", "ssh", "ssh", "delete",
-    ]  # fmt: skip
+    assert cloud.actions("describe") == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+    assert all("--quiet" in call for call in called if call[0] == "gcloud")
 
 
 def test_every_host_gets_the_command_word_by_word(cloud):
-    cloud("tpu_vm.sh", "--dry-run", "run", *TRAIN)
-    (cloud.folder / "codes").write_text("0")
-    cloud("tpu_vm.sh", "run", *TRAIN, GKD_ENVIRONMENT="GKD_DATA=/data")
-    run, logs, _ = (call[-1].removeprefix("--command=") for call in cloud.calls())
+    cloud.write(slice="READY", codes="7")
+    cloud("tpu_vm.sh", "run", *TRAIN, code=7, GKD_ENVIRONMENT="GKD_DATA=gs://c/data")
     assert "--worker=all" in cloud.calls()[0]
-    # The hosts' own shell, with a Python that notes its arguments.
+    # The hosts' own shell: bucket c is mounted already; sudo, gcsfuse and a Python note what comes.
+    names = ("python", "mountpoint", "sudo", "gcsfuse")
+    python, mountpoint, sudo, gcsfuse = (cloud.folder / "gkd/.venv/bin" / name for name in names)
+    python.parent.mkdir(parents=True)
+    program = "import os, sys\nprint(sys.argv[1:], os.environ['GKD_DATA'], "
+    program += "os.environ['GKD_BUCKETS'])\nsys.exit(7)\n"
+    python.write_text(f"#!{sys.executable}\n{program}")
+    mountpoint.write_text('#!/bin/sh\n[ "$2" = /buckets/c ]\n')
+    for path in (sudo, gcsfuse):
+        path.write_text('#!/bin/sh\necho "$(basename "$0") $@" >>mounted\n')
+    for path in (python, mountpoint, sudo, gcsfuse):
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    for part in ("nohup", "tail -n"):
+        done = subprocess.run(
+            ["bash", "-c", cloud.command(part)], cwd=cloud.folder, capture_output=True, text=True,
+            timeout=60, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{['-m', 'gkd', *TRAIN]} gs://c/data /buckets\n"
+    assert (cloud.folder / "gkd/run.code").read_text() == "7\n"
+    mounted = (cloud.folder / "gkd/mounted").read_text().splitlines()
+    assert mounted[0] == "sudo mkdir -p /buckets/b-1" and len(mounted) == 3
+    assert mounted[2].startswith("gcsfuse --implicit-dirs --rename-dir-limit=100000 ")
+    assert mounted[2].endswith(" b-1 /buckets/b-1")
+
+
+def test_stop_lets_the_run_save_and_another_waits_for_it(cloud):
+    """The hosts' own shell again, with a run that needs a while to save."""
+    cloud.write(slice="READY")
+    cloud("tpu_vm.sh", "run", "train")
     python = cloud.folder / "gkd/.venv/bin/python"
     python.parent.mkdir(parents=True)
-    program = "import os, sys\nprint(sys.argv[1:], os.environ['GKD_DATA'])\nsys.exit(7)\n"
-    python.write_text(f"#!{sys.executable}\n{program}")
+    python.write_text(
+        f"#!{sys.executable}\nimport signal, sys, time\ndef stop(*_):\n    time.sleep(1)\n"
+        "    open('saved', 'a').write('x')\n    sys.exit(75)\nsignal.signal(15, stop)\n"
+        "open('started', 'a').write('x')\ntime.sleep(60)\n"
+    )
     python.chmod(0o755)
-    for command in (run, logs):
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=cloud.folder, capture_output=True, text=True, timeout=60
-        )
-    assert done.stdout == f"{['-m', 'gkd', *TRAIN]} /data\n"
-    assert (cloud.folder / "gkd/run.code").read_text() == "7\n"
+
+    def host(command):
+        return subprocess.run(["bash", "-c", command], cwd=cloud.folder, timeout=60).returncode
+
+    def wait_for(name, text):
+        deadline = time.monotonic() + 30
+        path = cloud.folder / "gkd" / name
+        while time.monotonic() < deadline and not (path.exists() and path.read_text() == text):
+            time.sleep(0.05)
+        assert path.read_text() == text
+
+    run = cloud.command("nohup")
+    assert host(run) == 0
+    wait_for("started", "x")
+    assert host(run) == 0  # the first one saves and ends, then the second begins
+    assert (cloud.folder / "gkd/saved").read_text() == "x"
+    wait_for("started", "xx")
+    cloud("tpu_vm.sh", "stop")
+    assert host(cloud.command("|| true")) == 0
+    wait_for("run.code", "75\n")
+    assert (cloud.folder / "gkd/saved").read_text() == "xx"
 
 
 def test_a_preempted_slice_is_made_again(cloud):
-    (cloud.folder / "codes").write_text("75 unreachable 0")
-    (cloud.folder / "states").write_text("PREEMPTED READY")
+    cloud.write(codes="P75 P 0")
     cloud("tpu_vm.sh", "all", *TRAIN, TPU_SPOT="1")
-    assert cloud.actions().count("create") == 3
-    assert cloud.actions().count("delete") == 3
-    assert cloud.actions()[-1] == "delete"
+    assert cloud.actions("describe", "ssh", "scp") == ["create", "delete"] * 3
     assert all("--spot" in call for call in cloud.calls() if "create" in call)
+
+
+def test_without_capacity_the_slice_is_asked_for_again(cloud):
+    cloud.write(refusals="There_is_no_more_capacity_in_the_zone no", codes="P 0")
+    cloud("tpu_vm.sh", "all", *TRAIN)
+    assert cloud.actions("describe", "ssh", "scp") == ["create"] * 2 + [
+        "delete",
+        "create",
+        "delete",
+    ]
+    cloud.write(refusals="Invalid_value_for_accelerator-type", slice="")
+    failed = cloud("tpu_vm.sh", "all", *TRAIN, code=1)
+    assert "Invalid value" in failed.stderr
+
+
+def test_a_slice_from_the_queue(cloud):
+    cloud.write(queue="WAITING_FOR_RESOURCES PROVISIONING FAILED WAITING_FOR_RESOURCES ACTIVE")
+    cloud("tpu_vm.sh", "all", *TRAIN, TPU_QUEUED="1", TPU_SPOT="1")
+    calls = [call for call in cloud.calls() if "queued-resources" in call]
+    kinds = [call[4] for call in calls if call[4] != "delete"]
+    assert kinds == ["create", *["describe"] * 3, "create", *["describe"] * 2]
+    create = next(call for call in calls if call[4] == "create")
+    assert {"slice", "--node-id=slice", "--runtime-version=v2", "--spot"} <= set(create)
+    assert calls[-1][4] == "delete" and "--force" in calls[-1]
+
+
+def test_a_lost_connection_does_not_end_the_run(cloud):
+    cloud.write(codes="runs drop drop 0")
+    cloud("tpu_vm.sh", "all", *TRAIN)
+    assert cloud.actions().count("create") == 1
+    starts = [call for call in cloud.calls() if "nohup" in call[-1]]
+    logs = [call[-1].split()[4:6] for call in cloud.calls() if "tail -n" in call[-1]]
+    assert len(starts) == 1 and logs == [["-n", "+1"], *[["-n", "0"]] * 3]
+
+
+def test_an_interrupted_run_goes_on_and_a_crash_loop_ends(cloud):
+    cloud.write(codes="76 75 0")
+    cloud("tpu_vm.sh", "all", *TRAIN)
+    assert sum("nohup" in call[-1] for call in cloud.calls()) == 3
+    assert cloud.actions().count("create") == 1
+    cloud.write(codes=" ".join(["76"] * 9))
+    cloud("tpu_vm.sh", "all", *TRAIN, code=76, RESTARTS="2")
+    assert sum("nohup" in call[-1] for call in cloud.calls()) == 6
 
 
 @pytest.mark.parametrize("failed", [1, 2])
 def test_a_run_that_failed_is_not_tried_again(cloud, failed):
-    (cloud.folder / "codes").write_text(str(failed))
-    (cloud.folder / "states").write_text("READY")
+    cloud.write(codes=str(failed))
     cloud("tpu_vm.sh", "all", *TRAIN, code=failed)
     assert cloud.actions().count("create") == 1
     assert cloud.actions()[-1] == "delete"
 
 
+def test_sigterm_saves_and_deletes_the_slice(cloud):
+    """What a sweep sends when it is stopped; a slice that stays costs money."""
+    cloud.write(codes="75")
+    assert cloud.stopped("tpu_vm.sh", "all", *TRAIN) == 75
+    assert (cloud.folder / "asked").exists()
+    assert cloud.actions("describe")[-1] == "delete" and not (cloud.folder / "slice").exists()
+    assert cloud.actions().count("create") == 1
+
+
 def test_an_xpk_workload_runs_the_command_in_the_image(cloud):
-    cloud("gke_xpk.sh", "run", "gkd-large", *TRAIN, SLICES="2")
+    cloud("gke_xpk.sh", "run", "gkd-large", *TRAIN, SLICES="2", BUCKETS="gs://c_2.d/x")
     (call,) = cloud.calls()
     assert call[:4] == ["xpk", "workload", "create", "--cluster=cluster"]
     assert {"--workload=gkd-large", "--tpu-type=v5litepod-16", "--num-slices=2"} <= set(call)
-    assert "--docker-image=place/gkd:1" in call
+    assert {"--docker-image=place/gkd:1", "--storage=b-1", "--storage=c-2-d"} <= set(call)
+    # Without 75 and 76, xpk takes a run that saved and stopped for one that failed for good.
+    assert {"--max-restarts=20", "--restart-on-exit-codes=75,76"} <= set(call)
     command = shlex.split(call[-1].removeprefix("--command="))
-    assert command == ["python", "-m", "gkd", *TRAIN]
-    printed = cloud("gke_xpk.sh", "--dry-run", "run", "gkd-large", *TRAIN, SLICES="2").stdout
+    assert command == ["exec", "python", "-m", "gkd", *TRAIN]
+    printed = cloud("gke_xpk.sh", "--dry-run", "run", "gkd-large", *TRAIN, SLICES="2",
+                    BUCKETS="gs://c_2.d/x").stdout  # fmt: skip
     assert shlex.split(printed) == call
 
 
-def test_an_image_is_built_from_the_repository(cloud):
+def test_sigterm_reaches_the_run_inside_xpks_shell(tmp_path):
+    """xpk's container runs `(COMMAND) &` in a shell that sends SIGTERM to that child only."""
+    program = "import signal, time; signal.signal(15, lambda *_: exit(75)); print(flush=True); "
+    command = f"exec {sys.executable} -c {shlex.quote(program + 'time.sleep(30)')}"
+    shell = f"trap 'kill -TERM $!' TERM; ({command}) & PID=$!; wait $PID; wait $PID; exit $?"
+    process = subprocess.Popen(["bash", "-c", shell], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+
+
+def test_a_bucket_is_attached_where_the_image_looks_for_it(cloud):
+    cloud("gke_xpk.sh", "attach", "gs://c_2.d")
+    (call,) = cloud.calls()
+    assert call[:4] == ["xpk", "storage", "attach", "c-2-d"]
+    assert {"--type=gcsfuse", "--bucket=c_2.d", "--mount-point=/buckets/c_2.d"} <= set(call)
+    assert "ENV GKD_BUCKETS=/buckets " in (REPOSITORY / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "waits"), [("0", 0, 1), ("125", 1, 1), ("1 124 0", 0, 3), ("1 " * 9, 1, 5)]
+)
+def test_all_waits_for_the_workload_and_deletes_it(cloud, answers, code, waits):
+    cloud.write(codes=answers)
+    cloud("gke_xpk.sh", "all", "cell-a", *TRAIN, code=code)
+    assert [call[2] for call in cloud.calls()] == ["create", *["list"] * waits, "delete"]
+    assert "--quiet" in cloud.calls()[0]  # in place of what an earlier launch left
+    assert "--wait-for-job-completion=cell-a" in cloud.calls()[1]
+
+
+def test_sigterm_deletes_the_workload(cloud):
+    assert cloud.stopped("gke_xpk.sh", "all", "cell-a", *TRAIN) == 75
+    assert [call[2] for call in cloud.calls()] == ["create", "list", "delete"]
+
+
+def test_an_image_is_built_of_what_git_has(cloud):
     cloud("gke_xpk.sh", "image")
-    assert cloud.calls() == [
-        ["docker", "build", "--tag=place/gkd:1", str(REPOSITORY)],
-        ["docker", "push", "place/gkd:1"],
-    ]
+    kinds = [[call[0], *call[1:3]] for call in cloud.calls()]
+    assert kinds[-1] == ["docker", "push", "place/gkd:1"]
+    assert ["docker", "build", "--tag=place/gkd:1"] in kinds
+    assert any(call[0] == "git" and call[-2:] == ["--format=tar", "HEAD"] for call in cloud.calls())
+    printed = cloud("gke_xpk.sh", "--dry-run", "image").stdout.splitlines()
+    assert printed[0] == f"git -C {REPOSITORY} archive --format=tar HEAD | " + (
+        "docker build --tag=place/gkd:1 - "
+    )
+
+
+def test_the_archive_knows_its_commit(tmp_path):
+    """What `git archive` makes has no .git; a run's record still names the commit."""
+    git = ["git", "-C", REPOSITORY]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("not a checkout")
+    made = subprocess.run([*git, "archive", "HEAD", "gkd"], capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=made.stdout, check=True)
+    from gkd.jobs.run_directory import git_state
+
+    assert git_state(tmp_path) == {"git_commit": head.stdout.strip(), "git_dirty": False}
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke_xpk.sh"])
+@pytest.mark.parametrize("name", ["HF_TOKEN", "my_secret", "DB_PASSWORD", "API_KEY"])
+def test_no_secret_is_printed_or_stored(cloud, script, name):
+    given = {"GKD_ENVIRONMENT": f"GKD_DATA=/data {name}=hush", "WANDB_API_KEY": "hush"}
+    done = cloud(script, "--dry-run", "all", "a", *TRAIN, code=2, **given)
+    assert f"GKD_ENVIRONMENT sets {name}" in done.stderr
+    assert "hush" not in done.stderr + done.stdout and cloud.calls() == []
+    allowed = cloud(script, "--dry-run", "all", "a", *TRAIN, WANDB_API_KEY="hush")
+    assert "hush" not in allowed.stderr + allowed.stdout
 
 
 @pytest.mark.parametrize(
@@ -160,6 +258,8 @@ def test_an_image_is_built_from_the_repository(cloud):
         ("tpu_vm.sh", ["create"], {"TPU_TYPE": ""}, "set TPU_TYPE"),
         ("tpu_vm.sh", ["run"], {}, "run what?"),
         ("gke_xpk.sh", ["run"], {}, "run which workload?"),
+        ("gke_xpk.sh", ["run", "a"], {}, "run what?"),
+        ("gke_xpk.sh", ["attach", "bucket"], {}, "attach which bucket?"),
         ("gke_xpk.sh", ["run", "a", "train"], {"GKD_IMAGE": ""}, "set GKD_IMAGE"),
         ("local_multiprocess.sh", ["4"], {}, "usage: "),
     ],

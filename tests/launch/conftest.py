@@ -1,0 +1,3 @@
+"""The fixture of the launch scripts' tests."""
+
+from tests.launch.cloud import cloud  # noqa: F401
