@@ -76,9 +76,10 @@ install() { # what git has of this checkout, its requirements and libtpu
             --worker=all || return
     call rm -f "$file"
     # Ubuntu 22.04 has Python 3.10 until asked for more; a new host may still be installing updates.
-    local python="sudo apt-get -qq update && sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y"
+    local python="sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y"
     on all "rm -rf gkd/gkd gkd/configs && mkdir -p gkd && tar -xzf gkd.tar.gz -C gkd && \
-{ $setup || { { $python python3.11-venv || $python python3-venv; } && $setup; }; } && \
+{ $setup || { sudo apt-get -qq update && { $python python3.11-venv || $python python3-venv; } && \
+$setup; }; } && \
 gkd/.venv/bin/python -m pip install --quiet 'jax[tpu]' --constraint gkd/constraints.txt"
 }
 
@@ -170,13 +171,14 @@ all() {
     trap 'stopping=true; say "the run saves, then the slice is deleted"; stop || true' TERM INT
     while true; do
         code=0
-        { obtain && { $stopping || install; }; } || code=1
+        { obtain && { $stopping || install || { sleep "$pause" && install; }; }; } || code=1
         if $stopping; then
             code=$stopped
             break
         elif [ "$code" = 0 ]; then
             run "$@" || code=$?
         fi
+        if $stopping && [ "$code" -gt 2 ]; then code=$stopped; fi # also where nothing had begun
         if $dry_run || $stopping; then break; fi
         if [ "$(status 2>/dev/null || echo gone)" != READY ]; then
             [ "$code" -gt 2 ] || break # it ended, or could not be made
