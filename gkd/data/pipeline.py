@@ -160,20 +160,17 @@ def _batch(
 
 
 def _check_sizes(
-    batch_size: int, input_length: int, target_length: int, shard: tuple[int, int]
-) -> None:
+    batch_size: int, input_length: int, target_length: int, own_rows: np.ndarray | None
+) -> np.ndarray:
+    """This host's rows of a batch."""
     sizes = (("batch_size", batch_size), ("input_length", input_length))
     for name, value in (*sizes, ("target_length", target_length)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    index, count = shard
-    if count < 1 or not 0 <= index < count:
-        raise ValueError(f"shard {index} of {count} does not exist: index is 0 … count−1")
-    if batch_size % count:
-        raise ValueError(
-            f"batch_size={batch_size} does not divide over {count} hosts: choose a multiple "
-            f"of {count}"
-        )
+    own = np.arange(batch_size) if own_rows is None else own_rows
+    if not len(own) or (np.diff(own) < 1).any() or own[0] < 0 or own[-1] >= batch_size:
+        raise ValueError(f"own_rows are {own.tolist()}: rows of a batch of {batch_size}, ascending")
+    return own
 
 
 class TrainingBatches:
@@ -192,13 +189,13 @@ class TrainingBatches:
         target_length: int,
         seed: int,
         shuffle: bool,
-        shard: tuple[int, int],
+        own_rows: np.ndarray,
     ):
         self._data = data
         self._eos = eos
         self._batch_size = batch_size
         self._lengths = input_length, target_length
-        self._shard = shard
+        self._own_rows = own_rows
         self._order = {
             "format": _STATE_FORMAT,
             "rows": data.rows,
@@ -213,12 +210,10 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        index, count = self._shard
-        size = self._batch_size // count
-        start = self._position + index * size
-        rows = np.array([self._row(n) for n in range(start, start + size)], np.int64)
+        numbers = (self._position + self._own_rows).tolist()
+        rows = np.array([self._row(number) for number in numbers], np.int64)
         self._position += self._batch_size
-        return _batch(self._data, rows, size, *self._lengths, self._eos)
+        return _batch(self._data, rows, len(rows), *self._lengths, self._eos)
 
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, self._data.rows)
@@ -280,7 +275,7 @@ def training_batches(
     target_length: int,
     seed: int,
     shuffle: bool = True,
-    shard: tuple[int, int] = (0, 1),
+    own_rows: np.ndarray | None = None,
 ) -> TrainingBatches:
     """Endless batches of a split, each epoch in another order.
 
@@ -292,24 +287,24 @@ def training_batches(
       target_length: T. A longer target is cut and has no EOS.
       seed: selects the order, non-negative.
       shuffle: false keeps the source's order.
-      shard: (index, count) of this host; it gets rows index·B/count … of each batch.
+      own_rows: which rows of each batch this host reads, ascending (`mesh.own_rows`); None is all.
 
     Returns:
-      An iterator of dictionaries: encoder_input_tokens int32 [B/count, S], decoder_target_tokens
-      int32 [B/count, T], example_weights float32 [B/count] (0 for an empty input or target), rows
-      int64 [B/count] (each row's number in the split; −1 for padding), and the integers inputs_cut,
-      targets_cut, empty_examples of this host's rows.
+      An iterator of dictionaries, R = own rows: encoder_input_tokens int32 [R, S],
+      decoder_target_tokens int32 [R, T], example_weights float32 [R] (0 for an empty input or
+      target), rows int64 [R] (each row's number in the split; −1 for padding), and the integers
+      inputs_cut, targets_cut, empty_examples of this host's rows.
 
     Raises:
-      ValueError: if a size is below 1, batch_size does not divide over the hosts, or the split has
-        no row with both an input and a target.
+      ValueError: if a size is below 1, there is no such row of a batch, or the split has no row
+        with both an input and a target.
     """
-    _check_sizes(batch_size, input_length, target_length, shard)
+    own = _check_sizes(batch_size, input_length, target_length, own_rows)
     data = tokenized_split(task, split)
     if data.empty.all():
         raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
     eos = task.vocabulary.eos_id
-    return TrainingBatches(data, eos, batch_size, input_length, target_length, seed, shuffle, shard)
+    return TrainingBatches(data, eos, batch_size, input_length, target_length, seed, shuffle, own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +333,7 @@ def evaluation_batches(
     input_length: int,
     target_length: int,
     max_examples: int | None = None,
-    shard: tuple[int, int] = (0, 1),
+    own_rows: np.ndarray | None = None,
 ) -> EvaluationSet:
     """Every row of a split once, in order, the last batch filled up with rows of weight 0.
 
@@ -349,28 +344,26 @@ def evaluation_batches(
       input_length: S, as in `training_batches`.
       target_length: T, as in `training_batches`.
       max_examples: how many rows to use, the first; None uses all.
-      shard: (index, count) of this host; its batches hold rows index·B/count … of each global
-        batch. The texts and counts are those of all hosts.
+      own_rows: as in `training_batches`. The texts and counts are those of all hosts.
 
     Raises:
-      ValueError: if a size is below 1, batch_size does not divide over the hosts, or no example is
-        left.
+      ValueError: if a size is below 1, there is no such row of a batch, or no example is left.
     """
-    _check_sizes(batch_size, input_length, target_length, shard)
+    own = _check_sizes(batch_size, input_length, target_length, own_rows)
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
     data = tokenized_split(task, split, texts=True, max_examples=max_examples)
     rows = np.flatnonzero(~data.empty)
     if not len(rows):
         raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
-    index, count = shard
-    size = batch_size // count
     batches = []
     for start in range(0, len(rows), batch_size):
-        first = start + index * size
-        mine = rows[first : min(first + size, start + batch_size)]
+        numbers = start + own
+        mine = rows[
+            numbers[numbers < len(rows)]
+        ]  # only the last rows of the last batch are missing
         batches.append(
-            _batch(data, mine, size, input_length, target_length, task.vocabulary.eos_id)
+            _batch(data, mine, len(own), input_length, target_length, task.vocabulary.eos_id)
         )
     return EvaluationSet(
         tuple(batches),

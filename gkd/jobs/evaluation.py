@@ -57,6 +57,7 @@ class Evaluation:
       task: the task.
       mesh, rules: where models run.
       examples: the split's batches and texts.
+      batch_size: rows of a batch, over all hosts.
       valid: bool [V], ids that may be written.
       reward: of gkd.data.rewards, measured of every output too; None measures none.
       judge: the model of a reward that is one.
@@ -66,6 +67,7 @@ class Evaluation:
     mesh: Mesh
     rules: Mapping[str, str | None]
     examples: pipeline.EvaluationSet
+    batch_size: int
     valid: Any
     reward: Any = None
     judge: LoadedModel | None = None
@@ -122,8 +124,8 @@ class Evaluation:
     @property
     def _batching(self) -> tuple[tuple[int, ...], int]:
         """The lengths that inputs are padded to, and rows of a batch over all hosts."""
-        rows, length = self.examples.batches[0]["encoder_input_tokens"].shape
-        return length_buckets(length), rows * jax.process_count()
+        length = self.examples.batches[0]["encoder_input_tokens"].shape[1]
+        return length_buckets(length), self.batch_size
 
     @functools.cached_property
     def _inputs(self) -> list[list[int]]:
@@ -135,7 +137,8 @@ class Evaluation:
 
     def _token_rows(self, name):
         """The token ids of every example, without the padding, also of other hosts' rows."""
-        arrays = [to_host(batch[name]) for batch in self.examples.batches]
+        placed = (meshes.place_batch(batch[name], self.mesh) for batch in self.examples.batches)
+        arrays = [to_host(array) for array in placed]
         rows = [row[row > 0].tolist() for array in arrays for row in array]
         return rows[: len(self.examples.inputs)]  # only the last batch is padded, at its end
 
@@ -264,12 +267,11 @@ def make_evaluation(
     Returns:
       The evaluation.
     """
-    meshes.check_batch_divides(batch_size, mesh)
-    shard = (jax.process_index(), jax.process_count())
+    own = meshes.own_rows(mesh, batch_size)
     examples = pipeline.evaluation_batches(
-        task, split, batch_size, input_length, target_length, max_examples, shard
+        task, split, batch_size, input_length, target_length, max_examples, own
     )
-    return Evaluation(task, mesh, rules, examples, valid, reward, judge)
+    return Evaluation(task, mesh, rules, examples, batch_size, valid, reward, judge)
 
 
 def evaluation_key(seed: int) -> Any:

@@ -142,6 +142,7 @@ class BatchedProgram:
           (positions in `inputs`, the program's arrays on the host, whose first rows are theirs).
         """
         pending = None
+        own = meshes.own_rows(self._mesh, self._batch_size)
         sizes = [len(tokens) for tokens in inputs]
         for length, part in plan(sizes, self._buckets, self._batch_size):
             # A batch is always full, so that the program is the same. What fills it is a real
@@ -150,7 +151,7 @@ class BatchedProgram:
             batch = (padded([inputs[i] for i in filled], length), *rows_of(filled))
             self.lengths_run.add(length)
             with meshes.on_mesh(self._mesh, self._rules):
-                placed = meshes.place_batch(jax.tree.map(_own_rows, batch), self._mesh)
+                placed = meshes.place_batch(jax.tree.map(lambda x: x[own], batch), self._mesh)
                 running = self.compiled(params, shared, placed)
             if pending is not None:  # the device works on this batch while that one is read
                 yield pending[0], to_host(pending[1])
@@ -373,9 +374,3 @@ def to_host(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def _own_rows(array):
-    """This host's rows of an array that every host has."""
-    size = len(array) // jax.process_count()
-    return array[jax.process_index() * size :][:size]

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 
 from gkd.checkpoints.store import CheckpointStore
 from gkd.data import pipeline
@@ -27,6 +26,7 @@ from gkd.jobs.signals import StopRequest
 from gkd.jobs.step_program import StepProgram, abstract_batch, starting_state
 from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
 from gkd.parallel import mesh as meshes
+from gkd.parallel import processes
 
 CHECKPOINTS = "checkpoints"
 
@@ -182,7 +182,8 @@ def train(
     meshes.check_batch_divides(batch_size, mesh, microbatches)
     run_path = pathlib.Path(model_dir)
     own = run_path.resolve() / CHECKPOINTS
-    resumes = not dry_run and own.is_dir() and any(p.name.isdigit() for p in own.iterdir())
+    saved = own.is_dir() and any(path.name.isdigit() for path in own.iterdir())
+    resumes = not dry_run and processes.first_decides(saved)
     # A run that continues needs its start no more: its own checkpoint brings the architecture.
     source = str(own) if resumes and student is not None else student
 
@@ -227,10 +228,10 @@ def train(
     )  # fmt: skip
     if dry_run:
         return dry_run(program) if callable(dry_run) else program.describe()
-    shard = (jax.process_index(), jax.process_count())
     batches = pipeline.training_batches(
-        task, train_split, batch_size, input_length, target_length, seed, shard=shard
-    )
+        task, train_split, batch_size, input_length, target_length, seed,
+        own_rows=meshes.own_rows(mesh, batch_size),
+    )  # fmt: skip
     offline = None
     if teacher_top_k is not None:
         size = learner.config.vocab_size

@@ -265,11 +265,13 @@ class TrainingLoop:
             "dtype": self.teacher.config.dtype,
             "evaluation": self.evaluation.fingerprint(),
         }
-        saved = json.loads(path.read_text()) if path.exists() else {}
-        if saved.get("about") != about:
+        saved = json.loads(path.read_text()) if processes.is_first() and path.exists() else {}
+        if processes.first_decides(saved.get("about") != about):
             generated = self.evaluation.generator(self.teacher)(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
             write_json(path, saved)
+        elif not processes.is_first():  # the first process speaks for all
+            return []
         if step is not None:
             named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
             self.log.write(step, named)
@@ -290,9 +292,9 @@ class TrainingLoop:
     def _finish(self, state) -> dict[str, Any]:
         self.store.wait()
         path = self.directory / SUMMARY_FILE
-        if not self._compilations.seen("step") and path.exists():  # a finished run, started again
-            saved = json.loads(path.read_text())
-            if saved["steps"] == int(state.step):
+        if not self._compilations.seen("step"):  # a finished run, started again
+            saved = json.loads(path.read_text()) if path.exists() else {"steps": None}
+            if processes.first_decides(saved["steps"] == int(state.step)):
                 return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary
             self._evaluate(state, self.intervals.train_steps, write=False)

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Logical axis -> mesh axis. `fully_sharded` adds embed -> data.
@@ -29,6 +30,10 @@ RULES: Mapping[str, str | None] = {
 def make_mesh(data: int = 0, model: int = 1, devices: list | None = None) -> Mesh:
     """A mesh with the axes `data` (batch) and `model` (width).
 
+    On TPUs neighbours along an axis are neighbours in the torus, as far as that goes. Where the
+    devices are several slices, `data` runs over them, its slowest part, and `model` stays inside
+    each: the network between slices carries the sums of gradients, and fully sharded parameters.
+
     Args:
       data: devices along the batch; 0 takes all that `model` leaves.
       model: devices along vocabulary, heads and MLP.
@@ -38,7 +43,8 @@ def make_mesh(data: int = 0, model: int = 1, devices: list | None = None) -> Mes
       The mesh, with Auto axes (the compiler propagates shardings).
 
     Raises:
-      ValueError: if the axes do not multiply to the number of devices.
+      ValueError: if the axes do not multiply to the number of devices, the model axis does not fit
+        into a slice, or slices differ in size.
     """
     devices = jax.devices() if devices is None else devices
     data = data or max(1, len(devices) // model)
@@ -47,12 +53,39 @@ def make_mesh(data: int = 0, model: int = 1, devices: list | None = None) -> Mes
             f"a mesh of data={data} × model={model} needs {data * model} devices, "
             f"{len(devices)} are here: choose factors of {len(devices)}"
         )
-    grid = np.asarray(devices).reshape(data, model)
-    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(_grid(devices, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _grid(devices, model) -> np.ndarray:
+    """Devices [data, model], one slice after the other."""
+    slices: dict[int, list] = {}
+    for device in devices:
+        on_tpu = device.platform == "tpu"  # elsewhere a slice is a host, of which a run may cross
+        index = getattr(device, "slice_index", None) if on_tpu else None
+        slices.setdefault(index or 0, []).append(device)
+    sizes = {len(chips) for chips in slices.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"slices have {sorted(sizes)} devices: use slices of one size")
+    (size,) = sizes
+    if size % model:
+        raise ValueError(
+            f"MODEL_PARALLELISM is {model}, but a slice has {size} devices (there are "
+            f"{len(slices)}): use a divisor of {size}, the model axis stays inside a slice"
+        )
+    shape = size // model, model
+    grids = [
+        mesh_utils.create_device_mesh(shape, slices[index], allow_split_physical_axes=True)
+        for index in sorted(slices)
+    ]
+    return np.concatenate(grids)
 
 
 def rules_for(fully_sharded: bool = False) -> dict[str, str | None]:
-    """The logical rules; `fully_sharded` also splits parameters over the data axis."""
+    """The logical rules; `fully_sharded` also splits parameters over the data axis.
+
+    Over all of it, also where it runs over several slices: every layer is then gathered through the
+    network between them. Where a slice has the memory, split over its model axis instead.
+    """
     return {**RULES, "embed": "data" if fully_sharded else None}
 
 
@@ -184,11 +217,43 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def own_rows(mesh: Mesh, rows: int, process: int | None = None) -> np.ndarray:
+    """Which rows of a batch lie on a host's devices.
+
+    They need not follow one another, and where the model axis reaches over several hosts, those
+    have the same rows: both are as the mesh has it.
+
+    Args:
+      mesh: from `make_mesh`.
+      rows: of the batch, over all hosts.
+      process: the host, this one by default.
+
+    Returns:
+      int64 [rows of the host], ascending.
+
+    Raises:
+      ValueError: if the rows do not divide over the data axis.
+    """
+    check_batch_divides(rows, mesh)
+    places = _own_places(mesh, process)
+    return np.arange(rows).reshape(mesh.shape["data"], -1)[places].reshape(-1)
+
+
+def _own_places(mesh, process=None) -> list[int]:
+    """Where along the data axis a host has devices, ascending."""
+    process = jax.process_index() if process is None else process
+    return [
+        place
+        for place, devices in enumerate(mesh.devices)
+        if any(device.process_index == process for device in devices)
+    ]
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's rows of a batch on the mesh, as one global array over all hosts.
 
     Args:
-      batch: a pytree of host arrays [rows of this host, …].
+      batch: a pytree of host arrays [rows of this host, …], the batch's `own_rows` in their order.
       mesh: from `make_mesh`.
 
     Returns:
@@ -198,9 +263,19 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
       ValueError: if the rows do not divide over the data axis.
     """
     sharding = batch_sharding(mesh)
-    rows = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+    places = _own_places(mesh)
+    rows = len(jax.tree.leaves(batch)[0]) * mesh.shape["data"] // len(places)
     check_batch_divides(rows, mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    each = rows // mesh.shape["data"]
+
+    def place(array):
+        def part(index):
+            first = places.index((index[0].start or 0) // each) * each
+            return array[first : first + each]
+
+        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

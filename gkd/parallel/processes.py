@@ -72,6 +72,20 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def first_decides(yes: bool) -> bool:
+    """The first process's answer, in every process; all of them ask.
+
+    For what is read of a shared folder: another host may see a file later.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return yes
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(yes)))
+
+
 class Agreement:
     """Whether any process of the job says yes, without waiting for the answer."""
 
@@ -86,8 +100,9 @@ class Agreement:
         from jax.sharding import NamedSharding, PartitionSpec
 
         self._alone = jax.process_count() == 1
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
-        self._size = mesh.shape["data"]
+        # One answer a device: those along the model axis may be of several processes.
+        self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._size = mesh.size
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._running: Any = None
 
@@ -106,5 +121,5 @@ class Agreement:
             return np.full(len(range(*index[0].indices(self._size))), yes)
 
         previous = self._running
-        self._running = self._any(jax.make_array_from_callback((self._size,), self._rows, own))
+        self._running = self._any(jax.make_array_from_callback((self._size,), self._each, own))
         return previous is not None and bool(previous)

@@ -143,10 +143,13 @@ for _ in range(6):
 def test_hosts_share_out_the_global_batch_whatever_their_number(letters):
     whole = batches(letters, size=6)
     expected = [ids(next(whole)) for _ in range(9)]
-    for count in (2, 3):
-        streams = [batches(letters, size=6, shard=(i, count)) for i in range(count)]
-        shared_out = [sum((ids(next(s)) for s in streams), []) for _ in range(5)]
-        assert shared_out == expected[:5]
+    for hosts in (np.split(np.arange(6), 3), [np.array([0, 1, 4]), np.array([2, 3, 5])]):
+        streams = [batches(letters, size=6, own_rows=rows) for rows in hosts]
+        shared_out = [[], [], [], [], []]
+        for step in range(5):
+            for rows, stream in zip(hosts, streams, strict=True):
+                shared_out[step] += zip(rows.tolist(), ids(next(stream)), strict=True)
+        assert [[one for _, one in sorted(batch)] for batch in shared_out] == expected[:5]
         state = streams[0].state()
         assert {stream.state() for stream in streams} == {state}
         one = batches(letters, size=6)
@@ -181,8 +184,8 @@ def test_a_position_of_other_data_is_refused(letters, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 6, "shard": (0, 4)}, "batch_size=6 does not divide over 4 hosts"),
-        ({"size": 4, "shard": (2, 2)}, "shard 2 of 2"),
+        ({"size": 4, "own_rows": np.array([2, 4])}, "rows of a batch of 4, ascending"),
+        ({"size": 4, "own_rows": np.array([1, 0])}, "rows of a batch of 4, ascending"),
         ({"size": 0}, "batch_size=0"),
     ],
 )
@@ -228,14 +231,13 @@ def test_evaluation_leaves_out_empty_examples_and_counts_cuts(tmp_path):
 
 def test_evaluation_over_hosts(letters):
     whole = pipeline.evaluation_batches(letters, "validation", 6, 3, 2)
-    parts = [
-        pipeline.evaluation_batches(letters, "validation", 6, 3, 2, shard=(i, 3)) for i in range(3)
-    ]
-    for i, batch in enumerate(whole.batches):
-        for name in ("encoder_input_tokens", "decoder_target_tokens", "example_weights"):
-            joined = np.concatenate([part.batches[i][name] for part in parts])
-            np.testing.assert_array_equal(joined, batch[name])
-    assert parts[2].targets == whole.targets
+    for rows in np.array([0, 1]), np.array([2, 5]):
+        part = pipeline.evaluation_batches(letters, "validation", 6, 3, 2, own_rows=rows)
+        assert len(part.batches) == len(whole.batches) > 1
+        for own, batch in zip(part.batches, whole.batches, strict=True):
+            for name in ("encoder_input_tokens", "decoder_target_tokens", "example_weights"):
+                np.testing.assert_array_equal(own[name], batch[name][rows])
+        assert part.targets == whole.targets
 
 
 def test_a_batch_takes_under_ten_milliseconds():

@@ -56,7 +56,7 @@ def _evaluation(mesh, rules):
     )  # fmt: skip
     examples = pipeline.EvaluationSet(batches, inputs, targets, 0, 0, 0)
     valid = (np.arange(CONFIG.vocab_size) > 0) & (np.arange(CONFIG.vocab_size) < USABLE)
-    return Evaluation(task, mesh, rules, examples, valid)
+    return Evaluation(task, mesh, rules, examples, 8, valid)
 
 
 def _log_likelihoods(model, params, pairs):

@@ -72,16 +72,23 @@ def alone(tmp_path_factory, teacher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [1, 2])
-def test_four_processes_have_the_curve_of_one(model, tmp_path, teacher, alone):
-    finish(launch(4, 2, tmp_path / "run", teacher, f"MODEL_PARALLELISM={model}"))
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("MODEL_PARALLELISM=2", "FULLY_SHARDED=True"),
+        ("MODEL_PARALLELISM=4",),  # over two processes, which have the same rows
+    ],
+)
+def test_four_processes_have_the_curve_of_one(overrides, tmp_path, teacher, alone):
+    finish(launch(4, 2, tmp_path / "run", teacher, *overrides))
     assert_same_curve(tmp_path / "run", alone)
     assert len((tmp_path / "run/launches.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teacher, alone):
-    """SIGKILL of the third of four; then two processes with four devices each go on."""
+    """SIGKILL of the third of four; then two with four devices each go on, on another mesh."""
     run = tmp_path / "run"
     process = launch(4, 2, run, teacher)
     wait_for_step(process, run, 18)
@@ -92,7 +99,7 @@ def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teac
     assert f"which the others notice within {HEARTBEAT} s" in errors
     assert "start all of them again" in errors
     assert max(saved_steps(run)) == 16
-    errors = finish(launch(2, 4, run, teacher))
+    errors = finish(launch(2, 4, run, teacher, "MODEL_PARALLELISM=2", "FULLY_SHARDED=True"))
     assert "resumed at step 16 of 30" in errors
     assert_same_curve(run, alone)
 
@@ -100,7 +107,7 @@ def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teac
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_after_saving(tmp_path, teacher, alone):
     run = tmp_path / "run"
-    process = launch(2, 4, run, teacher)
+    process = launch(2, 4, run, teacher, "MODEL_PARALLELISM=8", "FULLY_SHARDED=True")
     wait_for_step(process, run, 5)
     _kill_child(process.pid, 1, signal.SIGTERM)
     errors = finish(process, code=EXIT_STOPPED)
