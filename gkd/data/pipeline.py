@@ -359,9 +359,7 @@ def evaluation_batches(
     batches = []
     for start in range(0, len(rows), batch_size):
         numbers = start + own
-        mine = rows[
-            numbers[numbers < len(rows)]
-        ]  # only the last rows of the last batch are missing
+        mine = rows[numbers[numbers < len(rows)]]  # after the last example is padding
         batches.append(
             _batch(data, mine, len(own), input_length, target_length, task.vocabulary.eos_id)
         )

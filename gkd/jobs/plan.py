@@ -13,8 +13,7 @@ import rich.console
 
 from gkd.jobs import plan_programs, plan_report
 from gkd.jobs.plan_search import search_meshes
-from gkd.parallel.roofline import CHIPS
-from gkd.parallel.topologies import topology_devices
+from gkd.parallel.topologies import topology_chip, topology_devices
 
 # What makes a run of any method a fine-tuning of the same student on the same data.
 SFT = {
@@ -32,7 +31,7 @@ PROGRAMS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own options, besides its run's gin files."""
-    parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x4, cpu:8 (for tests)")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, 2*v5e:16x16 (two slices), cpu:8")
     parser.add_argument("--mesh", help="data:64,model:4; by default the run's MODEL_PARALLELISM")
     parser.add_argument(
         "--programs", default=",".join(PROGRAMS), help="which to compile, with commas between"
@@ -76,7 +75,7 @@ def plan(
     Raises:
       ValueError: something does not fit together, or a count of FLOPs cannot be trusted.
     """
-    chip = CHIPS.get(topology.partition(":")[0])
+    chip = topology_chip(topology)
     devices = topology_devices(topology)
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():

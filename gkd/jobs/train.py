@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-
 from gkd.checkpoints.store import CheckpointStore
 from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher

@@ -22,7 +22,7 @@ SETTINGS = (
     "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5", "TRAIN_STEPS=30",
     "EVALUATE_EVERY=10", "train.train.tensorboard=False",
 )  # fmt: skip
-HEARTBEAT = 10
+HEARTBEAT = 20
 
 
 def launch(count, devices, model_dir, *overrides):

@@ -1,5 +1,8 @@
 """Where arrays are placed: by hand-made expectations, and by what the arrays then say."""
 
+import dataclasses
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,6 +35,72 @@ def test_a_mesh_takes_all_devices():
         meshes.make_mesh(data=3, model=2)
     with pytest.raises(ValueError, match="8 are here"):
         meshes.make_mesh(model=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a TPU device as a mesh looks at."""
+
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def chips(slices, width=4):
+    """Slices of width × width chips, hosts of 2 × 2, listed in no order that a mesh could keep."""
+    hosts = width // 2
+    made = [
+        Chip(i, (x, y, 0), i * hosts**2 + y // 2 * hosts + x // 2)
+        for x, y, i in itertools.product(range(width), range(width), range(slices))
+    ]
+    return made[::-1]
+
+
+@pytest.mark.parametrize("model", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_the_data_axis_runs_over_slices_and_the_model_axis_stays_in_one(slices, model):
+    grid = meshes.make_mesh(model=model, devices=chips(slices)).devices
+    assert grid.shape == (16 * slices // model, model)
+    assert set(grid.flat) == set(chips(slices))
+    for row in grid:
+        assert len({chip.slice_index for chip in row}) == 1
+    order = [row[0].slice_index for row in grid]  # along the data axis slices vary slowest
+    assert order == sorted(order) and len(set(order)) == slices
+
+
+@pytest.mark.parametrize("model", [2, 4])
+def test_neighbours_on_the_model_axis_are_neighbours_in_the_torus(model):
+    for row in meshes.make_mesh(model=model, devices=chips(2)).devices:
+        steps = np.abs(np.diff([chip.coords for chip in row], axis=0)).sum(axis=1)
+        assert set(steps) <= {1, 3}  # 3 is around the edge of four
+
+
+def test_a_model_axis_larger_than_a_slice_is_refused():
+    with pytest.raises(ValueError, match="MODEL_PARALLELISM is 32, but a slice has 16 devices"):
+        meshes.make_mesh(model=32, devices=chips(2))
+    with pytest.raises(ValueError, match=r"slices have \[15, 16\] devices"):
+        meshes.make_mesh(devices=chips(2)[1:])
+
+
+def test_a_host_has_the_rows_of_its_chips():
+    """4 × 4 chips of four hosts: over the model axis of four two hosts share rows."""
+    mesh = meshes.make_mesh(model=4, devices=chips(1))
+    owners = {}
+    for place, row in enumerate(mesh.devices):
+        for chip in row:
+            owners.setdefault(chip.process_index, set()).add(place)
+    assert sorted(map(sorted, owners.values())) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    for process, places in owners.items():
+        rows = meshes.own_rows(mesh, 12, process)
+        assert rows.tolist() == [3 * place + i for place in sorted(places) for i in range(3)]
+    alone = meshes.make_mesh(devices=chips(2))
+    shares = [meshes.own_rows(alone, 64, process).tolist() for process in range(8)]
+    assert sorted(sum(shares, [])) == list(range(64))
+    with pytest.raises(ValueError, match="a batch of 6 does not divide over 4 devices"):
+        meshes.own_rows(mesh, 6, 0)
 
 
 def test_parameters_are_split_by_their_logical_axes():
