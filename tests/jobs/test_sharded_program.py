@@ -1,5 +1,7 @@
 """What a run's compiled step exchanges between chips, holds on each, and reads back to the host."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from jax._src.array import ArrayImpl
 from gkd.jobs import command_line
 from gkd.jobs.monitor import Monitor
 from gkd.jobs.plan_memory import resident
+from gkd.parallel.hlo import parse
 from gkd.parallel.program_cost import program_cost
 from tests.jobs.test_plan import DISTIL, TINY, traced
 
@@ -51,6 +54,62 @@ def test_fully_sharded_parameters_are_on_one_chip_only():
     # Vectors and the small tables of relative positions stay whole.
     assert held["parameters"] < 1.1 * 4 * sum(sizes) / 8
     assert held["optimizer"] < 1.1 * 8 * sum(sizes) / 8
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(), ("MODEL_PARALLELISM=4",), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")],
+    ids=["data", "model", "fully sharded"],
+)
+def compiled(request):
+    program = traced(*WIDE, *request.param)
+    return program, program.lower()["step"]().compile()
+
+
+def test_no_array_of_a_chip_is_larger_than_its_share_of_the_logits(compiled):
+    """Logits of a chip's rows and ids are the largest array; whole ones would be eight times that.
+
+    At T5-XXL's size the same bound is 1/8 of [batch, length, vocabulary], on eight chips.
+    """
+    _, program = compiled
+    computations = parse(program.as_text()).computations.values()
+    lines = [line for one in computations for line in one.instructions.values()]
+    largest = max(lines, key=lambda line: max((array.bytes for array in line.shape), default=0))
+    assert max(array.bytes for array in largest.shape) <= LOGITS / 8, largest
+
+
+def test_state_and_teacher_enter_and_leave_the_program_split(compiled):
+    """Of the compiled program's own shardings: what is over 4 kB is on as many chips as said."""
+    run, program = compiled
+    whole = ("data",) if not run.rules["embed"] else ()  # axes along which copies are allowed
+    copies = int(np.prod([run.mesh.shape[axis] for axis in whole]))
+    state, teacher = run.state.abstract, run.expert.shapes
+    entering, leaving = program.input_shardings[0], program.output_shardings
+    pairs = [(state, entering[0]), (teacher, entering[1]), (state, leaving[0])]
+    checked = 0
+    for shapes, shardings in pairs:
+        for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+            if leaf.size * leaf.dtype.itemsize <= 4096:
+                continue
+            share = int(np.prod(sharding.shard_shape(leaf.shape)))
+            assert share == leaf.size * copies / 8, (leaf.shape, sharding)
+            checked += 1
+    assert checked >= 2 * 3 + 2 + 2 * 3  # embedding and head: with two moments, teacher, after
+
+
+def test_the_whole_state_is_donated(compiled):
+    """Every leaf of the new state is written where the old one lies; the teacher stays."""
+    run, program = compiled
+    head = program.as_text().partition("\n")[0]
+    aliased = re.findall(r"\{(\d+)\}: \((\d+), \{\}", head)
+    leaves = jax.tree.leaves(run.state.abstract)
+    assert [(int(out), int(argument)) for out, argument in aliased] == [
+        (number, number) for number in range(len(leaves))
+    ]
+    held = sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves
+    )
+    assert program.memory_analysis().alias_size_in_bytes == held
 
 
 def test_a_step_reads_back_nothing_but_its_metrics(tmp_path, monkeypatch):
