@@ -22,7 +22,7 @@ SETTINGS = (
     "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5", "TRAIN_STEPS=30",
     "EVALUATE_EVERY=10", "train.train.tensorboard=False",
 )  # fmt: skip
-HEARTBEAT = 20
+HEARTBEAT = 60  # seconds; a busy machine may not run a process for longer than ten
 
 
 def launch(count, devices, model_dir, *overrides):
