@@ -16,6 +16,12 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 count="$1" devices="$2"
+for number in "$count" "$devices"; do
+    if ! [[ "$number" =~ ^[1-9][0-9]*$ ]]; then
+        echo "gkd: error: $number is no number of processes or devices: use 1 or more" >&2
+        exit 2
+    fi
+done
 shift 2
 python="${PYTHON:-$root/.venv/bin/python}"
 port="${GKD_PORT:-$((20000 + RANDOM % 20000))}"

@@ -12,7 +12,6 @@ from gkd.jobs import command_line
 from gkd.jobs.signals import EXIT_LOST
 from gkd.parallel import processes
 
-_WATCHED = "GKD_WATCHED"
 _OPTIONS = {
     "--coordinator": processes.COORDINATOR,
     "--processes": processes.PROCESSES,
@@ -31,35 +30,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code, as the command line's help text lists them.
     """
     rest = []
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    given = iter(sys.argv[1:] if arguments is None else arguments)
+    for argument in given:
         name, equals, value = argument.partition("=")
-        if name in _OPTIONS and equals:
-            os.environ[_OPTIONS[name]] = value
+        if name in _OPTIONS:
+            os.environ[_OPTIONS[name]] = value if equals else next(given, "")
         else:
             rest.append(argument)
-    if os.environ.get(_WATCHED) or not processes.several():
+    if os.environ.get(processes.JOINED) or not processes.several():
         return command_line.main(rest)
     return _watch([sys.executable, "-m", "gkd", *rest])
 
 
 def _watch(command: list[str]) -> int:
     """Runs the command, passes signals on, and explains an abort."""
-    child = subprocess.Popen(command, env={**os.environ, _WATCHED: "1"}, start_new_session=True)
+    told, tells = os.pipe()  # the child writes when it has found the others
+    environment = {**os.environ, processes.JOINED: str(tells)}
+    child = subprocess.Popen(command, env=environment, pass_fds=[tells], start_new_session=True)
+    os.close(tells)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
     if code >= 0:
         return code
-    name = signal.Signals(-code).name
-    print(f"gkd: error: {lost(f'was ended by {name}')}", file=sys.stderr)
+    os.set_blocking(told, False)
+    try:
+        joined = bool(os.read(told, 1))
+    except BlockingIOError:  # a process that the child left behind holds the other end
+        joined = False
+    print(f"gkd: error: {_lost(signal.Signals(-code).name, joined)}", file=sys.stderr)
     return EXIT_LOST
 
 
-def lost(what: str) -> str:
-    """A line for a process that could not go on without another."""
+def _lost(signal_name: str, joined: bool) -> str:
+    """A line for a process that could not go on, or begin, without another."""
     number = os.environ.get(processes.PROCESS_ID, "of this host")
+    ended = f"process {number} was ended by {signal_name}"
+    if not joined:
+        address = os.environ.get(processes.COORDINATOR, "as the cluster names it")
+        return (
+            f"{ended} before it found the others: they must all start within "
+            f"{processes.start_seconds()} s ({processes.START}), and reach process 0's port "
+            f"({processes.COORDINATOR} is {address})"
+        )
     return (
-        f"process {number} {what}: most likely another process of the job was lost, which the "
-        f"others notice within {processes.heartbeat_seconds()} s ({processes.HEARTBEAT}); start "
-        "all of them again: the run continues from its last checkpoint"
+        f"{ended}: most likely another process of the job was lost, which the others notice within "
+        f"{processes.heartbeat_seconds()} s ({processes.HEARTBEAT}); start all of them again: the "
+        "run continues from its last checkpoint"
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
+import socket
 from typing import Any
 
+JOINED = "GKD_JOINED"  # where a process tells its watcher that it has found the others
 # Where a job is described by hand (launch/local_multiprocess.sh); clusters are recognised.
 COORDINATOR, PROCESSES, PROCESS_ID = "GKD_COORDINATOR", "GKD_PROCESSES", "GKD_PROCESS_ID"
 HEARTBEAT = "GKD_HEARTBEAT_SECONDS"  # a process that is silent for so long is lost
 HEARTBEAT_SECONDS = 100
+START = "GKD_START_SECONDS"  # how long processes wait for each other at the start
+START_SECONDS = 300
 
 
 def several() -> bool:
@@ -18,13 +24,13 @@ def several() -> bool:
     By hand (`GKD_COORDINATOR` and the like), under Slurm or Open MPI with several tasks, on GKE, or
     on a machine with TPUs, where JAX asks the cluster.
     """
-    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-        return COORDINATOR in os.environ
+    by_hand = any(name in os.environ for name in (COORDINATOR, PROCESSES, PROCESS_ID))
+    if by_hand or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return by_hand
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_COUNT")
     return (
-        COORDINATOR in os.environ
-        or any(int(os.environ.get(name, "1") or 1) > 1 for name in tasks)
-        or bool(os.environ.get("TPU_WORKER_HOSTNAMES"))
+        any(int(os.environ.get(name, "1") or 1) > 1 for name in tasks)
+        or any(os.environ.get(name) for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
         or bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     )
 
@@ -35,10 +41,49 @@ def heartbeat_seconds() -> int:
     Raises:
       ValueError: the environment's value is no number of seconds.
     """
-    value = os.environ.get(HEARTBEAT, str(HEARTBEAT_SECONDS))
+    return _seconds(HEARTBEAT, HEARTBEAT_SECONDS)
+
+
+def start_seconds() -> int:
+    """How long a process waits for the others of its job to come.
+
+    Raises:
+      ValueError: the environment's value is no number of seconds.
+    """
+    return _seconds(START, START_SECONDS)
+
+
+def _seconds(name, default):
+    value = os.environ.get(name, str(default))
     if not value.isdigit() or not int(value):
-        raise ValueError(f"{HEARTBEAT} is {value!r}: use whole seconds, 1 or more")
+        raise ValueError(f"{name} is {value!r}: use whole seconds, 1 or more")
     return int(value)
+
+
+def described() -> dict[str, Any]:
+    """The job as it is described by hand: what `jax.distributed.initialize` takes, or nothing.
+
+    Raises:
+      ValueError: the description is not complete, or makes no sense.
+    """
+    names = COORDINATOR, PROCESSES, PROCESS_ID
+    if not any(name in os.environ for name in names):
+        return {}
+    address, count, number = (os.environ.get(name, "") for name in names)
+    if not re.fullmatch(r".+:\d+", address):
+        raise ValueError(
+            f"{COORDINATOR} is {address!r}: use HOST:PORT of process 0, a port that is free there"
+        )
+    if not (count.isdigit() and number.isdigit()) or int(number) >= int(count):
+        raise ValueError(
+            f"{COORDINATOR} is set, {PROCESSES} is {count!r} and {PROCESS_ID} {number!r}: set a "
+            "number of processes, and this one's below it"
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(number),
+    }
 
 
 def join() -> None:
@@ -46,23 +91,34 @@ def join() -> None:
 
     Raises:
       ValueError: the job's description by hand is not complete.
+      ConnectionError: process 0 cannot listen on its port.
     """
     import jax
 
-    given: dict[str, Any] = {}
-    if COORDINATOR in os.environ:
-        numbers = [os.environ.get(name, "") for name in (PROCESSES, PROCESS_ID)]
-        if not all(number.isdigit() for number in numbers) or int(numbers[1]) >= int(numbers[0]):
-            raise ValueError(
-                f"{COORDINATOR} is set, {PROCESSES} is {numbers[0]!r} and {PROCESS_ID} "
-                f"{numbers[1]!r}: set a number of processes, and this one's below it"
-            )
-        given = {
-            "coordinator_address": os.environ[COORDINATOR],
-            "num_processes": int(numbers[0]),
-            "process_id": int(numbers[1]),
-        }
-    jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds(), **given)
+    given = described()
+    if given.get("process_id") == 0:
+        _check_port(given["coordinator_address"])
+    jax.distributed.initialize(
+        heartbeat_timeout_seconds=heartbeat_seconds(),
+        initialization_timeout=start_seconds(),
+        **given,
+    )
+    if JOINED in os.environ:
+        os.write(int(os.environ[JOINED]), b"1")
+
+
+def _check_port(address: str) -> None:
+    """Says that process 0's port is taken, which JAX does not survive in every case."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("::", int(address.rpartition(":")[2])))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConnectionError(
+                f"{COORDINATOR} is {address}, but another program of this host listens on that "
+                "port: use a free one"
+            ) from error
 
 
 def is_first() -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import time
 
@@ -22,7 +23,7 @@ SETTINGS = (
     "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5", "TRAIN_STEPS=30",
     "EVALUATE_EVERY=10", "train.train.tensorboard=False",
 )  # fmt: skip
-HEARTBEAT = 60  # seconds; a busy machine may not run a process for longer than ten
+HEARTBEAT = int(os.environ.get(processes.HEARTBEAT, "20"))  # more where processes are paused
 
 
 def launch(count, devices, model_dir, *overrides):
@@ -38,7 +39,7 @@ def launch(count, devices, model_dir, *overrides):
 
 def finish(process, code=0):
     try:
-        _, errors = process.communicate(timeout=400)
+        _, errors = process.communicate(timeout=600)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -122,7 +123,7 @@ def _kill_child(group, number, with_signal=signal.SIGKILL):
         with contextlib.suppress(OSError):
             variables = path.read_bytes().split(b"\0")
             if f"GKD_PROCESS_ID={number}".encode() in variables:
-                watched = b"GKD_WATCHED=1" in variables
+                watched = any(name.startswith(b"GKD_JOINED=") for name in variables)
                 if watched and os.getpgid(int(path.parent.name)) != group:
                     os.kill(int(path.parent.name), with_signal)
 
@@ -144,16 +145,61 @@ def test_a_job_is_recognised_by_its_environment(monkeypatch):
     assert processes.several()
 
 
-@pytest.mark.parametrize(("count", "number"), [("", "0"), ("2", "2"), ("two", "0")])
-def test_half_a_description_of_a_job_is_refused(monkeypatch, count, number):
-    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
-    monkeypatch.setenv(processes.PROCESSES, count)
-    monkeypatch.setenv(processes.PROCESS_ID, number)
-    with pytest.raises(ValueError, match="set a number of processes, and this one's below it"):
-        processes.join()
+@pytest.fixture
+def job_settings(monkeypatch):
+    """The supervisor sets them: they are as before after a test."""
+    for name in (processes.COORDINATOR, processes.PROCESSES, processes.PROCESS_ID):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--coordinator=h:1 --process_id=0", "set a number of processes, and this one's below it"),
+        ("--coordinator=h:1 --processes=2", "set a number of processes, and this one's below it"),
+        ("--coordinator h:1 --processes 2 --process_id 2", "GKD_PROCESS_ID '2'"),
+        ("--coordinator=h:1 --processes=two --process_id=0", "GKD_PROCESSES is 'two'"),
+        ("--processes=2 --process_id=0", "GKD_COORDINATOR is '': use HOST:PORT"),
+        ("--coordinator=h --processes=2 --process_id=0", "GKD_COORDINATOR is 'h': use HOST:PORT"),
+        ("--coordinator=h:x --processes=2 --process_id=0", "'h:x': use HOST:PORT of process 0"),
+        ("--process_id", "GKD_COORDINATOR is '': use HOST:PORT"),
+    ],
+)
+def test_half_a_description_of_a_job_is_one_line(options, message, capfd, job_settings):
+    assert supervisor.main(["train", "--gin_file=none.gin", *options.split()]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("gkd: error: ") and message in error
+    assert error.count("\n") == 1
+
+
+def test_a_process_that_finds_no_other_says_so(monkeypatch, capfd, job_settings):
+    """Process 1 of two, and nobody listens: its start ends in C++, the watcher explains it."""
+    monkeypatch.setenv(processes.START, "3")
+    options = ["--coordinator=127.0.0.1:9", "--processes=2", "--process_id=1"]
+    assert supervisor.main(["train", "--gin_file=none.gin", *options]) == EXIT_LOST
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == (
+        "gkd: error: process 1 was ended by SIGABRT before it found the others: they must all "
+        "start within 3 s (GKD_START_SECONDS), and reach process 0's port (GKD_COORDINATOR is "
+        "127.0.0.1:9)"
+    )
+
+
+def test_a_port_in_use_is_one_error(monkeypatch, capfd, job_settings):
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind(("::", 0))
+        other.listen()
+        options = [f"--coordinator=127.0.0.1:{other.getsockname()[1]}", "--processes=1"]
+        code = supervisor.main(["train", "--gin_file=none.gin", *options, "--process_id=0"])
+    assert code == 1
+    error = capfd.readouterr().err
+    assert "another program of this host listens on that port" in error
+    assert error.startswith("gkd: error: ") and error.count("\n") == 1
 
 
 def test_a_heartbeat_is_whole_seconds(monkeypatch):
+    monkeypatch.delenv(processes.HEARTBEAT, raising=False)
     assert processes.heartbeat_seconds() == 100
     monkeypatch.setenv(processes.HEARTBEAT, "1.5")
     with pytest.raises(ValueError, match=r"GKD_HEARTBEAT_SECONDS is '1.5'"):
@@ -162,8 +208,9 @@ def test_a_heartbeat_is_whole_seconds(monkeypatch):
 
 def test_an_aborted_process_is_explained(monkeypatch, capfd):
     """The watcher of a child that a signal ended; one that ends by itself keeps its code."""
-    assert supervisor._watch(["bash", "-c", "kill -ABRT $$"]) == EXIT_LOST
-    error = capfd.readouterr().err
-    assert error.startswith("gkd: error: process of this host was ended by SIGABRT")
-    assert error.count("\n") == 1
+    for joined, words in (("true", "before it found the others"), ("echo 1 >&$GKD_JOINED", "lost")):
+        assert supervisor._watch(["bash", "-c", f"{joined}; kill -ABRT $$"]) == EXIT_LOST
+        error = capfd.readouterr().err
+        assert error.startswith("gkd: error: process of this host was ended by SIGABRT")
+        assert words in error and error.count("\n") == 1
     assert supervisor._watch(["bash", "-c", "exit 75"]) == 75
