@@ -70,7 +70,8 @@ def described() -> dict[str, Any]:
     if not any(name in os.environ for name in names):
         return {}
     address, count, number = (os.environ.get(name, "") for name in names)
-    if not re.fullmatch(r".+:\d+", address):
+    port = re.fullmatch(r".+:(\d+)", address)
+    if not port or not 0 < int(port.group(1)) < 2**16:
         raise ValueError(
             f"{COORDINATOR} is {address!r}: use HOST:PORT of process 0, a port that is free there"
         )

@@ -163,6 +163,7 @@ def job_settings(monkeypatch):
         ("--processes=2 --process_id=0", "GKD_COORDINATOR is '': use HOST:PORT"),
         ("--coordinator=h --processes=2 --process_id=0", "GKD_COORDINATOR is 'h': use HOST:PORT"),
         ("--coordinator=h:x --processes=2 --process_id=0", "'h:x': use HOST:PORT of process 0"),
+        ("--coordinator=h:99999 --processes=2 --process_id=0", "'h:99999': use HOST:PORT"),
         ("--process_id", "GKD_COORDINATOR is '': use HOST:PORT"),
     ],
 )
