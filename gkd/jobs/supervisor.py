@@ -66,6 +66,9 @@ def _lost(signal_name: str, joined: bool) -> str:
     """A line for a process that could not go on, or begin, without another."""
     number = os.environ.get(processes.PROCESS_ID, "of this host")
     ended = f"process {number} was ended by {signal_name}"
+    again = "start all of them again: the run continues from its last checkpoint"
+    if signal_name != "SIGABRT":
+        return f"{ended}, by hand or for want of memory, and the others follow; {again}"
     if not joined:
         address = os.environ.get(processes.COORDINATOR, "as the cluster names it")
         return (
@@ -75,6 +78,5 @@ def _lost(signal_name: str, joined: bool) -> str:
         )
     return (
         f"{ended}: most likely another process of the job was lost, which the others notice within "
-        f"{processes.heartbeat_seconds()} s ({processes.HEARTBEAT}); start all of them again: the "
-        "run continues from its last checkpoint"
+        f"{processes.heartbeat_seconds()} s ({processes.HEARTBEAT}); {again}"
     )
