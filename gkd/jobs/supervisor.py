@@ -67,7 +67,7 @@ def _lost(signal_name: str, joined: bool) -> str:
     number = os.environ.get(processes.PROCESS_ID, "of this host")
     ended = f"process {number} was ended by {signal_name}"
     again = "start all of them again: the run continues from its last checkpoint"
-    if signal_name != "SIGABRT":
+    if signal_name == "SIGKILL":
         return f"{ended}, by hand or for want of memory, and the others follow; {again}"
     if not joined:
         address = os.environ.get(processes.COORDINATOR, "as the cluster names it")
