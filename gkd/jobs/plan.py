@@ -31,7 +31,7 @@ PROGRAMS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own options, besides its run's gin files."""
-    parser.add_argument("--topology", required=True, help="v5e:16x16, 2*v5e:16x16 (two slices), cpu:8")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, 2*v5e:16x16 (two), cpu:8")
     parser.add_argument("--mesh", help="data:64,model:4; by default the run's MODEL_PARALLELISM")
     parser.add_argument(
         "--programs", default=",".join(PROGRAMS), help="which to compile, with commas between"
