@@ -14,8 +14,8 @@ from gkd.models.interface import (
     EOS_ID,
     Encoded,
     Seq2SeqModel,
-    project_columns,
-    vocabulary_first,
+    head_for_loop,
+    project_token,
 )
 
 _IMPOSSIBLE = -jnp.inf
@@ -68,35 +68,34 @@ def row_keys(rng: Array, rows: Int[Array, " batch"]) -> Array:
 
 
 def _choose(logits, keys, step, temperature, top_k, top_p):
-    """The next token of every row of logits [V, B], and its log-probability under them."""
+    """The next token of every row of logits [B, V], and its log-probability under them."""
     peak, mass, view = _mass(logits)
-    log_total = peak + jnp.log(jnp.sum(mass, axis=(0, 1)))
+    log_total = peak + jnp.log(jnp.sum(mass, axis=(1, 2)))
     if temperature == 0.0:
-        ids = jnp.arange(len(logits), dtype=jnp.int32)[:, None]
-        token = jnp.min(jnp.where(logits == peak, ids, len(logits) - 1), axis=0)
+        ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
+        token = jnp.min(jnp.where(logits == peak[:, None], ids, ids[-1]), axis=1)
     else:
         if temperature != 1.0 or top_k or top_p < 1.0:
-            logits_drawn = truncate_logits(logits.T / temperature, top_k, top_p).T
-            peak, mass, view = _mass(logits_drawn)
+            peak, mass, view = _mass(truncate_logits(logits / temperature, top_k, top_p))
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
         uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(step_keys)  # [B, 2]
         token = _draw(peak, mass, view, uniforms)
-    chosen = jnp.take_along_axis(logits, token[None], axis=0)[0]
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     return token, chosen - log_total
 
 
 def _mass(logits):
-    """Probability mass by class of ids, not normalised: the maximum [B], [G, L, B], the view.
+    """Probability mass by class of ids, not normalised: the maximum [B], [B, G, L], the view.
 
-    Id i is entry (g, w, l) of a view [G, W, L, B] of the logits, whose class is (g, l). The sums
-    over W run side by side in L and B, and G divides like a sharded vocabulary.
+    Id i is entry (g, w, l) of a view [B, G, W, L] of a row's logits, whose class is (g, l). The
+    sums over W run side by side in L, and G divides like a sharded vocabulary.
     """
-    vocabulary, batch = logits.shape
+    batch, vocabulary = logits.shape
     lanes = math.gcd(vocabulary, 8)
     groups = math.gcd(vocabulary // lanes, 16)
-    view = logits.reshape(groups, -1, lanes, batch)
-    peak = jnp.max(jnp.max(view, axis=1), axis=(0, 1))  # [B]
-    return peak, jnp.sum(jnp.exp(view - peak), axis=1), view
+    view = logits.reshape(batch, groups, -1, lanes)
+    peak = jnp.max(jnp.max(view, axis=2), axis=(1, 2))  # [B]
+    return peak, jnp.sum(jnp.exp(view - peak[:, None, None, None]), axis=2), view
 
 
 def _draw(peak, mass, view, uniforms):
@@ -104,21 +103,20 @@ def _draw(peak, mass, view, uniforms):
 
     Two uniform numbers a row instead of Gumbel noise for every id.
     """
-    groups, width, lanes, batch = view.shape
-    chosen = _invert(mass.reshape(-1, batch), uniforms[:, 0])  # [B]
+    batch, _, width, lanes = view.shape
+    chosen = _invert(mass.reshape(batch, -1), uniforms[:, 0])  # [B]
     group, lane = chosen // lanes, chosen % lanes
-    members = jax.vmap(lambda row, g, lane: row[g, :, lane], in_axes=(-1, 0, 0), out_axes=-1)(
-        view, group, lane
-    )  # [W, B]
-    place = _invert(jnp.exp(members - peak), uniforms[:, 1])
+    members = jax.vmap(lambda row, g, lane: row[g, :, lane])(view, group, lane)  # [B, W]
+    place = _invert(jnp.exp(members - peak[:, None]), uniforms[:, 1])
     return ((group * width + place) * lanes + lane).astype(jnp.int32)
 
 
 def _invert(mass, uniform):
-    """The first index of mass [N, B] whose cumulative share exceeds uniform [B]; none of mass 0."""
-    reached = jnp.cumsum(mass, axis=0)
-    target = jnp.minimum(uniform * reached[-1], jnp.nextafter(reached[-1], 0.0))
-    return jnp.sum(reached <= target, axis=0)
+    """The first index of mass [B, N] whose cumulative share exceeds uniform [B]; none of mass 0."""
+    reached = jnp.cumsum(mass, axis=1)
+    total = reached[:, -1]
+    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
+    return jnp.sum(reached <= target[:, None], axis=1)
 
 
 def _check(max_length, temperature, top_k, top_p):
@@ -177,7 +175,7 @@ def sample(
     params, encoded = jax.lax.stop_gradient((params, encoded))
     keys = row_keys(rng, jnp.arange(batch) if rows is None else rows)
     weights, cache = model.init_cache(params, encoded, max_length, samples)
-    head = vocabulary_first(model.head(params), encoded.hidden.dtype)
+    head = head_for_loop(model.head(params), encoded.hidden.dtype)
 
     def unfinished(carry):
         step, _, ended, *_ = carry
@@ -186,7 +184,7 @@ def sample(
     def write_one(carry):
         step, last, ended, tokens, log_probs, cache = carry
         hidden, cache = model.decode_step(weights, cache, last, step)
-        logits = jnp.where(valid[:, None], project_columns(hidden, head), _IMPOSSIBLE)  # [V, B]
+        logits = jnp.where(valid, project_token(hidden, head), _IMPOSSIBLE)  # [B, V]
         token, log_prob = _choose(logits, keys, step, temperature, top_k, top_p)
         token = jnp.where(ended, 0, token)
         log_prob = jnp.where(ended, 0.0, log_prob)

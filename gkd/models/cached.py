@@ -4,8 +4,8 @@
 the step (fused kernels in the compute dtype, the keys and values of the encoder's states, the
 relative bias by distance). `decode_step` then touches only those and the self-attention cache.
 
-Inside a step the states are columns, [E, B], and kernels are [out, in]: products of few rows are
-twice as fast with the kernel as the left factor, which is read in place (`project_columns`).
+Kernels are used in place, in their own orientation [in, out]: a sampler that is called every step
+would else copy the whole decoder every step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gkd.models.interface import Encoded
-from gkd.models.layers import MASKED, activate, padding_bias, relative_position_bucket
+from gkd.models.layers import (
+    MASKED,
+    activate,
+    padding_bias,
+    relative_position_bucket,
+    rms_norm,
+)
 
 
 @flax.struct.dataclass
@@ -29,11 +35,11 @@ class LayerWeights:
 
     Attributes:
       norms: the three pre-norm scales [E] each.
-      query_key_value: [3, H·D, E] self-attention projections, one product.
-      self_out: [E, H·D].
-      cross_query, cross_out: [H·D, E], [E, H·D].
+      query_key_value: three [E, H·D] self-attention projections.
+      self_out: [H·D, E].
+      cross_query, cross_out: [E, H·D], [H·D, E].
       cross_keys, cross_values: [B, H, D, S] of the encoded prompts.
-      mlp_in: [1, F, E] or [2, F, E] (gated); mlp_out: [E, F].
+      mlp_in: one [E, F], or two (gated); mlp_out: [F, E].
       bias_by_distance: [H, 2·T-1], see `_bias_by_distance`.
     """
 
@@ -87,11 +93,10 @@ def _prepare_layer(config, layer, table, encoded, length):
     norms = ("pre_self_attention", "pre_cross_attention", "pre_mlp")
 
     def kernel(part, name):
-        return part[name]["kernel"].T.astype(dtype)
+        return part[name]["kernel"].astype(dtype)
 
     def kernels(part, *names):
-        # Stacked, for end to end they would not be split over devices as each of them is.
-        return jnp.stack([kernel(part, name) for name in names])
+        return tuple(kernel(part, name) for name in names)
 
     def of_prompts(name):
         heads = cross[name]["kernel"].astype(dtype).reshape(-1, config.num_heads, config.head_dim)
@@ -149,48 +154,39 @@ def init_cache(
 
 
 def _attend(query, keys, values, bias):
-    """query [B·G, H, D], keys and values [B, H, D, L], bias [B|1, H|1, L] -> [H·D, B·G].
+    """query [B·G, H, D], keys and values [B, H, D, L], bias [B|1, H|1, L] -> [B·G, H·D].
 
     L, and not D, comes last: TPU tiles of 128 lanes would be half empty with heads of 64.
     """
     grouped = query.reshape(len(keys), -1, *query.shape[1:])  # [B, G, H, D]
     scores = jnp.einsum("bghd,bhdl->bhgl", grouped, keys, preferred_element_type=jnp.float32)
     attention = jax.nn.softmax(scores + bias[:, :, None]).astype(values.dtype)
-    return jnp.einsum("bhgl,bhdl->bghd", attention, values).reshape(query.shape[0], -1).T
-
-
-def _norm(x, scale, dtype):
-    """`rms_norm` of columns [E, B]."""
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=0) + 1e-6)
-    return x.astype(dtype) * scale.astype(dtype)[:, None]
-
-
-def _products(kernels, x):
-    """kernels [G, F, E], x [E, B] -> [G, F, B], in one product."""
-    return jnp.einsum("gfe,eb->gfb", kernels, x)
+    return jnp.einsum("bhgl,bhdl->bghd", attention, values).reshape(query.shape[0], -1)
 
 
 def _layer_step(config, layer, prompt_bias, cache, x, position):
-    """One layer on one token: x [E, B] -> ([E, B], the layer's cache with this token in it)."""
+    """One layer on one token: x [B, E] -> ([B, E], the layer's cache with this token in it)."""
     dtype = jnp.dtype(config.dtype)
-    batch, heads, length = x.shape[1], config.num_heads, cache[0].shape[3]
+    heads, length = config.num_heads, cache[0].shape[3]
 
-    y = _products(layer.query_key_value, _norm(x, layer.norms[0], dtype))  # [3, H·D, B]
-    query, key, value = jnp.moveaxis(y.reshape(3, heads, config.head_dim, batch), -1, 1)
+    def by_heads(y):
+        return y.reshape(len(y), heads, config.head_dim)
+
+    y = rms_norm(x, layer.norms[0], dtype)
+    query, key, value = (by_heads(y @ kernel) for kernel in layer.query_key_value)  # [B, H, D]
     at = (0, 0, 0, position)
     keys = jax.lax.dynamic_update_slice(cache[0], key[..., None], at)  # [B, H, D, T]
     values = jax.lax.dynamic_update_slice(cache[1], value[..., None], at)
     window = (0, length - 1 - position)
     bias = jax.lax.dynamic_slice(layer.bias_by_distance, window, (heads, length))[None]
-    x = x + layer.self_out @ _attend(query, keys, values, bias)
+    x = x + _attend(query, keys, values, bias) @ layer.self_out
 
-    query = layer.cross_query @ _norm(x, layer.norms[1], dtype)
-    query = jnp.moveaxis(query.reshape(heads, config.head_dim, batch), -1, 0)
-    x = x + layer.cross_out @ _attend(query, layer.cross_keys, layer.cross_values, prompt_bias)
+    query = by_heads(rms_norm(x, layer.norms[1], dtype) @ layer.cross_query)
+    x = x + _attend(query, layer.cross_keys, layer.cross_values, prompt_bias) @ layer.cross_out
 
-    pieces = list(_products(layer.mlp_in, _norm(x, layer.norms[2], dtype)))  # of [F, B]
-    return x + layer.mlp_out @ activate(pieces, config.mlp_activations), (keys, values)
+    y = rms_norm(x, layer.norms[2], dtype)
+    pieces = [y @ kernel for kernel in layer.mlp_in]  # of [B, F]
+    return x + activate(pieces, config.mlp_activations) @ layer.mlp_out, (keys, values)
 
 
 def decode_step(
@@ -212,9 +208,9 @@ def decode_step(
       (hidden [B, E] ready for the head, the cache with this token's keys and values).
     """
     dtype = jnp.dtype(config.dtype)
-    x = jnp.take(weights.embedding, tokens, axis=0).astype(dtype).T  # [E, B]
+    x = jnp.take(weights.embedding, tokens, axis=0).astype(dtype)  # [B, E]
     updated = []
     for layer, layer_cache in zip(weights.layers, cache, strict=True):
         x, layer_cache = _layer_step(config, layer, weights.prompt_bias, layer_cache, x, position)
         updated.append(layer_cache)
-    return _norm(x, weights.final_norm, dtype).T, tuple(updated)
+    return rms_norm(x, weights.final_norm, dtype), tuple(updated)

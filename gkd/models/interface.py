@@ -75,29 +75,26 @@ def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*
     return logits if head.scale == 1.0 else logits * head.scale
 
 
-def vocabulary_first(head: Head, dtype: Any) -> Head:
-    """The same head for a decoding loop: kernel [V, E], in the dtype that its products round to."""
-    kernel = head.kernel if head.transposed else head.kernel.T
-    return head.replace(kernel=kernel.astype(dtype), transposed=True)
+def head_for_loop(head: Head, dtype: Any) -> Head:
+    """The same head with its kernel in the dtype that a decoding loop's products round to."""
+    return head.replace(kernel=head.kernel.astype(dtype))
 
 
-def project_columns(hidden: Float[Array, "batch embed"], head: Head) -> Float[Array, "vocab batch"]:
-    """Logits of one token a row, vocabulary first: the kernel is read in place, row by row.
-
-    A product of few rows costs what reading the kernel costs only if the kernel is the left factor;
-    as the right one XLA's CPU products copy all of it first, every time.
+def project_token(hidden: Float[Array, "batch embed"], head: Head) -> Float[Array, "batch vocab"]:
+    """Logits of one token a row, in a loop: the head's kernel is read in its own dtype.
 
     Args:
       hidden: [B, E] states.
-      head: from `vocabulary_first`.
+      head: from `head_for_loop`.
 
     Returns:
-      float32 logits [V, B], the transpose of what `project` gives.
+      float32 logits [B, V]: those of `project`, where `hidden` is float32.
     """
     full = hidden.dtype == jnp.float32
-    logits = jax.lax.dot(
+    logits = jax.lax.dot_general(
+        hidden,
         head.kernel,
-        hidden.T,
+        (((1,), (1 if head.transposed else 0,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )

@@ -97,8 +97,8 @@ def test_frequencies_match_whatever_classes_the_ids_fall_into(vocab):
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 def test_the_ends_of_the_unit_interval_choose_possible_ids(uniform):
     """Ids 13 and 34 of 48, in other classes, one with hardly any probability; and 34 alone."""
-    logits = np.full((48, 2), -np.inf, np.float32)
-    logits[13, 0], logits[34] = -60.0, 0.0
+    logits = np.full((2, 48), -np.inf, np.float32)
+    logits[0, 13], logits[:, 34] = -60.0, 0.0
     peak, mass, view = _mass(jnp.asarray(logits))
     tokens = _draw(peak, mass, view, jnp.full((2, 2), uniform, jnp.float32))
     assert int(tokens[0]) in (13, 34) and int(tokens[1]) == 34
