@@ -25,7 +25,13 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 OURS = "gkd"
-NEEDS = {"gkd": "gkd", "pytorch": "torch, trl", "flax": "transformers, jax", "t5x": "t5x"}
+NEEDS = {
+    "gkd": "gkd",
+    "gkd_lean": "gkd",
+    "pytorch": "torch, trl",
+    "flax": "transformers, jax",
+    "t5x": "t5x",
+}
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -66,7 +72,7 @@ def main(arguments: list[str]) -> None:
     for name in given.workloads:
         work = workloads.WORKLOADS[name]
         for part, all_rows in (("sample", given.rows), ("step", given.step_rows)):
-            taking = [p for p in pythons if part != "step" or p != "flax"]
+            taking = [p for p in pythons if p != ("flax" if part == "step" else "gkd_lean")]
             limits = machine.measure()  # while nothing else runs
             with contextlib.ExitStack() as stack:
                 workers = []
@@ -157,7 +163,7 @@ def _participants(given):
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(given.t5x or [])])
     pythons = {}
     for name in given.participants:
-        python = sys.executable if name == OURS else given.peer_python
+        python = sys.executable if NEEDS[name] == "gkd" else given.peer_python
         found = subprocess.run(
             [python, "-c", f"import {NEEDS[name]}"], env=environment, capture_output=True, text=True
         )

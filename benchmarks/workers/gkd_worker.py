@@ -19,9 +19,12 @@ from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 
 
-def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY):
-    """The parts: sample; step, supervised and their pieces."""
-    student, teacher = (as_seq2seq(config(size, vocabulary)) for size in sizes)
+def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY, lean=False):
+    """The parts: sample, step and supervised; `lean` as with STUDENT_STACKED and REMAT in gin."""
+    student, teacher = (
+        as_seq2seq(config(size, vocabulary, stacked_layers=lean, remat=lean and size is sizes[0]))
+        for size in sizes
+    )
     usable = np.zeros(vocabulary, bool)
     usable[1:USABLE] = True
     writable = usable.copy()
@@ -79,11 +82,12 @@ def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY
     }
 
 
-def config(size, vocabulary):
-    """The architecture as GKD names it."""
+def config(size, vocabulary, **ways):
+    """The architecture as GKD names it, run in some way."""
     return T5Config(
         vocab_size=vocabulary, emb_dim=size.width, num_heads=size.heads, head_dim=size.head_dim,
         mlp_dim=size.mlp, num_encoder_layers=size.layers, num_decoder_layers=size.layers,
+        **ways,
     )  # fmt: skip
 
 
