@@ -224,12 +224,12 @@ def test_the_cotangent_scales_the_gradient():
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
 
 
-def big(length, vocabulary=2048, embed=32, rows=8):
-    """Shapes of a larger problem, and its loss with a block of 16 positions."""
+def big(length, vocabulary=2048, embed=32, rows=8, size=16):
+    """Shapes of a larger problem, and its loss with a block of `size` positions."""
     shapes = (rows, length, embed), (embed, vocabulary), (rows, length, 48), (48, vocabulary)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
-    def loss(hidden, kernel, teacher_hidden, teacher_kernel, block_size=16):
+    def loss(hidden, kernel, teacher_hidden, teacher_kernel, block_size=size):
         student = ProjectedLogits(hidden, Head(kernel))
         teacher = ProjectedLogits(teacher_hidden, Head(teacher_kernel))
         coefficients = jnp.ones((rows, length))
@@ -262,6 +262,19 @@ def test_memory_is_an_eighth_of_the_dense_loss_and_flat_in_length():
     assert longer - fused <= 4 * (8 * 512 * (32 + 2) * 4)
     logits_bytes = 8 * 512 * 2048 * 4
     assert longer - fused < logits_bytes / 10
+
+
+@pytest.mark.parametrize("vocabulary", [32128, 250112])
+def test_t5_and_mt5_take_the_same_block_memory(vocabulary):
+    """4096 tokens: beside the kernel's gradient (twice) a handful of blocks of 16 MB."""
+    loss, arguments = big(512, vocabulary, 64, size=None)
+    kernel_bytes, block_bytes = 4 * 64 * vocabulary, 16 * 2**20
+    fused = temporary_bytes(loss, arguments)
+    assert fused <= 2 * kernel_bytes + 6 * block_bytes
+    assert fused <= 4 * 4096 * vocabulary / 5  # one tensor of logits has five times as much
+    longer_loss, longer_arguments = big(1024, vocabulary, 64, size=None)
+    longer = temporary_bytes(longer_loss, longer_arguments)
+    assert longer - fused <= 4 * (8 * 512 * (64 + 2) * 4)
 
 
 def test_products_are_those_of_the_dense_loss():
