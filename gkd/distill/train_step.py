@@ -320,21 +320,21 @@ class TrainStep:
     def _apply(self, state, gradient_sum, loss, weight, metrics, written):
         """The optimizer's update from summed gradients, unless something is not finite."""
         scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
-        norm = scale * optax.global_norm(gradient_sum)
+        gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
+        norm = optax.global_norm(gradients)
+        # Not of the updates too: they would have to be held until all of them are summed up.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
 
-        def learn():
-            gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
-            updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), opt_state
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-        # A branch, for choosing by `where` would hold both the old and the new at once.
-        params, opt_state = jax.lax.cond(finite, learn, lambda: (state.params, state.opt_state))
         skip = jnp.where(finite, 0, 1).astype(jnp.int32)
         state = state.replace(
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
             skipped=state.skipped + skip,
             skipped_in_a_row=(state.skipped_in_a_row + skip) * skip,
         )
