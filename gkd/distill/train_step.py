@@ -322,9 +322,8 @@ class TrainStep:
         scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
         gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
         norm = optax.global_norm(gradients)
-        # Not of the updates too: they would have to be held until all of them are summed up.
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
         params = optax.apply_updates(state.params, updates)
 
         def keep(new, old):
