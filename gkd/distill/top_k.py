@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from gkd.distill.divergences import UNUSABLE_LOGIT, Temperature, forward_kl, reverse_kl
 from gkd.distill.logits import TopKLogits
+from gkd.distill.types import Batch, Rollout
 
 TAILS = ("bucket", "renormalise")
 # A tail bucket never holds less: stored log-probabilities are rounded, and K may be all ids.
@@ -106,3 +107,17 @@ def truncation_bias(
     student, teacher, _, mask = comparable(student_logits, cut, 1.0, valid)
     whole = divergence(student_logits, teacher_logits, valid=valid)
     return divergence(student, teacher, valid=mask), whole
+
+
+def make_offline_teacher_logits_fn(tail: str = "bucket") -> Callable:
+    """The second pure function of a teacher that scored the data set beforehand: no parameters.
+
+    Args:
+      tail: 'bucket' or 'renormalise', see above.
+    """
+
+    def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> TopKLogits:
+        del params, rollout  # what was scored are the batch's targets
+        return TopKLogits(batch.teacher_top_k.ids, batch.teacher_top_k.log_probs, tail)
+
+    return teacher_logits_fn

@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from gkd.distill import mixing
 from gkd.distill.advantages import advantages
-from gkd.distill.logits import ProjectedLogits, TopKLogits
+from gkd.distill.logits import ProjectedLogits
 from gkd.distill.rollouts import (
     padded_to,
     rollout_from_samples,
@@ -109,20 +109,6 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
         hidden = model.decode_hidden(params, encoded, shift_right(rollout.target_tokens))
         logits = ProjectedLogits(hidden.last, model.head(params))
         return jax.lax.stop_gradient(logits)
-
-    return teacher_logits_fn
-
-
-def make_offline_teacher_logits_fn(tail: str = "bucket") -> Callable:
-    """The second pure function of a teacher that scored the data set beforehand: no parameters.
-
-    Args:
-      tail: 'bucket' or 'renormalise', see `gkd.distill.top_k`.
-    """
-
-    def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> TopKLogits:
-        del params, rollout  # what was scored are the batch's targets
-        return TopKLogits(batch.teacher_top_k.ids, batch.teacher_top_k.log_probs, tail)
 
     return teacher_logits_fn
 

@@ -212,7 +212,7 @@ class Method:
         """
         teacher_logits_fn = None
         if self.teacher_top_k is not None:
-            teacher_logits_fn = train_step.make_offline_teacher_logits_fn(self.top_k_tail)
+            teacher_logits_fn = top_k.make_offline_teacher_logits_fn(self.top_k_tail)
         elif expert is not None:
             teacher_logits_fn = train_step.make_teacher_logits_fn(expert.model)
         step = train_step.make_train_step(

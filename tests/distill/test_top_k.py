@@ -9,7 +9,11 @@ import optax
 import pytest
 
 from gkd.distill import divergences, losses, train_step
-from gkd.distill.top_k import check_top_k, truncation_bias
+from gkd.distill.top_k import (
+    check_top_k,
+    make_offline_teacher_logits_fn,
+    truncation_bias,
+)
 from gkd.distill.types import TopK
 from tests.distill import references
 from tests.distill.test_train_step import (
@@ -88,7 +92,7 @@ def step_with(tail, k):
         STUDENT,
         optax.sgd(1.0),
         divergence_loss_fn=losses.make_divergence_loss(divergences.forward_kl, valid=VALID),
-        teacher_logits_fn=train_step.make_offline_teacher_logits_fn(tail),
+        teacher_logits_fn=make_offline_teacher_logits_fn(tail),
     )
     batch = batch.replace(teacher_top_k=TopK(jnp.asarray(ids), jnp.asarray(values)))
     return jax.jit(parts.step)(start(), None, batch)
