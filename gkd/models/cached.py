@@ -149,7 +149,7 @@ def init_cache(
         layers=tuple(layer_weights(i) for i in range(config.num_decoder_layers)),
         final_norm=decoder["decoder_norm"]["scale"],
         embedding=params["token_embedder"]["embedding"],
-        prompt_bias=rows.spread(padding_bias(encoded.mask)[:, :, 0, :]),  # [B, 1, S]
+        prompt_bias=rows.scatter(padding_bias(encoded.mask)[:, :, 0, :]),  # [B, 1, S]
     )
     shape = (prompts * samples, config.num_heads, config.head_dim, max_length)
     empty = rows.spread(jnp.zeros(shape, dtype))

@@ -35,7 +35,10 @@ class LayerRows:
         return self._placed(self.spread(x), self.batch)
 
     def scatter(self, x: Array) -> Array:
-        """The reverse of `gather`; parts of sums, of kernels split by rows, are added up here."""
+        """The reverse of `gather`; parts of sums, of kernels split by rows, are added up here.
+
+        Also for what another model may take too (a prompt's mask): it keeps the batch's rows there.
+        """
         return self.spread(self._placed(x, self.batch))
 
     def _placed(self, x, axes):
@@ -46,7 +49,7 @@ class LayerRows:
 
 
 def layer_rows(num_heads: int, prompts: int) -> LayerRows:
-    """Whether the layers spread their rows over the heads' mesh axis too: where it divides no heads.
+    """Whether layers spread their rows over the heads' mesh axis too: where it divides no heads.
 
     Every chip would else repeat the attention of all chips along that axis.
 

@@ -182,7 +182,7 @@ class Encoder(nn.Module):
         cfg = self.config
         rows = layer_rows(cfg.num_heads, len(x))
         dropout = _dropout(cfg, deterministic)
-        bias = rows.spread(padding_bias(mask))  # [B, 1, 1, S]
+        bias = rows.scatter(padding_bias(mask))  # [B, 1, 1, S]
         if not cfg.relative_bias_per_layer:
             relative = RelativeBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
             bias = bias + relative(x.shape[1])  # [B, H, S, S]
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         if not cfg.relative_bias_per_layer:
             relative = RelativeBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
             bias = bias + relative(length)  # [1, H, T, T]
-        inputs = (bias, rows.spread(encoded.hidden), rows.spread(padding_bias(encoded.mask)))
+        inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
         x = rows.scatter(dropout(x))
         x = _run_layers(DecoderLayer, cfg, deterministic, cfg.num_decoder_layers, x, *inputs)
         x = rows.gather(dropout(_norm(cfg, "decoder_norm")(x)))

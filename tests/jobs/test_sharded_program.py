@@ -68,11 +68,23 @@ def test_a_step_whose_rows_are_over_both_axes_counts_as_divided_evenly(optimized
     assert cost.flops == pytest.approx(closed_form, rel=0.03)
 
 
-def test_rows_over_both_axes_gather_states_and_no_weights():
-    """Two heads on four chips; a layer gathers its rows before its feed-forward block."""
-    _, collectives = exchanges("MODEL_PARALLELISM=4", "TEACHER_MODEL=None", "DIVERGENCE=None")
-    print([(c.kind, c.count, c.bytes, c.source) for c in collectives])
-    assert 0
+def test_rows_over_both_axes_gather_states_and_no_weights(optimized):
+    """A student of two heads on four chips, and a teacher of four, which they divide.
+
+    A token gathers the rows of a layer before its feed-forward block, the last states, and twice in
+    its draw; the update a layer's rows forward and backward.
+    """
+    teacher = "TEACHER_MODEL=@teacher/t5.T5Config()", "teacher/t5.T5Config.num_heads=4"
+    _, collectives = exchanges("MODEL_PARALLELISM=4", *teacher, *STACKED)
+    gathers = [one for one in collectives if one.kind == "all-gather"]
+    in_loop = [one for one in gathers if "gkd_sampling" in one.source]
+    assert sum(one.count for one in in_loop) <= (1 + 1 + 2) * TARGET
+    assert not [one for one in gathers if "gkd_teacher" in one.source]
+    rows = ROWS // 2  # of one place on the data axis
+    states = {4 * rows * 16 * length for length in (1, TARGET, 24)}
+    draws = {one.bytes for one in in_loop} - states
+    assert {one.bytes for one in gathers} - draws <= states
+    assert all(size <= 4 * rows * 128 for size in draws), draws  # of classes of ids
 
 
 def test_fully_sharded_parameters_are_on_one_chip_only():

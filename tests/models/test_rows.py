@@ -11,6 +11,7 @@ import pytest
 from gkd.decode.beam import beam_search
 from gkd.decode.sampling import sample
 from gkd.models import t5
+from gkd.models.interface import project
 from gkd.models.rows import layer_rows
 from gkd.parallel import mesh as meshes
 from gkd.parallel.program_cost import program_cost
@@ -35,7 +36,7 @@ def learn_and_write(model, params, inputs, targets):
     def loss(params):
         encoded = model.encode(params, inputs)
         hidden = model.decode_hidden(params, encoded, targets).last
-        logits = hidden @ model.head(params).kernel
+        logits = project(hidden, model.head(params))
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2), encoded
 
     (value, encoded), gradients = jax.value_and_grad(loss, has_aux=True)(params)
