@@ -8,6 +8,7 @@ from gkd.distill.train_step import Part
 from gkd.jobs.models import LoadedModel
 from gkd.jobs.step_program import StepProgram
 from gkd.models.flops import Split, cross_flops, decoder_flops, encoder_flops, head_flops
+from gkd.models.rows import layer_rows
 from gkd.parallel import mesh as meshes
 
 UPDATE = "update"
@@ -41,7 +42,9 @@ def step_flops(
     again = program.microbatches > 1 or student.dropout_rate > 0 or method.rewards_on_host
 
     def shared(config):
-        return split_of(program, config) if split else Split(rows=program.mesh.size)
+        if not split:
+            return Split(rows=program.mesh.size)
+        return split_of(program, config, rows // program.microbatches)
 
     def scored(config, tokens):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
@@ -89,7 +92,7 @@ def generation_flops(
       scored: whether the references' log-probabilities are computed too.
     """
     rows, source, target = program.evaluation_rows, *_lengths(program)
-    config, ways = loaded.config, split_of(program, loaded.config)
+    config, ways = loaded.config, split_of(program, loaded.config, rows)
     prompts = encoder_flops(config, rows, source, ways)
     cross = cross_flops(config, rows, source, ways)
     return (
@@ -105,7 +108,7 @@ def meter_flops(program: StepProgram, expected_length: float | int) -> float:
     student, rows, target = program.learner, program.evaluation_rows, _lengths(program)[1]
     total = generation_flops(program, student, expected_length, scored=False)
     for loaded in (student, program.expert):
-        config, ways = loaded.config, split_of(program, loaded.config)
+        config, ways = loaded.config, split_of(program, loaded.config, rows)
         source = _lengths(program)[0]
         total += cross_flops(config, rows, source, ways)
         total += _decoding(config, 2 * rows, target, target + source, ways)
@@ -137,17 +140,34 @@ def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
     return sum(costs.values())
 
 
-def split_of(program: StepProgram, config) -> Split:
-    """How the mesh divides a model's work; what its axis does not divide is done by every chip."""
+def split_of(program: StepProgram, config, prompts: int) -> Split:
+    """How the mesh divides a model's work; what its axis does not divide is done by every chip.
+
+    Attention is divided by heads, or where they do not divide, by rows (`gkd.models.rows`).
+
+    Args:
+      program: of the run.
+      config: of the model.
+      prompts: that it is run on at the same time.
+    """
     mesh, rules = program.mesh, meshes.rules_of_model(program.rules, config.num_heads, program.mesh)
 
     def ways(axis, size):
         name = rules.get(axis)
         return mesh.shape[name] if name and size % mesh.shape[name] == 0 else 1
 
+    attention = ways("heads", config.num_heads)
+    if rows_are_spread(program, config, prompts):
+        attention = mesh.shape["model"]
     return Split(
         mesh.shape["data"],
-        ways("heads", config.num_heads),
+        attention,
         ways("mlp", config.mlp_dim),
         ways("vocab", config.vocab_size),
     )
+
+
+def rows_are_spread(program: StepProgram, config, prompts: int) -> bool:
+    """Whether a model's layers have their rows over both axes, for heads that do not divide."""
+    with meshes.on_mesh(program.mesh, program.rules):
+        return bool(layer_rows(config.num_heads, prompts).spread_over)

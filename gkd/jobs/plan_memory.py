@@ -53,7 +53,7 @@ def cache_bytes(
     Returns:
       Of all decoder layers, a layout's tiles not filled up.
     """
-    config, ways = loaded.config, split_of(program, loaded.config)
+    config, ways = loaded.config, split_of(program, loaded.config, prompts)
     tokens = program.batch.encoder_input_tokens.shape[1] + samples * written
     width = config.num_heads * config.head_dim / ways.heads
     numbers = 2 * config.num_decoder_layers * width * tokens * prompts / ways.rows

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd.distill.train_step import Part
-from gkd.jobs.plan_flops import split_of
+from gkd.jobs.plan_flops import rows_are_spread, split_of
 from gkd.jobs.plan_memory import advice
 from gkd.jobs.plan_programs import Measured, Planned, measure, parts
 from gkd.jobs.step_program import StepProgram
@@ -116,36 +116,51 @@ def _refusal(measured, closed_form) -> str | None:
 
 
 def setting(program: StepProgram) -> dict[str, Any]:
-    """The mesh, the batch, and what the mesh does not divide."""
+    """The mesh, the batch, what the mesh does not divide, and what it divides by rows instead."""
     rows, source = program.batch.encoder_input_tokens.shape
     return {
         "mesh": {name: int(size) for name, size in program.mesh.shape.items()},
         "batch": [rows, source], "target_length": program.batch.decoder_target_tokens.shape[1],
         "microbatches": program.microbatches, "train_steps": program.train_steps,
-        "whole_on_every_chip": undivided(program),
+        "whole_on_every_chip": undivided(program), "split_by_rows": split_by_rows(program),
     }  # fmt: skip
 
 
 def undivided(program: StepProgram) -> list[str]:
     """What the model axis does not divide, so that every chip along it does all of it."""
-    axis = program.mesh.shape["model"]
-    models = {"student": program.learner, "teacher": program.expert}
     notes = []
-    for role, loaded in models.items():
-        if loaded is None or axis == 1:
-            continue
-        config, ways = loaded.config, split_of(program, loaded.config)
+    for role, config, prompts in _models(program):
+        ways = split_of(program, config, prompts)
+        heads = f"{config.num_heads} heads, nor do {prompts} rows divide over all chips"
         sizes = {
-            "attention": (ways.heads, f"{config.num_heads} heads"),
+            "attention": (ways.heads, heads),
             "feed-forward layers": (ways.mlp, f"width {config.mlp_dim}"),
             "vocabulary": (ways.vocab, f"{config.vocab_size} ids"),
         }
         notes += [
-            f"the {role}'s {name} ({size}) is not split over model={axis}"
+            f"the {role}'s {name} ({size}) is not split over model={program.mesh.shape['model']}"
             for name, (split, size) in sizes.items()
             if split == 1
         ]
     return notes
+
+
+def split_by_rows(program: StepProgram) -> list[str]:
+    """Whose heads the model axis does not divide, so that rows are, over both axes."""
+    return [
+        f"the {role}'s {config.num_heads} heads do not divide over "
+        f"model={program.mesh.shape['model']}: its attention is split by rows, over all chips"
+        for role, config, prompts in _models(program)
+        if rows_are_spread(program, config, prompts)
+    ]
+
+
+def _models(program):
+    """(role, architecture, prompts at the same time) of those that a model axis is to divide."""
+    prompts = program.batch.encoder_input_tokens.shape[0] // program.microbatches
+    for role, loaded in (("student", program.learner), ("teacher", program.expert)):
+        if loaded is not None and program.mesh.shape["model"] > 1:
+            yield role, loaded.config, prompts
 
 
 def heading(program: StepProgram) -> str:
@@ -157,7 +172,7 @@ def heading(program: StepProgram) -> str:
         f"mesh {mesh}; {rows} rows of {source} in, {known['target_length']} out; "
         f"{known['microbatches']} microbatches; {known['train_steps']} steps. Of one chip:"
     )
-    notes = [*known["whole_on_every_chip"], *_slow_to_compile(program)]
+    notes = [*known["whole_on_every_chip"], *known["split_by_rows"], *_slow_to_compile(program)]
     return "\n".join([first, *(f"note: {note}" for note in notes)])
 
 

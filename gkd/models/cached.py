@@ -27,6 +27,7 @@ from gkd.models.layers import (
     relative_position_bucket,
     rms_norm,
 )
+from gkd.models.rows import layer_rows
 
 
 @flax.struct.dataclass
@@ -91,6 +92,7 @@ def _prepare_layer(config, layer, table, encoded, length):
     dtype = jnp.dtype(config.dtype)
     own, cross, mlp = layer["self_attention"], layer["encoder_decoder_attention"], layer["mlp"]
     norms = ("pre_self_attention", "pre_cross_attention", "pre_mlp")
+    rows = layer_rows(config.num_heads, len(encoded.mask))
 
     def kernel(part, name):
         return part[name]["kernel"].astype(dtype)
@@ -100,7 +102,7 @@ def _prepare_layer(config, layer, table, encoded, length):
 
     def of_prompts(name):
         heads = cross[name]["kernel"].astype(dtype).reshape(-1, config.num_heads, config.head_dim)
-        return jnp.einsum("bse,ehd->bhds", encoded.hidden.astype(dtype), heads)
+        return rows.spread(jnp.einsum("bse,ehd->bhds", encoded.hidden.astype(dtype), heads))
 
     gates = ("wi",) if "wi" in mlp else ("wi_0", "wi_1")
     return LayerWeights(
@@ -132,8 +134,10 @@ def init_cache(
     Returns:
       (weights, cache): the loop's invariants; per layer (keys, values), each [B·G, H, D, T].
     """
-    params = nn.meta.unbox(params)
+    params, dtype = nn.meta.unbox(params), jnp.dtype(config.dtype)
     decoder = unstack(params["decoder"])
+    prompts = len(encoded.mask)
+    rows = layer_rows(config.num_heads, prompts)
     shared = decoder.get("relpos_bias")
 
     def layer_weights(i):
@@ -145,11 +149,10 @@ def init_cache(
         layers=tuple(layer_weights(i) for i in range(config.num_decoder_layers)),
         final_norm=decoder["decoder_norm"]["scale"],
         embedding=params["token_embedder"]["embedding"],
-        prompt_bias=padding_bias(encoded.mask)[:, :, 0, :],  # [B, 1, S]
+        prompt_bias=rows.scatter(padding_bias(encoded.mask)[:, :, 0, :]),  # [B, 1, S]
     )
-    rows = encoded.mask.shape[0] * samples
-    shape = (rows, config.num_heads, config.head_dim, max_length)
-    empty = jnp.zeros(shape, jnp.dtype(config.dtype))
+    shape = (prompts * samples, config.num_heads, config.head_dim, max_length)
+    empty = rows.spread(jnp.zeros(shape, dtype))
     return weights, tuple((empty, empty) for _ in weights.layers)
 
 
@@ -168,6 +171,7 @@ def _layer_step(config, layer, prompt_bias, cache, x, position):
     """One layer on one token: x [B, E] -> ([B, E], the layer's cache with this token in it)."""
     dtype = jnp.dtype(config.dtype)
     heads, length = config.num_heads, cache[0].shape[3]
+    rows = layer_rows(heads, len(layer.cross_keys))
 
     def by_heads(y):
         return y.reshape(len(y), heads, config.head_dim)
@@ -184,9 +188,10 @@ def _layer_step(config, layer, prompt_bias, cache, x, position):
     query = by_heads(rms_norm(x, layer.norms[1], dtype) @ layer.cross_query)
     x = x + _attend(query, layer.cross_keys, layer.cross_values, prompt_bias) @ layer.cross_out
 
-    y = rms_norm(x, layer.norms[2], dtype)
+    y = rows.gather(rms_norm(x, layer.norms[2], dtype))
     pieces = [y @ kernel for kernel in layer.mlp_in]  # of [B, F]
-    return x + activate(pieces, config.mlp_activations) @ layer.mlp_out, (keys, values)
+    x = x + rows.scatter(activate(pieces, config.mlp_activations) @ layer.mlp_out)
+    return x, (keys, values)
 
 
 def decode_step(
@@ -208,9 +213,10 @@ def decode_step(
       (hidden [B, E] ready for the head, the cache with this token's keys and values).
     """
     dtype = jnp.dtype(config.dtype)
-    x = jnp.take(weights.embedding, tokens, axis=0).astype(dtype)  # [B, E]
+    rows = layer_rows(config.num_heads, len(weights.prompt_bias))
+    x = rows.scatter(jnp.take(weights.embedding, tokens, axis=0).astype(dtype))  # [B, E]
     updated = []
     for layer, layer_cache in zip(weights.layers, cache, strict=True):
         x, layer_cache = _layer_step(config, layer, weights.prompt_bias, layer_cache, x, position)
         updated.append(layer_cache)
-    return rms_norm(x, weights.final_norm, dtype), tuple(updated)
+    return rows.gather(rms_norm(x, weights.final_norm, dtype)), tuple(updated)

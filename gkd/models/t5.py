@@ -23,6 +23,7 @@ from gkd.models.layers import (
     RMSNorm,
     padding_bias,
 )
+from gkd.models.rows import layer_rows
 
 RESIDUAL = ("batch", "length", "activation_embed")
 
@@ -97,6 +98,11 @@ def _mlp(config, deterministic, name):
     return Mlp(*sizes, deterministic, name=name)
 
 
+def _as_residual(x, rows):
+    """A layer's result, placed as the next layer takes it."""
+    return rows.spread(x) if rows.spread_over else nn.with_logical_constraint(x, RESIDUAL)
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and MLP; returns (states, None) so that `nn.scan` can carry it."""
 
@@ -107,15 +113,16 @@ class EncoderLayer(nn.Module):
     def __call__(self, x, bias):
         """x [B, S, E], bias [B, H|1, S, S] -> ([B, S, E], None)."""
         cfg, deterministic = self.config, self.deterministic
+        rows = layer_rows(cfg.num_heads, len(x))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
             relative = RelativeBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
             bias = bias + relative(x.shape[1])
         y = _norm(cfg, "pre_attention_layer_norm")(x)
         x = x + dropout(_attention(cfg, deterministic, "attention")(y, y, bias))
-        y = _norm(cfg, "pre_mlp_layer_norm")(x)
-        x = x + dropout(_mlp(cfg, deterministic, "mlp")(y))
-        return nn.with_logical_constraint(x, RESIDUAL), None
+        y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
+        x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
+        return _as_residual(x, rows), None
 
 
 class DecoderLayer(nn.Module):
@@ -128,6 +135,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x, bias, context, context_bias):
         """x [B·G, T, E], bias [1, H|1, T, T], context [B, S, E], its bias -> (like x, None)."""
         cfg, deterministic = self.config, self.deterministic
+        rows = layer_rows(cfg.num_heads, len(context))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
             relative = RelativeBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
@@ -139,9 +147,9 @@ class DecoderLayer(nn.Module):
         # The G rows of a prompt as one long row: its keys and values are made and read once.
         together = y.reshape(len(context), -1, y.shape[-1])
         x = x + dropout(cross(together, context, context_bias).reshape(y.shape))
-        y = _norm(cfg, "pre_mlp_layer_norm")(x)
-        x = x + dropout(_mlp(cfg, deterministic, "mlp")(y))
-        return nn.with_logical_constraint(x, RESIDUAL), None
+        y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
+        x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
+        return _as_residual(x, rows), None
 
 
 def _run_layers(layer, config, deterministic, depth, x, *inputs):
@@ -172,12 +180,13 @@ class Encoder(nn.Module):
     def __call__(self, x, mask, deterministic):
         """Embedded prompt [B, S, E] and its mask [B, S] -> [B, S, E]."""
         cfg = self.config
+        rows = layer_rows(cfg.num_heads, len(x))
         dropout = _dropout(cfg, deterministic)
-        bias = padding_bias(mask)  # [B, 1, 1, S]
+        bias = rows.scatter(padding_bias(mask))  # [B, 1, 1, S]
         if not cfg.relative_bias_per_layer:
             relative = RelativeBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
             bias = bias + relative(x.shape[1])  # [B, H, S, S]
-        x = dropout(x)
+        x = rows.scatter(dropout(x))
         x = _run_layers(EncoderLayer, cfg, deterministic, cfg.num_encoder_layers, x, bias)
         return dropout(_norm(cfg, "encoder_norm")(x))
 
@@ -191,6 +200,7 @@ class Decoder(nn.Module):
     def __call__(self, x, encoded, deterministic):
         """Embedded inputs [B·G, T, E] -> hidden states [B·G, T, E], ready for the head."""
         cfg = self.config
+        rows = layer_rows(cfg.num_heads, len(encoded.mask))
         dropout = _dropout(cfg, deterministic)
         length = x.shape[1]
         causal = np.tril(np.ones((length, length), bool))
@@ -198,10 +208,10 @@ class Decoder(nn.Module):
         if not cfg.relative_bias_per_layer:
             relative = RelativeBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
             bias = bias + relative(length)  # [1, H, T, T]
-        inputs = (bias, encoded.hidden, padding_bias(encoded.mask))
-        x = dropout(x)
+        inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
+        x = rows.scatter(dropout(x))
         x = _run_layers(DecoderLayer, cfg, deterministic, cfg.num_decoder_layers, x, *inputs)
-        x = dropout(_norm(cfg, "decoder_norm")(x))
+        x = rows.gather(dropout(_norm(cfg, "decoder_norm")(x)))
         if not cfg.logits_via_embedding and self.is_initializing():
             Dense(cfg.vocab_size, ("embed", "vocab"), name="logits_dense")(x)
         return x

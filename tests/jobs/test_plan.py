@@ -76,17 +76,13 @@ def test_sampling_that_ends_early_costs_less():
     assert third[UPDATE] == all_of_it[UPDATE]
 
 
-def test_heads_that_do_not_divide_are_computed_by_every_chip():
-    split = traced(*DISTIL, "MODEL_PARALLELISM=2")
-    whole = traced(*DISTIL, "MODEL_PARALLELISM=8")  # two heads
-    ideal = [sum(step_flops(program, 12, split=False).values()) for program in (split, whole)]
-    assert ideal[0] == ideal[1]
-    assert sum(step_flops(split, 12).values()) == pytest.approx(ideal[0])
-    assert sum(step_flops(whole, 12).values()) > 1.5 * ideal[1]
-
-
-def test_evaluation_and_generation_cost_their_closed_form(optimized):
-    program = traced(*DISTIL, "LAMBDA=1.0", "EVALUATION_BATCH_SIZE=24")
+@pytest.mark.parametrize(
+    ("model", "rows"), [(1, 24), (4, 24), (4, 12)], ids=["data", "rows over both", "rows do not"]
+)
+def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows):
+    program = traced(
+        *DISTIL, "LAMBDA=1.0", f"EVALUATION_BATCH_SIZE={rows}", f"MODEL_PARALLELISM={model}"
+    )
     planned = {
         **plan_programs.evaluation_programs(program),
         **plan_programs.generation_programs(program),
@@ -182,11 +178,13 @@ def test_a_tpu_that_is_too_small_gets_a_verdict(tpus):
 # Memory
 
 
-@pytest.mark.parametrize("model", [1, 2, 4])
-def test_the_cache_is_what_decoding_keeps(model):
+@pytest.mark.parametrize(
+    ("model", "rows", "divided"), [(1, 16, 8), (2, 16, 8), (4, 16, 8), (4, 4, 2)]
+)
+def test_the_cache_is_what_decoding_keeps(model, rows, divided):
     """Against the shapes that `init_cache` makes; two heads do not divide over four chips."""
     program = traced(f"MODEL_PARALLELISM={model}")
-    learner, rows, samples = program.learner, 16, 3
+    learner, samples = program.learner, 3
 
     def kept(params, tokens):
         encoded = learner.model.encode(params, tokens)
@@ -195,7 +193,6 @@ def test_the_cache_is_what_decoding_keeps(model):
 
     tokens = jax.ShapeDtypeStruct((rows, 24), jnp.int32)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(kept, learner.shapes, tokens))]
-    divided = 8 // model * min(model, 2 if model < 4 else 1)
     assert cache_bytes(program, learner, rows, 12, samples) == 4 * sum(sizes) / divided
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 
-from gkd.jobs import command_line
+from gkd.jobs import command_line, plan_report
 from gkd.jobs.monitor import Monitor
+from gkd.jobs.plan_flops import step_flops
 from gkd.jobs.plan_memory import resident
 from gkd.parallel.hlo import parse
 from gkd.parallel.program_cost import program_cost
-from tests.jobs.test_plan import DISTIL, TINY, traced
+from tests.jobs.test_plan import DISTIL, LAYERS, STACKED, TINY, counted_step, traced
 
 VOCABULARY, ROWS, TARGET = 4096, 16, 12
 LOGITS = 4 * ROWS * TARGET * VOCABULARY
@@ -40,11 +41,50 @@ def test_no_chip_gathers_the_vocabulary_of_all_tokens(overrides):
     assert program.mesh.size == 8
 
 
-def test_heads_that_do_not_divide_cost_no_gathers_in_the_sampling_loop():
-    """Two heads on four chips: by columns they would divide, and each layer would gather them."""
-    _, collectives = exchanges("MODEL_PARALLELISM=4")
-    gathers = [one for one in collectives if one.kind == "all-gather" and "sampling" in one.source]
-    assert sum(one.count for one in gathers) <= 2 * TARGET  # of a token's draw, none of a layer
+def test_attention_is_split_by_heads_or_by_rows_or_not_at_all():
+    """Two heads: over two chips, over eight with rows that divide, and with rows that do not."""
+    heads = traced(*DISTIL, "MODEL_PARALLELISM=2")
+    rows = traced(*DISTIL, "MODEL_PARALLELISM=8")
+    whole = traced(*DISTIL, "MODEL_PARALLELISM=8", "MICROBATCHES=4")
+    ideal = sum(step_flops(heads, 12, split=False).values())
+    assert ideal == sum(step_flops(rows, 12, split=False).values())
+    for program in (heads, rows):
+        assert sum(step_flops(program, 12).values()) == pytest.approx(ideal)
+    assert sum(step_flops(whole, 12).values()) > 1.5 * ideal
+    assert plan_report.split_by_rows(heads) == plan_report.undivided(heads) == []
+    assert plan_report.undivided(rows) == [] and plan_report.split_by_rows(whole) == []
+    said = "the student's 2 heads do not divide over model=8: its attention is split by rows"
+    assert said in plan_report.heading(rows)
+    said = "the teacher's attention (2 heads, nor do 4 rows divide over all chips) is not split"
+    assert said in plan_report.heading(whole)
+
+
+@pytest.mark.parametrize("ways", [(), STACKED, ("REMAT=True", *STACKED), ("MICROBATCHES=2",)])
+def test_a_step_whose_rows_are_over_both_axes_counts_as_divided_evenly(optimized, ways):
+    """Two heads on four chips: but for what is done again, nothing is done twice."""
+    cost, closed_form = counted_step("MODEL_PARALLELISM=4", *ways)
+    program = traced(*DISTIL, *LAYERS, "LAMBDA=1.0", "MODEL_PARALLELISM=4", *ways)
+    assert closed_form == pytest.approx(sum(step_flops(program, 12, split=False).values()))
+    assert cost.flops == pytest.approx(closed_form, rel=0.03)
+
+
+def test_rows_over_both_axes_gather_states_and_no_weights(optimized):
+    """A student of two heads on four chips, and a teacher of four, which they divide.
+
+    A token gathers the rows of a layer before its feed-forward block, the last states, and twice in
+    its draw; the update a layer's rows forward and backward.
+    """
+    teacher = "TEACHER_MODEL=@teacher/t5.T5Config()", "teacher/t5.T5Config.num_heads=4"
+    _, collectives = exchanges("MODEL_PARALLELISM=4", *teacher, *STACKED)
+    gathers = [one for one in collectives if one.kind == "all-gather"]
+    in_loop = [one for one in gathers if "gkd_sampling" in one.source]
+    assert sum(one.count for one in in_loop) <= (1 + 1 + 2) * TARGET
+    assert not [one for one in gathers if "gkd_teacher" in one.source]
+    rows = ROWS // 2  # of one place on the data axis
+    states = {4 * rows * 16 * length for length in (1, TARGET, 24)}
+    draws = {one.bytes for one in in_loop} - states
+    assert {one.bytes for one in gathers} - draws <= states
+    assert all(size <= 4 * rows * 128 for size in draws), draws  # of classes of ids
 
 
 def test_fully_sharded_parameters_are_on_one_chip_only():
