@@ -237,7 +237,12 @@ def test_no_gradient_reaches_the_teacher():
     assert all(not np.asarray(g).any() for g in gradients)
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_counted():
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(platform, monkeypatch):
+    def choose(*arguments, **ways):
+        return ways[platform](*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
     optimizer = optax.adam(1e-2)
     parts = build(0.0, optimizer)
     step, good = jax.jit(parts.step), TEACHER_PARAMS
@@ -250,8 +255,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
         jax.tree.map(np.testing.assert_array_equal, state.opt_state, before.opt_state)
         assert (int(state.skipped), int(state.skipped_in_a_row)) == (streak, streak)
         assert int(state.step) == int(before.step) + 1, "the step still counts: new data, new noise"
-    state, _ = step(state, good, make_batch())
+    before, (state, _) = state, step(state, good, make_batch())
     assert (int(state.skipped), int(state.skipped_in_a_row)) == (2, 0)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before.params)
+    assert any(jax.tree.leaves(moved))
 
 
 def test_a_teacher_equal_to_the_student_teaches_nothing():
