@@ -118,31 +118,39 @@ def update_if(
     gradients: optax.Updates,
     params: optax.Params,
     opt_state: optax.OptState,
-) -> tuple[optax.Params, optax.OptState]:
-    """One update where `finite` holds, else nothing changes.
+) -> tuple[optax.Params, optax.OptState, Any]:
+    """One update where `finite` holds and the updates' norm is finite too, else nothing changes.
 
-    A CPU branches, and then needs no room for the old state beside the new one. A TPU computes the
-    update and selects: a branch would make it copy the state.
+    A TPU computes the update and selects: a branch would make it copy the state. A CPU branches,
+    and then needs no room for the old state and the updates beside the new state. It looks at the
+    updates of its smallest parameter alone: from finite gradients only a learning rate makes
+    updates that overflow, and it does so everywhere.
 
     Args:
-      finite: bool [], traced.
+      finite: bool [], traced; false where a gradient is not finite.
       optimizer: what turns gradients into updates.
       gradients, params: trees of one structure.
       opt_state: of the optimizer.
 
     Returns:
-      The parameters and the optimizer's state.
+      The parameters, the optimizer's state, and bool [], whether they are new.
     """
+
+    def select(*old):
+        updates, new_state = optimizer.update(gradients, opt_state, params)
+        sound = finite & jnp.isfinite(optax.global_norm(updates))
+        new = optax.apply_updates(params, updates), new_state
+        return *jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old), sound
+
+    def branch(*old):
+        updates, _ = optimizer.update(gradients, opt_state, params)
+        smallest = min(jax.tree.leaves(updates), key=lambda leaf: leaf.size)
+        sound = finite & jnp.isfinite(optax.global_norm(smallest))
+        return *jax.lax.cond(sound, update, lambda *old: old, *old), sound
 
     def update(params, opt_state):
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
-
-    def select(*old):
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(*old), old)
-
-    def branch(*old):
-        return jax.lax.cond(finite, update, lambda *old: old, *old)
 
     return jax.lax.platform_dependent(params, opt_state, default=select, cpu=branch)
 

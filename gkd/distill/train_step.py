@@ -309,9 +309,8 @@ class TrainStep:
         scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
         gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
         norm = optax.global_norm(gradients)
-        # A finite norm bounds every square that an optimizer takes of its gradients.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, opt_state = update_if(
+        params, opt_state, finite = update_if(
             finite, self.optimizer, gradients, state.params, state.opt_state
         )
         skip = jnp.where(finite, 0, 1).astype(jnp.int32)

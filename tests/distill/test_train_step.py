@@ -237,12 +237,16 @@ def test_no_gradient_reaches_the_teacher():
     assert all(not np.asarray(g).any() for g in gradients)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "default"])
-def test_an_update_that_is_not_finite_is_skipped_and_counted(platform, monkeypatch):
-    def choose(*arguments, **ways):
-        return ways[platform](*arguments)
+@pytest.fixture(params=["cpu", "default"])
+def platform(request, monkeypatch):
+    """Takes the way of one platform, whatever this one is."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *given, **ways: ways[request.param](*given)
+    )
 
-    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+
+@pytest.mark.usefixtures("platform")
+def test_an_update_that_is_not_finite_is_skipped_and_counted():
     optimizer = optax.adam(1e-2)
     parts = build(0.0, optimizer)
     step, good = jax.jit(parts.step), TEACHER_PARAMS
@@ -259,6 +263,15 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(platform, monkeypat
     assert (int(state.skipped), int(state.skipped_in_a_row)) == (2, 0)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before.params)
     assert any(jax.tree.leaves(moved))
+
+
+@pytest.mark.usefixtures("platform")
+def test_a_learning_rate_that_overflows_changes_nothing():
+    optimizer = optax.sgd(1e30)
+    before = start(optimizer)
+    state, metrics = jax.jit(build(0.0, optimizer).step)(before, TEACHER_PARAMS, make_batch())
+    assert np.isfinite(value(metrics, "gradient_norm")) and int(state.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
 
 def test_a_teacher_equal_to_the_student_teaches_nothing():

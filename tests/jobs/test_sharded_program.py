@@ -13,7 +13,8 @@ from gkd.jobs.plan_flops import step_flops
 from gkd.jobs.plan_memory import resident
 from gkd.parallel.hlo import parse
 from gkd.parallel.program_cost import program_cost
-from tests.jobs.test_plan import DISTIL, LAYERS, STACKED, TINY, counted_step, traced
+from tests.jobs.test_plan import DISTIL, TINY, traced
+from tests.jobs.test_plan_counts import LAYERS, STACKED, counted_step
 
 VOCABULARY, ROWS, TARGET = 4096, 16, 12
 LOGITS = 4 * ROWS * TARGET * VOCABULARY
