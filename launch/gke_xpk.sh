@@ -33,7 +33,7 @@ storage() { # what xpk calls a BUCKET
 
 attach() { # nothing is cached: another host may have written meanwhile
     local bucket
-    bucket="$(named_buckets "$workload")"
+    bucket="$(BUCKETS='' GKD_ENVIRONMENT='' named_buckets "$workload")"
     [ -n "$bucket" ] || fail "attach which bucket? e.g. attach gs://my-bucket"
     call xpk storage attach "$(storage "$bucket")" "${where[@]}" --type=gcsfuse \
         "--bucket=$bucket" "--mount-point=$mounts/$bucket" --readonly=false --size=1 \

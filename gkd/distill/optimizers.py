@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
@@ -109,6 +110,41 @@ def warmup_constant_cooldown(
         parts.append(optax.linear_schedule(peak, 0.0, cooldown_steps))
         boundaries.append(total_steps - cooldown_steps)
     return optax.join_schedules(parts, boundaries)
+
+
+def update_if(
+    finite: Any,
+    optimizer: optax.GradientTransformation,
+    gradients: optax.Updates,
+    params: optax.Params,
+    opt_state: optax.OptState,
+) -> tuple[optax.Params, optax.OptState]:
+    """One update where `finite` holds, else nothing changes.
+
+    A CPU branches, and then needs no room for the old state beside the new one. A TPU computes the
+    update and selects: a branch would make it copy the state.
+
+    Args:
+      finite: bool [], traced.
+      optimizer: what turns gradients into updates.
+      gradients, params: trees of one structure.
+      opt_state: of the optimizer.
+
+    Returns:
+      The parameters and the optimizer's state.
+    """
+
+    def update(params, opt_state):
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def select(*old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(*old), old)
+
+    def branch(*old):
+        return jax.lax.cond(finite, update, lambda *old: old, *old)
+
+    return jax.lax.platform_dependent(params, opt_state, default=select, cpu=branch)
 
 
 class PerLayerState(NamedTuple):

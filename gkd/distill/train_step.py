@@ -25,6 +25,7 @@ from jaxtyping import Array
 from gkd.distill import mixing
 from gkd.distill.advantages import advantages
 from gkd.distill.logits import ProjectedLogits
+from gkd.distill.optimizers import update_if
 from gkd.distill.rollouts import (
     padded_to,
     rollout_from_samples,
@@ -308,18 +309,16 @@ class TrainStep:
         scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
         gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
         norm = optax.global_norm(gradients)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates))
-        params = optax.apply_updates(state.params, updates)
-
-        def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
+        # A finite norm bounds every square that an optimizer takes of its gradients.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = update_if(
+            finite, self.optimizer, gradients, state.params, state.opt_state
+        )
         skip = jnp.where(finite, 0, 1).astype(jnp.int32)
         state = state.replace(
             step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             skipped=state.skipped + skip,
             skipped_in_a_row=(state.skipped_in_a_row + skip) * skip,
         )

@@ -13,7 +13,7 @@ import rich.console
 
 from gkd.jobs import plan_programs, plan_report
 from gkd.jobs.plan_search import search_meshes
-from gkd.parallel.topologies import topology_chip, topology_devices
+from gkd.parallel.topologies import topology_chip, topology_devices, topology_slices
 
 # What makes a run of any method a fine-tuning of the same student on the same data.
 SFT = {
@@ -95,7 +95,8 @@ def plan(
             path.write_text(json.dumps(result, indent=1) + "\n")
 
     if search:
-        search_meshes(trace, len(devices), report, console.print, save)
+        slices = topology_slices(topology)
+        search_meshes(trace, len(devices), slices, report, console.print, save)
     else:
         _measure(trace, given, _names(programs), report, console.print, save)
     return result

@@ -67,6 +67,10 @@ def step_flops(
             costs[Part.SAMPLING] += encoder_flops(student, rows, source, ways)
     heads = 3 * head_flops(student, rows * samples, tokens, ways)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
+    if split:
+        costs[UPDATE] -= _gradients_shared_out(
+            program, ways, rows * source, rows * samples * tokens
+        )
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
         written_out = rows * source * student.num_encoder_layers
@@ -78,6 +82,32 @@ def step_flops(
         costs[Part.TEACHER] = scored(teacher, tokens)
         costs[UPDATE] += head_flops(teacher, rows * samples, tokens, shared(teacher))
     return costs
+
+
+def _gradients_shared_out(program, ways, prompts, outputs) -> float:
+    """What chips that repeat a layer save of its kernels' gradients where those are fully sharded.
+
+    Chips along a model axis that does not divide a layer have all of its activations. A gradient is
+    split over the data axis: where that divides the model axis, XLA has each of those chips form a
+    part of it, and they exchange the parts.
+
+    Args:
+      program: of the run.
+      ways: how the mesh divides the student.
+      prompts, outputs: tokens of all rows.
+    """
+    data, model = program.mesh.shape["data"], program.mesh.shape["model"]
+    config = program.learner.config
+    if program.rules["embed"] is None or model % data or config.emb_dim % data:
+        return 0.0
+    encoder, decoder = prompts * config.num_encoder_layers, outputs * config.num_decoder_layers
+    columns = 0.0  # of kernels that every chip has whole, times the tokens that they are for
+    if ways.heads == 1:
+        of_prompts = 4 * encoder + 2 * prompts * config.num_decoder_layers
+        columns += config.num_heads * config.head_dim * (of_prompts + 6 * decoder)
+    if ways.mlp == 1:
+        columns += config.mlp_dim * (len(config.mlp_activations) + 1) * (encoder + decoder)
+    return 2 * config.emb_dim * columns / ways.rows * (1 - 1 / data)
 
 
 def generation_flops(

@@ -90,6 +90,8 @@ def facts(
     found |= {
         "flops": cost.flops, "closed_form_flops": closed_form, "bytes": cost.bytes,
         "wire_bytes": cost.wire_bytes, "collectives": cost.by_kind(),
+        "network_bytes": cost.network_bytes, "between_slices": cost.by_kind(between_slices=True),
+        "network_seconds": chip.network and roofline(cost, chip).network,
         "seconds": seconds, "seconds_without_overlap": roofline(cost, chip).one_by_one,
     }  # fmt: skip
     if planned.useful is not None:
@@ -198,14 +200,18 @@ def lines(name: str, found: Mapping[str, Any]) -> list[str]:
         said.append(f"  no estimate: {found['refused']}")
     if found["seconds"] is None:
         return said
-    exchanges = ", ".join(
-        f"{count:.0f} {kind}s of {size / 1e6:.1f} MB"
-        for kind, (count, size) in sorted(found["collectives"].items())
-    )
     said.append(
         f"  {found['flops'] / 1e9:.1f} GFLOP ({found['closed_form_flops'] / 1e9:.1f} in closed "
-        f"form), {found['bytes'] / 1e9:.2f} GB of memory, exchanges: {exchanges or 'none'}"
+        f"form), {found['bytes'] / 1e9:.2f} GB of memory, "
+        f"exchanges: {_exchanges(found['collectives'])}"
     )
+    if found["between_slices"]:
+        seconds = found["network_seconds"]
+        said.append(
+            f"  between slices: {_exchanges(found['between_slices'])}; a chip sends "
+            f"{found['network_bytes'] / 1e6:.1f} MB, "
+            + ("which no time here includes" if seconds is None else f"{1e3 * seconds:.2f} ms")
+        )
     times = {key: value for key, value in found.get("seconds_by_part", {}).items() if value}
     split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in times.items())
     said.append(
@@ -221,6 +227,14 @@ def lines(name: str, found: Mapping[str, Any]) -> list[str]:
             known += f", {found['price']:.2f} in money"
         said.append(known)
     return said
+
+
+def _exchanges(kinds):
+    listed = ", ".join(
+        f"{count:.0f} {kind}s of {size / 1e6:.1f} MB"
+        for kind, (count, size) in sorted(kinds.items())
+    )
+    return listed or "none"
 
 
 def _verdict(found):

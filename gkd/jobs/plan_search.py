@@ -16,6 +16,7 @@ WIDEST = 16  # chips of a model axis, and microbatches
 def search_meshes(
     trace: Callable[..., StepProgram],
     chips: int,
+    slices: int,
     report: Callable[[StepProgram, Planned], dict[str, Any]],
     say: Callable[[str], None],
     save: Callable[[dict[str, Any]], None],
@@ -27,6 +28,7 @@ def search_meshes(
     Args:
       trace: (model_parallelism, microbatches) -> the run's programs.
       chips: of the topology.
+      slices: that the chips are in; a model axis stays inside one.
       report: (program, one of its programs) -> facts of it, see `plan_report.facts`.
       say: prints a line.
       save: keeps the facts of all candidates, the best first.
@@ -35,7 +37,7 @@ def search_meshes(
       ValueError: nothing divides the batch, or no candidate compiles.
     """
     candidates: list[dict[str, Any]] = []
-    for given, program in _divisible(trace, chips):
+    for given, program in _divisible(trace, chips // slices):
         found = {**given, "data": chips // given["model_parallelism"]}
         try:
             found |= _step(program, report)
@@ -52,9 +54,9 @@ def search_meshes(
     say("\n".join(_ranking(candidates)))
 
 
-def _divisible(trace, chips) -> Iterator[tuple[dict[str, int], StepProgram]]:
+def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram]]:
     """The settings that divide the batch, with their programs."""
-    axes = [size for size in range(1, min(chips, WIDEST) + 1) if chips % size == 0]
+    axes = [size for size in range(1, min(slice_chips, WIDEST) + 1) if slice_chips % size == 0]
     for model, microbatches in itertools.product(axes, (1, 2, 4, 8, WIDEST)):
         given = {"model_parallelism": model, "microbatches": microbatches}
         try:
@@ -71,7 +73,8 @@ def _step(program, report) -> dict[str, Any]:
     found = dict(largest)
     times = [part["seconds"] for part in parts]
     found["seconds"] = None if None in times else sum(times)
-    return found
+    refused = [part["refused"] for part in parts if "refused" in part]
+    return found | ({"refused": refused[0]} if refused else {})
 
 
 def _rank(found: Mapping[str, Any]):

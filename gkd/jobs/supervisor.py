@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -46,7 +47,10 @@ def _watch(command: list[str]) -> int:
     """Runs the command, passes signals on, and explains an abort."""
     told, tells = os.pipe()  # the child writes when it has found the others
     environment = {**os.environ, processes.JOINED: str(tells)}
-    child = subprocess.Popen(command, env=environment, pass_fds=[tells], start_new_session=True)
+    child = subprocess.Popen(
+        command, env=environment, pass_fds=[tells], start_new_session=True,
+        preexec_fn=_end_with_the_watcher if sys.platform == "linux" else None,
+    )  # fmt: skip
     os.close(tells)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
@@ -60,6 +64,12 @@ def _watch(command: list[str]) -> int:
         joined = False
     print(f"gkd: error: {_lost(signal.Signals(-code).name, joined)}", file=sys.stderr)
     return EXIT_LOST
+
+
+def _end_with_the_watcher() -> None:
+    """Has Linux send this process SIGTERM when the one that started it is gone, by SIGKILL too."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _lost(signal_name: str, joined: bool) -> str:

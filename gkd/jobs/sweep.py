@@ -51,7 +51,8 @@ def sweep(
         overrides (NAME=VALUE). A later axis overrides an earlier one.
       action: 'run'; 'list' prints one shell command a cell; 'status' where each stands; 'table'
         what came out, and writes it into the directory as table.md and table.json.
-      overrides: of every cell, the last to be applied.
+      overrides: of every cell, the last to be applied; not of what is made first, which others may
+        share.
       evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
         it is complete. The table is then of them, not of the runs' last evaluation.
       first: by name, what cells share and is made once, before them: the words of a command,

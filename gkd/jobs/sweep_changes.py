@@ -19,6 +19,7 @@ WITHOUT_EFFECT = {
     "microbatches", "evaluation_batch_size", "stop_after_skipped",
 }  # fmt: skip
 _VERBS = ("train", "evaluate", "sweep")
+_PACKAGES = ("jobs", "models", "distill", "data", "checkpoints")
 _UNSET = object()
 
 
@@ -54,15 +55,17 @@ def of_bindings(
         return []
     bindings = {key: _parsed(text) for key, text in recorded.items()}
     before = {_short(k): _resolved(v, bindings) for k, v in bindings.items() if "." in k}
+    recorded_as = {_short(key): key for key in bindings}
     after = {_short(key): value for key, (value, _) in settings.items()}
     targets = {_short(key): target for key, (_, target) in settings.items()}
     differences = []
-    for key, new in sorted(after.items()):  # what nothing sets any more may be of an older version
+    for key in sorted(before.keys() | after.keys()):
         module, name = key.rpartition("/")[2].split(".")[0], key.rpartition(".")[2]
         if name in WITHOUT_EFFECT or (module in _VERBS and module != verb):
             continue
         old = before[key] if key in before else _default(targets[key])
-        if old is not _UNSET and not _same(old, new):
+        new = after[key] if key in after else _default_of_recorded(recorded_as[key])
+        if old is not _UNSET and new is not _UNSET and not _same(old, new):
             differences.append(f"{name} {old!r} → {new!r}")
     return differences
 
@@ -104,13 +107,21 @@ def _short(key: str) -> str:
 
 
 def _default(target: str) -> Any:
-    """What a parameter is that nothing sets."""
+    """What a parameter is that nothing sets; _UNSET where there is none of that name."""
     *path, name = target.rpartition("/")[2].split(".")
     for cut in range(len(path) - 1, 0, -1):
         try:
             module = importlib.import_module(".".join(path[:cut]))
             function = functools.reduce(getattr, path[cut:], module)
-            return inspect.signature(function).parameters[name].default
+            default = inspect.signature(function).parameters[name].default
+            return _UNSET if default is inspect.Parameter.empty else default
         except (ModuleNotFoundError, AttributeError, KeyError, ValueError, TypeError):
             continue
     return _UNSET
+
+
+def _default_of_recorded(key: str) -> Any:
+    """The same by a recorded name: gin leaves out the packages that an import has spelled out."""
+    name = key.rpartition("/")[2]
+    whole = [name] if name.count(".") > 2 else [f"gkd.{package}.{name}" for package in _PACKAGES]
+    return next((found for found in map(_default, whole) if found is not _UNSET), _UNSET)

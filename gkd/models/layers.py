@@ -111,7 +111,10 @@ class Dense(nn.Module):
         """Multiplies the last axis of `x` with the kernel."""
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        # As one matrix, so that the kernel's gradient is a plain product too: with more axes, XLA's
+        # CPU compiler transposes what flows into it, and an activation's gradient on the way.
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        return (flat @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
 
 
 class RMSNorm(nn.Module):

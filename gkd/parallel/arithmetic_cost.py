@@ -19,7 +19,10 @@ _ELEMENTWISE = {
 
 
 def matrix_flops(computation: Computation, instruction: Instruction) -> float:
-    """Multiplications and additions of a dot or a convolution; 0 for anything else.
+    """Multiplications and additions of a matrix product; 0 for anything else.
+
+    That is a dot, a convolution, or the sum that the compiler made of a dot whose result is narrow
+    (a token's query with the keys of its own row): a sum that says it comes from a dot.
 
     A convolution's window positions that fall on padding or between dilated inputs are not counted,
     so a dot that XLA turned into a convolution (a batch axis becomes a dilated window) counts as
@@ -42,6 +45,8 @@ def matrix_flops(computation: Computation, instruction: Instruction) -> float:
         return 2.0 * instruction.shape[0].elements * contracted
     if instruction.opcode == "convolution":
         return _convolution(computation, instruction)
+    if _is_summed_dot(instruction):
+        return 2.0 * computation.operand(instruction).shape[0].elements
     if instruction.opcode == "custom-call":
         target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
         if target and re.search(r"(?i)matmul|gemm|conv(?!ert)", target.group(1)):
@@ -56,8 +61,11 @@ def multiplier_passes(computation: Computation, instruction: Instruction) -> int
     """How often a TPU runs a product through its bfloat16 multiplier.
 
     float32 operands are rounded to bfloat16 at the default precision (one pass), and split into
-    three bfloat16 parts at the highest: six passes of two such operands, three of one.
+    three bfloat16 parts at the highest: six passes of two such operands, three of one. What became
+    a sum does not meet the multiplier.
     """
+    if _is_summed_dot(instruction):
+        return 0
     found = re.search(r"operand_precision=\{([^}]*)\}", instruction.attributes)
     precision = found.group(1) if found else "default"
     operands = [computation.operand(instruction, index).shape[0].dtype for index in (0, 1)]
@@ -69,11 +77,17 @@ def multiplier_passes(computation: Computation, instruction: Instruction) -> int
 
 def elementwise_operations(computation: Computation, instruction: Instruction) -> float:
     """Operations outside of matrix products: one for each element of the result, or reduced."""
+    if _is_summed_dot(instruction):
+        return 0.0
     if instruction.opcode in _ELEMENTWISE or instruction.opcode == "reduce-window":
         return float(instruction.shape[0].elements)
     if instruction.opcode == "reduce":
         return float(computation.operand(instruction).shape[0].elements)
     return 0.0
+
+
+def _is_summed_dot(instruction):
+    return instruction.opcode == "reduce" and instruction.source.endswith("dot_general")
 
 
 def _convolution(computation, instruction):

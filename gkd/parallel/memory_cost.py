@@ -1,49 +1,24 @@
-"""Bytes that single HLO instructions move: from and to main memory, and between chips."""
+"""Bytes that single HLO instructions move from and to main memory."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterable
 
+from gkd.parallel.exchanges import COLLECTIVES, collective_results
 from gkd.parallel.hlo import Array, Computation, Instruction, Program
 
-COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
-    "collective-permute", "collective-broadcast",
-)  # fmt: skip
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "optimization-barrier", "add-dependency", "while", "conditional", "call",
-    "async-start", "async-update", "async-done", "copy-done", "slice-done",
+    "async-start", "async-update", "async-done", "copy-done", "slice-done", "send-done",
+    "recv-done",
     *(f"{name}-done" for name in COLLECTIVES),
 }  # fmt: skip
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"}
 _RENAMES = {"bitcast", "reshape"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One exchange between chips.
-
-    Attributes:
-      kind: 'all-reduce', …
-      count: how often it runs.
-      bytes: of the whole array on one chip, the larger of what goes in and what comes out.
-      wire_bytes: what one chip sends each time, along a ring: (n−1)/n of the bytes for gathers,
-        scatters and all-to-all among n chips, twice that for an all-reduce, all for a permutation.
-      chips: n.
-      source: where in the traced program it comes from.
-    """
-
-    kind: str
-    count: float
-    bytes: float
-    wire_bytes: float
-    chips: int
-    source: str
 
 
 def bytes_accessed(program: Program, computation: Computation, instruction: Instruction) -> float:
@@ -72,6 +47,8 @@ def _moved(program, computation, instruction):
     if opcode in ("copy-start", "slice-start"):
         to, source = instruction.parts[:2] if opcode == "copy-start" else instruction.parts[1::-1]
         return to[0].stored_bytes * ((to[0].space == 0) + (source[0].space == 0))
+    if opcode in ("send", "recv"):
+        return _main_bytes(instruction.parts[0])
     if opcode == "fusion":
         (name,) = instruction.called("calls")
         inner = program.computations[name]
@@ -94,55 +71,9 @@ def _moved(program, computation, instruction):
             _in_main(instruction.shape) * (2 if opcode == "scatter" else 1)
         )
     if opcode.removesuffix("-start") in COLLECTIVES:
-        return sum(_main_bytes(i.shape) for i in operands) + _main_bytes(_results(instruction))
+        results = collective_results(instruction)
+        return sum(_main_bytes(i.shape) for i in operands) + _main_bytes(results)
     return sum(_main_bytes(i.shape) for i in operands) + _main_bytes(instruction.shape)
-
-
-def collective(
-    program: Program, computation: Computation, instruction: Instruction, count: float
-) -> Collective | None:
-    """The exchange that an instruction is, or None; of an asynchronous pair, the start is it."""
-    kind = instruction.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
-        return None
-    operands = [computation.instructions[name].shape for name in instruction.operands]
-    sent = sum(array.bytes for shape in operands for array in shape)
-    size = float(max(sent, sum(array.bytes for array in _results(instruction))))
-    chips = _group_size(instruction, program.devices)
-    share = (chips - 1) / chips
-    if kind == "all-reduce":
-        share *= 2
-    elif kind in ("collective-permute", "collective-broadcast"):
-        share = 1.0
-    return Collective(kind, count, size, size * share, chips, instruction.source)
-
-
-def _results(instruction):
-    """What a collective leaves; starts of gathers and permutations name their operands first."""
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        return instruction.parts[1]
-    return instruction.shape
-
-
-def _group_size(instruction, devices):
-    """How many chips take part in one group."""
-    groups = re.search(r"replica_groups=(.*)", instruction.attributes)
-    if not groups:
-        return devices
-    text = groups.group(1)
-    if explicit := re.match(r"\{\{([\d,]+)\}", text):
-        return explicit.group(1).count(",") + 1
-    if iota := re.match(r"\[\d+,(\d+)\]", text):
-        return int(iota.group(1))
-    if mesh := re.match(r"mesh\[([^\]]*)\][^{]*\{('[^}]*)\}", text):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
-        size = 1
-        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):
-            size *= int(part or sizes[axis])
-        return size
-    if text.startswith("{}"):
-        return devices
-    raise ValueError(f"{instruction.name}: replica groups {text[:60]!r} are of a form not known")
 
 
 def _free_call(instruction):

@@ -13,8 +13,9 @@ from gkd.parallel.arithmetic_cost import (
     matrix_flops,
     multiplier_passes,
 )
+from gkd.parallel.exchanges import Collective, collective
 from gkd.parallel.hlo import Instruction, Program
-from gkd.parallel.memory_cost import Collective, bytes_accessed, collective
+from gkd.parallel.memory_cost import bytes_accessed
 from gkd.parallel.trip_counts import arguments_of_call, loop_arguments, loop_bound
 
 _ASYNC_ENDS = ("async-update", "async-done")
@@ -75,17 +76,17 @@ class ProgramCost:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of matrix products and convolutions."""
+        """Multiplications and additions of matrix products, also of those written as sums."""
         return math.fsum(part.flops for part in self.parts)
 
     @property
     def multiplier_flops(self) -> float:
-        """The same, times the bfloat16 passes that a TPU needs for float32 at high precision."""
+        """Of dots and convolutions, times the bfloat16 passes that a TPU takes for float32."""
         return math.fsum(part.multiplier_flops for part in self.parts)
 
     @property
     def elementwise(self) -> float:
-        """Operations outside of matrix products, roughly; XLA may write a small product so."""
+        """Operations outside of matrix products, roughly."""
         return math.fsum(part.elementwise for part in self.parts)
 
     @property
@@ -95,15 +96,28 @@ class ProgramCost:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that one chip sends to others."""
-        return math.fsum(one.count * one.wire_bytes for one in self.collectives)
+        """Bytes that one chip sends to others of its slice."""
+        return self._sent(between_slices=False)
 
-    def by_kind(self) -> dict[str, tuple[float, float]]:
-        """Collectives by kind: executions, and bytes over all of them."""
+    @property
+    def network_bytes(self) -> float:
+        """Bytes that one chip sends to other slices."""
+        return self._sent(between_slices=True)
+
+    def _sent(self, between_slices):
+        return math.fsum(
+            one.count * one.wire_bytes
+            for one in self.collectives
+            if one.between_slices == between_slices
+        )
+
+    def by_kind(self, between_slices: bool = False) -> dict[str, tuple[float, float]]:
+        """Collectives in a slice, or between slices, by kind: executions, bytes of all of them."""
         kinds: dict[str, tuple[float, float]] = {}
         for one in self.collectives:
-            count, size = kinds.get(one.kind, (0.0, 0.0))
-            kinds[one.kind] = (count + one.count, size + one.count * one.bytes)
+            if one.between_slices == between_slices:
+                count, size = kinds.get(one.kind, (0.0, 0.0))
+                kinds[one.kind] = (count + one.count, size + one.count * one.bytes)
         return kinds
 
 
@@ -116,7 +130,7 @@ def program_cost(
     """Counts a compiled program; XLA's own `cost_analysis` counts the body of a loop once.
 
     A loop's body is multiplied by its trips and its condition by one more, a conditional costs its
-    dearest branch. FLOPs are those of dots and convolutions; see `ProgramCost` for the rest.
+    dearest branch. FLOPs are those of matrix products; see `ProgramCost` for the rest.
 
     Args:
       text: `Compiled.as_text()`; of one chip, where the program is split over several.
@@ -194,7 +208,9 @@ class _Counter:
         self.loops += dearest.loops
 
     def _one(self, computation, instruction, executions, around):
-        flops, multiplier, elementwise = self._operations(computation, instruction, executions)
+        flops, multiplier, elementwise = self._operations(
+            computation, instruction, executions, around
+        )
         moved = bytes_accessed(self.program, computation, instruction)
         if flops or elementwise or moved:
             self.parts.append(
@@ -210,9 +226,9 @@ class _Counter:
                 )  # fmt: skip
             )
 
-    def _operations(self, computation, instruction: Instruction, executions):
+    def _operations(self, computation, instruction: Instruction, executions, around):
         """(FLOPs, with passes, elementwise) of one execution; collectives are noted on the way."""
-        exchange = collective(self.program, computation, instruction, executions)
+        exchange = collective(self.program, computation, instruction, executions, around)
         if exchange is not None:
             self.collectives.append(exchange)
         flops = matrix_flops(computation, instruction)
@@ -222,7 +238,7 @@ class _Counter:
             for name in instruction.called("calls", "to_apply"):
                 inner = self.program.computations[name]
                 for fused in inner.instructions.values():
-                    counted = self._operations(inner, fused, executions)
+                    counted = self._operations(inner, fused, executions, around)
                     total = [a + b for a, b in zip(total, counted, strict=True)]
         return tuple(total)
 

@@ -20,6 +20,15 @@ def topology_chip(name: str) -> Chip:
     return CHIPS[_parts(name)[1]]
 
 
+def topology_slices(name: str) -> int:
+    """How many slices a topology has; needs no libtpu.
+
+    Raises:
+      ValueError: as `topology_chip`.
+    """
+    return _parts(name)[0]
+
+
 def _parts(name):
     """How many slices, of which generation and shape: '2*v5e:4x4' -> (2, 'v5e', '4x4')."""
     slices, several, one = name.rpartition("*")

@@ -1,5 +1,6 @@
-"""The verb `plan`: its FLOPs against a count of the traced step, its bytes by hand, its words."""
+"""The verb `plan`: its bytes by hand, and its words."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -10,11 +11,10 @@ import pytest
 from gkd.distill.train_step import Part
 from gkd.jobs import command_line, plan_programs, plan_report
 from gkd.jobs.command_line import Command
-from gkd.jobs.plan_flops import UPDATE, step_flops, useful_flops
+from gkd.jobs.plan_flops import step_flops
 from gkd.jobs.plan_memory import cache_bytes
-from gkd.parallel import roofline
-from gkd.parallel.program_cost import program_cost, program_memory
-from gkd.parallel.topologies import topology_devices
+from gkd.parallel import exchanges, roofline
+from gkd.parallel.program_cost import program_memory
 from tests.products import products
 
 TINY = str(pathlib.Path(__file__).with_name("tiny.gin"))
@@ -39,142 +39,6 @@ def plan(capsys, *options, code=0):
     return printed.out if code == 0 else printed.err
 
 
-# Counting
-
-
-@pytest.mark.parametrize(
-    ("overrides", "length"),
-    [
-        ((), None),
-        ((*DISTIL, "LAMBDA=0.0"), None),
-        ((*DISTIL, "LAMBDA=1.0"), 12),
-        ((*DISTIL, "LAMBDA=0.5"), 12),
-        ((*DISTIL, "LAMBDA=1.0", "SAMPLES=3"), 12),
-        ((*DISTIL, "LAMBDA=1.0", "ROLLOUT_LENGTH=5"), 5),
-        ((*DISTIL, "LAMBDA=1.0", "MICROBATCHES=2"), 12),
-        ((*DISTIL, "LAMBDA=1.0", "DROPOUT_RATE=0.1"), 12),
-        ((*DISTIL, "LAMBDA=1.0", "REMAT=True"), 12),
-        (("REMAT=True", "STUDENT_STACKED=True"), None),
-    ],
-)
-def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
-    program = traced(*overrides)
-    arguments = program.state.abstract, program.expert and program.expert.shapes, program.batch
-    counted = 2 * products(program.step.step, *arguments, loop_trips=length)
-    costs = step_flops(program, length or 12, split=False)
-    assert sum(costs.values()) * program.mesh.size == pytest.approx(counted, rel=0.01)
-    assert (costs[Part.SAMPLING] > 0) == (length is not None)
-
-
-def test_sampling_that_ends_early_costs_less():
-    program = traced(*DISTIL, "LAMBDA=1.0")
-    all_of_it, third = (step_flops(program, length) for length in (12, 4))
-    loops = [
-        costs[Part.SAMPLING] - step_flops(program, 0)[Part.SAMPLING] for costs in (all_of_it, third)
-    ]
-    assert loops[1] == pytest.approx(loops[0] / 3)
-    assert third[UPDATE] == all_of_it[UPDATE]
-
-
-@pytest.mark.parametrize(
-    ("model", "rows"), [(1, 24), (4, 24), (4, 12)], ids=["data", "rows over both", "rows do not"]
-)
-def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows):
-    program = traced(
-        *DISTIL, "LAMBDA=1.0", f"EVALUATION_BATCH_SIZE={rows}", f"MODEL_PARALLELISM={model}"
-    )
-    planned = {
-        **plan_programs.evaluation_programs(program),
-        **plan_programs.generation_programs(program),
-    }
-    assert list(planned) == [
-        "evaluation: student", "evaluation: teacher", "evaluation: divergences",
-        "generation: student", "generation: teacher",
-    ]  # fmt: skip
-    for name in ("evaluation: teacher", "evaluation: divergences", "generation: student"):
-        text = planned[name].lower().compile().as_text()
-        for length in (12, 3):
-            counted = program_cost(text, expected_share=length / 12).flops
-            assert counted == pytest.approx(planned[name].flops(length), rel=0.03), name
-    assert "optimizer" in planned["evaluation: student"].held
-    assert list(planned["generation: student"].held) == ["parameters"]
-
-
-def test_a_run_without_a_teacher_measures_no_divergence():
-    program = traced()
-    assert list(plan_programs.evaluation_programs(program)) == ["evaluation: student"]
-    assert list(plan_programs.generation_programs(program)) == ["generation: student"]
-
-
-def test_halves_of_a_step_cost_their_closed_form(optimized):
-    rewarded = ("REWARD=@rewards.rouge", "rewards.rouge.name='rouge1'", "ALPHA=0.5", "LAMBDA=1.0")
-    program = traced(*DISTIL, *rewarded)
-    planned = plan_programs.step_programs(program)
-    assert list(planned) == ["step: rollout", "step: update"]
-    for one in planned.values():
-        counted = program_cost(one.lower().compile().as_text()).flops
-        assert counted == pytest.approx(one.flops(12), rel=0.03)
-
-
-STACKED = ("STUDENT_STACKED=True", "TEACHER_STACKED=True")
-LAYERS = ("t5.T5Config.num_encoder_layers=4", "t5.T5Config.num_decoder_layers=4")
-
-
-def counted_step(*overrides, devices=None):
-    """(the count of the compiled on-policy step, its closed form)."""
-    program = traced(*DISTIL, *LAYERS, "LAMBDA=1.0", *overrides, devices=devices)
-    (planned,) = plan_programs.step_programs(program).values()
-    return program_cost(planned.lower().compile().as_text()), planned.flops(12)
-
-
-def check_loops_count_as_unrolled(devices, *overrides):
-    looped, closed_form = counted_step(*STACKED, *overrides, devices=devices)
-    unrolled, _ = counted_step(*overrides, devices=devices)
-    layers = [loop for loop in looped.loops if loop.bound == 4]
-    assert len(layers) >= 6  # the student's two stacks forward and backward, the teacher's two
-    assert not any(loop.bound == 4 for loop in unrolled.loops)
-    assert looped.flops == pytest.approx(unrolled.flops, rel=0.03)
-    assert looped.flops == pytest.approx(closed_form, rel=0.03)
-
-
-def test_a_step_of_stacked_layers_counts_as_the_unrolled_one(optimized):
-    check_loops_count_as_unrolled(None, "MODEL_PARALLELISM=2")
-
-
-def test_chips_have_the_same_work_on_a_larger_slice(optimized):
-    """Rows of a chip are the same on 2 and on 8."""
-    two, _ = counted_step("BATCH_SIZE=4", devices=jax.devices()[:2])
-    eight, _ = counted_step("BATCH_SIZE=16")
-    assert eight.flops == pytest.approx(two.flops, rel=0.05)
-
-
-@pytest.fixture
-def tpus(optimized):
-    """The chips of a slice that is not here."""
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu")
-    return topology_devices("v5e:2x2")
-
-
-WIDE = (
-    "t5.T5Config.emb_dim=256", "t5.T5Config.num_heads=4", "t5.T5Config.head_dim=64",
-    "t5.T5Config.mlp_dim=512", "INPUT_LENGTH=128",
-)  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_step_of_stacked_layers_counts_as_the_unrolled_one_on_a_tpu(tpus):
-    check_loops_count_as_unrolled(tpus, *WIDE)
-    check_loops_count_as_unrolled(tpus, *WIDE, "MODEL_PARALLELISM=2", "MICROBATCHES=2")
-
-
-@pytest.mark.slow
-def test_a_tpu_that_is_too_small_gets_a_verdict(tpus):
-    program = traced(*DISTIL, "BATCH_SIZE=16384", "INPUT_LENGTH=1024", devices=tpus)
-    (planned,) = plan_programs.step_programs(program).values()
-    found = plan_programs.measure(planned.lower, roofline.CHIPS["v5e"], 1.0)
-    assert found.memory is None and found.needed > roofline.CHIPS["v5e"].memory
-
-
 # Memory
 
 
@@ -194,6 +58,15 @@ def test_the_cache_is_what_decoding_keeps(model, rows, divided):
     tokens = jax.ShapeDtypeStruct((rows, 24), jnp.int32)
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(kept, learner.shapes, tokens))]
     assert cache_bytes(program, learner, rows, 12, samples) == 4 * sum(sizes) / divided
+
+
+def test_a_steps_cache_is_of_what_it_writes_at_the_same_time():
+    """Two microbatches of eight prompts, three outputs of five tokens each, 24 tokens read."""
+    writes = ("LAMBDA=0.5", "MICROBATCHES=2", "SAMPLES=3", "ROLLOUT_LENGTH=5")
+    (step,) = plan_programs.step_programs(traced(*DISTIL, *writes)).values()
+    assert step.cache == 4 * 2 * 16 * (24 + 3 * 5) * 8 / 8  # keys and values, float32, 8 chips
+    (reads,) = plan_programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
+    assert reads.cache == 0
 
 
 @pytest.mark.parametrize("overrides", [(), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")])
@@ -228,18 +101,13 @@ def test_running_out_of_memory_is_told_from_other_failures(message, size):
     assert plan_programs.needed_memory(message) == size
 
 
-def test_what_is_rematerialised_is_no_use():
-    again, once = (traced("REMAT=True"), traced())
-    assert sum(step_flops(again, 12).values()) > 1.2 * sum(step_flops(once, 12).values())
-    assert useful_flops(again, 0) == useful_flops(once, 0)
-
-
 # The command
 
 
 def test_a_plan_says_what_a_chip_holds_and_takes(capsys, tmp_path):
     output = tmp_path / "plan.json"
-    options = [f"--gin.{override}" for override in (*DISTIL, "LAMBDA=1.0")]
+    run = (*DISTIL, "LAMBDA=1.0")
+    options = [f"--gin.{override}" for override in (*run, "REMAT=True")]
     said = plan(
         capsys, *options, "--topology=cpu:8", "--mesh=data:4,model:2", "--programs=step",
         "--expected_length=6", "--price=2", f"--output={output}",
@@ -266,6 +134,65 @@ def test_a_plan_says_what_a_chip_holds_and_takes(capsys, tmp_path):
     rate = 16 / step["seconds"]
     assert step["examples_per_second"] == pytest.approx(rate)
     assert step["price"] == pytest.approx(2 * 8 * 40 * step["seconds"] / 3600)
+    # MFU is of what the run multiplies without rematerialisation, at a cpu's 100 GFLOP/s.
+    once = traced(*run)
+    useful = 2 * products(
+        once.step.step, once.state.abstract, once.expert.shapes, once.batch, loop_trips=6
+    )
+    assert step["mfu"] == pytest.approx(useful / 8 / step["seconds"] / 1e11, rel=0.01)
+    assert step["flops"] > 1.1 * useful / 8
+
+
+def test_the_fine_tuning_of_a_student_has_no_teacher(capsys, tmp_path):
+    output = tmp_path / "plan.json"
+    options = [f"--gin.{override}" for override in (*DISTIL, "LAMBDA=1.0", "SAMPLES=2")]
+    programs = ("--topology=cpu:8", "--programs=sft", f"--output={output}")
+    assert "\nsft: fits" in plan(capsys, *options, *programs)
+    (sft,) = json.loads(output.read_text())["programs"].values()
+    assert "teacher" not in sft["held_bytes"] and sft["cache_bytes"] == 0
+    tuned = traced()  # without a divergence a run fine-tunes
+    counted = 2 * products(tuned.step.step, tuned.state.abstract, None, tuned.batch)
+    assert sft["closed_form_flops"] == pytest.approx(counted / 8, rel=0.01)
+    # The step of such a run is its fine-tuning: there is nothing else to plan.
+    assert "sft" not in plan(capsys, *programs)
+
+
+def test_what_the_model_axis_does_not_divide_is_said():
+    sizes = ("t5.T5Config.num_heads=4", "t5.T5Config.mlp_dim=30", "t5.T5Config.vocab_size=66")
+    notes = plan_report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
+    assert notes == [
+        f"the {role}'s {part} is not split over model=4"
+        for role in ("student", "teacher")
+        for part in ("feed-forward layers (width 30)", "vocabulary (66 ids)")
+    ]
+    assert plan_report.undivided(traced(*DISTIL, *sizes)) == []
+
+
+def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch, tmp_path):
+    """Three exchanges of 1 GB more than the compiled program has, at 2 GB/s."""
+    count = plan_programs.program_cost
+
+    def with_three_more(text, **how):
+        cost = count(text, **how)
+        more = exchanges.Collective("all-reduce", 3.0, 1e9, 1e9, 2, True, "jit(step)/add")
+        return dataclasses.replace(cost, collectives=(*cost.collectives, more))
+
+    output = tmp_path / "plan.json"
+    options = ("--topology=cpu:8", "--programs=step", f"--output={output}")
+    seconds, said = [], []
+    for network in (None, 2e9):
+        chip = dataclasses.replace(roofline.CHIPS["cpu"], network=network)
+        monkeypatch.setitem(roofline.CHIPS, "cpu", chip)
+        monkeypatch.setattr(plan_programs, "program_cost", with_three_more)
+        said.append(plan(capsys, *options))
+        seconds.append(json.loads(output.read_text())["programs"]["step"])
+    exchange = "between slices: 3 all-reduces of 3000.0 MB; a chip sends 3000.0 MB, "
+    assert exchange + "which no time here includes\n" in said[0]
+    assert exchange + "1500.00 ms\n" in said[1]
+    assert "between_slices" in seconds[0] and seconds[0]["network_seconds"] is None
+    assert seconds[1]["seconds"] - seconds[0]["seconds"] == pytest.approx(1.5)
+    parts = [step["seconds_by_part"]["update"] for step in seconds]
+    assert parts[1] - parts[0] == pytest.approx(1.5)
 
 
 def test_evaluation_has_the_whole_run_beside_it(capsys, tmp_path):
@@ -321,44 +248,6 @@ def test_a_count_that_is_not_the_closed_form_gives_no_figure(capsys, monkeypatch
     step = json.loads(output.read_text())["programs"]["step"]
     assert step["fits"] and "they differ by more than" in step["refused"]
     assert not {"flops", "bytes", "collectives", "mfu", "examples_per_second"} & set(step)
-
-
-def test_a_search_ranks_what_divides(capsys):
-    said = plan(capsys, "--topology=cpu:2", "--search", "--gin.BATCH_SIZE=2")
-    tried, ranked = said.split("ranked:")
-    assert "data:2,model:1 × 1 microbatches: fits" in tried
-    assert "data:1,model:2 × 2 microbatches: fits" in tried
-    assert "data:2,model:1 × 2 microbatches" not in tried  # one row a chip
-    times = [float(line.split("at best ")[1].split()[0]) for line in ranked.strip().splitlines()]
-    assert len(times) == 3 and times == sorted(times)
-
-
-def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):
-    """One runs out of memory, another is refused by the compiler: both are among the results."""
-    measure = plan_programs.measure
-    fates = iter([run_out, None])
-
-    def measured(lower, chip, share):
-        fate = next(fates, measure)
-        if fate is None:
-            raise RuntimeError("INTERNAL: Mosaic failed\nto compile")
-        return fate(lower, chip, share)
-
-    monkeypatch.setattr(plan_report, "measure", measured)
-    output = tmp_path / "plan.json"
-    options = ("--topology=cpu:2", "--search", "--gin.BATCH_SIZE=2", f"--output={output}")
-    said = plan(capsys, *options)
-    assert "data:2,model:1 × 1 microbatches: does NOT fit: 20.12 of 16.00 GiB" in said
-    assert "does not compile: RuntimeError: INTERNAL: Mosaic failed to compile" in said
-    found = json.loads(output.read_text())["candidates"]
-    assert [one["fits"] for one in found] == [True, False, False]
-    assert "failed" in found[2]
-
-
-def test_a_search_in_which_nothing_fits_says_what_to_change(capsys, monkeypatch):
-    monkeypatch.setattr(plan_report, "measure", run_out)
-    said = plan(capsys, "--topology=cpu:1", "--search", "--gin.BATCH_SIZE=2")
-    assert "nothing fits" in said and "change: " in said
 
 
 @pytest.mark.parametrize(

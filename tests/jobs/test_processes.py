@@ -6,6 +6,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -185,6 +186,22 @@ def test_a_process_that_finds_no_other_says_so(monkeypatch, capfd, job_settings)
         "start within 3 s (GKD_START_SECONDS), and reach process 0's port (GKD_COORDINATOR is "
         "127.0.0.1:9)"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent is gone")
+def test_a_watcher_that_is_killed_takes_its_process_along(tmp_path):
+    """SIGKILL of the watcher is SIGTERM for the process, which saves."""
+    child = "trap 'touch saved; exit' TERM; touch started; while true; do sleep .05; done"
+    program = f"from gkd.jobs import supervisor; supervisor._watch(['bash', '-c', {child!r}])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    watcher = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+    for file, after in (("started", watcher.kill), ("saved", lambda: None)):
+        deadline = time.monotonic() + 60
+        while not (tmp_path / file).exists():
+            assert time.monotonic() < deadline, f"not {file}"
+            time.sleep(0.02)
+        after()
+    watcher.wait()
 
 
 def test_a_port_in_use_is_one_error(monkeypatch, capfd, job_settings):

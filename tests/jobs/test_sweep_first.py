@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from gkd.jobs import command_line, sweep_cells
+from gkd.jobs import command_line, sweep_cells, sweep_changes
 from tests.jobs.sweeping import TINY, launches, rows_of
 
 FIRST = f"""{{
@@ -36,6 +36,10 @@ def test_what_cells_share_is_made_once_and_first(grid, capfd):
     commands = [shlex.split(line)[3:] for line in capfd.readouterr().out.splitlines()]
     assert commands[0] == ["train", f"--gin_file={TINY}", "--gin.MODEL_DIR='shared/teacher'"]
     assert commands[2][:2] == ["infer", "--model=shared/teacher"] and len(commands) == 5
+    # OVERRIDES are of the cells: another sweep may share what is made first.
+    assert grid(*first("ACTION='list'", "OVERRIDES=['BATCH_SIZE=8']")) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [("--gin.BATCH_SIZE=8" in line) for line in lines] == [False] * 3 + [True] * 2
     assert grid(*first()) == 0
     shared = ["shared/teacher", "shared/start", "shared/outputs.jsonl"]
     assert launches() == [*shared, "out/sft", "out/seqkd"]
@@ -176,6 +180,17 @@ def test_a_cell_that_was_made_otherwise_is_refused(grid, capsys):
     (row,) = rows_of(capsys.readouterr().out)
     assert row[:3] == ["sft", "another", "configuration:"]
     assert launches() == [] and json.loads(pathlib.Path("out/sft/summary.json").read_text())
+
+
+def test_what_nothing_sets_any_more_is_as_it_would_be_now():
+    """A parameter that this version has not, and a default that is spelled out, are no change."""
+    recorded = {
+        "t5.T5Config.dropout_rate": "0.25", "gkd.distill.optimizers.adamw.b2": "0.99",
+        "optimizers.adamw.b1": "0.9", "t5.T5Config.no_such": "1", "train.train.remat": "True",
+    }  # fmt: skip
+    changes = sweep_changes.of_bindings(recorded, {}, "train")
+    assert changes == ["b2 0.99 → 0.999", "dropout_rate 0.25 → 0.0"]
+    assert sweep_changes.of_bindings(None, {}, "train") == []
 
 
 def test_outputs_that_were_made_otherwise_are_refused(grid, capsys):

@@ -192,7 +192,7 @@ def test_sigterm_reaches_the_run_inside_xpks_shell(tmp_path):
 
 
 def test_a_bucket_is_attached_where_the_image_looks_for_it(cloud):
-    cloud("gke_xpk.sh", "attach", "gs://c_2.d")
+    cloud("gke_xpk.sh", "attach", "gs://c_2.d", BUCKETS="gs://another")
     (call,) = cloud.calls()
     assert call[:4] == ["xpk", "storage", "attach", "c-2-d"]
     assert {"--type=gcsfuse", "--bucket=c_2.d", "--mount-point=/buckets/c_2.d"} <= set(call)

@@ -89,6 +89,42 @@ def test_a_dot_that_a_tpu_runs_as_a_convolution_costs_the_same(line, left, right
     assert program_cost(text).flops == flops
 
 
+# A token's query with the keys of its row, 16 rows, 2 heads of 8, 12 keys: no dot is left of it.
+SUMMED = (
+    HEAD
+    + """%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%scores (q: f32[16,2,8], k: f32[16,2,8,12]) -> f32[16,2,12] {
+  %q = f32[16,2,8]{2,1,0} parameter(0)
+  %k = f32[16,2,8,12]{3,2,1,0} parameter(1)
+  %wide = f32[16,2,8,12]{3,2,1,0} broadcast(%q), dimensions={0,1,2}
+  %m = f32[16,2,8,12]{3,2,1,0} multiply(%wide, %k), metadata={op_name="multiply.1"}
+  %zero = f32[] constant(0)
+  ROOT %r = f32[16,2,12]{2,1,0} reduce(%m, %zero), dimensions={2}, to_apply=%add, SOURCE
+}
+
+ENTRY %main (q: f32[16,2,8], k: f32[16,2,8,12]) -> f32[16,2,12] {
+  %q = f32[16,2,8]{2,1,0} parameter(0)
+  %k = f32[16,2,8,12]{3,2,1,0} parameter(1)
+  ROOT %f = f32[16,2,12]{2,1,0} fusion(%q, %k), kind=kLoop, calls=%scores
+}
+"""
+)
+
+
+def test_a_dot_that_a_tpu_runs_as_a_sum_costs_the_same_but_meets_no_multiplier():
+    source = 'metadata={op_name="jit(step)/while/body/NAME"}'
+    products = 16 * 2 * 12 * 8
+    for name, flops in (("bghd,bhdl->bhgl/dot_general", 2 * products), ("reduce_sum", 0)):
+        cost = program_cost(SUMMED.replace("SOURCE", source.replace("NAME", name)))
+        assert (cost.flops, cost.multiplier_flops) == (flops, 0)
+        assert cost.elementwise == (products if flops else 2 * products)
+
+
 def test_float32_at_the_highest_precision_takes_six_passes_of_the_multiplier():
     for precision, passes in ((None, 1), ("high", 3), ("highest", 6)):
         text = text_of(functools.partial(jnp.dot, precision=precision), (8, 16), (16, 4))
@@ -301,7 +337,7 @@ def test_only_what_moves_in_main_memory_counts():
     }
     assert cost.elementwise == 64 * 256
     assert cost.by_kind() == {"all-gather": (1, 2 * 64 * 256)}
-    assert cost.collectives[0].chips == 4
+    assert cost.collectives[0].among == 4
     assert cost.wire_bytes == 2 * 64 * 256 * 3 / 4
 
 
