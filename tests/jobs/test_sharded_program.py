@@ -13,6 +13,7 @@ from gkd.jobs.plan_flops import step_flops
 from gkd.jobs.plan_memory import resident
 from gkd.parallel.hlo import parse
 from gkd.parallel.program_cost import program_cost
+from gkd.parallel.topologies import topology_devices
 from tests.jobs.test_plan import DISTIL, TINY, traced
 from tests.jobs.test_plan_counts import LAYERS, STACKED, counted_step
 
@@ -69,23 +70,40 @@ def test_a_step_whose_rows_are_over_both_axes_counts_as_divided_evenly(optimized
     assert cost.flops == pytest.approx(closed_form, rel=0.03)
 
 
+# A student of two heads and a teacher of four on a model axis of four.
+UNEQUAL = (
+    *STACKED, "MODEL_PARALLELISM=4", "TEACHER_MODEL=@teacher/t5.T5Config()",
+    "teacher/t5.T5Config.num_heads=4",
+)  # fmt: skip
+
+
 def test_rows_over_both_axes_gather_states_and_no_weights(optimized):
-    """A student of two heads on four chips, and a teacher of four, which they divide.
+    """Of a student whose heads do not divide.
 
     A token gathers the rows of a layer before its feed-forward block, the last states, and twice in
     its draw; the update a layer's rows forward and backward.
     """
-    teacher = "TEACHER_MODEL=@teacher/t5.T5Config()", "teacher/t5.T5Config.num_heads=4"
-    _, collectives = exchanges("MODEL_PARALLELISM=4", *teacher, *STACKED)
+    _, collectives = exchanges(*UNEQUAL)
     gathers = [one for one in collectives if one.kind == "all-gather"]
     in_loop = [one for one in gathers if "gkd_sampling" in one.source]
-    assert sum(one.count for one in in_loop) <= (1 + 1 + 2) * TARGET
-    assert not [one for one in gathers if "gkd_teacher" in one.source]
+    assert 2 * TARGET <= sum(one.count for one in in_loop) <= (1 + 1 + 2) * TARGET
     rows = ROWS // 2  # of one place on the data axis
     states = {4 * rows * 16 * length for length in (1, TARGET, 24)}
     draws = {one.bytes for one in in_loop} - states
     assert {one.bytes for one in gathers} - draws <= states
     assert all(size <= 4 * rows * 128 for size in draws), draws  # of classes of ids
+
+
+@pytest.mark.slow
+def test_the_students_rows_leave_the_teachers_as_they_are_on_a_tpu(optimized):
+    """There the two share the mask: placed for the student, the teacher's layers gathered it."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu")
+    wide = "t5.T5Config.emb_dim=256", "t5.T5Config.head_dim=64", "INPUT_LENGTH=128"
+    program = traced(*WIDE, *wide, *UNEQUAL, devices=topology_devices("v5e:2x4"))
+    collectives = program_cost(program.lower()["step"]().compile().as_text()).collectives
+    gathers = [one for one in collectives if one.kind == "all-gather"]
+    assert any("gkd_sampling" in one.source for one in gathers)
+    assert not [one for one in gathers if "gkd_teacher" in one.source]
 
 
 def test_fully_sharded_parameters_are_on_one_chip_only():
