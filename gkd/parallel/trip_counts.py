@@ -129,7 +129,8 @@ def _trips(direction, left, right, start_of, after_a_trip):
     """How often `left direction right` holds, counted from the start; None if it is not known."""
     if left is None or right is None or direction is None:
         return None
-    if left.element is None or after_a_trip(left.element) == left:  # the counter stands right
+    if left.element is None or after_a_trip(left.element) == Value(left.element, 0):
+        # The counter stands right.
         left, right, direction = right, left, _FLIPPED[direction]
     if left.element is None:
         return None
@@ -171,6 +172,9 @@ def evaluate(
         index = int(re.search(r"index=(\d+)", instruction.attributes).group(1))
         source = computation.operand(instruction)
         return element(program, computation, source, index, arguments)
+    if opcode == "tuple":
+        parts = [computation.instructions[name] for name in instruction.operands]
+        return [evaluate(program, computation, part, arguments) for part in parts]
     if opcode in _SAME:
         return evaluate(program, computation, computation.operand(instruction), arguments)
     if opcode in ("fusion", "call") and instruction.parts is None:

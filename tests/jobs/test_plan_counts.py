@@ -46,6 +46,9 @@ def test_sampling_that_ends_early_costs_less():
         for costs in (all_of_it, third)
     ]
     assert loops[1] == pytest.approx(loops[0] / 3)
+    arguments = program.state.abstract, program.expert.shapes, program.batch
+    counted = 2 * products(program.step.step, *arguments, loop_trips=4)
+    assert sum(third.values()) == pytest.approx(counted / 8, rel=0.01)
     assert third[UPDATE] == all_of_it[UPDATE]
 
 

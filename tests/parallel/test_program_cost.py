@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 
 import flax.linen as nn
 import jax
@@ -175,6 +176,15 @@ def test_a_loop_that_may_stop_early_counts_its_bound_or_what_is_expected_of_it()
     assert program_cost(text, expected_share=0.25).flops == 10 * 2 * 4 * 16 * 16
     by_loop = program_cost(text, expected_share=lambda loop: 30 / loop.bound)
     assert by_loop.flops == 30 * 2 * 4 * 16 * 16
+
+
+def test_the_tightest_of_two_counts_is_the_bound():
+    def both(x):
+        unfinished = lambda carry: (carry[0] < 40) & (carry[0] + 1 < 21)  # noqa: E731
+        return jax.lax.while_loop(unfinished, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1]
+
+    (loop,) = program_cost(text_of(both, (4, 4))).loops
+    assert (loop.trips, loop.stops_early) == (20, False)
 
 
 def test_a_loop_whose_trips_cannot_be_read_is_refused():
@@ -367,6 +377,14 @@ def test_memory_is_the_compilers():
     memory = program_memory(compiled)
     assert (memory.arguments, memory.outputs, memory.aliased) == (4096, 4096, 4096)
     assert memory.peak >= 4096
+    # A TPU's peak reuses donated arguments; a CPU's may be none.
+    names = ("argument", "output", "alias", "temp")
+    sizes = {
+        f"{name}_size_in_bytes": size for name, size in zip(names, (80, 90, 70, 50), strict=True)
+    }
+    for said, peak in ((130, 130), (0, 150), (60, 150)):
+        found = types.SimpleNamespace(**sizes, peak_memory_in_bytes=said)
+        assert program_memory(types.SimpleNamespace(memory_analysis=lambda: found)).peak == peak  # noqa: B023
 
 
 def test_the_roofline_is_the_slower_of_compute_and_memory_plus_the_exchanges():
