@@ -19,6 +19,21 @@ def test_a_name_says_which_chip():
     assert topology_chip("cpu:8") is CHIPS["cpu"]
 
 
+def test_chips_are_as_their_pages_have_them():
+    """TFLOP/s in bfloat16, GB/s of HBM, Gbit/s to other chips; GiB as libtpu says is available."""
+    published = {
+        "v4": (275, 1200, 2400, 30.75), "v5e": (197, 819, 1600, 15.75),
+        "v5p": (459, 2765, 4800, 95.74), "v6e": (918, 1638, 3200, 31.25),
+    }  # fmt: skip
+    for name, (compute, bandwidth, links, memory) in published.items():
+        chip = CHIPS[name]
+        assert (chip.flops / 1e12, chip.bandwidth / 1e9, chip.interconnect * 8 / 1e9) == (
+            compute, bandwidth, links,
+        )  # fmt: skip
+        assert chip.memory / 2**30 == pytest.approx(memory, abs=1e-6)
+    assert set(CHIPS) == {"cpu", *published}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
