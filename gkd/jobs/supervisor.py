@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[_OPTIONS[name]] = value if equals else next(given, "")
         else:
             rest.append(argument)
-    if os.environ.get(processes.JOINED) or not processes.several():
+    watched = bool(os.environ.get(processes.JOINED))
+    if watched and sys.platform == "linux":
+        _end_with_the_watcher()
+    if watched or not processes.several():
         return command_line.main(rest)
     return _watch([sys.executable, "-m", "gkd", *rest])
 
@@ -47,10 +50,7 @@ def _watch(command: list[str]) -> int:
     """Runs the command, passes signals on, and explains an abort."""
     told, tells = os.pipe()  # the child writes when it has found the others
     environment = {**os.environ, processes.JOINED: str(tells)}
-    child = subprocess.Popen(
-        command, env=environment, pass_fds=[tells], start_new_session=True,
-        preexec_fn=_end_with_the_watcher if sys.platform == "linux" else None,
-    )  # fmt: skip
+    child = subprocess.Popen(command, env=environment, pass_fds=[tells], start_new_session=True)
     os.close(tells)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
@@ -67,7 +67,10 @@ def _watch(command: list[str]) -> int:
 
 
 def _end_with_the_watcher() -> None:
-    """Has Linux send this process SIGTERM when the one that started it is gone, by SIGKILL too."""
+    """Has Linux send this process SIGTERM when its watcher is gone, by SIGKILL too.
+
+    One that is gone already is noticed in `processes.join`: nobody reads what it writes there.
+    """
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 

@@ -191,8 +191,18 @@ def test_a_process_that_finds_no_other_says_so(monkeypatch, capfd, job_settings)
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent is gone")
 def test_a_watcher_that_is_killed_takes_its_process_along(tmp_path):
     """SIGKILL of the watcher is SIGTERM for the process, which saves."""
-    child = "trap 'touch saved; exit' TERM; touch started; while true; do sleep .05; done"
-    program = f"from gkd.jobs import supervisor; supervisor._watch(['bash', '-c', {child!r}])"
+    child = """
+import pathlib, signal, time
+from gkd.jobs import command_line, supervisor
+def run(arguments):
+    signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), exit(75)))
+    pathlib.Path("started").touch()
+    time.sleep(60)
+command_line.main = run
+supervisor.main([])
+"""
+    program = "from gkd.jobs import supervisor; import sys; "
+    program += f"supervisor._watch([sys.executable, '-c', {child!r}])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     watcher = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
     for file, after in (("started", watcher.kill), ("saved", lambda: None)):
