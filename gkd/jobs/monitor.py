@@ -67,15 +67,22 @@ class Monitor:
         self._stall_seconds = stall_seconds
         self._doing, self._since, self._told = "start", clock(), 0.0
         self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> Monitor:
         if self._stall_seconds:
             main = threading.get_ident()
-            threading.Thread(target=self._watch, args=(main,), daemon=True).start()
+            self._watcher = threading.Thread(target=self._watch, args=(main,), daemon=True)
+            self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        if self._watcher is not None:
+            # It may hold the last reference to JAX arrays, and Python aborts where a daemon thread
+            # frees those while the interpreter shuts down.
+            self._watcher.join()
+            self._watcher = None
         self._stop_trace()
 
     def begins(self, what: str, step: int | None = None) -> None:

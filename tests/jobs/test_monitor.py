@@ -117,6 +117,21 @@ def test_a_step_that_goes_on_is_not_told(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_the_thread_that_watches_ends_with_the_run(tmp_path):
+    looked = threading.Event()
+
+    def slow_clock():
+        if threading.current_thread() is not threading.main_thread():
+            looked.set()
+            time.sleep(0.3)
+        return time.monotonic()
+
+    before = set(threading.enumerate())
+    with Monitor(tmp_path, stall_seconds=0.2, clock=slow_clock):
+        assert looked.wait(10)
+    assert set(threading.enumerate()) <= before
+
+
 @pytest.mark.parametrize("parts", [True, False])
 def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts, capfd):
     from gkd.jobs import command_line

@@ -131,8 +131,8 @@ def test_a_flipped_bit_is_reported_and_the_checkpoint_before_is_used(
 def test_a_finished_run_started_again_changes_nothing(folder, teacher, uninterrupted):
     before = {path: path.read_bytes() for path in uninterrupted.glob("*.json*")}
     process = launch(uninterrupted, *DISTIL, f'TEACHER="{teacher}"')
-    assert process.wait() == 0
-    process.stderr.close()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     for path, content in before.items():
         if path.name != "launches.jsonl":
             assert path.read_bytes() == content, path.name
