@@ -98,6 +98,10 @@ def _mlp(config, deterministic, name):
     return Mlp(*sizes, deterministic, name=name)
 
 
+def _relative_bias(config, length, bidirectional):
+    return RelativeBias(config.num_heads, bidirectional, name="relpos_bias")(length)
+
+
 def _as_residual(x, rows):
     """A layer's result, placed as the next layer takes it."""
     return rows.spread(x) if rows.spread_over else nn.with_logical_constraint(x, RESIDUAL)
@@ -110,16 +114,15 @@ class EncoderLayer(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x, bias):
-        """x [B, S, E], bias [B, H|1, S, S] -> ([B, S, E], None)."""
+    def __call__(self, x, padding, relative):
+        """x [B, S, E], biases [B, 1, 1, S] and [1, H, S, S] (None: its own) -> (like x, None)."""
         cfg, deterministic = self.config, self.deterministic
         rows = layer_rows(cfg.num_heads, len(x))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
-            relative = RelativeBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
-            bias = bias + relative(x.shape[1])
+            relative = _relative_bias(cfg, x.shape[1], bidirectional=True)
         y = _norm(cfg, "pre_attention_layer_norm")(x)
-        x = x + dropout(_attention(cfg, deterministic, "attention")(y, y, bias))
+        x = x + dropout(_attention(cfg, deterministic, "attention")(y, y, relative, padding))
         y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
         x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
         return _as_residual(x, rows), None
@@ -138,8 +141,7 @@ class DecoderLayer(nn.Module):
         rows = layer_rows(cfg.num_heads, len(context))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
-            relative = RelativeBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
-            bias = bias + relative(x.shape[1])
+            bias = bias + _relative_bias(cfg, x.shape[1], bidirectional=False)
         y = _norm(cfg, "pre_self_attention_layer_norm")(x)
         x = x + dropout(_attention(cfg, deterministic, "self_attention")(y, y, bias))
         y = _norm(cfg, "pre_cross_attention_layer_norm")(x)
@@ -182,12 +184,12 @@ class Encoder(nn.Module):
         cfg = self.config
         rows = layer_rows(cfg.num_heads, len(x))
         dropout = _dropout(cfg, deterministic)
-        bias = rows.scatter(padding_bias(mask))  # [B, 1, 1, S]
+        relative = None
         if not cfg.relative_bias_per_layer:
-            relative = RelativeBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
-            bias = bias + relative(x.shape[1])  # [B, H, S, S]
+            relative = _relative_bias(cfg, x.shape[1], bidirectional=True)
+        inputs = rows.scatter(padding_bias(mask)), relative
         x = rows.scatter(dropout(x))
-        x = _run_layers(EncoderLayer, cfg, deterministic, cfg.num_encoder_layers, x, bias)
+        x = _run_layers(EncoderLayer, cfg, deterministic, cfg.num_encoder_layers, x, *inputs)
         return dropout(_norm(cfg, "encoder_norm")(x))
 
 
@@ -206,8 +208,7 @@ class Decoder(nn.Module):
         causal = np.tril(np.ones((length, length), bool))
         bias = jnp.where(causal, 0.0, MASKED)[None, None].astype(jnp.float32)  # [1, 1, T, T]
         if not cfg.relative_bias_per_layer:
-            relative = RelativeBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
-            bias = bias + relative(length)  # [1, H, T, T]
+            bias = bias + _relative_bias(cfg, length, bidirectional=False)  # [1, H, T, T]
         inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
         x = rows.scatter(dropout(x))
         x = _run_layers(DecoderLayer, cfg, deterministic, cfg.num_decoder_layers, x, *inputs)

@@ -297,6 +297,10 @@ def check_batch_divides(rows: int, mesh: Mesh, microbatches: int = 1) -> None:
         )
 
 
+# The order that needs the least memory (a step .2 GB less, as fast); XLA's own is for concurrency.
+_ON_CPU = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
 def compile_step(
     step: Callable,
     mesh: Mesh,
@@ -326,6 +330,7 @@ def compile_step(
         in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh), *more_shardings),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=_ON_CPU if mesh.devices.flat[0].platform == "cpu" else None,
     )
 
     def run(*args):

@@ -10,7 +10,7 @@ import pytest
 
 from gkd.models import t5
 from gkd.models.interface import project
-from gkd.models.layers import relative_position_bucket
+from gkd.models.layers import RelativeBias, for_rows, relative_position_bucket
 from tests.models import golden
 
 FAMILIES = ["t5v10_tiny", "t5v11_tiny", "mt5_tiny", "umt5_tiny"]
@@ -148,6 +148,23 @@ def test_head_of_another_width_than_the_embedding():
     assert "layers_1" not in params["encoder"]
     tokens = jnp.array([[5, 6, 1]])
     assert logits_of(config, params, tokens, tokens).shape == (1, 3, 40)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+def test_a_bias_of_all_rows_has_the_sum_of_their_gradients(platform, monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, **branches: branches[platform](x))
+    values = np.random.default_rng(0).standard_normal((2, 5, 4, 3, 7)).astype("float32")
+    bias, rows = jnp.asarray(values[0]), values[1]
+    weighted = jax.grad(lambda bias: (for_rows(bias, 5) * rows).sum())(bias[:1])
+    assert for_rows(bias[:1], 5).shape == rows.shape
+    np.testing.assert_allclose(weighted, rows.astype("float64").sum(0, keepdims=True), rtol=1e-5)
+
+
+def test_relative_biases_are_float32_whatever_the_parameters_are():
+    module = RelativeBias(2, bidirectional=True)
+    params = nn.meta.unbox(module.init(jax.random.PRNGKey(0), 4))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert module.apply(half, 4).dtype == jnp.float32
 
 
 def test_relative_buckets_match_the_published_table():
