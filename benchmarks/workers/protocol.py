@@ -20,7 +20,7 @@ def serve(make: Callable) -> None:
     """Answers until standard input ends.
 
     A command {"workload", "rows", "part", "runs"} runs one part of one workload, once to warm up
-    where it is new, and is answered with {"first_seconds", "seconds": […], "peak_bytes"}: the
+    and then `runs` times, and is answered with {"first_seconds", "seconds": […], "peak_bytes"}: the
     process's largest resident size during the counted runs.
 
     Args:
@@ -43,6 +43,10 @@ def serve(make: Callable) -> None:
             if not isinstance(run, _Warm):
                 first = _timed(run)
                 run = parts[key][command["part"]] = _Warm(run)
+                # What the C library kept of memory that compiling freed is no part's own.
+                ctypes.CDLL(None).malloc_trim(0)
+            elif command["runs"]:
+                run()  # caches and pages were the other participants' meanwhile
             reset_peak()
             seconds = [_timed(run) for _ in range(command["runs"])]
             answer = {"first_seconds": first, "seconds": seconds, "peak_bytes": peak_bytes()}
@@ -69,11 +73,7 @@ def tokens(workload: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reset_peak() -> None:
-    """Starts the measurement of the largest resident size anew (Linux, glibc).
-
-    What the C library kept of memory that compiling freed is given back first: it is no part's own.
-    """
-    ctypes.CDLL(None).malloc_trim(0)
+    """Starts the measurement of the largest resident size anew (Linux)."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
