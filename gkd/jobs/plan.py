@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import rich.console
 
 from gkd.jobs import plan_programs, plan_report
@@ -77,6 +78,8 @@ def plan(
     """
     chip = topology_chip(topology)
     devices = topology_devices(topology)
+    if devices[0].platform != jax.default_backend():  # what is compiled could not be read back here
+        jax.config.update("jax_enable_compilation_cache", False)
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
