@@ -35,14 +35,19 @@ def values(*files):
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_run_files_parse(verb):
-    for name in grid.names("runs", "common"):
+    names = grid.names("runs", "common")
+    for name in names:
         read(verb, name)
+    folders = [folder for name in names if (folder := set_by(name).get("MODEL_DIR"))]
+    assert len(set(folders)) == len(folders) >= 40  # no two runs write into one folder
 
 
 @pytest.mark.parametrize("task", grid.names("tasks"))
 def test_tasks_measure_any_run(task):
     files = ["FILES={'validation': 'x.jsonl'}"] if "local_text" in task else []
-    read("evaluate", "configs/runs/flan/small.gin", task, overrides=files)
+    reader = read("evaluate", "configs/runs/flan/small.gin", task, overrides=files)
+    own = {name: value for name, value in set_by(task).items() if name != "FILES"}
+    assert own and {name: reader.value_of(name) for name in own} == own
 
 
 @pytest.mark.parametrize("name", grid.names("sweeps", "common"))
