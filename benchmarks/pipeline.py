@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=100, help="of each kind in a round")
     parser.add_argument("--rounds", type=int, default=5)
     given, rest = parser.parse_known_args(arguments)
+    if wrong := [option for option in rest if not option.startswith("--gin.")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     overrides = tuple(option.removeprefix("--gin.") for option in rest)
     feeding(given, (*MODELS, "MODEL_DIR='none'", *overrides))
     starting(given)
