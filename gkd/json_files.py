@@ -1,0 +1,192 @@
+"""JSON and settings that come from outside: read within bounds, checked field by field.
+
+Every file that somebody else may have written, cut or filled with junk goes through `read_json`
+or `parse_json`, and every value from outside through `check_fields`. All their errors are one line
+that names the file or setting, the value and what is expected. Standard library only, so that
+settings can be checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+DEEPEST = 100  # levels of nesting: far more than any of our files has, far fewer than a stack holds
+LARGEST = 200_000_000  # bytes of one JSON document: a tokenizer.json has tens of megabytes
+_SHOWN = 60  # characters of a value that an error message shows
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+    """The values that one field may have.
+
+    Attributes:
+      kinds: accepted Python types. `int` does not accept booleans; `float` accepts integers and
+        refuses NaN and infinities.
+      least, most: bounds of a number, inclusive; of a string or list, of its length.
+      choices: the only values allowed, if not empty.
+      required: whether the field must be there.
+      none: whether null (None) is accepted.
+    """
+
+    kinds: tuple[type, ...]
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[Any, ...] = ()
+    required: bool = False
+    none: bool = False
+
+
+def read_json(path: Any, kind: type | None = None) -> Any:
+    """Reads one JSON file.
+
+    Args:
+      path: a path with `read_bytes` (pathlib or epath).
+      kind: the type that the document must have (dict, list), None for any.
+
+    Returns:
+      The document.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: empty, cut, not UTF-8, nested too deeply, too large, or of another type.
+      OSError: it cannot be read, e.g. it is a folder.
+    """
+    size = path.stat()
+    length = getattr(size, "st_size", None) or getattr(size, "length", 0)
+    if length > LARGEST:
+        raise ValueError(f"{path} has {length} bytes: no JSON file of this program is that large")
+    return parse_json(path.read_bytes(), path, kind)
+
+
+def parse_json(text: bytes | str, name: Any, kind: type | None = None) -> Any:
+    """Parses one JSON document.
+
+    Args:
+      text: the document; bytes are UTF-8, with or without a byte-order mark.
+      name: what error messages call it, e.g. its path.
+      kind: the type that the document must have, None for any.
+
+    Returns:
+      The document.
+
+    Raises:
+      ValueError: empty, cut, not UTF-8, nested too deeply, a repeated key, or of another type.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 (byte {error.start})") from error
+    if not text.strip():
+        raise ValueError(f"{name} is empty: JSON was expected")
+    _check_depth(text, name)
+    try:
+        value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, name))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON, damaged or cut: {error}") from error
+    if kind is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} holds {_type_name(value)}, not {_KIND_NAMES[kind]}")
+    return value
+
+
+def _check_depth(text: str, name: Any) -> None:
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        token = match.group()
+        if token in "[{":
+            depth += 1
+            if depth > DEEPEST:
+                raise ValueError(f"{name} is nested more than {DEEPEST} levels deep")
+        elif token in "]}":
+            depth -= 1
+
+
+def _object(pairs: list[tuple[str, Any]], name: Any) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{name} has the key {shown(repeated)} twice in one object")
+    return value
+
+
+def check_fields(
+    values: Mapping[str, Any], fields: Mapping[str, Field], name: Any, unknown: bool = True
+) -> None:
+    """Checks the types and bounds of the named values.
+
+    Args:
+      values: what came from outside.
+      fields: what is known of each name.
+      name: what error messages call the whole, e.g. its path.
+      unknown: whether names that `fields` does not have are accepted.
+
+    Raises:
+      ValueError: a value of the wrong type or out of bounds, a missing or unknown name.
+    """
+    for key, field in fields.items():
+        if key in values:
+            check_value(values[key], field, f"{name}: {key}")
+        elif field.required:
+            raise ValueError(f"{name} has no {key}")
+    if not unknown:
+        for key in values:
+            if key not in fields:
+                raise ValueError(f"{name} has the unknown field {shown(key)}")
+
+
+def check_value(value: Any, field: Field, name: str) -> None:
+    """Checks one value; `name` is what the error message calls it.
+
+    Raises:
+      ValueError: wrong type, out of bounds, or not among the choices.
+    """
+    if value is None and field.none:
+        return
+    if not _has_kind(value, field.kinds):
+        wanted = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in field.kinds)
+        raise ValueError(f"{name} is {shown(value)}: {wanted} is needed")
+    if field.choices and value not in field.choices:
+        choices = ", ".join(repr(choice) for choice in field.choices)
+        raise ValueError(f"{name} is {shown(value)}: choose one of {choices}")
+    is_sized = isinstance(value, str | list | tuple | dict)
+    size, noun = (len(value), "a length of ") if is_sized else (value, "")
+    if field.least is not None and size < field.least:
+        raise ValueError(f"{name} is {shown(value)}: use {noun}{field.least} or more")
+    if field.most is not None and size > field.most:
+        raise ValueError(f"{name} is {shown(value)}: use {noun}{field.most} or less")
+
+
+def _has_kind(value: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    if float in kinds and isinstance(value, int | float):
+        return isinstance(value, int) or math.isfinite(value)
+    return isinstance(value, kinds)
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: on one line, and not all of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+_KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    tuple: "a tuple",
+}
+
+
+def _type_name(value: Any) -> str:
+    return "null" if value is None else _KIND_NAMES.get(type(value), type(value).__name__)
