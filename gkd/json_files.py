@@ -35,8 +35,8 @@ class Field:
     """
 
     kinds: tuple[type, ...]
-    least: float | None = None
-    most: float | None = None
+    least: float | int | None = None
+    most: float | int | None = None
     choices: tuple[Any, ...] = ()
     required: bool = False
     none: bool = False
