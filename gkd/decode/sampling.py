@@ -56,8 +56,10 @@ def truncate_logits(
     if top_p < 1.0:
         ordered = -jnp.sort(-logits, axis=-1)
         mass = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
-        kept = jnp.sum(mass < top_p, axis=-1, keepdims=True)  # ids before the one that reaches p
-        threshold = jnp.take_along_axis(ordered, kept, axis=-1)
+        index, end = jnp.arange(logits.shape[-1]), logits.shape[-1] - 1
+        # The first id that reaches p; a rounded sum may not be monotone, nor ever reach it.
+        last = jnp.min(jnp.where(mass >= top_p, index, end), axis=-1, keepdims=True)
+        threshold = jnp.take_along_axis(ordered, last, axis=-1)
         logits = jnp.where(logits < threshold, _IMPOSSIBLE, logits)
     return logits
 
@@ -112,11 +114,18 @@ def _draw(peak, mass, view, uniforms):
 
 
 def _invert(mass, uniform):
-    """The first index of mass [B, N] whose cumulative share exceeds uniform [B]; none of mass 0."""
+    """The first index of mass [B, N] whose cumulative share exceeds uniform [B]; none of mass 0.
+
+    A float32 `cumsum` over blocks is not monotone (XLA on CPU beyond 256 entries, TPUs elsewhere):
+    an entry of mass 0 may seem to add to the sum. So only entries that have mass are looked at,
+    and the last of them is chosen where rounding lets none exceed the target.
+    """
     reached = jnp.cumsum(mass, axis=1)
-    total = reached[:, -1]
-    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
-    return jnp.sum(reached <= target[:, None], axis=1)
+    target = uniform * reached[:, -1]
+    index = jnp.arange(mass.shape[1])
+    possible = mass > 0
+    last = jnp.max(jnp.where(possible, index, 0), axis=1)  # [B]
+    return jnp.min(jnp.where(possible & (reached > target[:, None]), index, last[:, None]), axis=1)
 
 
 def _check(max_length, temperature, top_k, top_p):

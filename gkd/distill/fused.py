@@ -56,8 +56,8 @@ def fused_token_loss(
       teacher: the teacher's, in any form, or None for a loss without one.
       targets: what else the loss of a token takes: int32 [N, T], or a pytree of arrays [N, T]; no
         gradient flows into it.
-      coefficients: float32 [N, T]; where one is 0, that position's logits are replaced, so what
-        they hold (NaN, inf) changes nothing.
+      coefficients: float32 [N, T]; where one is 0, that position's logits and targets are replaced
+        and its loss and metrics are 0: padding enters no product, whatever it holds (NaN, inf).
       token_metrics: with the arguments of `token_loss`, returns a dict of [N, t] values that cost
         little beside the loss; they are not differentiated.
       block_size: positions a block; by default as many as make a block of logits a few tens of MB.
@@ -127,16 +127,23 @@ def _walk(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (coefficients, targets)
         )
         keep = coefficient != 0
+        target = jax.tree.map(lambda x: jnp.where(keep, x, 0), target)
         piece = take_block(student, start, size, keep)
         logits = dense(piece)
         reference = None
         if teacher is not None:
             reference = take_teacher_block(teacher, start, size, keep)
         metrics = token_metrics(logits, reference, target) if token_metrics else {}
+        metrics = jax.tree.map(lambda x: jnp.where(keep, x, 0), metrics)
+
+        def kept_loss(logits):
+            return jnp.where(keep, token_loss(logits, reference, target), 0.0)
+
         if not with_gradient:
-            return kernel_sum, (token_loss(logits, reference, target), metrics, ())
-        losses, pull_back = jax.vjp(lambda x: token_loss(x, reference, target), logits)
+            return kernel_sum, (kept_loss(logits), metrics, ())
+        losses, pull_back = jax.vjp(kept_loss, logits)
         (gradient,) = pull_back(coefficient)
+        gradient = jnp.where(keep[..., None], gradient, 0.0)
         if kernel_sum is not None:
             repeated = start + jnp.arange(size) < index * size
             fresh = piece.replace(hidden=jnp.where(repeated[:, None], 0, piece.hidden))

@@ -150,19 +150,18 @@ def reward_and_divergence_loss(
         distance = token_divergence(student_logits, teacher_logits, ids)
         return alpha * distance + (1 - alpha) * policy
 
-    def policy_gradient(student_logits, teacher_logits, targets):
+    def terms(student_logits, teacher_logits, targets):
         ids, scale = targets
-        return {"policy_gradient": -scale * token_log_prob(student_logits, ids, valid)}
+        named = {"policy_gradient": -scale * token_log_prob(student_logits, ids, valid)}
+        if alpha:  # by itself: beside a large advantage nothing of it is left in a difference
+            named["divergence"] = token_divergence(student_logits, teacher_logits, ids)
+        return named
 
-    total, per_token, metrics = fused_token_loss(
+    total, _, metrics = fused_token_loss(
         token_loss, student, teacher if alpha else None, (rollout.target_tokens, scale),
-        coefficients, token_metrics=policy_gradient, block_size=block_size, data_shards=data_shards,
+        coefficients, token_metrics=terms, block_size=block_size, data_shards=data_shards,
     )  # fmt: skip
-    policy = jnp.sum(coefficients * metrics["policy_gradient"])
-    named = {"policy_gradient": (policy, weight)}
-    if alpha:
-        distances = (per_token - (1 - alpha) * metrics["policy_gradient"]) / alpha
-        named["divergence"] = (jnp.sum(coefficients * distances), weight)
+    named = {name: (jnp.sum(coefficients * value), weight) for name, value in metrics.items()}
     own = jnp.sum(coefficients, axis=1) * rollout.on_policy
     named["reward"] = (jnp.sum(own * rollout.rewards), jnp.sum(own))
     return total, weight, named
