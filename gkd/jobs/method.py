@@ -120,15 +120,33 @@ class Method:
         if needs_beta:
             bound = functools.partial(self.divergence, beta=self.beta)
             object.__setattr__(self, "divergence", bound)
-        if name == divergences.sampled_token_reverse_kl.__name__:
+        if self._is_sampled_token:
             if self.on_policy_fraction != 1 or self.replay is not None:
                 raise ValueError(
                     f"sampled_token_reverse_kl judges the student's own tokens, but λ is "
                     f"{self.on_policy_fraction}: set LAMBDA to 1.0, without REPLAY"
                 )
+            self._check_sampled_token()
             return
         logits = jax.ShapeDtypeStruct((1, 2), np.float32)
         jax.eval_shape(self.divergence, logits, logits)  # a β or α out of range is said now
+
+    def _check_sampled_token(self):
+        """Refuses samples that are not of the distribution Q of the loss: biased otherwise."""
+        if self.sampling["top_k"] != 0 or self.sampling["top_p"] != 1.0:
+            raise ValueError(
+                f"sampled_token_reverse_kl needs samples of the student's whole distribution, but "
+                f"SAMPLING_TOP_K is {self.sampling['top_k']} and SAMPLING_TOP_P "
+                f"{self.sampling['top_p']}: leave them at 0 and 1.0"
+            )
+        temperature = _pair(self.temperature)
+        student = temperature[0] if isinstance(temperature, tuple) else temperature
+        if student != self.sampling["temperature"]:
+            raise ValueError(
+                f"sampled_token_reverse_kl at the student's TEMPERATURE {student} needs samples "
+                f"drawn at it, but SAMPLING_TEMPERATURE is {self.sampling['temperature']}: set "
+                "both to one number"
+            )
 
     def _check_no_divergence(self):
         if self.reward is not None:
@@ -184,6 +202,24 @@ class Method:
             )
         top_k.check_top_k(self.divergence, self.top_k_tail, _pair(self.temperature))
 
+    def check_dropout(self, dropout: bool) -> None:
+        """Raises ValueError where a policy gradient would be trained with dropout.
+
+        Args:
+          dropout: whether the student is trained with dropout. Sampling uses none, so the samples
+            are not of the distribution whose gradient is taken.
+        """
+        if dropout and (self.reward is not None or self._is_sampled_token):
+            raise ValueError(
+                "DROPOUT_RATE is above 0, but a policy gradient needs samples of the very "
+                "distribution that is trained, and sampling uses no dropout: set it to 0.0"
+            )
+
+    @property
+    def _is_sampled_token(self) -> bool:
+        name = getattr(self.divergence, "__name__", "")  # gin hands out wrapped functions
+        return name == divergences.sampled_token_reverse_kl.__name__
+
     def make_step(
         self,
         learner: LoadedModel,
@@ -210,6 +246,7 @@ class Method:
           microbatches, dropout: see `make_train_step`.
           data_shards: devices of the data axis.
         """
+        self.check_dropout(dropout)
         teacher_logits_fn = None
         if self.teacher_top_k is not None:
             teacher_logits_fn = top_k.make_offline_teacher_logits_fn(self.top_k_tail)

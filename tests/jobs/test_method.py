@@ -24,6 +24,11 @@ GOOD = {
     "teacher_top_k": None, "top_k_tail": "bucket",
 }  # fmt: skip
 RL = {"reward": rewards.exact_number, "alpha": 0.5}
+SAMPLED = {"divergence": divergences.sampled_token_reverse_kl}
+
+
+def sampling(temperature=1.0, top_k=0, top_p=1.0):
+    return {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
 
 @pytest.mark.parametrize(
@@ -51,10 +56,15 @@ RL = {"reward": rewards.exact_number, "alpha": 0.5}
         ({"replay": Replay(), "on_policy_fraction": 0.0, "samples": 2}, "leave SAMPLES at 1"),
         ({"teacher_top_k": "x.jsonl"}, "TEACHER and TEACHER_TOP_K are both set"),
         ({"teacher_top_k": "x.jsonl", "teacher": None}, "set LAMBDA to 0, or a TEACHER"),
+        ({**SAMPLED, "on_policy_fraction": 0.5}, "judges the student's own tokens, but λ is 0.5"),
         (
-            {"divergence": divergences.sampled_token_reverse_kl, "on_policy_fraction": 0.5},
-            "judges the student's own tokens, but λ is 0.5",
+            {**SAMPLED, "sampling": sampling(top_p=0.9)},
+            "SAMPLING_TOP_K is 0 and SAMPLING_TOP_P 0.9",
         ),
+        ({**SAMPLED, "sampling": sampling(top_k=5)}, "SAMPLING_TOP_K is 5 and SAMPLING_TOP_P 1.0"),
+        ({**SAMPLED, "sampling": sampling(temperature=0.7)}, "SAMPLING_TEMPERATURE is 0.7"),
+        ({**SAMPLED, "temperature": 2.0}, "at the student's TEMPERATURE 2.0 needs samples"),
+        ({**SAMPLED, "temperature": [2.0, 1.0]}, "at the student's TEMPERATURE 2.0 needs samples"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_clear_line(changes, message):
@@ -68,6 +78,24 @@ def test_what_fits_is_accepted():
     alone = Method(**{**GOOD, **RL, "alpha": 0.0, "divergence": None, "teacher": None})
     assert alone.rewards_on_host and not alone.scores
     assert not Method(**{**GOOD, "alpha": 1.0}).rewards_on_host
+    Method(**{**GOOD, **SAMPLED, "temperature": (1.0, 2.0)})
+    Method(**{**GOOD, **SAMPLED, "temperature": 0.7, "sampling": sampling(temperature=0.7)})
+
+
+def test_a_policy_gradient_refuses_dropout(capsys):
+    """The samples are of the student without dropout, the gradient would be of another."""
+    Method(**GOOD).check_dropout(True)
+    for changes in (SAMPLED, RL):
+        Method(**{**GOOD, **changes}).check_dropout(False)
+        with pytest.raises(ValueError, match="DROPOUT_RATE is above 0"):
+            Method(**{**GOOD, **changes}).check_dropout(True)
+    options = (
+        "DIVERGENCE=@divergences.sampled_token_reverse_kl", "LAMBDA=1.0", "DRY_RUN=True",
+        "TEACHER_MODEL=@t5.T5Config()",
+    )  # fmt: skip
+    assert train("unused", *options) == 0
+    assert train("unused", *options, "DROPOUT_RATE=0.1") == 1
+    assert "gkd: error: DROPOUT_RATE is above 0" in capsys.readouterr().err
 
 
 def logged(run, name):
