@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gkd.jobs.whole_files import append_lines, cut_unfinished_line, replace_file
 from gkd.parallel import processes
 
 METRICS_FILE = "metrics.jsonl"
@@ -44,7 +45,7 @@ class MetricsLog:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
         for name in (METRICS_FILE, SAMPLES_FILE):
-            _drop_half_written_line(self._directory / name)
+            cut_unfinished_line(self._directory / name)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -124,8 +125,7 @@ class MetricsLog:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with open(self._directory / name, "ab", buffering=0) as file:  # one write a row
-            file.write(line.encode("utf-8"))
+        append_lines(self._directory / name, line)
 
     def _tensorboard(self) -> Any:
         if self._writer is None:
@@ -182,16 +182,6 @@ def _to_json(value: int | float) -> int | float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _drop_half_written_line(path: pathlib.Path) -> None:
-    """Cuts what follows the last newline: a row whose writing was interrupted."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        os.truncate(path, complete)
-
-
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -212,12 +202,7 @@ def _keep_rows_until(path: pathlib.Path, step: int) -> None:
     kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= step]
     if len(kept) == len(rows):
         return
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(b"".join(line + b"\n" for line in kept))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, b"".join(line + b"\n" for line in kept))
 
 
 def _write_session_start(folder: pathlib.Path, step: int) -> None:

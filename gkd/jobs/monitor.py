@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from gkd.jobs.whole_files import append_lines
 from gkd.parallel import processes
 from gkd.parallel.roofline import CHIPS, Chip
 
@@ -145,8 +146,7 @@ class Monitor:
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Appends to `speed.jsonl`."""
         if processes.is_first():
-            with (self._directory / SPEED_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_lines(self._directory / SPEED_FILE, json.dumps(row) + "\n")
 
     def _start_trace(self) -> None:
         if not self._tracing:

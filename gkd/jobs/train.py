@@ -14,6 +14,7 @@ from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
+from gkd.jobs.lease import job_lease
 from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
 from gkd.jobs.monitor import Monitor
@@ -241,7 +242,7 @@ def train(
         target_length=target_length, max_examples=evaluation_examples, reward=reward, judge=judge,
     )  # fmt: skip
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
-    with open_run(model_dir) as run, StopRequest() as stop:
+    with job_lease(model_dir) as lease, open_run(model_dir) as run, StopRequest() as stop:
         pin_teacher(run.path, teacher, expert)
         models.save_vocabulary(task.vocabulary, run.path)
         store = CheckpointStore(
@@ -275,6 +276,7 @@ def train(
                 sample_rows=sample_rows,
                 best_metric=best_metric,
                 directory=run.path,
+                lease=lease,
                 time_parts=functools.partial(part_seconds, program) if time_parts else None,
             )
             run.write_operative_config()

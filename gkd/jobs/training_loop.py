@@ -21,10 +21,12 @@ from gkd.distill.types import TopK
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models
 from gkd.jobs.compilations import Compilations
+from gkd.jobs.lease import Lease
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
 from gkd.jobs.monitor import Monitor, described
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
+from gkd.jobs.whole_files import replace_file
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
 
@@ -70,6 +72,7 @@ class TrainingLoop:
     sample_rows: int
     best_metric: str | None
     directory: pathlib.Path
+    lease: Lease
     time_parts: Callable[..., dict[str, float]] | None = None
 
     def __post_init__(self):
@@ -109,6 +112,7 @@ class TrainingLoop:
                 self.monitor.begins("step", number)
                 with self._compilations.of("step"):
                     state, metrics = self.compiled(state, teacher_params, batch)
+                self.lease.check()
                 # The step before is read while this one runs.
                 self._report(pending)
                 pending = (number, metrics, host)
@@ -156,6 +160,7 @@ class TrainingLoop:
         Returns:
           The state to go on with.
         """
+        self.lease.check()
         self.monitor.begins("evaluation or checkpoint after step", number)
         stops = self._stops and number < self.intervals.train_steps
         measured = {}
@@ -182,6 +187,7 @@ class TrainingLoop:
         if int(state.skipped_in_a_row) > 1:
             self._progress.print(f"step {number}: not saved, its updates are not finite")
             return
+        self.lease.check()
         self.log.flush()
         self.store.save(number, state, self.batches.state(), measured)
 
@@ -291,6 +297,7 @@ class TrainingLoop:
 
     def _finish(self, state) -> dict[str, Any]:
         self.store.wait()
+        self.lease.check()
         path = self.directory / SUMMARY_FILE
         if not self._compilations.seen("step"):  # a finished run, started again
             saved = json.loads(path.read_text()) if path.exists() else {"steps": None}
@@ -340,6 +347,4 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a whole file or none; the job's first process does."""
     if not processes.is_first():
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    replace_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

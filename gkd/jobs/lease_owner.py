@@ -1,0 +1,131 @@
+"""The process that a lease on an output names, and whether it still runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import re
+import socket
+import uuid
+from typing import Any
+
+SECONDS = "GKD_LEASE_SECONDS"  # an owner on another host that is silent for so long is dead
+DEFAULT_SECONDS = 60
+RECORD_BYTES = 1024  # a constant length, so that a beat overwrites the record in place
+_NOT_TEXT = ("pid", "seconds", "previous")
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The process that a lease names.
+
+    Attributes:
+      id: of this lease, unlike any other's.
+      host, boot, pid_namespace, pid, started: the process; `started` tells it from a later one of
+        the same number, `boot` and `pid_namespace` say where its number means anything.
+      since: when it took the lease, UTC, for messages.
+      seconds: after how long without a beat the lease may be taken over.
+      previous: the id of the lease that it took over, None where there was none.
+    """
+
+    id: str
+    host: str
+    boot: str
+    pid_namespace: str
+    pid: int
+    started: str
+    since: str
+    seconds: float | int
+    previous: str | None = None
+
+    @classmethod
+    def this_process(cls, previous: str | None = None) -> Owner:
+        """A new lease's owner: the process that calls."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return cls(
+            uuid.uuid4().hex, *_place(), os.getpid(), _start_of(os.getpid())[0] or "", now,
+            lease_seconds(), previous,
+        )  # fmt: skip
+
+    @classmethod
+    def parse(cls, content: bytes) -> Owner | None:
+        """The owner that a file's content names; None where it is empty or damaged."""
+        try:
+            record = json.loads(content)
+            known = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+            texts = [value for name, value in known.items() if name not in _NOT_TEXT]
+            if not all(isinstance(text, str) for text in texts):
+                return None
+            pid, seconds = known["pid"], known["seconds"]
+            valid = isinstance(pid, int) and pid > 0 and 0 < float(seconds) < 86400
+            return cls(**known) if valid else None
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
+
+    def record(self, beat: int) -> bytes:
+        """The file's content."""
+        text = json.dumps(dataclasses.asdict(self) | {"beat": beat})
+        return text.encode().ljust(RECORD_BYTES - 1) + b"\n"
+
+    def is_this_process(self) -> bool:
+        """Whether it is the process that calls."""
+        own = (*_place(), os.getpid(), _start_of(os.getpid())[0] or "")
+        return own == (self.host, self.boot, self.pid_namespace, self.pid, self.started)
+
+    def is_alive(self) -> bool | None:
+        """Whether the process runs; None where that cannot be known from here."""
+        if (self.host, self.boot, self.pid_namespace) != _place():
+            return None
+        started, state = _start_of(self.pid)
+        if started is not None:
+            return started == self.started and state not in "ZX"
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # another user's
+            return None
+        return None  # no /proc here: it may be a later process of that number
+
+    def describe(self) -> str:
+        """Names the process: `host a, process 12, since 2026-01-01T00:00:00+00:00`."""
+        suspended = self.is_alive() and _start_of(self.pid)[1] in "Tt"
+        return (
+            f"host {self.host}, process {self.pid}{' (suspended)' if suspended else ''}, "
+            f"since {self.since}"
+        )
+
+
+def lease_seconds() -> float:
+    """After how long without a beat an owner on another host counts as dead.
+
+    Raises:
+      ValueError: the environment's value is no number of seconds.
+    """
+    value = os.environ.get(SECONDS, str(DEFAULT_SECONDS))
+    if not re.fullmatch(r"[1-9]\d{0,4}", value):
+        raise ValueError(f"{SECONDS} is {value!r}: use whole seconds, from 1 to 86399")
+    return float(min(int(value), 86399))
+
+
+def _place() -> tuple[str, str, str]:
+    """Host, boot and process-id namespace of this process; "" where the system has none."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = namespace = ""
+    return socket.gethostname(), boot, namespace
+
+
+def _start_of(pid: int) -> tuple[str | None, str]:
+    """When a process of this host began (clock ticks since the boot), and its state's letter."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None, "?"
+    fields: list[Any] = text.rpartition(")")[2].split()
+    return (fields[19], fields[0]) if len(fields) > 19 else (None, "?")
