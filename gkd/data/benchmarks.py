@@ -139,8 +139,8 @@ def mgsm(
     """MGSM: 250 problems of GSM8K in several languages, after chains of thought in the language.
 
     Shi et al., "Language Models are Multilingual Chain-of-Thought Reasoners" (2022). Files are TSV
-    without a header: question, answer. A decimal comma is read as one between thousands, as in the
-    published evaluation.
+    without a header: question, answer. Numbers are read as `gkd.data.numbers` reads them: `3,5` is
+    3.5, where the published evaluation reads 35.
 
     Args:
       files: for each split, path of each language's questions.

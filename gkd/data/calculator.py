@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from gkd.data import numbers
+
 MAXIMUM_CHARACTERS = 200
 MAXIMUM_DIGITS = 15
 MAXIMUM_DEPTH = 20
 
 _NUMBER = r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+)"
 _TOKEN = re.compile(rf"\s*(?:\$?\s*({_NUMBER})|([-+*/()%]))")
-_SIGNS = str.maketrans("×÷−", "*/-")
 _TIMES = re.compile(r"(?<=[\d)%])(\s*)[xX](?=\s*[\d($.])")
 _EQUATION = re.compile(rf"=\s*\$?\s*(-?{_NUMBER})")
-# A number that goes on ("= 2*7 = 14", "= 1/2", "= 5%") is not yet the right side.
-_GOES_ON = re.compile(r"\s*(?:[-+*/]\s*[\d($.]|%)")
+# A number that goes on ("= 2*7 = 14", "= 1/2", "= 5%", "= 3,5", "= 4 000") is not the right side.
+_GOES_ON = re.compile(
+    r"\s*(?:[-+*/^]\s*[\d($.]|%|\\|[{½¼¾]|(?:hundred|thousand|million|billion|trillion|k)\b)"
+    r"|[.,:'’_eE]\d|\s\d{3}(?!\d)|\s\d+/\d",
+    re.IGNORECASE,
+)
+# Part of a longer word or number ("mp3 + 4", "1{,}000 + 5") is not where an expression starts.
+_GLUED = re.compile(r"[A-Za-z\d_}^'’]$")
 _EXPRESSION = re.compile(r"[\d.,+\-*/()%$\s]*$")
 _SENTENCE_END = re.compile(r"[.,;:!?]\s")
 # "15% of 20 + 4 = 7" is arithmetic in words: its tail is not the expression that was meant.
@@ -23,12 +30,12 @@ _WORD_OPERATOR = re.compile(r"\b(?:of|plus|minus|times|by)\s*$", re.IGNORECASE)
 # "100 - 15% = 85" takes the percentage of what stands before it, which a calculator does not.
 _PERCENT_OFF = re.compile(rf"[-+]\s*{_NUMBER}\s*%")
 _OPERATORS = {"+", "-", "*", "/", "%"}
-_ANSWER = re.compile(rf"####\s*\$?\s*(-?{_NUMBER})")
 
 
 def _normal(text: str) -> str:
     """The text with every sign in its ASCII form; each character keeps its place."""
-    return _TIMES.sub(r"\1*", text.translate(_SIGNS))
+    text = numbers.with_commas(text)
+    return _TIMES.sub(r"\1*", text.translate(numbers.SIGNS))
 
 
 def calculate(expression: str) -> Fraction:
@@ -116,16 +123,9 @@ def _factor(tokens: list[str], position: int, depth: int) -> tuple[Fraction, int
     return value, position
 
 
-def as_number(text: str) -> Fraction | None:
-    """The value of a number as people write it (`1,234.50`, `-3`), or None.
-
-    Args:
-      text: at most 100 characters.
-    """
-    cleaned = text.strip().replace(",", "")
-    if len(cleaned) > 100 or not re.fullmatch(r"-?(?:\d+(?:\.\d+)?|\.\d+)", cleaned):
-        return None
-    return Fraction(cleaned)
+def _as_number(written: str) -> Fraction:
+    """The value of a number of `_EQUATION`: thousands have commas, decimals a point."""
+    return Fraction(written.replace(",", ""))
 
 
 def _as_text(value: Fraction) -> str:
@@ -138,10 +138,10 @@ def _value_before(window: str) -> Fraction | None:
     """The value of the expression that `window` ends in; None where that is not clear."""
     sentence = _SENTENCE_END.split(window)[-1]
     run = _EXPRESSION.search(sentence).group()
-    if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(
-        sentence[: len(sentence) - len(run)]
-    ):
+    before = sentence[: len(sentence) - len(run)]
+    if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(before):
         return None
+    glued = _GLUED.search(before) and not run[:1].isspace()
     tokens = list(_TOKEN.finditer(run))
     signs = [token.group(2) for token in tokens]  # None for a number
     if _PERCENT_OFF.search(run):
@@ -150,6 +150,8 @@ def _value_before(window: str) -> Fraction | None:
         # After an operator or a number would be a tail: "y + 4 + 3" does not mean 4 + 3, nor
         # "12 1/2" 1/2. After a parenthesis is fine: "(4 + 5 = 9)" opens one of the prose.
         starts = signs[i] in (None, "(") and (i == 0 or signs[i - 1] in ("(", ")"))
+        if i == 0 and glued:
+            continue
         if not starts or not _OPERATORS.intersection(signs[i + 1 :]):
             continue
         try:
@@ -162,7 +164,7 @@ def _value_before(window: str) -> Fraction | None:
 def _agrees(written: str, value: Fraction) -> bool:
     """Whether a written number is the value, or the value rounded to the decimals it shows."""
     decimals = len(written.partition(".")[2])
-    error = abs(as_number(written) - value)
+    error = abs(_as_number(written) - value)
     return error == 0 or (decimals > 0 and error * 2 * 10**decimals <= 1)
 
 
@@ -196,7 +198,7 @@ def apply_calculator(text: str) -> tuple[str, dict[Fraction, str]]:
         if value is None:
             continue
         right = written if _agrees(written, value) else _as_text(value)
-        computed[as_number(written)] = right
+        computed[_as_number(written)] = right
         if right != written:
             pieces += [text[copied : match.start(1)], right]
             copied = match.end()
@@ -204,7 +206,7 @@ def apply_calculator(text: str) -> tuple[str, dict[Fraction, str]]:
 
 
 def final_number(text: str, calculator: bool = False) -> Fraction | None:
-    """The answer of a worked solution: N of the first `#### N`, else the last number.
+    """The answer of a worked solution, as `numbers.stated_number` finds and reads it.
 
     With the calculator, an answer that repeats a number written on the right side of an equation
     becomes what the last equation with that right side computes (see `apply_calculator`); an answer
@@ -215,25 +217,10 @@ def final_number(text: str, calculator: bool = False) -> Fraction | None:
       calculator: whether to correct the answer by the equations before it.
 
     Returns:
-      The exact value, or None where the text holds no number.
+      The exact value, or None where the text states no number.
     """
-    normal = _normal(text)
-    match = _ANSWER.search(normal)
-    answer = as_number(match.group(1)) if match else None
-    if answer is None:
-        answer = _last_number(normal)
+    answer = numbers.stated_number(text)
     if calculator and answer is not None:
-        computed = apply_calculator(normal)[1].get(answer)
-        answer = answer if computed is None else as_number(computed)
+        computed = apply_calculator(text)[1].get(answer)
+        answer = answer if computed is None else _as_number(computed)
     return answer
-
-
-def _last_number(text: str) -> Fraction | None:
-    matches = list(re.finditer(_NUMBER, text))
-    if not matches:
-        return None
-    match = matches[-1]
-    value = as_number(match.group())
-    before = text[: match.start()]
-    signed = before.endswith("-") and not re.search(r"[\w)]-$", before)
-    return -value if signed and value is not None else value
