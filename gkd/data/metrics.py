@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
+import importlib.metadata
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import sacrebleu
 
-from gkd.data import calculator
+from gkd.data import answers, calculator, word_tokens
+from gkd.data.answers import chosen_letter, normalised, stated_answer
 
-_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}
-_ANSWER_IS = re.compile(r"\b(?:the answer is|die antwort (?:ist|lautet))\b:?", re.IGNORECASE)
-_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])(?![\w'’-]))")
+_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}  # rouge-score's names, ours
+ROUGE_NAMES = tuple(_ROUGE.values())
 
 
 def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
@@ -24,59 +25,129 @@ def _check(targets: Sequence[str], predictions: Sequence[str]) -> None:
 
 
 @functools.cache
-def _rouge_scorer() -> Any:
+def _rouge_scorer(measures: tuple[str, ...], stemmer: bool, name: str | None) -> Any:
     from rouge_score import rouge_scorer  # brings scipy.stats: seconds of every start
 
-    return rouge_scorer.RougeScorer(list(_ROUGE), use_stemmer=True)
+    words = name and types.SimpleNamespace(tokenize=lambda text: word_tokens.words(text, name))
+    return rouge_scorer.RougeScorer(list(measures), use_stemmer=stemmer, tokenizer=words)
 
 
-def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+def rouge_of(
+    target: str,
+    prediction: str,
+    measures: Sequence[str] = ROUGE_NAMES,
+    stemmer: bool = True,
+    tokenize: str | None = None,
+) -> dict[str, float]:
+    """ROUGE F1 of one text in [0, 1], for the metric and for the reward.
+
+    Args:
+      target, prediction: the reference and the generated text.
+      measures: of rouge1, rouge2, rouge_l.
+      stemmer: whether English words are compared by their Porter stems.
+      tokenize: as `rouge`'s.
+    """
+    name = word_tokens.rouge_tokenizer(target, tokenize)
+    names = {ours: theirs for theirs, ours in _ROUGE.items()}
+    scorer = _rouge_scorer(tuple(names[measure] for measure in measures), stemmer, name)
+    word_tokens.note_signature("rouge", rouge_signature(name, stemmer))
+    scores = scorer.score(target, prediction)
+    return {measure: scores[names[measure]].fmeasure for measure in measures}
+
+
+@functools.cache
+def rouge_signature(name: str | None = None, stemmer: bool = True) -> str:
+    """How `rouge` is computed, to be printed with a score.
+
+    Args:
+      name: the tokenizer, one of sacreBLEU's names; None is rouge-score's own.
+      stemmer: whether English words are stemmed.
+    """
+    own = "ASCII words, Porter stemming" if stemmer else "ASCII words, no stemming"
+    words = own if name is None else f"sacreBLEU's {name} words in lower case, no stemming"
+    version = importlib.metadata.version("rouge-score")
+    return f"rouge-score {version}, F1, {words}, ROUGE-L of whole texts"
+
+
+def rouge(
+    targets: Sequence[str], predictions: Sequence[str], tokenize: str | None = None
+) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L: mean F1 over examples, with Porter stemming.
 
     Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), as the package rouge-score
-    computes it. ROUGE-L takes each text as one sentence.
+    computes it. ROUGE-L takes each text as one sentence. A reference in another script than the
+    Latin one is split into words by `word_tokens.rouge_tokenizer`: rouge-score sees ASCII only.
 
     Args:
       targets: reference texts.
       predictions: generated texts, in the same order.
+      tokenize: one of sacreBLEU's names; None chooses by each reference's script.
 
     Returns:
       rouge1, rouge2, rouge_l in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, or not as many of one as of the other.
+      ValueError: if there are no texts, not as many of one as of the other, or no such tokenizer.
     """
     _check(targets, predictions)
+    word_tokens.warn_where_blind("rouge", tokenize, targets)
     sums = dict.fromkeys(_ROUGE.values(), 0.0)
     for target, prediction in zip(targets, predictions, strict=True):
-        scores = _rouge_scorer().score(target, prediction)
-        for measure, name in _ROUGE.items():
-            sums[name] += scores[measure].fmeasure
+        for name, score in rouge_of(target, prediction, tokenize=tokenize).items():
+            sums[name] += score
     return {name: 100 * total / len(targets) for name, total in sums.items()}
 
 
-def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU as sacreBLEU's default computes it; `bleu_signature` says how.
+def bleu(
+    targets: Sequence[str], predictions: Sequence[str], tokenize: str | None = None
+) -> dict[str, float]:
+    """Corpus BLEU as sacreBLEU computes it; `bleu_signature` says how.
 
     Papineni et al. (2002); Post, "A Call for Clarity in Reporting BLEU Scores" (2018).
 
     Args:
       targets: reference texts.
       predictions: generated texts, in the same order.
+      tokenize: one of sacreBLEU's names (13a, intl, zh, ja-mecab, ko-mecab, char, flores200, …);
+        None chooses by the references' script, 13a for all that put spaces between words.
 
     Returns:
       bleu in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, or not as many of one as of the other.
+      ValueError: if there are no texts, not as many of one as of the other, or no such tokenizer.
     """
     _check(targets, predictions)
-    return {"bleu": sacrebleu.BLEU().corpus_score(list(predictions), [list(targets)]).score}
+    word_tokens.warn_where_blind("bleu", tokenize, targets)
+    scorer = bleu_scorer(tokenize or word_tokens.by_script(targets))
+    score = scorer.corpus_score(list(predictions), [list(targets)]).score
+    word_tokens.note_signature("bleu", str(scorer.get_signature()))
+    return {"bleu": score}
 
 
-def bleu_signature() -> str:
-    """sacreBLEU's signature of `bleu`, to be printed with a score."""
-    scorer = sacrebleu.BLEU()
+@functools.cache
+def bleu_scorer(name: str = word_tokens.DEFAULT, effective_order: bool = False) -> Any:
+    """sacreBLEU's scorer with a tokenizer.
+
+    Args:
+      name: one of sacreBLEU's names.
+      effective_order: for single sentences: a text of under four words has no 4-gram, which must
+        not make it 0.
+
+    Raises:
+      ValueError: if there is no such tokenizer, or its package is missing.
+    """
+    word_tokens.check_tokenizer(name)
+    return sacrebleu.BLEU(tokenize=name, effective_order=effective_order)
+
+
+def bleu_signature(name: str = word_tokens.DEFAULT) -> str:
+    """sacreBLEU's signature of `bleu`, to be printed with a score.
+
+    Args:
+      name: of the tokenizer, as sacreBLEU names it.
+    """
+    scorer = bleu_scorer(name)
     scorer.corpus_score(["a"], [["a"]])  # the signature wants to know the number of references
     return str(scorer.get_signature())
 
@@ -101,54 +172,12 @@ def final_answer(targets: Sequence[str], predictions: Sequence[str]) -> dict[str
     plain = calculated = 0
     for target, prediction in zip(targets, predictions, strict=True):
         answer = calculator.final_number(target)
-        if answer is None:
-            continue  # a reference without a number cannot be met
-        plain += calculator.final_number(prediction) == answer
-        calculated += calculator.final_number(prediction, calculator=True) == answer
+        plain += answers.is_right(answer, calculator.final_number(prediction))
+        calculated += answers.is_right(answer, calculator.final_number(prediction, calculator=True))
     return {
         "exact_match": 100 * plain / len(targets),
         "exact_match_calculator": 100 * calculated / len(targets),
     }
-
-
-def normalised(text: str) -> str:
-    """The form in which exact match compares texts.
-
-    Case-folded, runs of white space as one space, none at the ends, and one full stop at the end
-    dropped. Punctuation and articles stay: an answer may consist of brackets.
-
-    Args:
-      text: any text.
-    """
-    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
-
-
-def stated_answer(text: str) -> str:
-    """What a text says its answer is, normalised: all after its last `the answer is`.
-
-    German's `die Antwort ist` and `die Antwort lautet` count too. A text without such words is an
-    answer as a whole.
-
-    Args:
-      text: a generated text, or a reference.
-    """
-    return normalised(_ANSWER_IS.split(text)[-1])
-
-
-def chosen_letter(text: str) -> str | None:
-    """The option a text chooses: `B`, `(b)`, `B. Both`, `… so the answer is (B).` all give B.
-
-    It is the letter that the text, or the part after its last `the answer is`, begins with; it
-    stands in parentheses or is a word of its own.
-
-    Args:
-      text: a generated text, or a reference.
-
-    Returns:
-      A capital letter, or None where the text does not begin with an option.
-    """
-    match = _LETTER.match(_ANSWER_IS.split(text)[-1])
-    return (match.group(1) or match.group(2)).upper() if match else None
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -205,8 +234,5 @@ def multiple_choice(targets: Sequence[str], predictions: Sequence[str]) -> dict[
 def _share_equal(answer_of: Any, targets: Sequence[str], predictions: Sequence[str]) -> float:
     """Percentage of rows whose answers are equal; a reference without one cannot be met."""
     _check(targets, predictions)
-    right = 0
-    for target, prediction in zip(targets, predictions, strict=True):
-        answer = answer_of(target)
-        right += answer is not None and answer_of(prediction) == answer
-    return 100 * right / len(targets)
+    pairs = zip(targets, predictions, strict=True)
+    return 100 * sum(answers.agree(answer_of, *pair) for pair in pairs) / len(targets)

@@ -8,19 +8,15 @@ binds its other arguments. A reward that a model gives on the devices is an `InP
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import sacrebleu
 from jaxtyping import Float, Int
 
-from gkd.data import vocabularies
+from gkd.data import answers, metrics, vocabularies, word_tokens
 from gkd.data.calculator import final_number
-
-_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
 
 # (prompts, samples, references) -> rewards, all of one length
 HostReward = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
@@ -57,12 +53,46 @@ def exact_number(
       One reward a sample.
     """
     del prompts
-    rewards = []
-    for sample, reference in zip(samples, references, strict=True):
-        answer = final_number(reference)
-        right = answer is not None and final_number(sample, calculator) == answer
-        rewards.append(float(right))
-    return rewards
+    return [
+        float(answers.is_right(final_number(reference), final_number(sample, calculator)))
+        for sample, reference in zip(samples, references, strict=True)
+    ]
+
+
+def answer_match(
+    prompts: Sequence[str], samples: Sequence[str], references: Sequence[str]
+) -> list[float]:
+    """1 where the stated answer is the reference's, else 0; `metrics.answer_match` of each sample.
+
+    Args:
+      prompts: not used.
+      samples: generated texts.
+      references: reference texts.
+
+    Returns:
+      One reward per sample.
+    """
+    del prompts
+    pairs = zip(references, samples, strict=True)
+    return [float(answers.agree(answers.stated_answer, *pair)) for pair in pairs]
+
+
+def multiple_choice(
+    prompts: Sequence[str], samples: Sequence[str], references: Sequence[str]
+) -> list[float]:
+    """1 where the chosen option is the reference's, else 0; `metrics.multiple_choice` of each.
+
+    Args:
+      prompts: not used.
+      samples: generated texts.
+      references: the right options' letters; one without a letter is never met.
+
+    Returns:
+      One reward per sample.
+    """
+    del prompts
+    pairs = zip(references, samples, strict=True)
+    return [float(answers.agree(answers.chosen_letter, *pair)) for pair in pairs]
 
 
 def rouge(
@@ -71,6 +101,7 @@ def rouge(
     references: Sequence[str],
     name: str = "rouge2",
     stemmer: bool = True,
+    tokenize: str | None = None,
 ) -> list[float]:
     """ROUGE F1 of each sample, as the package rouge-score computes it; see `metrics.rouge`.
 
@@ -80,50 +111,56 @@ def rouge(
       references: reference texts.
       name: rouge1, rouge2 or rouge_l.
       stemmer: whether words are compared by their Porter stems.
+      tokenize: as the metric's.
 
     Returns:
-      One reward a sample, in [0, 1].
+      One reward per sample, in [0, 1].
 
     Raises:
-      ValueError: another name.
+      ValueError: another name, or no such tokenizer.
     """
     del prompts
-    if name not in _ROUGE:
-        raise ValueError(f"rewards.rouge.name is {name!r}: choose one of {', '.join(_ROUGE)}")
-    scorer = _rouge_scorer(_ROUGE[name], stemmer)
+    if name not in metrics.ROUGE_NAMES:
+        raise ValueError(
+            f"rewards.rouge.name is {name!r}: choose one of {', '.join(metrics.ROUGE_NAMES)}"
+        )
+    word_tokens.warn_where_blind("rouge", tokenize, references)
     return [
-        scorer.score(reference, sample)[_ROUGE[name]].fmeasure
+        metrics.rouge_of(reference, sample, (name,), stemmer, tokenize)[name]
         for sample, reference in zip(samples, references, strict=True)
     ]
 
 
-@functools.cache
-def _rouge_scorer(measure: str, stemmer: bool) -> Any:
-    from rouge_score import rouge_scorer  # brings scipy.stats: seconds of every start
+def bleu(
+    prompts: Sequence[str],
+    samples: Sequence[str],
+    references: Sequence[str],
+    tokenize: str | None = None,
+) -> list[float]:
+    """Sentence BLEU of each sample: sacreBLEU's (exponential smoothing, case kept).
 
-    return rouge_scorer.RougeScorer([measure], use_stemmer=stemmer)
-
-
-def bleu(prompts: Sequence[str], samples: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Sentence BLEU of each sample: sacreBLEU's (13a tokens, exponential smoothing, case kept).
-
-    With sacreBLEU's effective order, a sample of under four words is judged by the n-grams it has.
+    With sacreBLEU's effective order, a sample of under four words is scored by the n-grams it has.
 
     Args:
       prompts: not used.
       samples: generated texts.
       references: reference texts.
+      tokenize: one of sacreBLEU's names; None chooses by each reference's script.
 
     Returns:
-      One reward a sample, in [0, 1].
+      One reward per sample, in [0, 1].
+
+    Raises:
+      ValueError: no such tokenizer.
     """
     del prompts
-    scorer = sacrebleu.BLEU(effective_order=True)
-    scores = [
-        scorer.sentence_score(sample, [reference]).score
-        for sample, reference in zip(samples, references, strict=True)
-    ]
-    return [min(score / 100, 1.0) for score in scores]  # sacreBLEU's best is 100.00000000000004
+    word_tokens.warn_where_blind("bleu", tokenize, references)
+    rewards = []
+    for sample, reference in zip(samples, references, strict=True):
+        scorer = metrics.bleu_scorer(tokenize or word_tokens.by_script([reference]), True)
+        score = scorer.sentence_score(sample, [reference]).score
+        rewards.append(min(score / 100, 1.0))  # sacreBLEU's best is 100.00000000000004
+    return rewards
 
 
 def entailment(

@@ -6,7 +6,7 @@ import collections
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import sacrebleu
+from gkd.data import metrics, word_tokens
 
 
 def _number_of_samples(samples: Sequence[Sequence[str]]) -> int:
@@ -66,7 +66,7 @@ def majority(
     return {f"maj@{size}": 100 * right / len(targets)}
 
 
-def self_bleu(samples: Sequence[Sequence[str]]) -> dict[str, float]:
+def self_bleu(samples: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:
     """Self-BLEU: how alike the samples of one prompt are; 100 is all the same.
 
     Zhu et al., "Texygen" (2018), within a prompt: the mean over prompts and over a prompt's k
@@ -74,7 +74,8 @@ def self_bleu(samples: Sequence[Sequence[str]]) -> dict[str, float]:
     (`self_bleu_signature` says how it is computed). An empty sample scores 0.
 
     Args:
-      samples: k ≥ 2 generated texts a prompt.
+      samples: k ≥ 2 generated texts per prompt.
+      tokenize: one of sacreBLEU's names; None chooses by the samples' script.
 
     Returns:
       self_bleu in 0 … 100.
@@ -85,7 +86,9 @@ def self_bleu(samples: Sequence[Sequence[str]]) -> dict[str, float]:
     size = _number_of_samples(samples)
     if size < 2:
         raise ValueError("Self-BLEU compares a prompt's samples: it needs two or more, not 1")
-    scorer = _sentence_bleu()
+    name = tokenize or word_tokens.by_script([text for row in samples for text in row])
+    scorer = metrics.bleu_scorer(name, effective_order=True)
+    word_tokens.note_signature("self_bleu", self_bleu_signature(name))
     total = 0.0
     for row in samples:
         # Equal samples have equal scores: sharp models write the same text many times.
@@ -96,14 +99,13 @@ def self_bleu(samples: Sequence[Sequence[str]]) -> dict[str, float]:
     return {"self_bleu": total / (size * len(samples))}
 
 
-def _sentence_bleu() -> Any:
-    # Effective order: a sample of under four words has no 4-gram, which must not make it 0.
-    return sacrebleu.BLEU(effective_order=True)
+def self_bleu_signature(name: str = word_tokens.DEFAULT) -> str:
+    """sacreBLEU's signature of `self_bleu`, but for the number of references: k−1.
 
-
-def self_bleu_signature() -> str:
-    """sacreBLEU's signature of `self_bleu`, but for the number of references: k−1."""
-    scorer = _sentence_bleu()
+    Args:
+      name: of the tokenizer, as sacreBLEU names it.
+    """
+    scorer = metrics.bleu_scorer(name, effective_order=True)
     scorer.sentence_score("a", ["a"])
     return str(scorer.get_signature()).replace("nrefs:1", "nrefs:k-1")
 
@@ -114,7 +116,8 @@ def distinct(samples: Sequence[Sequence[str]]) -> dict[str, float]:
     Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models" (2016),
     within a prompt: for each prompt the number of different n-grams in its samples together, over
     the number of all of them; then the mean over the prompts with any. Words are what white space
-    separates, as written; no n-gram spans two samples. It falls as texts get longer: compare it at
+    separates, as written (in a script without spaces, `word_tokens.by_script`'s); no n-gram spans
+    two samples. It falls as texts get longer: compare it at
     equal lengths only.
 
     Args:
@@ -131,11 +134,13 @@ def distinct(samples: Sequence[Sequence[str]]) -> dict[str, float]:
 
 
 def _distinct(samples: Sequence[Sequence[str]], n: int) -> float:
+    name = word_tokens.by_script([text for row in samples for text in row])
+    split = str.split if name == word_tokens.DEFAULT else word_tokens.tokenizer(name)
     shares = []
     for row in samples:
         grams: list[tuple[str, ...]] = []
         for text in row:
-            words = text.split()
+            words = split(text) if split is str.split else split(text).split()
             grams += zip(*(words[i:] for i in range(n)), strict=False)
         if grams:
             shares.append(len(set(grams)) / len(grams))

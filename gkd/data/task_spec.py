@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gkd.data import calculator, sample_metrics
+from gkd.data import calculator, sample_metrics, word_tokens
 from gkd.data.tensorflow_host import seqio
 
 # A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
@@ -35,6 +36,8 @@ class TaskSpec:
       group_of: function of a row's input and target text to the part of the task it belongs to: a
         subject, a language, a mixture's component.
       components: of a mixture, by their names.
+      tokenize: the tokenizer of BLEU, ROUGE and Self-BLEU, one of sacreBLEU's names; None chooses
+        by script, see `word_tokens`.
     """
 
     name: str
@@ -46,6 +49,7 @@ class TaskSpec:
     reference_answer_of: Callable[[str], Any] | None = None
     group_of: Callable[[str, str], str] | None = None
     components: Mapping[str, TaskSpec] = dataclasses.field(default_factory=dict)
+    tokenize: str | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -75,7 +79,10 @@ class TaskSpec:
         """
         values: dict[str, float] = {}
         for metric in self.task.metric_fns:
-            values.update(metric(targets=targets, predictions=predictions))
+            options = {}
+            if self.tokenize is not None and "tokenize" in inspect.signature(metric).parameters:
+                options["tokenize"] = self.tokenize
+            values.update(metric(targets=targets, predictions=predictions, **options))
         if inputs is not None and self.group_of is not None:
             values.update(self._evaluate_parts(targets, predictions, inputs))
         if not values:
@@ -112,7 +119,7 @@ class TaskSpec:
         """
         values = sample_metrics.distinct(samples)
         if len(samples[0]) > 1:
-            values.update(sample_metrics.self_bleu(samples))
+            values.update(sample_metrics.self_bleu(samples, self.tokenize))
         if self.answer_of is not None:
             values.update(
                 sample_metrics.majority(targets, samples, self.answer_of, self.reference_answer_of)
@@ -137,7 +144,11 @@ def make_task(
       vocabulary: a seqio vocabulary.
       metric_fns: functions of (targets, predictions) to a dictionary.
       **fields: further fields of the `TaskSpec`.
+
+    Raises:
+      ValueError: a tokenizer that cannot be used here.
     """
+    word_tokens.check_tokenizer(fields.get("tokenize"))
     feature = seqio.Feature(vocabulary, add_eos=True, required=True)
     seqio.TaskRegistry.remove(name)  # gin builds the task anew at each use of its macro
     task = seqio.TaskRegistry.add(

@@ -23,6 +23,7 @@ def summarization(
     tfds_splits: Mapping[str, str] | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
+    tokenize: str | None = None,
 ) -> TaskSpec:
     """Summaries: XSum from TFDS, or any files with a document and a summary.
 
@@ -39,6 +40,8 @@ def summarization(
       tfds_splits: the TFDS split behind each split, by default train, validation, test.
       max_examples: how many of the training rows to use; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
+      tokenize: the tokenizer of BLEU and ROUGE, one of sacreBLEU's names; None chooses by the
+        references' script, see `gkd.data.word_tokens`.
     """
     source = _source(
         files,
@@ -50,7 +53,8 @@ def summarization(
         max_examples,
     )
     texts = prompts.text_to_text(input_field, target_field, prefix)
-    return make_task(name, source, texts, vocabulary or vocabularies.t5(), metric_fns)
+    chosen = vocabulary or vocabularies.t5()
+    return make_task(name, source, texts, chosen, metric_fns, tokenize=tokenize)
 
 
 def translation(
@@ -66,6 +70,7 @@ def translation(
     tfds_splits: Mapping[str, str] | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.bleu,),
+    tokenize: str | None = None,
 ) -> TaskSpec:
     """Translation: WMT14 English to German from TFDS, or any files with the two sentences.
 
@@ -127,6 +132,7 @@ def local_text(
     prefix: str = "",
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
+    tokenize: str | None = None,
 ) -> TaskSpec:
     """Any text to any text, from local files with the fields input and target.
 

@@ -122,7 +122,7 @@ def evaluate(
         "mesh": dict(mesh.shape),
         "seed": seed,
         "decoding": report.decoding_facts(ways),
-        "signatures": report.signatures(),
+        "signatures": report.signatures(outputs),
         "metrics": report.all_metrics(outputs, divergences),
         "by_position": divergences and divergences.by_position,
         "samples": evaluation.sample_table(first, sample_rows),

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gkd.data import pipeline, vocabularies
+from gkd.data import pipeline, vocabularies, word_tokens
 from gkd.data.tasks import TaskSpec
 from gkd.distill.types import Batch
 from gkd.jobs.decoding import Decoding
@@ -37,11 +37,13 @@ class Generated:
         `log_prob`; where options were scored, the best one's `text` and all `options`' scores.
       reference_log_probs: of every example the log-probability of each of its reference's tokens
         (natural, raw logits, EOS counted), where asked for.
+      signatures: of metrics that depend on a tokenizer, how they were computed.
     """
 
     metrics: dict[str, float]
     records: list[list[dict[str, Any]]]
     reference_log_probs: list[list[float]] | None = None
+    signatures: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -162,7 +164,8 @@ class Evaluation:
                 best = int(np.argmax(scores))  # of equals the first
                 scored = dict(zip(options, scores, strict=True))
                 records.append([{"text": options[best], "options": scored}])
-            return Generated(self._task_metrics(records), records)
+            with word_tokens.collected_signatures() as signatures:
+                return Generated(self._task_metrics(records), records, signatures=signatures)
 
         return choose
 
@@ -177,16 +180,17 @@ class Evaluation:
         ]
         size = decoding.samples
         records = [flat[i : i + size] for i in range(0, len(flat), size)]
-        metrics = self._task_metrics(records)
-        if decoding.temperature:
-            samples = [[record["text"] for record in row] for row in records]
-            metrics |= self.task.evaluate_samples(self.examples.targets, samples)
+        with word_tokens.collected_signatures() as signatures:
+            metrics = self._task_metrics(records)
+            if decoding.temperature:
+                samples = [[record["text"] for record in row] for row in records]
+                metrics |= self.task.evaluate_samples(self.examples.targets, samples)
         if self._scorer is not None:
             metrics["reward"] = self._reward(texts, tokens, size)
         metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
         metrics["unfinished"] = 100 * sum(not ended(row) for row in tokens) / len(tokens)
         scores = [output.target_log_probs for output in outputs] if score else None
-        return Generated(metrics, records, scores)
+        return Generated(metrics, records, scores, signatures)
 
     @functools.cached_property
     def _scorer(self) -> RewardScorer | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import pathlib
 from collections.abc import Mapping
@@ -24,15 +23,22 @@ from gkd.jobs.run_directory import REPOSITORY, config_bindings, environment, git
 Outputs = Mapping[str, Mapping[str, Generated]]  # model -> way of decoding -> outputs
 
 
-def signatures() -> dict[str, str]:
-    """How each metric is computed, to be printed with a score."""
+def signatures(outputs: Outputs | None = None) -> dict[str, str]:
+    """How each metric is computed, to be printed with a score.
+
+    Args:
+      outputs: the outputs measured, whose metrics' tokenizers are named; None names the defaults.
+    """
+    used: dict[str, list[str]] = {}
+    for by_decoding in (outputs or {}).values():
+        for made in by_decoding.values():
+            for metric, found in made.signatures.items():
+                used.setdefault(metric, []).extend(found)
     return {
         "bleu": metrics.bleu_signature(),
         "self_bleu": sample_metrics.self_bleu_signature(),
-        "rouge": (
-            f"rouge-score {importlib.metadata.version('rouge-score')}, F1, Porter stemming, "
-            "ROUGE-L of whole texts"
-        ),
+        "rouge": metrics.rouge_signature(),
+        **{metric: "; ".join(dict.fromkeys(found)) for metric, found in used.items()},
         "samples": "task metrics are means over a prompt's samples",
         "options": "sum of an option's token log-probabilities with EOS, raw logits",
         "reference_log_prob": "mean over all tokens with EOS, raw logits, natural log",

@@ -6,7 +6,7 @@ import gin
 import numpy as np
 import pytest
 
-from gkd.data import pipeline
+from gkd.data import pipeline, rewards
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "tasks"
 BENCHMARKS = ("bbh", "mgsm", "mmlu")  # they only evaluate
@@ -77,8 +77,16 @@ def test_tfds_configs_read_local_files_by_a_setting(read):
     assert data.rows == 100
     assert all(text.count("Q: ") == 5 for text in data.inputs)
     assert np.diff(data.input_offsets).max() <= length
-    task, *_ = read("wmt14_en_de", "FILES = {'validation': 'tatoeba_en_de/val.jsonl'}")
+    files = "FILES = {'validation': 'tatoeba_en_de/val.jsonl'}"
+    task, *_ = read("wmt14_en_de", files)
     assert task.splits == ("validation",)
+    assert task.tokenize is None
+    task, *_ = read("wmt14_en_de", files, "TOKENIZE = 'char'")
+    assert task.tokenize == "char"
+    # 2 of 3 characters, where 1 of 2 words would be right.
+    reward = gin.get_configurable(rewards.rouge)([""], ["ab c"], ["ab d"], name="rouge1")
+    assert reward == pytest.approx([2 / 3])
+    assert gin.query_parameter("rewards.bleu.tokenize").scoped_selector == "TOKENIZE/gin.macro"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""Words of a text for BLEU, ROUGE and distinct-n: sacreBLEU's tokenizers, chosen by script.
+
+What separates words by spaces sees a Chinese sentence as one word, so that BLEU is 0.0 between
+equal texts. Without a setting the tokenizer follows the references' script: `zh` for Chinese,
+`char` where words have no spaces between them (Japanese, Thai, Lao, Khmer, Burmese, Tibetan) and
+for Korean, else `13a`. These need no further package, so the choice is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+
+import sacrebleu
+
+_LOG = logging.getLogger(__name__)
+DEFAULT = "13a"
+_WITH_PACKAGE = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
+_SHARE = 0.2  # of the letters: fewer are names in a text of another script
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+_KANA = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+_HANGUL = re.compile("[\uac00-\ud7af\u1100-\u11ff\u3130-\u318f]")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff]")
+_OTHER = re.compile("[^\\W\\d_\u0000-\u024f\u1e00-\u1eff]")  # letters that are not Latin
+
+_used: contextvars.ContextVar[dict[str, list[str]] | None] = contextvars.ContextVar(
+    "metric_signatures", default=None
+)
+
+
+def check_tokenizer(name: str | None) -> None:
+    """Refuses a tokenizer that sacreBLEU does not have or that cannot run here.
+
+    Args:
+      name: one of sacreBLEU's names, or None for the choice by script.
+
+    Raises:
+      ValueError: an unknown name, or one whose package or model is missing.
+    """
+    if name is not None:
+        tokenizer(name)
+
+
+@functools.cache
+def tokenizer(name: str) -> Callable[[str], str]:
+    """sacreBLEU's tokenizer of a name: a function of a text to its words with spaces between.
+
+    Args:
+      name: one of sacreBLEU's names.
+
+    Raises:
+      ValueError: as `check_tokenizer`.
+    """
+    known = sorted(sacrebleu.BLEU.TOKENIZERS)
+    if name not in known:
+        raise ValueError(f"TOKENIZE is {name!r}: choose one of {', '.join(known)}, or None")
+    try:
+        return sacrebleu.BLEU(tokenize=name).tokenizer
+    except (RuntimeError, ImportError, OSError, AssertionError) as error:
+        need = "a model that sacreBLEU downloads into ~/.sacrebleu/models: " + str(error)[:80]
+        if name in _WITH_PACKAGE:
+            need = f"a package: pip install '{_WITH_PACKAGE[name]}'"
+        raise ValueError(
+            f"TOKENIZE is {name!r}, which needs {need}; or leave it at None: chosen by script"
+        ) from error
+
+
+def by_script(texts: Sequence[str]) -> str:
+    """The name of the tokenizer for the script that texts are written in.
+
+    >>> by_script(["我喜欢猫。"]), by_script(["猫が好きです。"]), by_script(["Катя спит."])
+    ('zh', 'char', '13a')
+
+    Args:
+      texts: references, never a model's own outputs: the choice must not depend on the model.
+    """
+    text = "".join(text for text in texts if not text.isascii())
+    counts = {
+        name: len(pattern.findall(text))
+        for name, pattern in (
+            ("han", _HAN),
+            ("kana", _KANA),
+            ("char", _HANGUL),
+            ("none", _UNSPACED),
+        )
+    }
+    if sum(counts.values()) < _SHARE * max(_letters(texts), 1):
+        return DEFAULT
+    if counts["kana"] > (counts["han"] + counts["kana"]) / 10:
+        return "char"
+    return "zh" if counts["han"] >= max(counts.values()) else "char"
+
+
+def rouge_tokenizer(text: str, name: str | None) -> str | None:
+    """The name of the tokenizer for ROUGE of one reference; None is rouge-score's own.
+
+    rouge-score keeps ASCII letters and digits only. It stays in place for Latin script (and for
+    `13a`, its counterpart); other alphabets take `intl`.
+
+    Args:
+      text: the reference.
+      name: the setting, None for the choice by script.
+    """
+    if name is not None:
+        return None if name == DEFAULT else name
+    chosen = by_script([text])
+    if chosen != DEFAULT:
+        return chosen
+    return "intl" if len(_OTHER.findall(text)) >= _SHARE * max(_letters([text]), 1) else None
+
+
+def _letters(texts: Sequence[str]) -> int:
+    return sum(character.isalpha() for text in texts for character in text)
+
+
+def words(text: str, name: str) -> list[str]:
+    """The words of a text in lower case, without those of punctuation alone, as ROUGE counts them.
+
+    Args:
+      text: any text.
+      name: one of sacreBLEU's names.
+    """
+    tokens = tokenizer(name)(text.lower()).split()
+    return [t for t in tokens if any(unicodedata.category(c)[0] in "LNMC" for c in t)]
+
+
+def warn_where_blind(metric: str, name: str | None, texts: Sequence[str]) -> None:
+    """Logs once per metric and tokenizer that the tokenizer finds no words in the texts' script.
+
+    Args:
+      metric: its name.
+      name: the tokenizer set; None, the choice by script, is never blind.
+      texts: the references.
+    """
+    blind = name in (DEFAULT, "intl", "none") and by_script(texts) != DEFAULT
+    if metric == "rouge" and name == DEFAULT:
+        blind = any(rouge_tokenizer(text, None) is not None for text in texts)
+    if blind:
+        _warn_once(metric, name, texts[0][:40])
+
+
+@functools.cache
+def _warn_once(metric: str, name: str, example: str) -> None:
+    _LOG.warning(
+        "%s with TOKENIZE=%r finds no words in the references' script (%r): its values say little; "
+        "leave TOKENIZE at None, or use 'char', 'zh', 'ja-mecab', 'ko-mecab' or 'flores200'",
+        metric, name, example,
+    )  # fmt: skip
+
+
+def note_signature(metric: str, signature: str) -> None:
+    """Records how a metric was computed, for an enclosing `collected_signatures`."""
+    used = _used.get()
+    if used is not None and signature not in used.setdefault(metric, []):
+        used[metric].append(signature)
+
+
+@contextlib.contextmanager
+def collected_signatures() -> Iterator[dict[str, list[str]]]:
+    """Collects the signatures of metrics computed inside: metric -> its different signatures."""
+    used: dict[str, list[str]] = {}
+    token = _used.set(used)
+    try:
+        yield used
+    finally:
+        _used.reset(token)
