@@ -28,20 +28,12 @@ from gkd.checkpoints.tensors import (
     read_numpy,
 )
 from gkd.models.t5 import T5Config
+from gkd.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 
 CONFIG_FILE = "config.json"
-VOCABULARY_FILE = "spiece.model"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# What a tokenizer of transformers needs beside the weights; copied as it is.
-TOKENIZER_FILES = (
-    VOCABULARY_FILE,
-    "tokenizer.json",
-    TOKENIZER_CONFIG_FILE,
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 LARGEST_FILE = 5e9
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -93,16 +85,17 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     tensors.update({theirs: files[theirs] for theirs in sorted(rest)})  # reported as left over
     check_tensors(tensors, config, directory)
     _check_copies(files, config.embedding_copies, directory)
-    vocabulary = directory / VOCABULARY_FILE
-    tokenizer = _tokenizer(raw, directory)
+    own_class = raw.get("tokenizer_class")
+    tokenizer = read_tokenizer(directory, own_class if isinstance(own_class, str) else None)
     return Checkpoint(
         path=directory,
         format="huggingface",
         config=config,
         tensors=tensors,
-        vocabulary=vocabulary if vocabulary.exists() else None,
-        bytes_vocabulary=str(tokenizer.get("tokenizer_class")).startswith("ByT5"),
-        sentinels=int(tokenizer.get("extra_ids", 100 if config.family == "t5" else 0)),
+        vocabulary=tokenizer.sentencepiece,
+        bytes_vocabulary=tokenizer.is_bytes,
+        sentinels=tokenizer.sentinels_of(config.family),
+        tokenizer=tokenizer,
     )
 
 
@@ -116,13 +109,6 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a JSON object")
     return value
-
-
-def _tokenizer(raw: Mapping[str, Any], directory: epath.Path) -> dict[str, Any]:
-    """What the checkpoint says of its tokenizer."""
-    path = directory / TOKENIZER_CONFIG_FILE
-    own = _read_json(path) if path.exists() else {}
-    return {"tokenizer_class": raw.get("tokenizer_class"), **own}
 
 
 def _open_files(directory: epath.Path) -> dict[str, Tensor]:
@@ -182,7 +168,7 @@ def save_hf(
       directory: the folder to make; it must not exist or be empty.
       config: the architecture; `family` and `embedding_copies` come back as they were read.
       params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
-      tokenizer_from: a folder whose spiece.model and tokenizer files are copied.
+      tokenizer_from: a folder whose tokenizer files are copied, all that there are.
       sentencepiece: a sentencepiece model, where there is no such folder.
       sentinels: how many ids follow the sentencepiece's own.
       bytes_vocabulary: whether ids are bytes (ByT5), which no file describes.

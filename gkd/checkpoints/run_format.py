@@ -27,8 +27,7 @@ from gkd.checkpoints.tensors import (
     unstacked,
 )
 from gkd.models.t5 import T5Config
-
-VOCABULARY_FILE = "spiece.model"
+from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 
 
 def open_run_checkpoint(
@@ -61,14 +60,16 @@ def open_run_checkpoint(
     }
     tensors = unstacked(tensors)
     check_tensors(tensors, config, folder)
-    vocabulary = folder.parent.parent / VOCABULARY_FILE
+    tokenizer = read_tokenizer(folder.parent.parent)
     return Checkpoint(
         path=folder,
         format="gkd",
         config=config,
         tensors=tensors,
-        vocabulary=vocabulary if vocabulary.exists() else None,
+        vocabulary=tokenizer.sentencepiece,
         bytes_vocabulary=(description.get("vocabulary") or {}).get("bytes", False),
+        sentinels=tokenizer.sentinels_of(config.family),
+        tokenizer=tokenizer,
         description=description,
     )
 
@@ -90,6 +91,7 @@ def save_run_checkpoint(
     params: Any,
     description: Mapping[str, Any],
     vocabulary: epath.PathLike | None = None,
+    tokenizer_from: epath.PathLike | None = None,
 ) -> None:
     """Writes a run directory that holds one step, 0, with parameters only: a start or a teacher.
 
@@ -99,6 +101,7 @@ def save_run_checkpoint(
       params: a nested dictionary of arrays, or names to `Tensor`s, which are read one at a time.
       description: as a run describes its checkpoints (`gkd.jobs.models.describe`).
       vocabulary: the sentencepiece model to put beside it.
+      tokenizer_from: a folder whose tokenizer files are copied, all that there are.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
@@ -118,7 +121,9 @@ def save_run_checkpoint(
         folders.write_item(step, folders.DESCRIPTION_ITEM, saved)
         folders.write_item(step, "metrics", {})
         hashes.write_hashes(step)
-        if vocabulary is not None:
+        if tokenizer_from is not None:
+            writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, run)
+        if vocabulary is not None and not (run / VOCABULARY_FILE).exists():
             (run / VOCABULARY_FILE).write_bytes(epath.Path(vocabulary).read_bytes())
 
 

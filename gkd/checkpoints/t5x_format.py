@@ -33,6 +33,7 @@ from gkd.checkpoints.tensors import (
 )
 from gkd.checkpoints.zarr_arrays import is_specification, locate_zarr, read_zarr, write_zarr
 from gkd.models.t5 import T5Config
+from gkd.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
 INDEX_FILE = "checkpoint"
 GIN_FILE = "config.gin"
@@ -130,14 +131,16 @@ def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint
         config = _infer(tensors, gin, folder)
     config = dataclasses.replace(config, stacked_layers=False)
     check_tensors(tensors, config, folder)
-    places = [place / name for place in (folder, folder.parent) for name in VOCABULARY_FILES]
+    read = [read_tokenizer(place, None, VOCABULARY_FILES) for place in (folder, folder.parent)]
+    tokenizer = next((one for one in read if one.names or one.sentencepiece), read[0])
     return Checkpoint(
         path=folder,
         format="t5x",
         config=config,
         tensors=tensors,
-        vocabulary=next((place for place in places if place.exists()), None),
-        bytes_vocabulary="ByteVocabulary" in gin,
+        vocabulary=tokenizer.sentencepiece,
+        bytes_vocabulary="ByteVocabulary" in gin or tokenizer.is_bytes,
+        tokenizer=tokenizer,
     )
 
 
@@ -322,6 +325,7 @@ def save_t5x(
     params: Any,
     step: int = 0,
     sentencepiece: epath.PathLike | None = None,
+    tokenizer_from: epath.PathLike | None = None,
 ) -> None:
     """Writes a checkpoint that T5X restores; tensor by tensor, all or nothing.
 
@@ -336,6 +340,7 @@ def save_t5x(
       params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
       step: the training step that the checkpoint says it is of.
       sentencepiece: a sentencepiece model to put beside it, as spiece.model.
+      tokenizer_from: a folder whose tokenizer files are copied, all that there are.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
@@ -349,7 +354,9 @@ def save_t5x(
         for name, tensor in tensors.items():
             array = _for_t5x(name, read_finite(tensor), config)
             target[name] = write_zarr(folder, f"target.{name.replace('/', '.')}", array)
-        if sentencepiece is not None:
+        if tokenizer_from is not None:
+            writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
+        if sentencepiece is not None and not (folder / VOCABULARY_FILES[0]).exists():
             (folder / VOCABULARY_FILES[0]).write_bytes(epath.Path(sentencepiece).read_bytes())
         (folder / GIN_FILE).write_text(_gin_of(config))
         state = {"step": np.asarray(step, np.int32)}

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from gkd.models.t5 import T5Config, as_seq2seq
+from gkd.tokenizer_files import TokenizerFiles
 
 _SHOWN_NAMES = 5
 _LAYER = re.compile(r"/layers_(\d+)/")
@@ -48,6 +49,7 @@ class Checkpoint:
       vocabulary: the sentencepiece model that lies beside it; None where there is none.
       bytes_vocabulary: whether the checkpoint says that its ids are bytes (ByT5).
       sentinels: how many ids its tokenizer adds after the sentencepiece's own.
+      tokenizer: the description by the tokenizer files beside it; None where nobody looked.
       description: what the run that wrote it said of it (this project's format), else None.
     """
 
@@ -58,6 +60,7 @@ class Checkpoint:
     vocabulary: epath.Path | None = None
     bytes_vocabulary: bool = False
     sentinels: int = 100
+    tokenizer: TokenizerFiles | None = None
     description: Mapping[str, Any] | None = None
 
 

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary",
         metavar="FILE",
-        help="a sentencepiece model to put beside the weights, or 'bytes'; else SRC's own",
+        help="a sentencepiece model, or a folder with a tokenizer, to put beside the weights, or "
+        "'bytes'; else SRC's own",
     )
 
 
@@ -54,8 +55,8 @@ def convert(
       to: 'gkd', 'huggingface' or 't5x'; None is Hugging Face, and gkd from there.
       step: of a run: a number or 'best'; None is the newest.
       dtype: of the written weights; None keeps every tensor's own.
-      vocabulary: a sentencepiece model to put beside the weights, or 'bytes'; None takes the
-        source's own, if it has one.
+      vocabulary: a sentencepiece model, or a folder with a tokenizer, to put beside the weights,
+        or 'bytes'; None takes the source's own, if it has one, with all its files.
 
     Raises:
       FileNotFoundError, FileExistsError, ValueError, OSError: in one line.
@@ -63,10 +64,13 @@ def convert(
     opened = models.open_model("SRC", source, as_step(step))
     to = to or ("gkd" if opened.format == "huggingface" else "huggingface")
     pieces = _vocabulary(opened, vocabulary)
+    folder = pieces and vocabularies.tokenizer_folder(pieces)
+    if vocabulary is None and opened.tokenizer is not None and opened.tokenizer.names:
+        folder = opened.tokenizer.folder
     total = len(opened.tensors)
     with Progress("convert", total) as progress:
         tensors = _counted(opened.tensors, dtype, progress)
-        _WRITERS[to](target, opened, tensors, pieces)
+        _WRITERS[to](target, opened, tensors, pieces, folder)
         values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
         progress.print(
             f"{source} ({opened.format}, {values:,} parameters) -> {target} ({to}), vocabulary: "
@@ -81,7 +85,7 @@ def as_step(text: int | str | None) -> int | str | None:
 
 def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
     """The vocabulary to write down, None where none is known."""
-    if given is None and opened.vocabulary is None and not opened.bytes_vocabulary:
+    if given is None and models.own_vocabulary(opened) is None:
         return None
     return models.vocabulary_of(opened, given)
 
@@ -111,29 +115,31 @@ def _counted(
     }
 
 
-def _write_run(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
+def _write_run(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any) -> None:
     description = models.describe(opened.config, vocabulary)
     pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
-    run_format.save_run_checkpoint(target, opened.config, tensors, description, pieces)
+    run_format.save_run_checkpoint(target, opened.config, tensors, description, pieces, folder)
 
 
-def _write_hugging_face(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
+def _write_hugging_face(
+    target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any
+) -> None:
     pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
     hugging_face.save_hf(
         target,
         opened.config,
         tensors,
-        tokenizer_from=opened.path if opened.format == "huggingface" else None,
+        tokenizer_from=folder,
         sentencepiece=pieces,
         sentinels=None if pieces is None else vocabulary.extra_ids,
         bytes_vocabulary=vocabulary is not None and vocabularies.is_byte_level(vocabulary),
     )
 
 
-def _write_t5x(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any) -> None:
+def _write_t5x(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any) -> None:
     pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
     step = opened.path.name if opened.format == "gkd" else "0"
-    t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces)
+    t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces, folder)
 
 
 _WRITERS = {"gkd": _write_run, "huggingface": _write_hugging_face, "t5x": _write_t5x}

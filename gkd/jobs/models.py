@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gkd.checkpoints import formats
-from gkd.checkpoints.run_format import VOCABULARY_FILE
 from gkd.checkpoints.tensors import Checkpoint, check_tensors, read_onto
 from gkd.data import vocabularies
 from gkd.data.tasks import TaskSpec
@@ -23,6 +22,7 @@ from gkd.models.interface import Seq2SeqModel
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
+from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,13 +67,19 @@ def describe_vocabulary(vocabulary: Any) -> dict[str, Any]:
 
 
 def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
-    """Puts the sentencepiece model beside a run's checkpoints, so that it travels with them."""
-    source = vocabularies.sentencepiece_file(vocabulary)
-    target = directory / VOCABULARY_FILE
-    if source is not None and not target.exists() and processes.is_first():
-        temporary = target.with_suffix(".tmp")
-        temporary.write_bytes(pathlib.Path(source).read_bytes())
-        temporary.replace(target)
+    """Puts the tokenizer's files beside a run's checkpoints, so that they travel with them."""
+    folder, pieces = vocabularies.tokenizer_folder(vocabulary), None
+    if folder is None:
+        pieces = vocabularies.sentencepiece_file(vocabulary)
+    sources = {name: folder / name for name in TOKENIZER_FILES} if folder is not None else {}
+    if pieces is not None:
+        sources = {VOCABULARY_FILE: pathlib.Path(pieces)}
+    for name, source in sources.items():
+        target = directory / name
+        if processes.is_first() and source.exists() and not target.exists():
+            temporary = target.with_suffix(".tmp")
+            temporary.write_bytes(source.read_bytes())
+            temporary.replace(target)
 
 
 def open_model(role: str, checkpoint: str, step: int | str | None = None) -> Checkpoint:
@@ -136,7 +142,7 @@ def load_model(
     opened = None
     if checkpoint is not None:
         opened = open_model(role, checkpoint, step)
-        _check_vocabulary(role, opened, task)
+        check_vocabulary(role, opened, task)
     ways = {"dtype": dtype, "stacked_layers": stacked_layers, "remat": remat}
     config, model = _build(role, opened, architecture, ways)
     if config.vocab_size < task.vocabulary.vocab_size:
@@ -187,27 +193,48 @@ def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
 
     Args:
       opened: the checkpoint.
-      given: a sentencepiece model file, or 'bytes'; None takes the checkpoint's own, or else the
-        file that the environment's GKD_VOCABULARY names.
+      given: a sentencepiece model file, a checkpoint's folder, or 'bytes'; None takes the
+        checkpoint's own, or else what the environment's GKD_VOCABULARY names, and reports that.
 
     Raises:
       FileNotFoundError: none is known, or the file does not exist.
-      ValueError: the vocabulary has more ids than the model.
+      ValueError: the vocabulary has more ids than the model; a tokenizer that is not read.
     """
-    if given == "bytes" or (given is None and opened.bytes_vocabulary):
+    if given == "bytes":
         vocabulary = vocabularies.byte_level()
-    elif given is None and opened.vocabulary is not None:
-        vocabulary = vocabularies.sentencepiece(str(opened.vocabulary), _sentinels(opened))
-    else:
+    elif given is not None:
         vocabulary = vocabularies.t5(given, _sentinels(opened))
+    else:
+        vocabulary = own_vocabulary(opened)
+        if vocabulary is None:
+            vocabulary = vocabularies.t5(None, _sentinels(opened))
+            _LOG.warning(
+                "%s names no vocabulary: the one of %s is taken on trust",
+                opened.path, vocabularies.ENVIRONMENT,
+            )  # fmt: skip
     vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # says what does not fit
     return vocabulary
+
+
+def own_vocabulary(opened: Checkpoint) -> Any:
+    """The vocabulary that a checkpoint's own files describe; None where they describe none.
+
+    Raises:
+      ValueError: a tokenizer that is damaged or of a kind that is not read.
+    """
+    files = opened.tokenizer
+    if files is None or files.is_empty:
+        return vocabularies.byte_level() if opened.bytes_vocabulary else None
+    if opened.bytes_vocabulary and not files.is_bytes:
+        return vocabularies.byte_level()
+    return vocabularies.from_files(files, _sentinels(opened))
 
 
 def _sentinels(opened: Checkpoint) -> int:
     """How many ids follow the sentencepiece's own: what the run said, else what its family has."""
     described = (opened.description or {}).get("vocabulary")
-    if described and opened.vocabulary is not None:
+    alone = opened.tokenizer is not None and opened.tokenizer.names == (VOCABULARY_FILE,)
+    if described and opened.vocabulary is not None and alone:
         own = vocabularies.sentencepiece(str(opened.vocabulary)).vocab_size
         return described["size"] - own
     return opened.sentinels
@@ -297,8 +324,12 @@ def shared_valid_ids(student: LoadedModel, teacher: LoadedModel | None, task: Ta
     return jnp.asarray(np.asarray(vocabularies.valid_ids(task.vocabulary, size)))
 
 
-def _check_vocabulary(role: str, opened: Checkpoint, task: TaskSpec) -> None:
-    """Compares a checkpoint's vocabulary with the task's, piece by piece where both are known."""
+def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
+    """Compares a checkpoint's vocabulary with the task's, piece by piece where both are known.
+
+    Raises:
+      ValueError: they differ; a tokenizer that is not read.
+    """
     difference = _vocabulary_difference(role, opened, task.vocabulary)
     if difference:
         raise ValueError(
@@ -313,15 +344,21 @@ def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | 
     here = describe_vocabulary(wanted)
     if described and (described["size"], described["sha256"]) == (here["size"], here["sha256"]):
         return None
-    if opened.bytes_vocabulary or here["bytes"]:
-        if opened.bytes_vocabulary and here["bytes"]:
+    own = own_vocabulary(opened)
+    if own is None and described and here["bytes"]:
+        return "one is bytes, the other pieces"
+    if own is not None:
+        are_bytes = [vocabularies.is_byte_level(own), here["bytes"]]
+        if all(are_bytes):
             return None
-        if opened.bytes_vocabulary or opened.vocabulary or described:
+        folders = [vocabularies.tokenizer_folder(one) is not None for one in (own, wanted)]
+        if any(are_bytes) and not any(folders):
             return "one is bytes, the other pieces"
-    if opened.vocabulary is not None:
-        extra = wanted.extra_ids
-        own = vocabularies.sentencepiece(str(opened.vocabulary), extra)
+        if vocabularies.sentencepiece_file(own) is not None:  # sentinels are not compared
+            own = vocabularies.sentencepiece(str(opened.vocabulary), wanted.extra_ids)
         difference = vocabularies.same_vocabulary(own, wanted)
+        if difference and folders[0]:
+            return f"{difference} (set {vocabularies.ENVIRONMENT} to {opened.tokenizer.folder})"
         if difference or not described:
             return difference
     if described:

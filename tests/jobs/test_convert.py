@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import ml_dtypes
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 
 from gkd.checkpoints import formats, load_hf, run_format
 from gkd.checkpoints.tensors import read_numpy
+from gkd.data import vocabularies
 from gkd.jobs import command_line, models
 from gkd.parallel import mesh as meshes
 
@@ -71,6 +73,46 @@ def test_the_vocabulary_travels(source, shared, tmp_path, capfd):
     config = json.loads((tmp_path / "bytes" / "config.json").read_text())
     assert config["tokenizer_class"] == "ByT5Tokenizer"
     assert formats.open_checkpoint(tmp_path / "bytes").bytes_vocabulary
+
+
+def test_added_tokens_travel_through_every_format(shared, tmp_path, capfd):
+    case = shared / "cases/tokenizers/added_tokens"
+    if not case.is_dir():
+        pytest.skip(f"needs the shared fixtures: no {case}")
+    here = case
+    for to in ("gkd", "t5x", "huggingface"):
+        there = tmp_path / to
+        assert "vocabulary: 32104 ids" in convert(capfd, here, there, "--to", to)
+        opened = models.open_model("MODEL", str(there))
+        ids = vocabularies.encode_texts(models.vocabulary_of(opened), ["a < b { c } \n\tnew"])
+        assert ids == [[3, 9, 32102, 3, 115, 32100, 3, 75, 32101, 32103, 126]]
+        here = there
+    for path in case.iterdir():
+        if path.name.startswith(("spiece", "tokenizer", "added", "special")):
+            assert (here / path.name).read_bytes() == path.read_bytes()
+    plain = shared / "data/t5_vocab/spiece.model"
+    convert(capfd, case, tmp_path / "plain", "--to=huggingface", "--vocabulary", plain)
+    assert not (tmp_path / "plain" / "added_tokens.json").exists()  # not another's tokens
+    # A run keeps them, and a task with another vocabulary is told where to find this one.
+    run = tmp_path / "run"
+    run.mkdir()
+    models.save_vocabulary(vocabularies.t5(str(case)), run)
+    assert vocabularies.t5(str(run)).vocab_size == 32104
+    opened = models.open_model("STUDENT", str(case))
+    task = types.SimpleNamespace(name="a", vocabulary=vocabularies.t5(str(plain)))
+    with pytest.raises(ValueError, match="32104 ids, the other 32100 .set GKD_VOCABULARY to .*;"):
+        models.check_vocabulary("STUDENT", opened, task)
+
+
+def test_no_other_vocabulary_takes_a_tokenizers_place(source, capfd, tmp_path, monkeypatch):
+    (source / "spiece.model").unlink(missing_ok=True)
+    (source / "vocab.json").write_text("{}")
+    file = models.vocabularies.arithmetic().sentencepiece_model_file
+    monkeypatch.setenv("GKD_VOCABULARY", str(file))
+    error = convert(capfd, source, tmp_path / "run", code=1)
+    assert "has its tokenizer in vocab.json, which is not read" in error
+    assert error.count("\n") == 1
+    convert(capfd, source, tmp_path / "run", "--vocabulary", file)
 
 
 def test_dtype(source, tmp_path, capfd):
