@@ -74,6 +74,21 @@ def test_the_reward_in_the_log_is_the_mean_over_the_students_rows(on_policy, mea
     assert float(got[0] / got[1]) == pytest.approx(policy, rel=1e-5)
 
 
+def test_an_examples_weight_counts_once_in_the_policy_gradient():
+    """Rows of weight 2 and ½ with 3 and 2 tokens: Σ w·A·Σ log Q over Σ w."""
+    weights = np.array([[2.0, 2.0, 2.0], [0.5, 0.5, 0.0]])
+    rollout = rollout_of([True, True], [1.0, 3.0], [0.7, -1.1])
+    total, weight, metrics = losses.reward_and_divergence_loss(
+        DenseLogits(jnp.asarray(STUDENT)), None,
+        rollout.replace(weights=jnp.asarray(weights, jnp.float32)),
+        alpha=0.0, divergence=None, valid=jnp.asarray(VALID),
+    )  # fmt: skip
+    log_q = (chosen(np.where(VALID, log_softmax(STUDENT), 0)) * (weights > 0)).sum(axis=1)
+    want = -(2.0 * 0.7 * log_q[0] + 0.5 * -1.1 * log_q[1]) / 2.5
+    assert float(total / weight) == pytest.approx(want, rel=1e-5)
+    assert float(metrics["reward"][0] / metrics["reward"][1]) == pytest.approx(3.5 / 2.5)
+
+
 @pytest.mark.parametrize("tail", ["bucket", "renormalise"])
 def test_a_truncated_teacher_leaves_the_students_temperature_in_the_loss(tail):
     """Three of the five usable ids; the student at ½ or 2, the teacher at its own 1."""
