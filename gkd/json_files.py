@@ -29,6 +29,7 @@ class Field:
       kinds: accepted Python types. `int` does not accept booleans; `float` accepts integers and
         refuses NaN and infinities.
       least, most: bounds of a number, inclusive; of a string or list, of its length.
+      above, below: exclusive bounds of a number.
       choices: the only values allowed, if not empty.
       required: whether the field must be there.
       none: whether null (None) is accepted.
@@ -37,6 +38,8 @@ class Field:
     kinds: tuple[type, ...]
     least: float | int | None = None
     most: float | int | None = None
+    above: float | int | None = None
+    below: float | int | None = None
     choices: tuple[Any, ...] = ()
     required: bool = False
     none: bool = False
@@ -161,6 +164,10 @@ def check_value(value: Any, field: Field, name: str) -> None:
         raise ValueError(f"{name} is {shown(value)}: use {noun}{field.least} or more")
     if field.most is not None and size > field.most:
         raise ValueError(f"{name} is {shown(value)}: use {noun}{field.most} or less")
+    if field.above is not None and not size > field.above:
+        raise ValueError(f"{name} is {shown(value)}: use more than {field.above}")
+    if field.below is not None and not size < field.below:
+        raise ValueError(f"{name} is {shown(value)}: use less than {field.below}")
 
 
 def _has_kind(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -286,7 +286,7 @@ def provider_source(provider: str, max_examples: int | None = None) -> Any:
     except ValueError as error:
         raise ValueError(
             f"seqio knows no task or mixture {provider!r}: import the module that registers it in "
-            "the gin file"
+            "the gin file, and allow that with --allow_module"
         ) from error
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:

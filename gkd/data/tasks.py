@@ -226,7 +226,8 @@ def from_seqio(
 ) -> TaskSpec:
     """Any task or mixture that is in seqio's registries, by the texts it has before tokenisation.
 
-    A gin file registers them by importing the module that does, e.g. `import flan.v2.mixtures`.
+    A gin file registers them by importing the module that does, e.g. `import flan.v2.mixtures`,
+    which the command line must allow: `--allow_module=flan`.
 
     Args:
       provider: its name there, e.g. `flan_zsopt`.

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gkd.jobs import buckets
+from gkd.jobs import buckets, plain_arguments
 from gkd.jobs.signals import EXIT_LOST, EXIT_STOPPED, Stopped
 from gkd.parallel import processes
 
@@ -31,9 +31,8 @@ class Verb:
     Attributes:
       module, function: where it is.
       summary: for the help text.
-      plain: it takes options of its own instead of gin files: its module's
-        `add_arguments(parser: argparse.ArgumentParser) -> None` declares them, and the function is
-        called with what was given as keywords.
+      plain: it takes options of its own instead of gin files: `plain_arguments` declares them, or
+        its module's `add_arguments(parser)`, and the function gets what was given as keywords.
       about: it takes options of its own beside the gin files of another verb, this one, whose
         configured function it is called with as `run`.
       reads_files: that its gin files name; the others only speak of them, also of gs:// paths.
@@ -46,9 +45,9 @@ class Verb:
     about: str | None = None
     reads_files: bool = False
 
-    def load(self) -> Callable[..., Any]:
-        """Imports the function."""
-        return getattr(importlib.import_module(self.module), self.function)
+    def load(self, function: str = "") -> Callable[..., Any]:
+        """Imports the function, or another of its module."""
+        return getattr(importlib.import_module(self.module), function or self.function)
 
     @property
     def selector(self) -> str:
@@ -86,6 +85,8 @@ options of verbs with gin files:
   --gin.NAME=VALUE  overrides a macro (--gin.LAMBDA=0.5), a function
                     (--gin.DIVERGENCE=@divergences.reverse_kl) or a parameter
                     (--gin.train.train.steps=100); text needs quotes: '--gin.MODEL_DIR="runs/a"'
+  --allow_module=NAME  lets gin files import and use this Python module, whose code then runs; by
+                    default they may use gkd's own functions only
   --help            this text; `python -m gkd plan --help` has that verb's further options
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
@@ -106,6 +107,7 @@ class Command:
     verb: str
     gin_files: tuple[str, ...]
     overrides: tuple[str, ...]  # NAME=VALUE
+    allowed: tuple[str, ...] = ()  # modules that gin files may use besides gkd's
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the verb's own
 
     @property
@@ -160,14 +162,14 @@ def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
 
 
 def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
-    module = importlib.import_module(VERBS[verb].module)
+    add_arguments = plain_arguments.ADD_ARGUMENTS.get(verb) or VERBS[verb].load("add_arguments")
     parser = argparse.ArgumentParser(
         prog=f"python -m gkd {verb}",
         description=VERBS[verb].summary,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    module.add_arguments(parser)
+    add_arguments(parser)
     if "--help" in options or "-h" in options:
         return parser.format_help()
 
@@ -196,7 +198,7 @@ def _parse_about(verb: str, options: Sequence[str]) -> Command | str:
     """Gin's options, and then all others as the verb's own."""
     is_gin, rest = [], list(options)
     for option in options:
-        if option.startswith(("--gin_file=", "--gin.")):
+        if option.startswith(("--gin_file=", "--gin.", "--allow_module=")):
             is_gin.append(option)
             rest.remove(option)
     own = _parse_plain(verb, rest)
@@ -206,7 +208,7 @@ def _parse_about(verb: str, options: Sequence[str]) -> Command | str:
 
 
 def _parse_gin(verb: str, options: Sequence[str]) -> Command:
-    gin_files, overrides = [], []
+    gin_files, overrides, allowed = [], [], []
     remaining = iter(options)
     for option in remaining:
         name, equals, value = option.partition("=")
@@ -215,15 +217,19 @@ def _parse_gin(verb: str, options: Sequence[str]) -> Command:
             if not value:
                 raise UsageError("--gin_file needs a file name")
             gin_files.append(value)
+        elif name == "--allow_module":
+            value = value if equals else next(remaining, "")
+            if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", value):
+                raise UsageError(f"--allow_module is {value!r}: name a module, e.g. my.divergences")
+            allowed.append(value)
         elif option.startswith("--gin."):
             overrides.append(option.removeprefix("--gin."))
         else:
-            raise UsageError(
-                f"unknown option {option!r}{_suggestion(name, ['--gin_file', '--gin.', '--help'])}"
-            )
+            known = ["--gin_file", "--gin.", "--allow_module", "--help"]
+            raise UsageError(f"unknown option {option!r}{_suggestion(name, known)}")
     if not gin_files:
         raise UsageError(f"{verb} needs at least one --gin_file=FILE")
-    return Command(verb, tuple(gin_files), tuple(overrides))
+    return Command(verb, tuple(gin_files), tuple(overrides), tuple(allowed))
 
 
 def _suggestion(name: str, candidates: Any) -> str:
@@ -270,6 +276,8 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     except (ValueError, SyntaxError) as error:  # what the check did not foresee
         raise ConfigError(one_line(error)) from error
     configured = gin.get_configurable(function)
+    if command.verb == "sweep" and command.allowed:
+        return functools.partial(configured, allow_module=command.allowed)
     if VERBS[command.verb].about:
         return functools.partial(VERBS[command.verb].load(), configured, **command.options)
     return configured
@@ -287,7 +295,7 @@ def read_configuration(command: Command) -> Any:
     Raises:
       ConfigError: anything wrong with the configuration, in one line.
     """
-    from gkd.jobs import gin_check
+    from gkd.jobs import gin_check, gin_settings
     from gkd.jobs.gin_files import GinReader, resolve_gin_file
 
     reader = GinReader()
@@ -297,6 +305,8 @@ def read_configuration(command: Command) -> Any:
     for override in command.overrides:
         reader.read_override(override, imports)
     verb = command.configured
+    # Before anything is imported: a module runs code, and JAX and TensorFlow take seconds.
+    gin_settings.check(reader, (verb.module, *command.allowed))
     gin_check.check(reader, verb.load(), verb.selector)
     return reader
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,33 +9,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gkd.checkpoints import formats, hugging_face, run_format, t5x_format
+from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint, Tensor
 from gkd.data import vocabularies
 from gkd.jobs import models
 from gkd.jobs.progress import Progress
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    parser.add_argument("source", metavar="SRC", help="a checkpoint; its files show its format")
-    parser.add_argument("target", metavar="DST", help="the folder to make")
-    parser.add_argument(
-        "--to",
-        choices=formats.FORMATS,
-        help="the format to write: gkd (a run directory, the default for a Hugging Face SRC), "
-        "huggingface (the default otherwise), t5x",
-    )
-    parser.add_argument("--step", help="of a run: a number or 'best'; the newest by default")
-    parser.add_argument("--dtype", choices=_DTYPES, help="convert the weights; else as in SRC")
-    parser.add_argument(
-        "--vocabulary",
-        metavar="FILE",
-        help="a sentencepiece model, or a folder with a tokenizer, to put beside the weights, or "
-        "'bytes'; else SRC's own",
-    )
 
 
 def convert(

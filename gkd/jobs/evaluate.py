@@ -9,10 +9,11 @@ from typing import Any
 from gkd.data.tasks import TaskSpec
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import evaluation_report as report
-from gkd.jobs import models
+from gkd.jobs import models, settings
 from gkd.jobs.decoding import Decoding
 from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.training_loop import write_json
+from gkd.jobs.verb_settings import EVALUATE
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
 
@@ -77,6 +78,7 @@ def evaluate(
     Raises:
       ValueError, FileNotFoundError: in one line.
     """
+    settings.check_call(EVALUATE, locals())
     ways = decodings(task, target_length, temperatures, samples, beams, length_penalty, seed)
     path = pathlib.Path(output) if output else _default_output(checkpoint, split)
     if not path.parent.is_dir():

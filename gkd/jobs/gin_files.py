@@ -13,6 +13,7 @@ from typing import Any
 from gin import config_parser
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+_SHOWN = 80  # characters of a token that an error shows
 
 
 class ConfigError(ValueError):
@@ -146,10 +147,15 @@ def parse_statements(text: str, name: str, show_line: bool = True) -> tuple[Any,
     """
 
     def fail(line: int | None, message: str) -> ConfigError:
-        return ConfigError(f"{name}:{line}: {message}" if show_line else f"{name}: {message}")
+        place = f"{name}:{line}" if show_line and line else name
+        return ConfigError(f"{place}: {message}")
 
     try:
         return tuple(config_parser.ConfigParser(io.StringIO(text), _Delegate()))
+    except RecursionError:
+        raise fail(None, "brackets are nested too deeply") from None
+    except TypeError as error:  # a list as a key of a dictionary
+        raise fail(None, f"syntax error: {error}") from None
     except tokenize.TokenError as error:
         message, (line, _) = error.args
         raise fail(line, f"syntax error: {message}") from None
@@ -159,8 +165,12 @@ def parse_statements(text: str, name: str, show_line: bool = True) -> tuple[Any,
             raise fail(error.lineno, f"syntax error: {' '.join(message.split())}") from None
         raise fail(
             error.lineno,
-            f"{token} is not a gin value: text needs quotes, a macro %, a function @",
+            f"{_shortened(token)} is not a gin value: text needs quotes, a macro %, a function @",
         ) from None
+
+
+def _shortened(token: str) -> str:
+    return token if len(token) <= _SHOWN else f"{token[:_SHOWN]}…"
 
 
 def resolve_gin_file(path: str) -> pathlib.Path:
@@ -216,9 +226,11 @@ class GinReader:
         if including and path in self._visited:
             return
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{source.name}: not a text file ({error.reason})") from None
+            raise ConfigError(
+                f"{source.name}: not UTF-8 text ({error.reason} at byte {error.start})"
+            ) from None
         self._visited.add(path)
         self.sources.append(source)
         for statement in parse_statements(text, source.name):

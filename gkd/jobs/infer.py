@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import inspect
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-# What needs JAX and TensorFlow is imported by `infer` itself: `--help` and usage errors are then a
-# matter of milliseconds.
+from gkd.jobs import settings
+from gkd.jobs.verb_settings import INFER
 
 BATCHES_PER_WINDOW = 32
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the verb's options; their defaults are those of `infer`."""
-    defaults = {name: value.default for name, value in inspect.signature(infer).parameters.items()}
-
-    def option(name: str, text: str, **how: Any) -> None:
-        default = defaults[name]
-        if default is inspect.Parameter.empty:
-            how["required"], default = True, argparse.SUPPRESS
-        parser.add_argument(f"--{name}", help=text, default=default, **how)
-
-    option("model", "a checkpoint: of a run, Hugging Face's, T5X's", metavar="DIR")
-    option("input", "FILE.txt (an input a line), .tsv (with a header) or .jsonl", metavar="FILE")
-    option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin")
-    option("split", "of --task; None is train")
-    option("gin", "--gin.NAME=VALUE overrides a macro of --task's file; may be repeated",
-           metavar="NAME=VALUE", action="append")  # fmt: skip
-    option("output", "FILE.jsonl, one line a sample in the inputs' order", metavar="FILE")
-    option("step", "of a run: best or a number; None is the newest", type=_step)
-    option("input_field", "of TSV and JSONL; None is the first of input, inputs, text, prompt")
-    option("target_field", "for --score; None is the first of target, targets")
-    option("prefix", "text before every input; not part of the output's field input")
-    option("vocabulary", "spiece.model, or bytes; None is the checkpoint's own", metavar="FILE")
-    option("input_length", "tokens; longer inputs are cut", type=int)
-    option("max_length", "tokens of an output, EOS included; also of a scored target", type=int)
-    option("batch_size", "inputs a batch, over all devices", type=int)
-    option("temperature", "0 is greedy, above 0 samples", type=float)
-    option("top_k", "sample from the k most probable ids; 0 is all", type=int)
-    option("top_p", "sample from the most probable ids that hold this mass", type=float)
-    option("samples", "outputs an input", type=int)
-    option("beams", "beam search that keeps the best --samples; 0 is none", type=int)
-    option("length_penalty", "of a beam search; None is T5's 0.6", type=float)
-    option("seed", "of sampling", type=int)
-    option("dtype", "None is bfloat16 on accelerators", choices=("float32", "bfloat16"))
-    option("score", "add target_log_probs, of the target's tokens", action="store_true")
-    option("top_k_log_probs", "with --score, how many ids to keep at each token", type=int)
-    option("model_parallelism", "devices that share a copy of the model", type=int)
-
-
-def _step(text: str) -> int | str:
-    return text if text == "best" else int(text)
 
 
 def infer(
@@ -83,6 +39,7 @@ def infer(
     score: bool = False,
     top_k_log_probs: int | None = None,
     model_parallelism: int = 1,
+    allow_module: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Writes what a model answers to every input of a file, or of a task's split.
 
@@ -95,7 +52,7 @@ def infer(
     and from what it was made. The same call continues it, and the result is the same byte for byte.
 
     Args:
-      As `add_arguments` describes them.
+      As `plain_arguments.add_infer_arguments` describes them.
 
     Returns:
       The totals of this call; none where the output was complete.
@@ -104,6 +61,7 @@ def infer(
       ValueError, FileNotFoundError, FileExistsError: in one line.
       Stopped: a signal came; what was complete is kept.
     """
+    settings.check_call(INFER, locals())
     import jax
 
     from gkd.data import vocabularies
@@ -112,7 +70,6 @@ def infer(
 
     files = inference_files.OutputFiles(pathlib.Path(output))
     files.check()
-    _check_sizes(input_length=input_length, batch_size=batch_size)
     if jax.process_count() > 1:
         raise ValueError("infer runs in one process: give each process its own part of the input")
     decoding = generation.Decoding(
@@ -121,7 +78,9 @@ def infer(
     _check_top_k(top_k_log_probs, score)
     own = {"--prefix": prefix, "--input_field": input_field, "--target_field": target_field}
     if _is_task(input, task, split, gin, own):
-        source = inference_files.open_split(task, gin or (), split or "train", score)
+        source = inference_files.open_split(
+            task, gin or (), split or "train", score, allow_module or ()
+        )
     else:
         source = inference_files.open_source(input, input_field, target_field, score)
     opened = models.open_model("MODEL", model, step)
@@ -135,7 +94,7 @@ def infer(
     mesh, rules = meshes.make_mesh(model=model_parallelism), meshes.rules_for()
     dtype = dtype or models.inference_dtype(mesh)
     window = BATCHES_PER_WINDOW * batch_size
-    settings = {
+    facts = {
         "model": str(opened.path),
         "format": opened.format,
         "vocabulary": models.describe_vocabulary(words),
@@ -151,7 +110,7 @@ def infer(
         "top_k_log_probs": top_k_log_probs,
         "model_parallelism": model_parallelism,
     }
-    done = files.resume(settings, window, source.count, samples)
+    done = files.resume(facts, window, source.count, samples)
     if done is None:
         print(f"{output} is complete, and was written with these settings: nothing to do")
         return {}
@@ -169,17 +128,8 @@ def infer(
     return totals
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: use 1 or more")
-
-
 def _check_top_k(top_k_log_probs, score) -> None:
-    if top_k_log_probs is None:
-        return
-    _check_sizes(top_k_log_probs=top_k_log_probs)
-    if not score:
+    if top_k_log_probs is not None and not score:
         raise ValueError("top_k_log_probs are of the targets' tokens: give --score too")
 
 

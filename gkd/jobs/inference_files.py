@@ -126,7 +126,9 @@ class SplitSource:
             )
 
 
-def open_split(path: str, overrides: Sequence[str], split: str, score: bool) -> SplitSource:
+def open_split(
+    path: str, overrides: Sequence[str], split: str, score: bool, allowed: Sequence[str] = ()
+) -> SplitSource:
     """Reads the texts of a task's split, in the split's order, as many as the task takes of them.
 
     Args:
@@ -134,11 +136,12 @@ def open_split(path: str, overrides: Sequence[str], split: str, score: bool) -> 
       overrides: NAME=VALUE, of its macros.
       split: the name of one of the task's splits.
       score: whether targets are needed.
+      allowed: modules that the gin file may import besides gkd's own.
 
     Raises:
       ValueError: the task has no such split; and as `task_files.read_task`.
     """
-    task = read_task(path, overrides)
+    task = read_task(path, overrides, allowed)
     if split not in task.splits:
         raise ValueError(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
     texts = mixtures.read_texts(task.task.source, task.texts, split)

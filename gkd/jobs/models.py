@@ -138,7 +138,7 @@ def load_model(
       FileNotFoundError: the checkpoint does not exist.
     """
     if checkpoint is None and architecture is None:
-        raise ValueError(f"set {role} (a checkpoint) or {role}_MODEL (an architecture)")
+        raise ValueError(f"set {role} (a checkpoint) or {_macro(role)} (an architecture)")
     opened = None
     if checkpoint is not None:
         opened = open_model(role, checkpoint, step)
@@ -148,7 +148,7 @@ def load_model(
     if config.vocab_size < task.vocabulary.vocab_size:
         raise ValueError(
             f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
-            f"{task.vocabulary.vocab_size}: set {role}_MODEL's vocab_size to that or more"
+            f"{task.vocabulary.vocab_size}: set {_macro(role)}'s vocab_size to that or more"
         )
     loaded = _placed(config, model, mesh, rules, opened and str(opened.path), params_dtype)
     if with_params and opened is not None:
@@ -240,12 +240,17 @@ def _sentinels(opened: Checkpoint) -> int:
     return opened.sentinels
 
 
+def _macro(role: str) -> str:
+    """The macro of a role's architecture."""
+    return "REWARD_ARCHITECTURE" if role == "REWARD_MODEL" else f"{role}_MODEL"
+
+
 def _build(role, opened, architecture, ways):
     """(config, model functions) of a checkpoint, an architecture, or both for a T5X module."""
     if is_module(architecture):
         if any(value is not None for value in ways.values()):
             wrong = next(name for name, value in ways.items() if value is not None)
-            raise ValueError(f"{role}_MODEL is a T5X module: set its {wrong} in its own gin")
+            raise ValueError(f"{_macro(role)} is a T5X module: set its {wrong} in its own gin")
         if opened is not None:
             check_tensors(opened.tensors, architecture.config, opened.path)
         return architecture.config, architecture.model
@@ -269,8 +274,8 @@ def _check_agrees(role, opened, architecture) -> None:
         wanted, found = (getattr(c, field.name) for c in (architecture, opened.config))
         if wanted != found:
             raise ValueError(
-                f"{role}_MODEL has {field.name}={wanted}, but the checkpoint {opened.path} "
-                f"{found}: leave {role}_MODEL at None, or choose the checkpoint it describes"
+                f"{_macro(role)} has {field.name}={wanted}, but the checkpoint {opened.path} "
+                f"{found}: leave {_macro(role)} at None, or choose the checkpoint it describes"
             )
 
 

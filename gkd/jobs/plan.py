@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import pathlib
@@ -12,8 +11,10 @@ from typing import Any
 import jax
 import rich.console
 
-from gkd.jobs import plan_programs, plan_report
+from gkd.jobs import plan_programs, plan_report, settings
+from gkd.jobs.plain_arguments import PROGRAMS as PROGRAM_NAMES
 from gkd.jobs.plan_search import search_meshes
+from gkd.jobs.verb_settings import PLAN
 from gkd.parallel.topologies import topology_chip, topology_devices, topology_slices
 
 # What makes a run of any method a fine-tuning of the same student on the same data.
@@ -30,29 +31,11 @@ PROGRAMS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options, besides its run's gin files."""
-    parser.add_argument("--topology", required=True, help="v5e:16x16, 2*v5e:16x16 (two), cpu:8")
-    parser.add_argument("--mesh", help="data:64,model:4; by default the run's MODEL_PARALLELISM")
-    parser.add_argument(
-        "--programs", default=",".join(PROGRAMS), help="which to compile, with commas between"
-    )
-    parser.add_argument(
-        "--expected_length", type=float, help="tokens of an output on average; by default all"
-    )
-    parser.add_argument("--price", type=float, help="of a chip for an hour")
-    parser.add_argument(
-        "--search", action="store_true",
-        help="compile the step for every mesh and number of microbatches that divide; rank them",
-    )  # fmt: skip
-    parser.add_argument("--output", help="a JSON file for all of it")
-
-
 def plan(
     run: Callable[..., Any],
     topology: str,
     mesh: str | None = None,
-    programs: str = ",".join(PROGRAMS),
+    programs: str = ",".join(PROGRAM_NAMES),
     expected_length: float | int | None = None,
     price: float | int | None = None,
     search: bool = False,
@@ -76,6 +59,7 @@ def plan(
     Raises:
       ValueError: something does not fit together, or a count of FLOPs cannot be trusted.
     """
+    settings.check_call(PLAN, locals())
     chip = topology_chip(topology)
     devices = topology_devices(topology)
     if devices[0].platform != jax.default_backend():  # what is compiled could not be read back here

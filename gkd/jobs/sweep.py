@@ -14,11 +14,14 @@ from typing import Any
 
 from gkd.jobs import buckets, command_line, sweep_changes, sweep_status, sweep_table
 from gkd.jobs.gin_files import references_in
+from gkd.jobs.settings import check_call
 from gkd.jobs.sweep_cells import Cell
 from gkd.jobs.sweep_runner import Runner
 from gkd.jobs.training_loop import SUMMARY_FILE
+from gkd.jobs.verb_settings import SWEEP
+from gkd.json_files import shown
 
-ACTIONS = ("run", "list", "status", "table")
+OVER = "seed"  # by default the table averages over this axis, where there is one
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _TRAIN = "/gkd.jobs.train.train."  # how bindings of the verb `train` begin
 _FIRST_VERBS = ("train", "infer")
@@ -33,10 +36,11 @@ def sweep(
     evaluations: Mapping[str, Any] | None = None,
     first: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
-    over: str = "seed",
+    over: str = OVER,
     at_once: int = 1,
     retries: int = 3,
     launcher: Sequence[str] = (),
+    allow_module: Sequence[str] = (),
 ) -> None:
     """Runs every cell of the product of the axes, each in a process of its own.
 
@@ -65,16 +69,16 @@ def sweep(
       launcher: words in place of `python -m gkd`, {name} being the cell's name in them: ['env',
         'TPU_NAME={name}', 'bash', 'launch/tpu_vm.sh', 'all']. What it runs must write where this
         process can read it, for a cell to be complete.
+      allow_module: modules that the cells' gin files may use, as the command line was given them.
 
     Raises:
       ValueError: a wrong grid or configuration; cells that failed.
       Stopped: SIGTERM or Ctrl-C came; the running cells have saved.
     """
-    if at_once < 1 or retries < 0:
-        raise ValueError(f"AT_ONCE is {at_once}, RETRIES {retries}: use 1 or more, 0 or more")
-    if action not in ACTIONS:
-        raise ValueError(f"ACTION is {action!r}: choose one of {', '.join(ACTIONS)}")
-    cells = plan(directory, gin_files, axes, overrides, evaluations, first)
+    check_call(SWEEP, locals())
+    cells = plan(directory, gin_files, axes, overrides, evaluations, first, allow_module)
+    if over not in axes and over != OVER:
+        raise ValueError(f"OVER is {over!r}, but the axes are {', '.join(axes)}: choose one")
     _check_launch_names(cells, launcher)
     if action == "list":
         for cell in cells:
@@ -108,6 +112,7 @@ def plan(
     overrides: Sequence[str] = (),
     evaluations: Mapping[str, Any] | None = None,
     first: Mapping[str, Any] | None = None,
+    allow_module: Sequence[str] = (),
 ) -> list[Cell]:
     """The cells of a sweep, the last axis changing fastest, each followed by its evaluations.
 
@@ -124,7 +129,7 @@ def plan(
     _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
     ready: list[tuple[str, Cell]] = []
     for name, words in (first or {}).items():
-        place, cell = _preparation(name, words, ready)
+        place, cell = _preparation(name, words, ready, allow_module)
         if place in (other for other, _ in ready):
             raise ValueError(f"preparation {name}: another one writes to {place} too")
         ready.append((place, cell))
@@ -139,26 +144,29 @@ def plan(
         place = f"MODEL_DIR={path!r}"
         summary = f"{path}/{SUMMARY_FILE}"
         texts = [*gin_files, *settings, *overrides, place]
-        run = _cell("train", chosen, texts, summary, ready)
+        run = _cell("train", chosen, texts, summary, ready, allow_module)
         cells.append(run)
         for label, more in (evaluations or {}).items():
             file = f"{path}/evaluation-{label}.json"
             texts = [*gin_files, *settings, *overrides, place, *more]
             texts.append(f"evaluate.evaluate.output={file!r}")
-            cell = _cell("evaluate", {**chosen, "evaluation": label}, texts, file, ready)
+            names = {**chosen, "evaluation": label}
+            cell = _cell("evaluate", names, texts, file, ready, allow_module)
             cells.append(dataclasses.replace(cell, run=run, needs=(*cell.needs, run)))
     return cells
 
 
-def _cell(verb, labels, settings, result, ready) -> Cell:
+def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
     """A checked cell of gin files and overrides, in this order."""
     files = tuple(text for text in settings if text.endswith(".gin"))
     values = tuple(text for text in settings if not text.endswith(".gin"))
+    command = command_line.Command(verb, files, values, tuple(allowed))
     try:
-        reader = command_line.read_configuration(command_line.Command(verb, files, values))
+        reader = command_line.read_configuration(command)
     except ValueError as error:
         raise ValueError(f"cell {'/'.join(labels.values())}: {error}") from error
     arguments = [verb, *(f"--gin_file={name}" for name in files)]
+    arguments += [f"--allow_module={name}" for name in allowed]
     arguments += [f"--gin.{text}" for text in values]
     if result is None:
         result = f"{reader.value_of(_TRAIN + 'model_dir')}/{SUMMARY_FILE}"
@@ -176,9 +184,11 @@ def _cell(verb, labels, settings, result, ready) -> Cell:
     )  # fmt: skip
 
 
-def _preparation(name: str, words: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[str, Cell]:
+def _preparation(
+    name: str, words: Any, ready: Sequence[tuple[str, Cell]], allowed: Sequence[str]
+) -> tuple[str, Cell]:
     """Where a preparation writes, and what it is."""
-    texts = [] if isinstance(words, str) else list(words)
+    texts = list(words) if isinstance(words, list | tuple) else []
     if not texts or not all(isinstance(t, str) for t in texts) or texts[0] not in _FIRST_VERBS:
         raise ValueError(
             f"preparation {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
@@ -188,12 +198,16 @@ def _preparation(name: str, words: Any, ready: Sequence[tuple[str, Cell]]) -> tu
     _check_options({"preparation": {name: []}})
     if texts[0] == "train":
         _check_options({"preparation": {name: texts[1:]}})
-        cell = _cell("train", labels, texts[1:], None, ready)
+        cell = _cell("train", labels, texts[1:], None, ready, allowed)
         return os.path.dirname(cell.result), cell
     try:
         arguments = command_line.parse_arguments(texts).arguments
     except ValueError as error:
         raise ValueError(f"preparation {name}: {error}") from error
+    if arguments["allow_module"]:
+        raise ValueError(f"preparation {name}: give --allow_module to the sweep itself")
+    texts += [f"--allow_module={module}" for module in allowed]
+    arguments = {**arguments, "allow_module": list(allowed) or None}
     needs = _needed(list(arguments.values()), ready)
     result = arguments["output"]
     return result, Cell(labels, tuple(texts), result, arguments, needs=needs)
@@ -228,6 +242,11 @@ def _made_otherwise(others: Sequence[str]) -> str:
 
 def _check_options(axes: Mapping[str, Any]) -> None:
     for axis, options in axes.items():
+        if not isinstance(axis, str) or not isinstance(options, Mapping):
+            raise ValueError(
+                f"axis {shown(axis)} of the sweep is {shown(options)}: write "
+                "'axis': {'option': [gin files and overrides], …}"
+            )
         if not options:
             raise ValueError(f"axis {axis} of the sweep has no options")
         for label, settings in options.items():
@@ -236,9 +255,9 @@ def _check_options(axes: Mapping[str, Any]) -> None:
                     f"axis {axis}: the option {label!r} names a folder: use text of letters, "
                     "digits and . _ = + -, beginning with a letter or digit"
                 )
-            texts = [] if isinstance(settings, str) else list(settings)
+            texts = list(settings) if isinstance(settings, list | tuple) else []
             wrong = [t for t in texts if not isinstance(t, str) or not re.search(r"=|\.gin$", t)]
-            if isinstance(settings, str) or wrong:
+            if not isinstance(settings, list | tuple) or wrong:
                 raise ValueError(
                     f"axis {axis}, option {label}: {(wrong or [settings])[0]!r} in place of a list "
                     "of gin files (NAME.gin) and overrides ('NAME=VALUE')"

@@ -8,7 +8,7 @@ from typing import Any
 import gin
 
 from gkd.data.tasks import TaskSpec
-from gkd.jobs import buckets, gin_check
+from gkd.jobs import buckets, gin_check, gin_settings
 from gkd.jobs.command_line import one_line
 from gkd.jobs.gin_files import ConfigError, GinReader, parse_statements, resolve_gin_file
 
@@ -23,7 +23,7 @@ def chosen(task: TaskSpec, **others: Any) -> TaskSpec:
     return task
 
 
-def read_task(file: str, overrides: Sequence[str] = ()) -> TaskSpec:
+def read_task(file: str, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> TaskSpec:
     """The task that a gin file defines as TASK.
 
     Gin's state is global: this clears what an earlier call set.
@@ -31,6 +31,7 @@ def read_task(file: str, overrides: Sequence[str] = ()) -> TaskSpec:
     Args:
       file: e.g. configs/tasks/xsum.gin, looked for here and in the repository; a run file will do.
       overrides: NAME=VALUE, as `--gin.NAME=VALUE` of the verbs with gin files.
+      allowed: modules that the file may import besides gkd's own.
 
     Raises:
       ConfigError: anything wrong with the configuration, in one line with its place.
@@ -51,6 +52,7 @@ def read_task(file: str, overrides: Sequence[str] = ()) -> TaskSpec:
     for argument, macro in uses.items():
         if macro in (binding.macro for binding in reader.bindings):
             reader.read_override(f"task_files.chosen.{argument}=%{macro}", imports)
+    gin_settings.check(reader, (chosen.__module__, *allowed))
     gin_check.check(reader, chosen, "task_files.chosen")
     reader.replace_values(buckets.local_in)
     gin.clear_config()

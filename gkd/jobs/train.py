@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gkd.checkpoints.store import CheckpointStore
@@ -13,7 +14,7 @@ from gkd.data.offline_teacher import OfflineTeacher
 from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
 from gkd.jobs import evaluation as evaluations
-from gkd.jobs import models
+from gkd.jobs import models, settings
 from gkd.jobs.lease import job_lease
 from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
@@ -25,6 +26,7 @@ from gkd.jobs.run_directory import open_run
 from gkd.jobs.signals import StopRequest
 from gkd.jobs.step_program import StepProgram, abstract_batch, starting_state
 from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
+from gkd.jobs.verb_settings import TRAIN
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
 
@@ -168,7 +170,8 @@ def train(
       FloatingPointError: too many updates in a row were not finite.
       Stopped: SIGTERM or Ctrl-C came; everything is saved.
     """
-    _check_settings(seed, microbatches, dropout_rate)
+    settings.check_call(TRAIN, locals())
+    _check_settings(locals())
     method = Method(
         divergence, beta, on_policy_fraction, mixing, normalisation, temperature, samples,
         rollout_length,
@@ -287,11 +290,34 @@ def train(
                 store.close()
 
 
-def _check_settings(seed, microbatches, dropout_rate) -> None:
-    """Refuses what no run can mean, before anything is read or compiled."""
-    if seed < 0:
-        raise ValueError(f"SEED is {seed}: use 0 or more")
-    if microbatches < 1:
-        raise ValueError(f"MICROBATCHES is {microbatches}: use 1 or more")
-    if not 0 <= dropout_rate < 1:
-        raise ValueError(f"DROPOUT_RATE is {dropout_rate}: use a share in [0, 1)")
+def _check_settings(given: Mapping[str, Any]) -> None:
+    """Refuses settings that do not fit together, before anything is read or compiled."""
+    rollout, target = given["rollout_length"], given["target_length"]
+    if rollout is not None and rollout > target:
+        raise ValueError(
+            f"ROLLOUT_LENGTH is {rollout} and TARGET_LENGTH {target}: the student writes at most "
+            "TARGET_LENGTH tokens; shorten one, or leave ROLLOUT_LENGTH at None"
+        )
+    first, last = given["profile_steps"] or (1, 1)
+    if first > last:
+        raise ValueError(f"PROFILE_STEPS is {given['profile_steps']}: give the first and the last")
+    _check_teacher_differs(given)
+
+
+def _check_teacher_differs(given: Mapping[str, Any]) -> None:
+    """Refuses a frozen teacher that is the student at its start: every divergence is then 0.
+
+    It means something where it holds the student back from a reward, at another step of the run,
+    and at another temperature than the student's.
+    """
+    names = [given["student"], given["teacher"]]
+    if None in names or len({os.path.realpath(name) for name in names}) > 1:
+        return
+    temperature = given["temperature"]
+    pair = temperature if isinstance(temperature, tuple | list) else (temperature, temperature)
+    if given["teacher_step"] is None and given["reward"] is None and pair[0] == pair[1]:
+        raise ValueError(
+            f"TEACHER and STUDENT are both {given['teacher']!r}: their divergence is 0 at the "
+            "start, and nothing is learnt; choose another TEACHER, or another of its steps with "
+            "TEACHER_STEP"
+        )

@@ -213,14 +213,18 @@ def test_bad_settings_get_one_line_and_a_way_out(folder, teacher, capfd):
     assert "BETA is 0.9 and DIVERGENCE forward_kl" in message
     message = fails(capfd, new, here)
     assert "TEACHER is set but DIVERGENCE is not" in message
-    message = fails(capfd, new, here, "DIVERGENCE='forward_kl'")
+    message = fails(capfd, new, here, "DIVERGENCE='forward_kl'", code=2)
     assert "write @divergences.forward_kl" in message
     message = fails(capfd, new, "BEST_METRIC='blue'", "TRAIN_STEPS=1")
     assert "BEST_METRIC is 'blue'" in message and "exact_match" in message
     for setting in ("MICROBATCHES=0", "SEED=-1", "DROPOUT_RATE=1.0", "TEMPERATURE=0"):
-        assert setting.split("=")[0] in fails(capfd, new, setting)
-    message = fails(capfd, new, *DISTIL, here, "LAMBDA=1.5")
-    assert "λ is 1.5" in message
+        assert setting.split("=")[0] in fails(capfd, new, setting, code=2)
+    message = fails(capfd, new, *DISTIL, here, "LAMBDA=1.5", code=2)
+    assert "LAMBDA is 1.5" in message
+    message = fails(capfd, new, *DISTIL, here, "ROLLOUT_LENGTH=13")
+    assert "ROLLOUT_LENGTH is 13 and TARGET_LENGTH 12" in message
+    message = fails(capfd, new, *DISTIL, here, f'STUDENT="{teacher}/."', "STUDENT_MODEL=None")
+    assert "TEACHER and STUDENT are both" in message
     message = fails(capfd, new, "LAMBDA=0.5")
     assert "teaches nothing" in message
     message = fails(capfd, new, "STUDENT_MODEL=None")
