@@ -27,17 +27,22 @@ TASKS = (
     *_paths("data.benchmarks", "mmlu", "bbh", "mgsm"),
     *_paths("data", "teacher_outputs.with_teacher_outputs"),
 )
-VOCABULARIES = _paths("data.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece")
+VOCABULARIES = _paths(
+    "data.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
+)
 METRICS = _paths(
     "data.metrics", "rouge", "bleu", "final_answer", "exact_match", "answer_match",
     "multiple_choice",
 )  # fmt: skip
-ANSWERS = _paths("data.metrics", "stated_answer", "chosen_letter", "normalised")
+_ANSWERS = ("stated_answer", "chosen_letter", "normalised")
+ANSWERS = (*_paths("data.metrics", *_ANSWERS), *_paths("data.answers", *_ANSWERS))
 DIVERGENCES = _paths(
     "distill.divergences", "forward_kl", "reverse_kl", "total_variation", "generalized_jsd",
     "skew_forward_kl", "skew_reverse_kl", "sampled_token_reverse_kl",
 )  # fmt: skip
-REWARD_FUNCTIONS = _paths("data.rewards", "exact_number", "rouge", "bleu")
+REWARD_FUNCTIONS = _paths(
+    "data.rewards", "exact_number", "answer_match", "multiple_choice", "rouge", "bleu"
+)
 REWARD_RESULTS = _paths("data.rewards", "entailment")
 SCHEDULES = _paths("distill.mixing", "linear_schedule")
 REPLAYS = _paths("distill.replay", "Replay")
@@ -65,8 +70,9 @@ _TFDS = {
     "tfds_name": text(pattern=_DATA_SET),  # other names of TFDS's load code from elsewhere
     "tfds_splits": mapping(text(), none=True),
 }
+_TOKENIZE = {"tokenize": text(none=True)}  # the task knows sacreBLEU's names
 _TEXTS = {"input_field": text(), "target_field": text(), "prefix": text(0)}
-_SUMMARIES = {**_FROM_FILES, **_TEXTS, **_TFDS}
+_SUMMARIES = {**_FROM_FILES, **_TEXTS, **_TFDS, **_TOKENIZE}
 _ANSWER_OF = Setting(functions=ANSWERS, none=True)
 _BENCHMARK = {
     **{name: setting for name, setting in _FROM_FILES.items() if name != "columns"},
@@ -89,7 +95,12 @@ DATA = {
         "rationale_field": text(none=True),
         "shots": whole(0, 1000),
     },
-    "gkd.data.tasks.local_text": {**_FROM_FILES, **_TEXTS, "files": mapping(text())},
+    "gkd.data.tasks.local_text": {
+        **_FROM_FILES,
+        **_TEXTS,
+        **_TOKENIZE,
+        "files": mapping(text()),
+    },
     "gkd.data.tasks.instructions": {
         **_FROM_FILES,
         "templates": sequence(sequence(text(0), 2, 2), least=1),
@@ -137,10 +148,15 @@ DATA = {
     "gkd.data.vocabularies.arithmetic": {},
     "gkd.data.vocabularies.byte_level": {"extra_ids": whole(0, 100_000)},
     "gkd.data.vocabularies.sentencepiece": {"path": text(), "extra_ids": whole(0, 100_000)},
+    "gkd.data.vocabularies.from_folder": {"path": text(), "extra_ids": whole(0, 100_000)},
     **{path: {} for path in (*METRICS, *ANSWERS)},
+    "gkd.data.metrics.rouge": _TOKENIZE,
+    "gkd.data.metrics.bleu": _TOKENIZE,
     "gkd.data.rewards.exact_number": {"calculator": flag()},
-    "gkd.data.rewards.rouge": {"name": text(), "stemmer": flag()},
-    "gkd.data.rewards.bleu": {},
+    "gkd.data.rewards.answer_match": {},
+    "gkd.data.rewards.multiple_choice": {},
+    "gkd.data.rewards.rouge": {"name": text(), "stemmer": flag(), **_TOKENIZE},
+    "gkd.data.rewards.bleu": _TOKENIZE,
     "gkd.data.rewards.entailment": {
         "premise": text(0),
         "hypothesis": text(0),

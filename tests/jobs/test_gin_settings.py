@@ -24,7 +24,8 @@ MODULES = {path.rpartition(".")[0] for path in SETTINGS}
 # Public functions of these modules that are no configurables.
 OTHERS = {
     "gkd.data.rewards": {"rewards_of_rows"},
-    "gkd.data.metrics": {"bleu_signature"},
+    "gkd.data.answers": {"agree", "is_right"},
+    "gkd.data.metrics": {"bleu_signature", "rouge_of"},
     "gkd.data.vocabularies": None,
     "gkd.distill.divergences": {"entropy", "token_log_prob", "check_same_vocabulary"},
     "gkd.distill.mixing": None,
