@@ -124,6 +124,21 @@ def test_nothing_intact_is_an_error_and_stays_one(two_steps, make_state, kind):
     assert (two_steps / "damaged" / "4-1").is_dir() and (two_steps / "damaged" / "6-1").is_dir()
 
 
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "no hashes"])
+def test_several_damaged_steps_are_passed_over(tmp_path, make_state, same_bits, caplog, kind):
+    store = CheckpointStore(tmp_path, keep_last=4)
+    for step in (2, 4, 6, 8):
+        store.save(step, make_state(step))
+    store.close()
+    for step in (4, 6, 8):
+        damage(tmp_path / str(step), kind)
+    same_bits(restore_params(tmp_path, make_state(0).params), make_state(2).params)
+    assert caplog.text.count("step 2 is used instead") == 3
+    restored = CheckpointStore(tmp_path, keep_last=4).restore(make_state(0))
+    assert restored.step == 2
+    same_bits(restored.state, make_state(2))
+
+
 def test_damage_while_the_store_is_open(two_steps, make_state, same_bits):
     store = CheckpointStore(two_steps)
     damage(two_steps / "6", "flipped")

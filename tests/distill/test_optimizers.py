@@ -59,18 +59,18 @@ def test_adafactor_takes_t5xs_factored_step_on_stacked_layers(shared):
     np.testing.assert_allclose(stacked["layers"]["kernel"], after, atol=2e-8)
 
 
-def adafactor_in_float64(params, gradients, learning_rates, factored):
+def adafactor_in_float64(params, gradients, learning_rates, factored, decay_rate=0.8, clip=1.0):
     """Shazeer & Stern 2018, algorithms 4 to 6, with relative step sizes."""
     p = np.float64(params)
     row = column = full = 0.0
     for t, (gradient, rate) in enumerate(zip(gradients, learning_rates, strict=True), start=1):
-        decay, square = 1 - t**-0.8, np.float64(gradient) ** 2 + 1e-30
+        decay, square = 1 - t**-decay_rate, np.float64(gradient) ** 2 + 1e-30
         row = decay * row + (1 - decay) * square.mean(axis=1)
         column = decay * column + (1 - decay) * square.mean(axis=0)
         full = decay * full + (1 - decay) * square
         second_moment = np.outer(row, column) / row.mean() if factored else full
         update = gradient / np.sqrt(second_moment)
-        update /= max(1.0, np.sqrt((update**2).mean()))
+        update /= max(1.0, np.sqrt((update**2).mean()) / clip)
         p = p - rate * max(1e-3, np.sqrt((p**2).mean())) * update
     return p
 
@@ -86,6 +86,34 @@ def test_adafactor_over_three_steps_with_a_schedule(shape, factored):
     expected = adafactor_in_float64(start, gradients, [0.0, 0.01, 0.02], factored)
     np.testing.assert_allclose(params["kernel"], expected, atol=1e-7)
     assert np.abs(expected - start).max() > 1e-3
+
+
+def test_adafactors_settings_are_its_formulas():
+    start = references.normal(0, 6, 8, scale=0.05)
+    gradients = [references.normal(seed, 6, 8, scale=10.0 ** (seed - 3)) for seed in (1, 2, 3)]
+    optimizer = optimizers.adafactor(
+        0.1, decay_rate=0.5, clipping_threshold=0.3, min_dim_size_to_factor=4
+    )
+    params = steps(optimizer, {"kernel": start}, [{"kernel": x} for x in gradients])
+    expected = adafactor_in_float64(start, gradients, [0.1] * 3, True, decay_rate=0.5, clip=0.3)
+    np.testing.assert_allclose(params["kernel"], expected, atol=1e-7)
+    # An absolute rate: the first step is the gradient's sign, cut to a root mean square of 0.3.
+    absolute = optimizers.adafactor(
+        0.1, multiply_by_parameter_scale=False, clipping_threshold=0.3, min_dim_size_to_factor=99
+    )
+    after = steps(absolute, {"kernel": start}, [{"kernel": gradients[0]}])["kernel"]
+    np.testing.assert_allclose(after, start - 0.03 * np.sign(gradients[0]), atol=1e-6)
+
+
+def test_adamws_settings_are_its_formulas():
+    weights, gradients = references.normal(4, 3, 5), references.normal(5, 2, 3, 5)
+    optimizer = optimizers.adamw(1e-2, b1=0.5, b2=0.7, eps=0.1)
+    params = steps(optimizer, {"kernel": weights}, [{"kernel": x} for x in gradients])
+    p, m, v = np.float64(weights), 0.0, 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        m, v = 0.5 * m + 0.5 * gradient, 0.7 * v + 0.3 * np.float64(gradient) ** 2
+        p = p - 1e-2 * m / (1 - 0.5**t) / (np.sqrt(v / (1 - 0.7**t)) + 0.1)
+    np.testing.assert_allclose(params["kernel"], p, rtol=2e-5)
 
 
 def test_adamw_follows_its_formula_and_spares_the_scales():

@@ -1,5 +1,7 @@
 """DistiLLM's memory and its share of the student, by hand."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,59 @@ def test_only_what_was_written_is_drawn_with_its_own_prompt():
     }
     for prompt, row in zip(drawn.encoder_input_tokens, rollout.target_tokens, strict=True):
         assert (tuple(prompt.tolist()), tuple(row.tolist())) in pairs
+
+
+def _numbered(count):
+    """A memory of 100 rows with `count` written, whose prompts are their numbers from 1."""
+    batch = make_batch(count)
+    numbers = jnp.arange(1, count + 1, dtype=jnp.int32)[:, None]
+    batch = batch.replace(encoder_input_tokens=batch.encoder_input_tokens * 0 + numbers)
+    memory = replay.empty_memory(Replay(capacity=100, share=1.0), 7, LENGTH)
+    return replay.remember(memory, batch, train_step.rollout_from_targets(batch)), batch
+
+
+def test_every_remembered_row_is_drawn_equally_often():
+    memory, batch = _numbered(6)
+    keys = jax.random.split(jax.random.PRNGKey(1), 500)
+    drawn = jax.vmap(lambda key: replay.draw(memory, key, batch)[0].encoder_input_tokens[:, 0])
+    counts = np.bincount(np.asarray(drawn(keys)).ravel(), minlength=7)
+    # 3000 draws among 6: 500 each, with a standard deviation of √(3000·1/6·5/6) = 20.4.
+    assert counts[0] == 0 and np.abs(counts[1:] - 500).max() < 5 * 20.4
+    by_place = np.asarray(drawn(keys))
+    assert all(len(set(column)) == 6 for column in by_place.T), "no place has rows of its own"
+
+
+def test_every_step_draws_anew():
+    memory, batch = _numbered(6)
+
+    base = types.SimpleNamespace(
+        rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
+        update=lambda state, teacher, batch, rollout: (
+            state, {"drawn": batch.encoder_input_tokens[:, 0]},
+        ),
+    )  # fmt: skip
+    stepper = types.SimpleNamespace(base=base, train_steps=1)  # from then on nothing is written
+    state = start().replace(replay=memory)
+
+    @jax.jit
+    def drawn(at, seed):
+        now = state.replace(step=at, seed=seed)
+        return replay.ReplayStep.step(stepper, now, None, batch)[1]["drawn"]
+
+    by_step = [tuple(drawn(jnp.int32(t), state.seed).tolist()) for t in range(1, 41)]
+    # Two draws of 6 out of 6 agree with probability 6**-6: among 40 hardly ever.
+    assert len(set(by_step)) > 35
+    assert tuple(drawn(jnp.int32(1), state.seed).tolist()) == by_step[0]
+    assert tuple(drawn(jnp.int32(1), state.seed + 1).tolist()) != by_step[0]
+
+
+def test_the_loss_compared_with_is_the_last_one_not_the_smallest():
+    settings = Replay(capacity=1, increase=0.1)
+    memory, shares = replay.empty_memory(settings, 7, LENGTH), []
+    for loss in (2.0, 1.0, 1.5, 1.4, 1.45):
+        memory = replay.adapt(settings, memory, jnp.float32(loss))
+        shares.append(round(float(memory.share), 4))
+    assert shares == [0, 0, 0.1, 0.1, 0.2]  # 1.4 is over the smallest loss, but has not risen
 
 
 def test_the_share_rises_when_the_validation_loss_does():

@@ -166,6 +166,19 @@ def test_the_optimizers_state_is_split_like_its_parameters(stacked):
     assert (P(*lead, "model") in rows) != (P(*lead, "model") in columns)
 
 
+def test_an_optimizers_leaf_follows_the_parameter_of_the_longest_path():
+    """`b/a/kernel` holds the path of `a/kernel` too, and is of the same shape."""
+    mesh = meshes.make_mesh(data=4, model=2)
+    shape = jax.ShapeDtypeStruct((8, 8), "float32")
+    params = {"a": {"kernel": shape}, "b": {"a": {"kernel": shape}}}
+    at = lambda *axes: jax.sharding.NamedSharding(mesh, P(*axes))  # noqa: E731
+    shardings = {"a": {"kernel": at("data", None)}, "b": {"a": {"kernel": at(None, "model")}}}
+    state = jax.eval_shape(optax.adam(1e-3).init, params)
+    for moment in meshes.shardings_like(mesh, state, params, shardings)[0][1:]:
+        assert moment["a"]["kernel"].spec == P("data", None)
+        assert moment["b"]["a"]["kernel"].spec == P(None, "model")
+
+
 def test_a_batch_has_its_rows_over_the_data_axis():
     mesh = meshes.make_mesh(data=4, model=2)
     placed = meshes.place_batch({"tokens": np.arange(32).reshape(8, 4)}, mesh)["tokens"]
