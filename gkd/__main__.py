@@ -2,7 +2,9 @@
 
 import sys
 
-from gkd.jobs.supervisor import main
+from gkd.jobs.signals import quick_interrupt
 
 if __name__ == "__main__":
+    with quick_interrupt():
+        from gkd.jobs.supervisor import main
     sys.exit(main())

@@ -86,11 +86,11 @@ delete() {
 
 all() {
     local code=0
-    trap 'stopping=true; say "the workload is deleted; it saves first"; delete || true' TERM INT
+    trap 'stopping=true; say "the workload is deleted; it saves first"; delete || true' TERM INT HUP
     run --quiet -- "$@" || return
     say "the log: bash launch/gke_xpk.sh logs $workload"
     await || code=1
-    trap - TERM INT
+    trap - TERM INT HUP
     if $stopping; then return 75; fi
     delete || say "warning: workload $workload could not be deleted"
     return "$code"

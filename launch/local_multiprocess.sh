@@ -2,7 +2,7 @@
 # Runs one job as several processes of this machine, as several hosts would run it (for tests).
 #   bash launch/local_multiprocess.sh 4 2 train --gin_file=RUN.gin    # 4 processes × 2 CPU devices
 #   bash launch/local_multiprocess.sh --dry-run 4 2 train …           # only prints the commands
-# Exit code: the first one that is not 0. SIGTERM and Ctrl-C go to every process.
+# Exit code: the first one that is not 0. SIGTERM, SIGHUP and Ctrl-C go to every process.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -30,7 +30,7 @@ export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=$devi
 export GKD_COORDINATOR="127.0.0.1:$port" GKD_PROCESSES="$count"
 children=()
 stop() { for child in "${children[@]}"; do kill -TERM "$child" 2>/dev/null || true; done; }
-trap stop TERM INT
+trap stop TERM INT HUP
 for ((number = 0; number < count; number++)); do
     if $dry_run; then
         echo "JAX_PLATFORMS=cpu XLA_FLAGS=$XLA_FLAGS GKD_COORDINATOR=$GKD_COORDINATOR" \

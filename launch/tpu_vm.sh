@@ -168,7 +168,7 @@ obtain() { # a slice that is ready; waits while there is no capacity
 
 all() {
     local code restarts=0 TPU_QUEUED="${TPU_QUEUED:-}"
-    trap 'stopping=true; say "the run saves, then the slice is deleted"; stop || true' TERM INT
+    trap 'stopping=true; say "the run saves, then the slice is deleted"; stop || true' TERM INT HUP
     while true; do
         code=0
         { obtain && { $stopping || install || { sleep "$pause" && install; }; }; } || code=1
@@ -192,7 +192,7 @@ all() {
         fi
         sleep "$pause"
     done
-    trap - TERM INT
+    trap - TERM INT HUP
     delete || say "warning: $TPU_NAME could not be deleted: look whether it still exists"
     return "$code"
 }

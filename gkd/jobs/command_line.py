@@ -2,26 +2,27 @@
 
 import argparse
 import dataclasses
-import dis
 import functools
 import importlib
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.jobs import buckets, plain_arguments
-from gkd.jobs.signals import EXIT_LOST, EXIT_STOPPED, Stopped
+from gkd.jobs.errors import is_expected as _is_expected
+from gkd.jobs.errors import one_line, report
+from gkd.jobs.signals import (
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_STOPPED,
+    Stopped,
+    quick_interrupt,
+)
 from gkd.parallel import processes
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-
-# What the caller can put right, wherever it is raised, or where GKD raises it on purpose. All
-# else is a mistake in the code and keeps its traceback.
-EXPECTED_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
-EXPECTED_FROM_GKD = (ValueError, OSError, FloatingPointError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ options of verbs with gin files:
   --help            this text; `python -m gkd plan --help` has that verb's further options
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
-            {stopped} (SIGTERM or Ctrl-C, all saved) and {lost} (another process was lost)
+            {stopped} (SIGTERM, SIGHUP or Ctrl-C, all saved) and {lost} (another process was lost)
 environment: GKD_TRACEBACK=1 shows where an error was raised; GKD_BUCKETS=FOLDER is where buckets
             are mounted by name, gs://NAME/path being FOLDER/NAME/path
 """
@@ -321,31 +322,14 @@ def _is_registered(function: Callable[..., Any]) -> bool:
     return True
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message without the call trail that gin appends, on one line."""
-    message = str(error).partition("\n  In call to configurable")[0]
-    return " ".join(message.split()) or type(error).__name__
-
-
-def _is_expected(error: BaseException) -> bool:
-    """Whether the message alone tells the caller what to do."""
-    if isinstance(error, EXPECTED_ERRORS):
-        return True
-    if not isinstance(error, EXPECTED_FROM_GKD):
-        return False
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    by_gkd = last.tb_frame.f_globals.get("__name__", "").split(".")[0] == "gkd"
-    # A `raise` statement, not a call into C code (NumPy's reshape) that failed.
-    return by_gkd and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def _fail(error: BaseException, code: int, expected: bool) -> int:
-    if not expected or os.environ.get("GKD_TRACEBACK") == "1":
-        traceback.print_exception(error)
-    print(f"gkd: error: {one_line(error)}", file=sys.stderr)
+def _fail(error: BaseException, code: int) -> int:
+    report(error, code == EXIT_USAGE or _is_expected(error))
     return code
+
+
+def _interrupted() -> int:
+    print("gkd: interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _keep_programs_on_disk() -> None:
@@ -374,30 +358,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        command = parse_arguments(arguments)
-        if isinstance(command, str):
-            print(command)
-            return EXIT_OK
-        if processes.several():
-            processes.join()
-        run = configure(command)
+        with quick_interrupt():
+            command = parse_arguments(arguments)
+            if isinstance(command, str):
+                print(command)
+                return EXIT_OK
+            if processes.several():
+                processes.join()
+            run = configure(command)
     except UsageError as error:
         plain = [n for n in arguments[:1] if n in VERBS and (VERBS[n].plain or VERBS[n].about)]
         help_command = " ".join(["python -m gkd", *plain, "--help"])
         print(f"gkd: error: {one_line(error)} ({help_command})", file=sys.stderr)
         return EXIT_USAGE
     except ConfigError as error:
-        return _fail(error, EXIT_USAGE, expected=True)
+        return _fail(error, EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _interrupted()
     except Exception as error:
-        return _fail(error, EXIT_FAILED, _is_expected(error))
+        return _fail(error, EXIT_FAILED)
     try:
         run()
     except Stopped as stopped:
         print(f"gkd: stopped: {one_line(stopped)}", file=sys.stderr)
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print("gkd: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
-        return _fail(error, EXIT_FAILED, _is_expected(error))
+        return _fail(error, EXIT_FAILED)
     return EXIT_OK

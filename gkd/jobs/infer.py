@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gkd.jobs import settings
+from gkd.jobs.signals import quick_interrupt
 from gkd.jobs.verb_settings import INFER
 
 BATCHES_PER_WINDOW = 32
@@ -62,11 +63,12 @@ def infer(
       Stopped: a signal came; what was complete is kept.
     """
     settings.check_call(INFER, locals())
-    import jax
+    with quick_interrupt():
+        import jax
 
-    from gkd.data import vocabularies
-    from gkd.jobs import generation, inference, inference_files, models
-    from gkd.parallel import mesh as meshes
+        from gkd.data import vocabularies
+        from gkd.jobs import generation, inference, inference_files, models
+        from gkd.parallel import mesh as meshes
 
     files = inference_files.OutputFiles(pathlib.Path(output))
     files.check()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from gkd.jobs import command_line
-from gkd.jobs.signals import EXIT_LOST
+from gkd.jobs.signals import EXIT_LOST, stop_signals
 from gkd.parallel import processes
 
 _OPTIONS = {
@@ -52,7 +52,7 @@ def _watch(command: list[str]) -> int:
     environment = {**os.environ, processes.JOINED: str(tells)}
     child = subprocess.Popen(command, env=environment, pass_fds=[tells], start_new_session=True)
     os.close(tells)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
     if code >= 0:

@@ -9,7 +9,7 @@ import gin
 
 from gkd.data.tasks import TaskSpec
 from gkd.jobs import buckets, gin_check, gin_settings
-from gkd.jobs.command_line import one_line
+from gkd.jobs.errors import one_line
 from gkd.jobs.gin_files import ConfigError, GinReader, parse_statements, resolve_gin_file
 
 # Beside the task, a task file sets these for the jobs that include it.

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,14 +12,15 @@ from gkd.jobs.gin_files import REPOSITORY
 from gkd.jobs.signals import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_only_sets_the_flag(number):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     with StopRequest() as stop:
         assert not stop.requested and stop.signal_name == ""
         os.kill(os.getpid(), number)
         assert stop.requested and stop.signal_name == number.name
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    assert after == before
 
 
 def test_handlers_are_restored_without_a_signal():
@@ -49,3 +51,30 @@ def test_a_second_sigterm_ends_a_run_that_hangs():
     )
     assert done.stdout == "True\n"
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_hangup_is_ignored_under_nohup():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_an_interrupt_while_modules_are_imported_is_one_line(seconds):
+    file = REPOSITORY / "tests/jobs/tiny.gin"
+    # Where a shell started the tests in the background, children would inherit ignored interrupts.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gkd", "train", f"--gin_file={file}", "--gin.MODEL_DIR='x'",
+         "--gin.DRY_RUN=True"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    signal.signal(signal.SIGINT, previous)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "gkd: interrupted\n")
