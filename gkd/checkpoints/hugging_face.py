@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from gkd.checkpoints import writing
-from gkd.checkpoints.hugging_face_names import parameter_names, read_config, write_config
+from gkd.checkpoints.heads import HEAD, for_hugging_face
+from gkd.checkpoints.hugging_face_names import (
+    check_config,
+    parameter_names,
+    read_config,
+    write_config,
+)
 from gkd.checkpoints.safetensors_files import (
     converted,
     open_safetensors,
+    same_values,
     split_by_size,
     write_safetensors,
 )
@@ -36,7 +43,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 LARGEST_FILE = 5e9
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+_TABLE = "shared.weight"
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Early T5 files hold a bias for cross-attention that no T5 has ever used.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
@@ -73,20 +81,19 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     """`load_hf` without reading the weights: their headers are checked against config.json."""
     directory = epath.Path(directory)
     raw = _read_json(directory / CONFIG_FILE)
+    check_config(raw, directory / CONFIG_FILE)
     files = _open_files(directory)
-    copies = tuple(name for name in _COPIES if name in files)
-    config = read_config(raw, directory / CONFIG_FILE, copies)
+    copies, is_own = _copies(files, directory)
+    config = read_config(raw, directory / CONFIG_FILE, copies, is_own)
     known = parameter_names(config)
     tensors = {}
     for name, (theirs, transposed) in known.items():
         if theirs in files:
             tensors[name] = _oriented(files[theirs], transposed)
-    rest = set(files) - {theirs for theirs, _ in known.values()} - {*copies, _UNUSED}
+    rest = set(files) - {theirs for theirs, _ in known.values()} - {*_COPIES, *copies, _UNUSED}
     tensors.update({theirs: files[theirs] for theirs in sorted(rest)})  # reported as left over
     check_tensors(tensors, config, directory)
-    _check_copies(files, config.embedding_copies, directory)
-    own_class = raw.get("tokenizer_class")
-    tokenizer = read_tokenizer(directory, own_class if isinstance(own_class, str) else None)
+    tokenizer = read_tokenizer(directory, raw.get("tokenizer_class"))
     return Checkpoint(
         path=directory,
         format="huggingface",
@@ -142,14 +149,20 @@ def _oriented(tensor: Tensor, transposed: bool) -> Tensor:
     return converted(tensor, tensor.shape[::-1], np.transpose) if transposed else tensor
 
 
-def _check_copies(files: Mapping[str, Tensor], copies: Iterable[str], directory: Any) -> None:
+def _copies(files: dict[str, Tensor], directory: Any) -> tuple[tuple[str, ...], bool | None]:
+    """Where the table is there again, and whether the head differs from it (None: no head)."""
+    copies = [name for name in _COPIES if name in files]
+    if copies and _TABLE not in files:  # transformers also reads a table that has only such a name
+        files[_TABLE] = files[copies.pop(0)]
     for name in copies:
-        table, copy = files["shared.weight"], files[name]
-        same = (table.shape, table.dtype) == (copy.shape, copy.dtype)
-        if not same or table.read().tobytes() != copy.read().tobytes():
+        if not same_values(files[_TABLE], files[name]):
             raise ValueError(
-                f"{directory}: {name} differs from shared.weight, but a T5 has one table for both"
+                f"{directory}: {name} differs from {_TABLE}, but a T5 has one table for both"
             )
+    if HEAD not in files:
+        return tuple(copies), None
+    is_own = _TABLE not in files or not same_values(files[_TABLE], files[HEAD])
+    return (*copies, *([] if is_own else [HEAD])), is_own
 
 
 def save_hf(
@@ -181,13 +194,14 @@ def save_hf(
     """
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")
+    config, tensors, head = for_hugging_face(config, tensors)
     known = parameter_names(config)
     theirs = {}
     for name, tensor in tensors.items():
         checked = dataclasses.replace(tensor, read=functools.partial(read_finite, tensor))
         theirs[known[name][0]] = _oriented(checked, known[name][1])
     for copy in config.embedding_copies:
-        theirs[copy] = theirs["shared.weight"]
+        theirs[copy] = theirs[_TABLE]
     with writing.new_folder(directory) as folder:
         _write_weights(folder, theirs, largest_file)
         if tokenizer_from is not None:
@@ -199,7 +213,9 @@ def save_hf(
             tokenizer = {"tokenizer_class": tokenizer_class, "extra_ids": sentinels}
             (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(tokenizer, indent=2) + "\n")
         dtypes = {tensor.dtype.name for tensor in theirs.values()}
-        raw = write_config(config, dtypes.pop() if len(dtypes) == 1 else None, tokenizer_class)
+        raw = write_config(
+            config, head, dtypes.pop() if len(dtypes) == 1 else None, tokenizer_class
+        )
         (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n")
         generation = {name: raw[name] for name in _GENERATION}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gkd.models.t5 import T5Config
+from gkd.checkpoints.heads import HEAD, read_head
+from gkd.json_files import Field, check_fields, shown
+from gkd.models.t5 import T5_FIELDS, T5Config
 
 _CLASSES = {
     "t5": "T5ForConditionalGeneration",
@@ -22,67 +25,99 @@ _FIXED = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "emb_dim",
+    "num_heads": "num_heads",
+    "d_kv": "head_dim",
+    "d_ff": "mlp_dim",
+    "num_layers": "num_encoder_layers",
+}
+_TEXT = Field(kinds=(str,), most=100, none=True)
+_SWITCH = Field(kinds=(bool,), none=True)
+_FIELDS = {
+    "model_type": Field(kinds=(str,), choices=tuple(_CLASSES), required=True),
+    **{name: Field(kinds=(float,), none=True) for name in _FIXED},
+    **{name: dataclasses.replace(T5_FIELDS[ours], required=True) for name, ours in _SIZES.items()},
+    # 0 means as many as num_layers, as transformers 4 had it.
+    "num_decoder_layers": dataclasses.replace(T5_FIELDS["num_decoder_layers"], least=0, none=True),
+    "feed_forward_proj": _TEXT,
+    "dense_act_fn": _TEXT,
+    "dropout_rate": dataclasses.replace(T5_FIELDS["dropout_rate"], none=True),
+    "tie_word_embeddings": _SWITCH,
+    "scale_decoder_outputs": _SWITCH,
+    "transformers_version": _TEXT,
+    "tokenizer_class": _TEXT,
+}
 
 
-def read_config(raw: Mapping[str, Any], where: Any, copies: Iterable[str]) -> T5Config:
-    """The architecture that a config.json describes.
+def check_config(raw: Mapping[str, Any], where: Any) -> None:
+    """Checks the types and bounds of every field of a config.json that is read.
 
     Args:
       raw: the JSON.
       where: the file, for messages.
+
+    Raises:
+      ValueError: a field is missing or wrong, or describes what this T5 cannot be, in one line.
+    """
+    check_fields(raw, _FIELDS, where)
+    for name, only in _FIXED.items():
+        if raw.get(name, only) not in (only, None):
+            raise ValueError(f"{where}: {name} is {raw[name]}; only {only} is supported")
+
+
+def read_config(
+    raw: Mapping[str, Any], where: Any, copies: Iterable[str], is_own: bool | None
+) -> T5Config:
+    """The architecture that a config.json describes.
+
+    Args:
+      raw: the JSON, checked.
+      where: the file, for messages.
       copies: names under which the weights hold the embedding table again.
+      is_own: whether the weights have a head that differs from the table; None without a head.
 
     Raises:
       ValueError: it describes what this T5 cannot be, in one line.
     """
-    family = raw.get("model_type")
-    if family not in _CLASSES:
-        raise ValueError(f"{where}: model_type {family!r} is none of {', '.join(_CLASSES)}")
-    for name, only in _FIXED.items():
-        if raw.get(name, only) not in (only, None):
-            raise ValueError(f"{where}: {name} is {raw[name]}; only {only} is supported")
-    sizes = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
-    absent = [name for name in sizes if type(raw.get(name)) is not int or raw[name] < 1]
-    if absent:
-        raise ValueError(f"{where}: {absent[0]} is {raw.get(absent[0])!r}, not a positive integer")
-    tied = raw.get("tie_word_embeddings", family == "t5")
+    family = raw["model_type"]
+    tied, scaled = read_head(raw, is_own, where)
+    dropout_rate = raw.get("dropout_rate")
     return T5Config(
-        vocab_size=raw["vocab_size"],
-        emb_dim=raw["d_model"],
-        num_heads=raw["num_heads"],
-        head_dim=raw["d_kv"],
-        mlp_dim=raw["d_ff"],
-        num_encoder_layers=raw["num_layers"],
+        **{ours: raw[name] for name, ours in _SIZES.items()},
         num_decoder_layers=raw.get("num_decoder_layers") or raw["num_layers"],
         mlp_activations=_activations(raw, where),
         logits_via_embedding=tied,
+        scale_logits=scaled,
         relative_bias_per_layer=family == "umt5",
-        dropout_rate=float(raw.get("dropout_rate", 0.1)),
+        dropout_rate=0.1 if dropout_rate is None else float(dropout_rate),
         family=family,
-        embedding_copies=tuple(n for n in copies if tied or n != "lm_head.weight"),
+        embedding_copies=tuple(n for n in copies if tied or n != HEAD),
     )
 
 
 def _activations(raw: Mapping[str, Any], where: Any) -> tuple[str, ...]:
     default = "relu" if raw["model_type"] == "t5" else "gated-gelu"
-    projection = raw.get("feed_forward_proj", default)
+    projection = raw.get("feed_forward_proj") or default
     gated, name = projection.startswith("gated-"), projection.removeprefix("gated-")
     name = "gelu_new" if projection == "gated-gelu" else name
     name = raw.get("dense_act_fn") or name
     if name not in _ACTIVATIONS:
         raise ValueError(
-            f"{where}: activation {name!r} ({projection}) is none of {', '.join(_ACTIVATIONS)}"
+            f"{where}: activation {shown(name)} ({projection}) is none of {', '.join(_ACTIVATIONS)}"
         )
     return (_ACTIVATIONS[name], "linear") if gated else (_ACTIVATIONS[name],)
 
 
 def write_config(
-    config: T5Config, dtype: str | None, tokenizer_class: str | None
+    config: T5Config, head: Mapping[str, bool], dtype: str | None, tokenizer_class: str | None
 ) -> dict[str, Any]:
-    """The config.json of an architecture, as transformers 4 writes it.
+    """The config.json of an architecture, as transformers 4 and 5 read it.
 
     Args:
       config: the architecture.
+      head: the fields that describe its head, from `heads.for_hugging_face`.
       dtype: of the weights, where they have one.
       tokenizer_class: 'T5Tokenizer' or 'ByT5Tokenizer', where it is known.
 
@@ -95,8 +130,6 @@ def write_config(
     family = "umt5" if config.relative_bias_per_layer else config.family
     if family == "umt5" and not config.relative_bias_per_layer:
         raise ValueError("T5Config.family is 'umt5', whose layers have a relative bias each")
-    if config.relative_bias_per_layer and config.logits_via_embedding:
-        raise ValueError("transformers has no umT5 with a tied head")
     theirs = "gelu_new" if activation == "gelu" else activation
     projection = f"gated-{activation}" if gate else theirs
     raw = {
@@ -112,7 +145,7 @@ def write_config(
         "feed_forward_proj": projection,
         "dense_act_fn": theirs,
         "is_gated_act": bool(gate),
-        "tie_word_embeddings": config.logits_via_embedding,
+        **head,
         "dropout_rate": config.dropout_rate,
         "is_encoder_decoder": True,
         **_FIXED,

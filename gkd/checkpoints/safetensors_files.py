@@ -91,7 +91,8 @@ def _tensors(header: dict[str, Any], path: epath.Path, start: int, size: int) ->
             )
         spans.append((begin, end, name))
         read = functools.partial(_read, path, start + begin, shape, _DTYPES[dtype])
-        tensors[name] = Tensor(shape, _DTYPES[dtype], f"{path}: {name}", read)
+        place = (path, start + begin)
+        tensors[name] = Tensor(shape, _DTYPES[dtype], f"{path}: {name}", read, place)
     spans.sort()
     for (_, end, first), (begin, _, second) in zip(spans[:-1], spans[1:], strict=True):
         if begin < end:
@@ -111,6 +112,28 @@ def _read(path: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
                 raise ValueError(f"{path} ended while it was read: was it cut in the meantime?")
             filled += count
     return array
+
+
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Compares two tensors of files bit by bit, a block at a time, until they differ.
+
+    Args:
+      first, second: from `open_safetensors`.
+
+    Raises:
+      ValueError: a file has become shorter.
+    """
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    (path, offset), (other_path, other_offset) = first.place, second.place
+    size = byte_size(first)
+    for done in range(0, size, _BLOCK_BYTES):
+        shape = (min(_BLOCK_BYTES, size - done),)
+        block = _read(path, offset + done, shape, np.dtype(np.uint8))
+        other = _read(other_path, other_offset + done, shape, np.dtype(np.uint8))
+        if not np.array_equal(block, other):
+            return False
+    return True
 
 
 def write_safetensors(path: epath.PathLike, tensors: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from etils import epath
 from flax import serialization
 
 from gkd.checkpoints import writing
+from gkd.checkpoints.heads import with_own_head
 from gkd.checkpoints.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
 from gkd.checkpoints.tensors import (
     Checkpoint,
@@ -331,7 +332,8 @@ def save_t5x(
 
     It holds the parameters and the step and no optimizer's state: T5X evaluates and infers from it,
     and trains from it with `fallback_to_scratch`. Layers are not scanned; where every layer has
-    its relative bias the kernels have the shapes of scalable_t5 with `scan_layers=False`. A
+    its relative bias the kernels have the shapes of scalable_t5 with `scan_layers=False`. T5X
+    scales the logits of a tied head and no others: other models get an own head, same logits. A
     config.gin beside the index says the architecture.
 
     Args:
@@ -349,6 +351,8 @@ def save_t5x(
     """
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")
+    if config.scale_logits is not None:  # T5X scales tied heads and no others
+        config, tensors = with_own_head(config, tensors)
     with writing.new_folder(directory) as folder:
         target = {}
         for name, tensor in tensors.items():

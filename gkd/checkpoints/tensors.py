@@ -29,12 +29,14 @@ class Tensor:
       dtype: its NumPy dtype in the file (bfloat16 is ml_dtypes').
       where: the file and the tensor's name there, for messages.
       read: () -> the array, of that shape and dtype; reads the file each time it is called.
+      place: (file, offset) where its bytes lie row-major as they are; None where they do not.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     where: str
     read: Callable[[], np.ndarray]
+    place: tuple[epath.Path, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +87,16 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=8)
 def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of an architecture, its layers unstacked."""
-    model = as_seq2seq(dataclasses.replace(config, stacked_layers=False, remat=False))
+    depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    one = dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), 1)  # all layers are alike
+    model = as_seq2seq(dataclasses.replace(config, stacked_layers=False, remat=False, **one))
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
-    return {name: leaf.shape for name, leaf in tensor_names(nn.meta.unbox(boxed)).items()}
+    shapes = {}
+    for name, leaf in tensor_names(nn.meta.unbox(boxed)).items():
+        depth = depths[name.split("/")[0]] if "/layers_0/" in name else 1
+        for i in range(depth):
+            shapes[name.replace("/layers_0/", f"/layers_{i}/", 1)] = leaf.shape
+    return shapes
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: T5Config, where: Any) -> None:

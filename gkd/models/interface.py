@@ -40,7 +40,7 @@ class Head:
 
     Attributes:
       kernel: [E, V], or [V, E] where `transposed` (the tied embedding table).
-      scale: what the logits are multiplied with (tied T5: E**-0.5, else 1).
+      scale: what the logits are multiplied with (T5 1.0: E**-0.5, else 1).
       transposed: whether `kernel` is [V, E].
     """
 

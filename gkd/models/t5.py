@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gkd.json_files import Field, check_fields, shown
 from gkd.models import cached
 from gkd.models.interface import Encoded, Head, Hidden, Seq2SeqModel, project
 from gkd.models.layers import (
@@ -26,6 +27,30 @@ from gkd.models.layers import (
 from gkd.models.rows import layer_rows
 
 RESIDUAL = ("batch", "length", "activation_embed")
+_COUNT = Field(kinds=(int,), least=1, most=1 << 20)
+_SWITCH = Field(kinds=(bool,))
+_NAMES = Field(kinds=(tuple, list), most=8)
+# What a T5Config accepts, wherever it comes from: gin, a run's description, config.json, T5X. The
+# bounds are far above any T5 and keep a damaged file from taking all memory.
+T5_FIELDS = {
+    "vocab_size": Field(kinds=(int,), least=1, most=1 << 24),
+    "emb_dim": _COUNT,
+    "num_heads": Field(kinds=(int,), least=1, most=1 << 12),
+    "head_dim": Field(kinds=(int,), least=1, most=1 << 14),
+    "mlp_dim": _COUNT,
+    "num_encoder_layers": Field(kinds=(int,), least=1, most=1 << 10),
+    "num_decoder_layers": Field(kinds=(int,), least=1, most=1 << 10),
+    "mlp_activations": Field(kinds=(tuple, list), least=1, most=2),
+    "logits_via_embedding": _SWITCH,
+    "scale_logits": Field(kinds=(bool,), none=True),
+    "relative_bias_per_layer": _SWITCH,
+    "dropout_rate": Field(kinds=(float,), least=0, most=1),
+    "dtype": Field(kinds=(str,), choices=("float32", "bfloat16")),
+    "stacked_layers": _SWITCH,
+    "remat": _SWITCH,
+    "family": Field(kinds=(str,), choices=("t5", "mt5", "umt5")),
+    "embedding_copies": _NAMES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +62,9 @@ class T5Config:
       emb_dim, num_heads, head_dim, mlp_dim: widths; head_dim·num_heads need not equal emb_dim.
       num_encoder_layers, num_decoder_layers: depths.
       mlp_activations: ('gelu', 'linear') gated as in v1.1, ('relu',) as in v1.0.
-      logits_via_embedding: tied head (v1.0): logits = hidden · embeddingᵀ ÷ √emb_dim.
+      logits_via_embedding: tied head: the embedding table is the head, too.
+      scale_logits: whether logits are divided by √emb_dim. None: exactly where the head is tied, as
+        in T5X and T5 1.0; transformers 5 also makes tied T5 1.1 and mT5 models that are not scaled.
       relative_bias_per_layer: umT5 and T5X's scalable_t5: every layer has its own bias.
       dropout_rate: used only where a dropout key is given.
       dtype: compute dtype of the layers, 'float32' or 'bfloat16'; parameters stay as they are.
@@ -57,6 +84,7 @@ class T5Config:
     num_decoder_layers: int = 8
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
+    scale_logits: bool | None = None
     relative_bias_per_layer: bool = False
     dropout_rate: float = 0.0
     dtype: str = "float32"
@@ -66,14 +94,24 @@ class T5Config:
     embedding_copies: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
+        check_fields(vars(self), T5_FIELDS, "T5Config")
         for name in ("mlp_activations", "embedding_copies"):  # JSON and gin know lists only
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"T5Config.dtype is {self.dtype!r}: use 'float32' or 'bfloat16'")
-        if len(self.mlp_activations) not in (1, 2):
-            raise ValueError(
-                f"T5Config.mlp_activations is {self.mlp_activations}: one (v1.0) or two (gated)"
-            )
+            names = tuple(getattr(self, name))
+            if not all(isinstance(each, str) for each in names):
+                raise ValueError(f"T5Config: {name} is {shown(names)}: names are needed")
+            object.__setattr__(self, name, names)
+        if self.scale_logits == self.logits_via_embedding:  # one form of each model: they compare
+            object.__setattr__(self, "scale_logits", None)
+
+    @property
+    def scales_logits(self) -> bool:
+        """Whether logits are hidden · head ÷ √emb_dim."""
+        return self.logits_via_embedding if self.scale_logits is None else self.scale_logits
+
+    @property
+    def logits_scale(self) -> float:
+        """The factor between hidden · head and the logits."""
+        return self.emb_dim**-0.5 if self.scales_logits else 1.0
 
 
 def _dropout(config, deterministic):
@@ -265,8 +303,8 @@ def head_of(config: T5Config, params) -> Head:
     """The head of a parameter tree: its own kernel [E, V], or the embedding table [V, E]."""
     if config.logits_via_embedding:
         table = nn.meta.unbox(params["token_embedder"]["embedding"])
-        return Head(table, scale=config.emb_dim**-0.5, transposed=True)
-    return Head(nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"]))
+        return Head(table, scale=config.logits_scale, transposed=True)
+    return Head(nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"]), config.logits_scale)
 
 
 def as_seq2seq(config: T5Config) -> Seq2SeqModel:

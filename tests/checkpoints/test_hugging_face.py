@@ -121,10 +121,10 @@ def test_writes_shards_with_an_index(golden, shared, tmp_path):
 def test_config_says_what_is_not_supported(golden):
     text = (golden / "config.json").read_text()
     for key, value, message in [
-        ("model_type", "longt5", "model_type 'longt5' is none of t5, mt5, umt5"),
+        ("model_type", "longt5", "model_type is 'longt5': choose one of 't5', 'mt5', 'umt5'"),
         ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon is 1e-05; only 1e-06"),
         ("relative_attention_num_buckets", 64, "relative_attention_num_buckets is 64; only 32"),
-        ("d_model", "32", "d_model is '32', not a positive integer"),
+        ("d_model", "32", "d_model is '32': a whole number is needed"),
         ("dense_act_fn", "gelu", "activation 'gelu' .* is none of relu, silu"),
         ("num_layers", 3, "missing: encoder/layers_2/"),
         ("vocab_size", 400, "token_embedder/embedding is .384, 32., wanted .400, 32."),
