@@ -10,8 +10,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gkd.checkpoints import folders
+from gkd.json_files import read_json
 
 _SHOWN_DIFFERENCES = 5
+_ORBAX_METADATA = "_METADATA"
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -25,9 +27,15 @@ def read_saved_shapes(folder: epath.PathLike) -> Any:
 
     Args:
       folder: a step folder.
+
+    Raises:
+      ValueError: Orbax's own description of the state is damaged.
     """
     folders.silence_orbax()
-    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder) / folders.STATE_ITEM).tree
+    state = epath.Path(folder) / folders.STATE_ITEM
+    if (state / _ORBAX_METADATA).exists():
+        read_json(state / _ORBAX_METADATA, dict)  # Orbax itself has no bounds
+    tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), leaf.dtype), tree
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from etils import epath
 
+from gkd.json_files import read_json
+
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_ITEM = "state"
 DATA_ITEM = "data"
@@ -49,8 +51,12 @@ def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
 
     Returns:
       The dictionary that was saved.
+
+    Raises:
+      ValueError: it is damaged.
+      OSError: it is missing.
     """
-    return json.loads((epath.Path(folder) / item / _JSON_FILES[item]).read_text())
+    return read_json(epath.Path(folder) / item / _JSON_FILES[item], dict)
 
 
 def write_item(folder: epath.PathLike, item: str, value: dict[str, Any]) -> None:
@@ -79,7 +85,8 @@ def find_best_step(directory: epath.PathLike, metric: str, mode: str) -> int | N
             value = read_item(epath.Path(directory) / str(step), "metrics").get(metric, math.nan)
         except (OSError, ValueError):  # damaged: restoring it reports that
             continue
-        if math.isfinite(value) and (best_step is None or better_or_equal(value, best_value, mode)):
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if is_number and (best_step is None or better_or_equal(value, best_value, mode)):
             best_step, best_value = step, value
     return best_step
 

@@ -9,9 +9,15 @@ from typing import Any
 
 from etils import epath
 
+from gkd.json_files import Field, check_fields, check_value, read_json, shown
+
 HASHES_FILE = "hashes.json"
 # Orbax completes these two after the hashes are taken; nothing that is restored depends on them.
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_ENTRY = {
+    "bytes": Field(kinds=(int,), least=0, required=True),
+    "sha256": Field(kinds=(str,), least=64, most=64, required=True),
+}
 _SMALL_FILE_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
 
@@ -54,10 +60,14 @@ def write_hashes(folder: epath.PathLike) -> None:
 
 
 def _read_hashes(folder: epath.Path) -> dict[str, dict[str, Any]]:
-    files = json.loads((folder / HASHES_FILE).read_text())["files"]
-    if not files or not all({"bytes", "sha256"} <= set(entry) for entry in files.values()):
-        raise ValueError("no files listed")
-    return files
+    saved = read_json(folder / HASHES_FILE, dict)
+    check_fields(saved, {"files": Field(kinds=(dict,), least=1, required=True)}, HASHES_FILE)
+    for name, entry in saved["files"].items():
+        if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ValueError(f"{HASHES_FILE} names {shown(name)}, which is not below its folder")
+        check_value(entry, Field(kinds=(dict,)), f"{HASHES_FILE}: {name}")
+        check_fields(entry, _ENTRY, f"{HASHES_FILE}: {name}")
+    return saved["files"]
 
 
 def _damage_of_file(path: epath.Path, entry: dict[str, Any], thorough: bool) -> str | None:
@@ -86,8 +96,8 @@ def find_damage(folder: epath.PathLike, thorough: bool = True) -> str | None:
         return f"{HASHES_FILE} is missing"
     try:
         files = _read_hashes(folder)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{HASHES_FILE} cannot be read"
+    except ValueError as error:
+        return f"{HASHES_FILE} cannot be read: {error}"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         found = pool.map(
             lambda name: _damage_of_file(folder / name, files[name], thorough), sorted(files)

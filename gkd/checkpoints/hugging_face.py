@@ -34,6 +34,7 @@ from gkd.checkpoints.tensors import (
     read_finite,
     read_numpy,
 )
+from gkd.json_files import read_json, shown
 from gkd.models.t5 import T5Config
 from gkd.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
@@ -109,13 +110,7 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
 def _read_json(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: this is no Hugging Face checkpoint")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value
+    return read_json(path, dict)
 
 
 def _open_files(directory: epath.Path) -> dict[str, Tensor]:
@@ -130,18 +125,31 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
                     f"code when it is read: save them as {WEIGHTS_FILE} first"
                 )
         return open_safetensors(directory / WEIGHTS_FILE)
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise ValueError(f"{index} has no weight_map of tensor to file")
+    places = _places(index)
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        if epath.Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}: only a .safetensors file beside it is read")
-        tensors.update(open_safetensors(directory / name))
+    for file in sorted(set(places.values())):
+        for name, tensor in open_safetensors(directory / file).items():
+            if name in tensors or places.get(name, file) != file:
+                other = tensors[name].where if name in tensors else f"{index}: {places[name]}"
+                raise ValueError(f"{directory / file} holds {name}, which also has {other}")
+            tensors[name] = tensor
     lost = sorted(set(places) - set(tensors))
     if lost:
         raise ValueError(f"{index} places {lost[0]} in {places[lost[0]]}, which does not hold it")
     return tensors
+
+
+def _places(index: epath.Path) -> dict[str, str]:
+    """The file of every tensor of a checkpoint in shards."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise ValueError(f"{index} has no weight_map of tensor to file")
+    for name in set(places.values()):
+        if epath.Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index} names {shown(name)}: only a .safetensors file beside it is read"
+            )
+    return places
 
 
 def _oriented(tensor: Tensor, transposed: bool) -> Tensor:

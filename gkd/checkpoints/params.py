@@ -10,7 +10,12 @@ import numpy as np
 from etils import epath
 
 from gkd.checkpoints import arrays, folders, hashes
+from gkd.json_files import Field, check_fields
 
+_BEST_FIELDS = {
+    "best_metric": Field(kinds=(str,), none=True),
+    "best_mode": Field(kinds=(str,), choices=("max", "min"), required=True),
+}
 _LOG = logging.getLogger(__name__)
 
 
@@ -62,7 +67,9 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
       ValueError: it is no checkpoint, or no step in it is intact.
     """
     folder = _intact_folder(path, None, thorough=False)
-    return folders.read_item(folder, folders.DESCRIPTION_ITEM)["description"]
+    saved = folders.read_item(folder, folders.DESCRIPTION_ITEM)
+    check_fields(saved, {"description": Field(kinds=(dict,), required=True)}, folder)
+    return saved["description"]
 
 
 def find_step(
@@ -113,7 +120,8 @@ def _recorded_best(directory: epath.Path, steps: list[int]) -> int:
     """Returns the best of a checkpoints folder by the metric its run recorded."""
     readable = _intact_folder(directory, None, thorough=False)
     description = folders.read_item(readable, folders.DESCRIPTION_ITEM)
-    metric = description["best_metric"]
+    check_fields(description, _BEST_FIELDS, readable)
+    metric = description.get("best_metric")
     best = metric and folders.find_best_step(directory, metric, description["best_mode"])
     if best is None or best not in steps:
         raise ValueError(

@@ -26,8 +26,19 @@ from gkd.checkpoints.tensors import (
     tensor_names,
     unstacked,
 )
-from gkd.models.t5 import T5Config
+from gkd.json_files import Field, check_fields
+from gkd.models.t5 import T5_FIELDS, T5Config
 from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
+
+_DESCRIPTION_FIELDS = {
+    "model": Field(kinds=(dict,), required=True),
+    "vocabulary": Field(kinds=(dict,), none=True),
+}
+_VOCABULARY_FIELDS = {
+    "size": Field(kinds=(int,), least=1, most=1 << 24, required=True),
+    "sha256": Field(kinds=(str,), most=64, required=True),
+    "bytes": Field(kinds=(bool,)),
+}
 
 
 def open_run_checkpoint(
@@ -47,7 +58,11 @@ def open_run_checkpoint(
     """
     folder = find_step(path, step, thorough=True)
     description = read_description(folder)
-    config = _config(description["model"])
+    check_fields(description, _DESCRIPTION_FIELDS, f"{folder}: description")
+    if description.get("vocabulary"):
+        where = f"{folder}: description, vocabulary"
+        check_fields(description["vocabulary"], _VOCABULARY_FIELDS, where)
+    config = _config(description["model"], f"{folder}: description, model")
     saved = arrays.read_saved_shapes(folder)
     tensors = {
         name: Tensor(
@@ -74,10 +89,10 @@ def open_run_checkpoint(
     )
 
 
-def _config(saved: Mapping[str, Any]) -> T5Config:
-    """The saved architecture, its layers unstacked; JSON knows no tuples."""
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
-    return T5Config(**{**values, "stacked_layers": False, "remat": False})
+def _config(saved: Mapping[str, Any], where: str) -> T5Config:
+    """The saved architecture, its layers unstacked."""
+    check_fields(saved, T5_FIELDS, where, unknown=False)
+    return T5Config(**{**saved, "stacked_layers": False, "remat": False})
 
 
 def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from gkd.checkpoints.tensors import Tensor
+from gkd.json_files import Field, check_fields, parse_json, shown
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -27,6 +28,11 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLOCK_BYTES = 1 << 24
 _LONGEST_HEADER = 100_000_000  # the format's own limit
+_ENTRY = {
+    "dtype": Field(kinds=(str,), required=True),
+    "shape": Field(kinds=(list,), most=8, required=True),
+    "data_offsets": Field(kinds=(list,), least=2, most=2, required=True),
+}
 
 
 def open_safetensors(path: epath.PathLike) -> dict[str, Tensor]:
@@ -58,7 +64,7 @@ def open_safetensors(path: epath.PathLike) -> dict[str, Tensor]:
 
 def _parse(text: bytes, path: epath.Path) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = parse_json(text, "header")
     except ValueError as error:
         raise ValueError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict):
@@ -70,19 +76,23 @@ def _parse(text: bytes, path: epath.Path) -> dict[str, Any]:
 def _tensors(header: dict[str, Any], path: epath.Path, start: int, size: int) -> dict[str, Tensor]:
     tensors, spans = {}, []
     for name, entry in header.items():
-        try:
-            dtype, shape = entry["dtype"], tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            numbers = [*shape, begin, end]
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} has a damaged entry for {name}") from error
-        if dtype not in _DTYPES:
-            raise ValueError(f"{path}: {name} is {dtype}; weights are one of {', '.join(_DTYPES)}")
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError(f"{path}: {name} has shape {list(shape)} at bytes {begin}–{end}")
-        if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path} has a damaged entry for {name}: {shown(entry)}")
+        check_fields(entry, _ENTRY, f"{path} has a damaged entry for {name}")
+        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+        if entry["dtype"] not in _DTYPES:
             raise ValueError(
-                f"{path}: {name} of shape {list(shape)} and type {dtype} cannot be "
+                f"{path}: {name} is {shown(entry['dtype'])}; weights are one of "
+                f"{', '.join(_DTYPES)}"
+            )
+        dtype = _DTYPES[entry["dtype"]]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError(
+                f"{path}: {name} has shape {shown(list(shape))} at bytes {shown([begin, end])}"
+            )
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(
+                f"{path}: {name} of shape {shown(list(shape))} and type {entry['dtype']} cannot be "
                 f"{end - begin} bytes"
             )
         if start + end > size:
@@ -90,14 +100,24 @@ def _tensors(header: dict[str, Any], path: epath.Path, start: int, size: int) ->
                 f"{path} is truncated or damaged: {name} would end at byte {start + end} of {size}"
             )
         spans.append((begin, end, name))
-        read = functools.partial(_read, path, start + begin, shape, _DTYPES[dtype])
-        place = (path, start + begin)
-        tensors[name] = Tensor(shape, _DTYPES[dtype], f"{path}: {name}", read, place)
-    spans.sort()
-    for (_, end, first), (begin, _, second) in zip(spans[:-1], spans[1:], strict=True):
-        if begin < end:
-            raise ValueError(f"{path} is damaged: {first} and {second} share bytes")
+        read = functools.partial(_read, path, start + begin, shape, dtype)
+        tensors[name] = Tensor(shape, dtype, f"{path}: {name}", read, (path, start + begin))
+    _check_cover(spans, size - start, path)
     return tensors
+
+
+def _check_cover(spans: list[tuple[int, int, str]], size: int, path: epath.Path) -> None:
+    """Refuses spans that do not cover the file's data exactly: each byte belongs to one tensor."""
+    reached, before = 0, "the header"
+    for begin, end, name in [*sorted(spans), (size, size, "the end of the file")]:
+        if begin < reached:
+            raise ValueError(f"{path} is damaged: {before} and {name} share bytes")
+        if begin > reached:
+            raise ValueError(
+                f"{path} is damaged: {begin - reached} bytes between {before} and {name} belong to "
+                "no tensor"
+            )
+        reached, before = end, name
 
 
 def _read(path: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from gkd.checkpoints import arrays, folders, hashes
+from gkd.json_files import Field, check_fields
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
@@ -308,4 +309,9 @@ def _as_json(data_state: bytes) -> dict[str, str]:
 
 def _data_state(folder: epath.Path) -> bytes:
     """The data iterator's state: it holds for any number of processes."""
-    return base64.b64decode(folders.read_item(folder, folders.DATA_ITEM)["0"])
+    saved = folders.read_item(folder, folders.DATA_ITEM)
+    check_fields(saved, {"0": Field(kinds=(str,), required=True)}, f"{folder}: {folders.DATA_ITEM}")
+    try:
+        return base64.b64decode(saved["0"], validate=True)
+    except ValueError as error:
+        raise ValueError(f"{folder}: the data position is damaged: {error}") from error

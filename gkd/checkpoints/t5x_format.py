@@ -190,11 +190,12 @@ def _stored(target: dict[str, Any], folder: epath.Path) -> dict[str, _Stored]:
     # Layers of a scanned model share chunks: this spares decompressing them once a layer where
     # the array is small enough.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+    verified: set[str] = set()
     found = {}
     for name, value in _leaves(target, ""):
         if is_specification(value):
             array = locate_zarr(value, folder, name)
-            read = functools.partial(read_zarr, array, context=context)
+            read = functools.partial(read_zarr, array, context=context, verified=verified)
             found[name] = _Stored(array.shape, array.dtype, read)
         elif isinstance(value, StoredArray) and value.type_name in FLOAT_TYPES:
             read = functools.partial(_read_inline, folder / INDEX_FILE, value)

@@ -17,14 +17,28 @@ import tensorstore
 from etils import epath
 
 from gkd.checkpoints.msgpack_file import FLOAT_TYPES
+from gkd.checkpoints.zarr_chunks import (
+    DESCRIPTION_FILE,
+    check_chunks,
+    files_below,
+    read_zarr_description,
+)
+from gkd.json_files import Field, check_fields, shown
 
 _ZARR_TYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
 _DRIVERS = ("file", "gfile", "gcs")
 _COMPRESSOR = {"id": "gzip", "level": 1}
 _CHUNK_BYTES = 1 << 25
+_SPECIFICATION = {
+    "driver": Field(kinds=(str,), choices=("zarr",), required=True),
+    "kvstore": Field(kinds=(dict,), required=True),
+    "metadata": Field(kinds=(dict,), required=True),
+    "dtype": Field(kinds=(str,)),
+}
 _WRITING_THREADS = 4
-# Deflate cannot do better than 1032 to 1: a chunk that claims more is a lie or a bomb.
-_BEST_COMPRESSION = {"gzip": 1040, "zlib": 1040, None: 1}
+# Deflate cannot do better than 1032 to 1, nor the others than this: more is a lie or a bomb. The
+# chunks of bz2, which has no such limit, are decompressed before memory is taken for the array.
+_BEST_COMPRESSION = {"gzip": 1040, "zlib": 1040, "blosc": 260, "zstd": 40_000, None: 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +74,10 @@ def locate_zarr(specification: Mapping[str, Any], root: epath.Path, name: str) -
     Raises:
       ValueError: it is no zarr array of floats, or its path leaves `root`.
     """
-    store, metadata = specification["kvstore"], specification.get("metadata")
-    if specification["driver"] != "zarr" or not isinstance(store, dict):
-        raise ValueError(f"{root}: {name} is not a zarr array in a file: {specification}")
-    if store.get("driver") not in _DRIVERS or not isinstance(metadata, dict):
-        raise ValueError(f"{root}: {name} is not a zarr array in a file: {specification}")
+    where = f"{root}: {name}"
+    check_fields(specification, _SPECIFICATION, where)
+    store, metadata = specification["kvstore"], specification["metadata"]
+    check_fields(store, {"driver": Field(kinds=(str,), choices=_DRIVERS, required=True)}, where)
     # TensorStore before 0.1.14 had the path beside the store.
     parts = [store.get("path", ""), specification.get("path", "")]
     if not all(isinstance(part, str) for part in parts):
@@ -73,11 +86,13 @@ def locate_zarr(specification: Mapping[str, Any], root: epath.Path, name: str) -
     _check_path(root, path, name)
     shape = metadata.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"{root}: {name} has no shape in the index: {shape}")
+        raise ValueError(f"{root}: {name} has no shape in the index: {shown(shape)}")
     types = {form: type_name for type_name, form in _ZARR_TYPES.items()}
     type_name = specification.get("dtype", types.get(str(metadata.get("dtype"))))
     if type_name not in FLOAT_TYPES:
-        raise ValueError(f"{root}: {name} is of type {type_name}: weights are floating-point")
+        raise ValueError(
+            f"{root}: {name} is of type {shown(type_name)}: weights are floating-point"
+        )
     return ZarrArray(root, path, tuple(shape), FLOAT_TYPES[type_name])
 
 
@@ -102,7 +117,10 @@ def _is_remote(path: epath.Path) -> bool:
 
 
 def read_zarr(
-    array: ZarrArray, layer: int | None = None, context: tensorstore.Context | None = None
+    array: ZarrArray,
+    layer: int | None = None,
+    context: tensorstore.Context | None = None,
+    verified: set[str] | None = None,
 ) -> np.ndarray:
     """Reads an array, or one layer of a stacked one.
 
@@ -110,6 +128,7 @@ def read_zarr(
       array: from `locate_zarr`.
       layer: reads `array[:, layer]` only.
       context: TensorStore's, whose cache then serves the other layers of the same chunks.
+      verified: paths of arrays whose chunks were compared with their checksums; this one is added.
 
     Returns:
       The values.
@@ -117,15 +136,21 @@ def read_zarr(
     Raises:
       ValueError: a part is missing or damaged, or is not what the index says.
     """
-    where = f"{array.root / array.path}"
-    if not (array.root / array.path / ".zarray").exists():
-        raise ValueError(f"{where}/.zarray is missing: the checkpoint is not complete")
+    folder = array.root / array.path
+    where = f"{folder}"
+    if not (folder / DESCRIPTION_FILE).exists():
+        raise ValueError(f"{where}/{DESCRIPTION_FILE} is missing: the checkpoint is not complete")
     stored = _stored_bytes(array)
     try:
+        read_zarr_description(folder)
         store = tensorstore.open(_specification(array), context=context, open=True).result()
     except Exception as error:  # TensorStore raises many types for damaged metadata
         raise ValueError(f"{where} cannot be opened: {_first_line(error)}") from error
-    _check_store(array, store, stored, where)
+    compressor, chunk = _check_store(array, store, stored, where)
+    if verified is None or where not in verified:
+        check_chunks(folder, compressor, chunk, array.dtype.itemsize)
+        if verified is not None:
+            verified.add(where)
     try:
         return (store if layer is None else store[:, layer]).read(order="C").result()
     except Exception as error:
@@ -139,7 +164,7 @@ def _first_line(error: Exception) -> str:
 def _stored_bytes(array: ZarrArray) -> int:
     """What the files take on the disk; none of them may be a link that leads elsewhere."""
     total = 0
-    for path in (array.root / array.path).iterdir():
+    for path in files_below(array.root / array.path):
         _check_inside(array.root, path, array.path)
         total += path.stat().length
     return total
@@ -157,8 +182,14 @@ def _specification(array: ZarrArray) -> dict[str, Any]:
     return {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
 
 
-def _check_store(array: ZarrArray, store: Any, stored: int, where: str) -> None:
-    """Compares the array's own description with the index, before memory is taken for it."""
+def _check_store(
+    array: ZarrArray, store: Any, stored: int, where: str
+) -> tuple[str | None, list[int]]:
+    """Compares the array's own description with the index, before memory is taken for it.
+
+    Returns:
+      The name of its compressor and the shape of its chunks.
+    """
     if store.dtype.numpy_dtype != array.dtype or tuple(store.shape) != array.shape:
         raise ValueError(
             f"{where} is {store.dtype.name}{list(store.shape)}, but the index says "
@@ -175,6 +206,7 @@ def _check_store(array: ZarrArray, store: Any, stored: int, where: str) -> None:
     chunk = metadata["chunks"]
     if any(part > max(1, whole) for part, whole in zip(chunk, array.shape, strict=True)):
         raise ValueError(f"{where} has chunks of {list(chunk)}, larger than {list(array.shape)}")
+    return compressor, list(chunk)
 
 
 def write_zarr(root: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]:

@@ -40,7 +40,7 @@ T5_FIELDS = {
     "mlp_dim": _COUNT,
     "num_encoder_layers": Field(kinds=(int,), least=1, most=1 << 10),
     "num_decoder_layers": Field(kinds=(int,), least=1, most=1 << 10),
-    "mlp_activations": Field(kinds=(tuple, list), least=1, most=2),
+    "mlp_activations": _NAMES,
     "logits_via_embedding": _SWITCH,
     "scale_logits": Field(kinds=(bool,), none=True),
     "relative_bias_per_layer": _SWITCH,
@@ -100,6 +100,10 @@ class T5Config:
             if not all(isinstance(each, str) for each in names):
                 raise ValueError(f"T5Config: {name} is {shown(names)}: names are needed")
             object.__setattr__(self, name, names)
+        if len(self.mlp_activations) not in (1, 2):
+            raise ValueError(
+                f"T5Config.mlp_activations is {self.mlp_activations}: one (v1.0) or two (gated)"
+            )
         if self.scale_logits == self.logits_via_embedding:  # one form of each model: they compare
             object.__setattr__(self, "scale_logits", None)
 

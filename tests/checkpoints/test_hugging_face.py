@@ -170,6 +170,16 @@ def test_index_problems(golden):
         load_hf(golden)
 
 
+@pytest.mark.parametrize("golden", ["t5v11_tiny_sharded"], indirect=True)
+def test_a_tensor_in_two_shards_is_refused(golden):
+    second = golden / "model-00002-of-00003.safetensors"
+    tensors = load_file(second)
+    stray = next(iter(load_file(golden / "model-00001-of-00003.safetensors").items()))
+    save_file({**tensors, stray[0]: stray[1]}, second)
+    with pytest.raises(ValueError, match=f"holds {stray[0]}, which also has"):
+        load_hf(golden)
+
+
 def test_weights_that_are_not_finite(golden):
     tensors = load_file(golden / "model.safetensors")
     for bad in (np.nan, np.inf):

@@ -77,10 +77,25 @@ def _entry(shape=(2, 3), dtype="F32", offsets=(0, 24)):
         ({"a": _entry(offsets=(-24, 0))}, "a has shape"),
         ({"a": _entry((-2, -3))}, "a has shape"),
         ({"a": _entry((2.0, 3))}, "a has shape"),
-        ({"a": _entry((6,), "I32")}, "a is I32; weights are one of F64, F32, F16, BF16"),
+        ({"a": _entry((6,), "I32")}, "a is 'I32'; weights are one of F64, F32, F16, BF16"),
         ({"a": {"dtype": "F32"}}, "damaged entry for a"),
         ({"a": [1]}, "damaged entry for a"),
         ({"a": _entry((3,), offsets=(0, 12)), "b": _entry((3,), offsets=(8, 20))}, "share bytes"),
+        ({"a": _entry((3,), offsets=(0, 12))}, "12 bytes between a and the end of the file"),
+        ({"a": _entry((3,), offsets=(12, 24))}, "12 bytes between the header and a belong to no"),
+        (
+            {"a": _entry((2,), offsets=(0, 8)), "b": _entry((2,), offsets=(16, 24))},
+            "8 bytes between a and b belong to no tensor",
+        ),
+        ({"a": _entry(), "b": _entry((2, 0), offsets=(12, 12))}, "a and b share bytes"),
+        ({}, "24 bytes between the header and the end of the file"),
+        ({"a": _entry(dtype=[])}, r"entry for a: dtype is \[\]: a string"),
+        ({"a": {**_entry(), "shape": {}}}, "entry for a: shape is {}: a list"),
+        ({"a": {**_entry(), "data_offsets": [0, 1, 24]}}, "a length of 2 or less"),
+        (b'{"a": 1, "a": 2}', "damaged header: .*'a' twice"),
+        (json.dumps({"a": _entry()})[:-1].encode() + b', "a": {}}', "'a' twice"),
+        (b'{"a":' + b"[" * 100_000, "damaged header: .*levels deep"),
+        (b'{"a":' * 100_000, "damaged header: .*levels deep"),
         (b"[1, 2]", "damaged header: not a table"),
         (b'{"a": ', "damaged header"),
         (b"\xff\xfe\xfd", "damaged header"),
@@ -112,3 +127,30 @@ def test_cut_after_it_was_opened(tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match="ended while it was read"):
         tensor.read()
+
+
+def test_spans_in_any_order_and_empty_tensors_cover_the_file(tmp_path):
+    """As the official library accepts them."""
+    header = {
+        "b": _entry((3,), offsets=(12, 24)),
+        "empty": _entry((0, 4), offsets=(12, 12)),
+        "a": _entry((3,), offsets=(0, 12)),
+        "last": _entry((0,), offsets=(24, 24)),
+        "__metadata__": {"format": "pt"},
+    }
+    path = _file(tmp_path, header, np.arange(6, dtype=np.float32).tobytes())
+    tensors = open_safetensors(path)
+    theirs = load_file(path)
+    assert set(tensors) == set(theirs)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor.read(), theirs[name])
+
+
+@pytest.mark.parametrize("name", ["st_shift_4", "st_hole", "st_trailing_garbage", "st_deep_header"])
+def test_files_that_the_official_library_refuses(shared, name):
+    path = shared / "cases" / "safetensors" / name / "model.safetensors"
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    with pytest.raises(ValueError, match="is damaged: .* belong to no|damaged header") as caught:
+        open_safetensors(path)
+    assert "\n" not in str(caught.value)

@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
+import gzip
 import json
 import os
 import pickle
 import resource
 import shutil
 import signal
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
+import tensorstore
 from etils import epath
 from flax import serialization
 
-from gkd.checkpoints import t5x_format
+from gkd.checkpoints import t5x_format, zarr_arrays
 from gkd.checkpoints.msgpack_file import index_msgpack
 from gkd.jobs.command_line import _is_expected
 from tests.checkpoints.test_t5x_format import TINY, random_params, write_inline
@@ -192,6 +195,97 @@ def test_damaged_arrays(kind, copy):
     damage(copy)
     with refused(message):
         t5x_format.load_t5x(copy, TINY)
+
+
+def array_of(folder, compressor, separator="."):
+    """An array in two chunks as TensorStore writes it, its location and its values."""
+    values = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
+    metadata = {"chunks": [20, 16], "shape": [20, 30], "compressor": compressor}
+    spec = {"driver": "zarr", "dtype": "float32", "metadata": metadata}
+    place = {"driver": "file", "path": f"{folder}/target.x/"}
+    store = {**metadata, "dimension_separator": separator}
+    opened = {**spec, "metadata": store, "kvstore": place, "create": True, "delete_existing": True}
+    tensorstore.open(opened).result().write(values).result()
+    index = {**spec, "kvstore": {"driver": "file", "path": "target.x/"}}
+    return zarr_arrays.locate_zarr(index, epath.Path(folder), "x"), values
+
+
+COMPRESSORS = [{"id": "gzip", "level": 1}, {"id": "zlib", "level": 1}, {"id": "bz2", "level": 1}]
+NO_CHECKSUM = [{"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}, {"id": "zstd"}, None]
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=lambda each: each["id"])
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_every_byte_of_a_compressed_chunk_counts(compressor, separator, tmp_path):
+    """TensorStore alone reads a chunk without the last 9 bytes, or with a wrong checksum."""
+    array, values = array_of(tmp_path, compressor, separator)
+    np.testing.assert_array_equal(zarr_arrays.read_zarr(array), values)
+    chunk = tmp_path / "target.x" / f"0{separator}1"
+    whole = chunk.read_bytes()
+    cuts = [whole[:-count] for count in (*range(1, 14), len(whole) // 2)]
+    flips = []
+    for position in (*range(-12, 0), len(whole) // 2):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x80  # the low bits of the last byte are padding in bz2
+        flips += [bytes(damaged), bytes(damaged[: -4 if position < -4 else None])]
+    for damaged in [*cuts, *flips, whole + b"\0", whole + whole, b""]:
+        chunk.write_bytes(damaged)
+        with refused("target.x.* is damaged or not complete"):
+            zarr_arrays.read_zarr(array)
+    chunk.write_bytes(whole)
+    np.testing.assert_array_equal(zarr_arrays.read_zarr(array), values)
+
+
+@pytest.mark.parametrize("compressor", NO_CHECKSUM, ids=lambda each: each and each["id"])
+def test_the_length_of_a_chunk_without_checksum_counts(compressor, tmp_path):
+    array, values = array_of(tmp_path, compressor)
+    np.testing.assert_array_equal(zarr_arrays.read_zarr(array), values)
+    chunk = tmp_path / "target.x" / "0.1"
+    whole = chunk.read_bytes()
+    for damaged in [*(whole[:-count] for count in range(1, 14)), whole + b"\0", b""]:
+        chunk.write_bytes(damaged)
+        with refused("target.x.* (is damaged or not complete|claims 2400 bytes, but)"):
+            zarr_arrays.read_zarr(array)
+
+
+def test_a_chunk_that_unpacks_to_more_is_refused_at_its_size(tmp_path):
+    array, _ = array_of(tmp_path, {"id": "gzip", "level": 1})
+    (tmp_path / "target.x" / "0.1").write_bytes(gzip.compress(bytes(1 << 26)))
+    tracemalloc.start()
+    with refused("it holds more than 1280 of 1280 bytes"):
+        zarr_arrays.read_zarr(array)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "change", [{"filters": [{"id": "x"}]}, {"deep": 1}, {"compressor": [1]}, {"dtype": {}}]
+)
+def test_a_description_of_an_array_is_read_within_bounds(change, tmp_path):
+    array, _ = array_of(tmp_path, {"id": "gzip", "level": 1})
+    path = tmp_path / "target.x" / ".zarray"
+    text = json.dumps({**json.loads(path.read_text()), **change})
+    path.write_text(text.replace('"deep": 1', '"deep": ' + "[" * 100_000 + "]" * 100_000))
+    with refused("cannot be opened"):
+        zarr_arrays.read_zarr(array)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"driver": "n5"},
+        {"driver": []},
+        {"kvstore": 1},
+        {"kvstore": {"driver": {}}},
+        {"metadata": None},
+        {"dtype": ["float32"]},
+        {"dtype": "int32"},
+    ],
+)
+def test_an_entry_of_the_index_of_another_type(wrong, copy):
+    edit_index(copy, lambda entry, target: entry.update(wrong))
+    with refused("encoder/layers_0/mlp/wo/kernel"):
+        t5x_format.open_t5x(copy, TINY)
 
 
 @pytest.mark.parametrize(

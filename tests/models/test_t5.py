@@ -182,7 +182,7 @@ def test_relative_buckets_match_the_published_table():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("dtype", "float16", "use 'float32' or 'bfloat16'"),
+        ("dtype", "float16", "choose one of 'float32', 'bfloat16'"),
         ("mlp_activations", ("gelu", "gelu", "gelu"), r"one \(v1.0\) or two \(gated\)"),
     ],
 )
