@@ -35,7 +35,10 @@ def read_saved_shapes(folder: epath.PathLike) -> Any:
     state = epath.Path(folder) / folders.STATE_ITEM
     if (state / _ORBAX_METADATA).exists():
         read_json(state / _ORBAX_METADATA, dict)  # Orbax itself has no bounds
-    tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{state} has a damaged {_ORBAX_METADATA}: {error!r}") from error
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), leaf.dtype), tree
     )

@@ -127,15 +127,17 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
         return open_safetensors(directory / WEIGHTS_FILE)
     places = _places(index)
     tensors: dict[str, Tensor] = {}
+    held: dict[str, str] = {}
     for file in sorted(set(places.values())):
-        for name, tensor in open_safetensors(directory / file).items():
-            if name in tensors or places.get(name, file) != file:
-                other = tensors[name].where if name in tensors else f"{index}: {places[name]}"
-                raise ValueError(f"{directory / file} holds {name}, which also has {other}")
-            tensors[name] = tensor
-    lost = sorted(set(places) - set(tensors))
-    if lost:
-        raise ValueError(f"{index} places {lost[0]} in {places[lost[0]]}, which does not hold it")
+        found = open_safetensors(directory / file)
+        again = next((name for name in found if name in held), None)
+        if again is not None:
+            raise ValueError(f"{directory / file} holds {again}, which {held[again]} has too")
+        tensors.update(found)
+        held.update(dict.fromkeys(found, file))
+    lost = next((name for name in sorted(places) if held.get(name) != places[name]), None)
+    if lost is not None:
+        raise ValueError(f"{index} places {lost} in {places[lost]}, which does not hold it")
     return tensors
 
 

@@ -92,7 +92,8 @@ def open_run_checkpoint(
 def _config(saved: Mapping[str, Any], where: str) -> T5Config:
     """The saved architecture, its layers unstacked."""
     check_fields(saved, T5_FIELDS, where, unknown=False)
-    return T5Config(**{**saved, "stacked_layers": False, "remat": False})
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    return T5Config(**{**values, "stacked_layers": False, "remat": False})
 
 
 def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
