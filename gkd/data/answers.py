@@ -16,7 +16,8 @@ _QUOTED = re.compile(r"([\"'“‘$]|\\\()\s*(.*?)\s*([\"'”’$]|\\\))(\.?)", 
 
 _CHOICE_IS = re.compile(
     rf"{ANSWER_IS.pattern}|####|\b(?:correct|right|best|final)\s+(?:option|choice|letter|one)\s*"
-    r"(?:is|are|was|would be|should be|must be|[:=])\s*:?|\bcorrect\s*:|\b(?:option|choice)\s*:",
+    r"(?:is|are|was|would be|should be|must be|[:=])\s*:?|\bcorrect\s*:|\b(?:option|choice)\s*:"
+    r"|\bans\s*[.:]|\b(?:choose|pick|select|go with)\b|\bmy choice is\b",
     re.IGNORECASE,
 )
 _LEAD = r"[\s\"'“”‘’$:#>~*-]*(?:\\[(\[]\s*)?(?:(?:option|choice|answer|letter|alternative)\s+)*"
@@ -26,7 +27,8 @@ _ENDS = (  # what follows a bare letter that is an option: "A dog", "A's" and "A
     r"|\s+is\s+(?:(?:the|my|clearly|most|definitely)\s+)*(?:correct|right|best|answer|true|likely)"
 )
 _LETTER = re.compile(
-    rf"{_LEAD}(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|\{{\s*([A-Z])\s*\}}|([A-Z])(?={_ENDS}))",
+    rf"{_LEAD}(?:\(\s*([A-Z])\s*\)|\[\s*([A-Z])\s*\]|\{{\s*([A-Z])\s*\}}|([A-Z])(?={_ENDS})"
+    r"|((?-i:[B-HJ-Z]))(?=\s+(?-i:[A-Z(])))",  # "B Both", but "A Dog" and "I Robot" are words
     re.IGNORECASE,
 )
 _ANOTHER = re.compile(
@@ -73,8 +75,9 @@ def chosen_letter(text: str) -> str | None:
     """The option a text chooses: `B`, `(b)`, `B. Both`, `Answer: B`, `**B**` … all give B.
 
     It is the letter in the last `\\boxed{…}`, else the one after the last `the answer is`,
-    `Answer:`, `the correct option is` or `####`, else the one that the text begins with. It stands
-    in parentheses or by itself: `A dog` chooses nothing, nor do `A or B` and `(A) is wrong`.
+    `Answer:`, `the correct option is` or `####`, else the one that the text or its last line begins
+    with. It stands in parentheses or by itself: `A dog` chooses nothing, nor do `A or B` and
+    `(A) is wrong`.
 
     Args:
       text: a generated text, or a reference.
@@ -87,8 +90,9 @@ def chosen_letter(text: str) -> str | None:
     if box is not None:
         return _first_letter(box)
     text = _EMPHASIS.sub("", text)
-    starts = [0, *(match.end() for match in _CHOICE_IS.finditer(text))]
-    for start in reversed(starts):
+    last_line = text.rstrip().rfind("\n") + 1
+    starts = [match.end() for match in _CHOICE_IS.finditer(text)]
+    for start in [*reversed(starts), 0, last_line]:
         letter = _first_letter(text[start : start + 300])
         if letter is not None:
             return letter

@@ -40,7 +40,7 @@ _VULGAR = re.compile("(\\d?)[ \u2009]?([¼-¾⅐-⅞↉])")
 _SUPERSCRIPT = re.compile("([0-9)])([⁺⁻]?[⁰¹²³⁴-⁹]+)")
 
 _LATEX = (
-    (re.compile(r"\{([,.])\}"), r"\1"),  # 9{,}500
+    (re.compile(r"(?:\\text|\\mathrm)?\{([,.])\}"), r"\1"),  # 9{,}500
     (re.compile(r",\\!"), ","),  # 9,\!500
     (re.compile(r"(\d)(?:\\[,;:! ]|~)(?=\d{3})"), rf"\1{_THIN}"),
     (re.compile(r"\\[,;:! ]|~|\\q?quad\b"), " "),
@@ -51,9 +51,10 @@ _LATEX = (
     (re.compile(r"\\(?:approx|sim|simeq)\b"), "≈"),
     (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox)\s*\{([^{}]*)\}"),
      r" \1 "),
-    (re.compile(r"(\d)?\s*\\[cdt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"),
-     lambda m: f"{m[1]} {m[2] or m[3]}/{m[4] or m[5]}" if m[1] else
-     f"{m[2] or m[3]}/{m[4] or m[5]}"),
+    (re.compile(r"\\(?:mathrm|mathbf|bf|rm)\b"), ""),
+    (re.compile(
+        r"(\d)?\s*\\[cdt]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.]+)\s*\}|(\d))"),
+     lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2] or m[3]}/{m[4] or m[5]}"),
     (re.compile(r"\^\s*\{\s*([^{}]*?)\s*\}"), r"^\1"),
     (re.compile(r"\^\s*\\circ\b|\\degree\b|°"), " degrees "),
     (re.compile(r"([^\d)\s^])\s*\^\s*-?\d+"), r"\1"),  # m^2
@@ -83,7 +84,8 @@ def _pattern(sign: str, spaced: str) -> re.Pattern[str]:
         r"(?:[eE](?P<e>[-+]?\d+)(?!\w))?"
         r"(?:\^(?P<power>-?\d+))?"
         rf"(?: ?(?:\*|x) ?10 ?\^ ?\(?(?P<ten>[-+]?\d+)\)?)?"
-        rf"(?:(?P<numerator>[ {_THIN}]\d+)? ?/ ?\$?(?P<denominator>\d+)(?P<date> ?/ ?\d+)?)?"
+        rf"(?:(?P<numerator>[ {_THIN}]\d+)? ?/ ?\$?(?P<denominator>\d+(?:\.\d+)?)(?![.,]?\d)"
+        r"(?P<date> ?/ ?\d+)?)?"
         rf"(?:[ {_THIN}-]?(?P<scale>{_SCALE_WORDS})s?(?![^\W\d_])"
         r"|(?P<letter>k|mn?|bn?|mio)(?!\w))?"
         rf"(?P<close> ?{_CURRENCY}? ?\))?",

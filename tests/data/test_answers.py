@@ -20,7 +20,11 @@ from gkd.data.answers import chosen_letter, stated_answer
         ("<b>B</b>", "B"), ("“B”", "B"), ("[B]", "B"), ("{B}", "B"), ("$B$", "B"), ("- B", "B"),
         ("\\boxed{B}", "B"), ("\\boxed{\\text{B}}", "B"), ("$\\boxed{\\textbf{(B)}}$", "B"),
         ("\\boxed{B. Both}", "B"), ("It is C, \\(\\boxed{B}\\)", "B"),
+        ("Ans: B", "B"), ("I would choose (B).", "B"), ("My choice is B", "B"),
+        ("Both hold:\nso it is\n(B)", "B"), ("Answer:\nB", "B"), ("B.)", "B"),
         # With words after it.
+        ("B Both", "B"), ("B (Both)", "B"), ("B or C", None), ("B Both A and C are right", "B"),
+        ("C major", None), ("A Dog", None), ("I Robot", None), ("A (small) dog", None),
         ("(B) Both", "B"), ("B: Both", "B"), ("B - Both", "B"), ("B\nbecause", "B"),
         ("B is correct", "B"), ("A is the right answer.", "A"), ("Option B is correct", "B"),
         ("B, because it is", "B"), ("B, I think", "B"), ("The answer is B because A is wrong", "B"),
