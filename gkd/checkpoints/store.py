@@ -37,11 +37,13 @@ class Restored:
       step: the step that was restored.
       state: the state, in the structure and on the shardings asked for.
       data_state: the bytes that this process's data iterator was saved as.
+      log_state: the numbers that were measured but not logged yet.
     """
 
     step: int
     state: Any
     data_state: bytes
+    log_state: Mapping[str, Any]
 
 
 class CheckpointStore:
@@ -131,6 +133,7 @@ class CheckpointStore:
         state: Any,
         data_state: bytes = b"",
         metrics: Mapping[str, float] | None = None,
+        log_state: Mapping[str, Any] | None = None,
     ) -> bool:
         """Saves one step; `state` may be donated or changed as soon as this returns.
 
@@ -142,6 +145,7 @@ class CheckpointStore:
           data_state: of the data iterator, at the position of the batch consumed: the same in
             every process.
           metrics: numbers that were measured at this step.
+          log_state: numbers that were measured but not logged yet, as JSON.
 
         Returns:
           False if that step was saved before (then nothing is written), else True.
@@ -158,7 +162,9 @@ class CheckpointStore:
             args=ocp.args.Composite(
                 **{
                     folders.STATE_ITEM: ocp.args.StandardSave(state),
-                    folders.DATA_ITEM: ocp.args.JsonSave(_as_json(data_state)),
+                    folders.DATA_ITEM: ocp.args.JsonSave(
+                        {"0": base64.b64encode(data_state).decode(), "log": dict(log_state or {})}
+                    ),
                     folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
                 }
             ),
@@ -210,7 +216,7 @@ class CheckpointStore:
         if differences:
             raise ValueError(f"checkpoint {folder} does not fit this run: {differences}")
         state = arrays.read_arrays(folder, abstract_state)
-        return Restored(step, state, _data_state(folder))
+        return Restored(step, state, *_saved_data(folder))
 
     def _newest_intact(self, thorough: bool) -> int:
         """Sets damaged steps aside; returns the newest intact one, the same in every process.
@@ -303,15 +309,12 @@ def _from_first_process(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def _as_json(data_state: bytes) -> dict[str, str]:
-    return {"0": base64.b64encode(data_state).decode()}
-
-
-def _data_state(folder: epath.Path) -> bytes:
-    """The data iterator's state: it holds for any number of processes."""
+def _saved_data(folder: epath.Path) -> tuple[bytes, dict[str, Any]]:
+    """The data iterator's state, for any number of processes, and what was not logged yet."""
     saved = folders.read_item(folder, folders.DATA_ITEM)
-    check_fields(saved, {"0": Field(kinds=(str,), required=True)}, f"{folder}: {folders.DATA_ITEM}")
+    fields = {"0": Field(kinds=(str,), required=True), "log": Field(kinds=(dict,))}
+    check_fields(saved, fields, f"{folder}: {folders.DATA_ITEM}")
     try:
-        return base64.b64decode(saved["0"], validate=True)
+        return base64.b64decode(saved["0"], validate=True), saved.get("log", {})
     except ValueError as error:
         raise ValueError(f"{folder}: the data position is damaged: {error}") from error

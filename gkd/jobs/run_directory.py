@@ -9,18 +9,22 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
 
 import gkd
+from gkd.checkpoints import folders
+from gkd.checkpoints.hugging_face import is_hugging_face
+from gkd.checkpoints.t5x_format import is_t5x
+from gkd.jobs import setting_changes
 from gkd.jobs.gin_files import REPOSITORY, Binding, Source, parse_statements
 from gkd.parallel import processes
 
 CONFIG_FILE = "config.gin"  # everything that was bound
 OPERATIVE_CONFIG_FILE = "operative_config.gin"  # what the run used, defaults included
-LAUNCHES_FILE = "launches.jsonl"  # one row a start, the oldest first
+LAUNCHES_FILE = "launches.jsonl"  # one row per launch that trained, the oldest first
 
 PACKAGES = (
     "jax",
@@ -39,31 +43,73 @@ PACKAGES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class RunDirectory:
     """An open run directory; as a context it records the operative configuration at the end.
 
+    Opening it records nothing: a launch that is refused later leaves the record as it is.
+
     Example:
       with open_run(model_dir) as run:
-          ...                              # set-up
-          run.write_operative_config()     # early, in case of a kill
+          ...                              # everything that can refuse
+          run.record(continues_from=16)    # once step 17 has run
           ...                              # training
     """
 
     path: pathlib.Path
-    resumed: bool  # whether a run was launched here before
-    changes: tuple[str, ...]  # bindings that differ from the previous launch's
+    launches: tuple[dict[str, Any], ...]  # recorded before, the oldest first
+    command_line: tuple[str, ...]
+    started: str
+    recorded: bool = False
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.recorded:
+            self.write_operative_config()
+
+    def record(self, continues_from: int) -> None:
+        """Records this launch as the one that makes the steps after `continues_from`.
+
+        The job's first process writes; bindings that differ from the previous launch's are reported
+        in one line on stderr.
+
+        Args:
+          continues_from: the step that was restored, 0 for a fresh start.
+        """
+        self.recorded = True
+        if not processes.is_first():
+            return
+        config = gin.config_str()
+        bindings = config_bindings(config)
+        if self.launches:
+            changes = changed_bindings(self.launches[-1].get("bindings", {}), bindings)
+            if changes:
+                print(
+                    f"gkd: warning: {self.path} was last run with another configuration: "
+                    f"{'; '.join(changes)}",
+                    file=sys.stderr,
+                )
+        launch = {
+            "started": self.started,
+            "continues_from": continues_from,
+            "command_line": list(self.command_line),
+            **git_state(REPOSITORY),
+            **environment(),
+            "bindings": bindings,
+        }
+        with open(self.path / LAUNCHES_FILE, "ab+", buffering=0) as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # a half-written last line
+            file.write((json.dumps(launch, ensure_ascii=False) + "\n").encode("utf-8"))
+        _replace(self.path / CONFIG_FILE, config)
         self.write_operative_config()
 
     def write_operative_config(self) -> None:
         """Writes the bindings and defaults that the run has used so far.
 
-        A launch that used less than an earlier one (a finished run, started again) changes nothing.
+        A launch that used less than an earlier one changes nothing.
         """
         if not processes.is_first():
             return
@@ -77,13 +123,10 @@ class RunDirectory:
 def open_run(
     model_dir: str | os.PathLike[str], command_line: Sequence[str] | None = None
 ) -> RunDirectory:
-    """Makes or re-opens a run directory and records this launch; the job's first process does.
-
-    A configuration that differs from the previous launch's is allowed (training longer is the
-    ordinary case) and reported in one line on stderr.
+    """Makes or re-opens a run directory; nothing is recorded yet.
 
     Args:
-      model_dir: the directory; made with its parents.
+      model_dir: the directory; made with its parents by the job's first process.
       command_line: what started the process; `sys.argv` when None.
 
     Returns:
@@ -95,50 +138,124 @@ def open_run(
     path = pathlib.Path(model_dir)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
-    if not processes.is_first():
-        return RunDirectory(path, path.exists(), ())
-    path.mkdir(parents=True, exist_ok=True)
-    previous = read_launches(path)
-    config = gin.config_str()
-    bindings = config_bindings(config)
-    changes = tuple(changed_bindings(previous[-1]["bindings"], bindings) if previous else ())
+    launches = ()
+    if processes.is_first():
+        path.mkdir(parents=True, exist_ok=True)
+        launches = tuple(read_launches(path))
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    command_line = sys.argv if command_line is None else command_line
+    return RunDirectory(path, launches, tuple(command_line), started)
+
+
+def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
+    """Refuses to continue a run with another method, data or optimisation than it began with.
+
+    Execution settings, intervals and TRAIN_STEPS may change; see `setting_changes.of_launches`.
+
+    Args:
+      model_dir: a run directory that holds checkpoints.
+      allow: ALLOW_CHANGES: continue all the same.
+
+    Raises:
+      ValueError: the settings that changed, with their old and new values.
+    """
+    launches = read_launches(model_dir) if processes.is_first() else []
+    if allow or not launches:
+        return
+    bindings = config_bindings(gin.config_str())
+    changes = setting_changes.of_launches(launches[-1].get("bindings", {}), bindings)
     if changes:
-        print(
-            f"gkd: warning: {path} was last run with another configuration: {'; '.join(changes)}",
-            file=sys.stderr,
+        raise ValueError(
+            f"{model_dir} was trained with other settings: {'; '.join(changes)}: restore them, "
+            "choose a new MODEL_DIR, or continue all the same with --gin.ALLOW_CHANGES=True"
         )
-    launch = {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command_line": list(sys.argv if command_line is None else command_line),
-        **git_state(REPOSITORY),
-        **environment(),
-        "bindings": bindings,
-    }
-    with open(path / LAUNCHES_FILE, "ab", buffering=0) as file:
-        file.write((json.dumps(launch, ensure_ascii=False) + "\n").encode("utf-8"))
-    _replace(path / CONFIG_FILE, config)
-    return RunDirectory(path, bool(previous), changes)
+
+
+def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) -> None:
+    """Refuses a MODEL_DIR that would write into a checkpoint that the run reads.
+
+    Args:
+      model_dir: the run directory.
+      **sources: by macro, the checkpoints that the run reads; None where it reads none.
+
+    Raises:
+      ValueError: MODEL_DIR is one of them (also by another name), lies within one, or is another
+        format's checkpoint, a checkpoints folder or a step folder.
+    """
+    path = pathlib.Path(model_dir).resolve()
+    for name, source in sources.items():
+        if source is None:
+            continue
+        run = _run_of(pathlib.Path(source).resolve())
+        inside = run == path or run / folders.CHECKPOINTS_FOLDER in (path, *path.parents)
+        if inside or (run.exists() and path.exists() and run.samefile(path)):
+            raise ValueError(
+                f"MODEL_DIR {model_dir} is where {name} {source} lies, which training would "
+                "overwrite: choose a directory of its own for the run"
+            )
+    steps = [path, *(path / str(step) for step in folders.step_numbers(path))]
+    if any((step / folders.STATE_ITEM).is_dir() for step in steps):
+        raise ValueError(
+            f"MODEL_DIR {model_dir} holds the checkpoints of a run themselves: give the run "
+            "directory, or a new one"
+        )
+    if path.is_dir() and (is_hugging_face(path) or is_t5x(path)):
+        raise ValueError(
+            f"MODEL_DIR {model_dir} holds a checkpoint of another format: choose a directory of "
+            "its own for the run"
+        )
+
+
+def _run_of(path: pathlib.Path) -> pathlib.Path:
+    """The run directory that a path means: itself, or that of its checkpoints or step folder."""
+    folder = path.parent if path.name.isdigit() else path
+    if folder.name == folders.CHECKPOINTS_FOLDER:
+        return folder.parent
+    return path
 
 
 def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the launches recorded in a run directory, the oldest first.
 
-    A half-written last line (a process killed while starting) is removed from the file.
+    A half-written last line (a process killed while recording) is left out; nothing is changed.
 
     Args:
       model_dir: the run directory.
 
     Returns:
-      One dict a launch; none for a new directory.
+      One dict per launch; none for a new directory.
     """
     path = pathlib.Path(model_dir) / LAUNCHES_FILE
     if not path.exists():
         return []
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        os.truncate(path, complete)
-    return [json.loads(line) for line in content[:complete].splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def step_spans(launches: Sequence[Mapping[str, Any]], last_step: int) -> list[dict[str, int]]:
+    """Assigns a run's steps to the launches that made them.
+
+    A launch's steps end where a later one continued: what lies past that step was made again.
+
+    Args:
+      launches: from `read_launches`; those of earlier versions name no step and are left out.
+      last_step: the newest step of the run.
+
+    Returns:
+      Spans that follow one another: first_step and last_step (both included), and launch, the
+      row's number in launches.jsonl, from 0.
+
+    Example:
+      >>> step_spans([{"continues_from": 0}, {"continues_from": 16}], 40)
+      [{'first_step': 1, 'last_step': 16, 'launch': 0},
+       {'first_step': 17, 'last_step': 40, 'launch': 1}]
+    """
+    spans, end = [], last_step
+    for number, launch in reversed(list(enumerate(launches))):
+        begin = launch.get("continues_from")
+        if begin is not None and begin < end:
+            spans.append({"first_step": begin + 1, "last_step": end, "launch": number})
+            end = begin
+    return spans[::-1]
 
 
 def config_bindings(config: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gkd.jobs import buckets, command_line, sweep_changes, sweep_status, sweep_table
+from gkd.jobs import buckets, command_line, setting_changes, sweep_status, sweep_table
 from gkd.jobs.gin_files import references_in
 from gkd.jobs.settings import check_call
 from gkd.jobs.sweep_cells import Cell
@@ -174,7 +174,7 @@ def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
         reader.value_of(_TRAIN + name)
         for name in ("train_steps", "best_metric", "best_mode", "dry_run")
     )
-    set_by = sweep_changes.settings_of(reader)
+    set_by = setting_changes.settings_of(reader)
     other = "evaluate." if verb == "train" else "train."
     named = [value for key, (value, _) in set_by.items() if not key.startswith(other)]
     needs = () if dry else _needed(named, ready)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.checkpoints import folders
-from gkd.jobs import buckets, command_line, sweep_changes
+from gkd.jobs import buckets, command_line, setting_changes
 from gkd.jobs.metrics_log import METRICS_FILE
 from gkd.jobs.run_directory import LAUNCHES_FILE
 
@@ -97,9 +97,9 @@ class Cell:
             launches = self._infer_record().get("launches") or [{}]
             words = launches[-1].get("command_line", ["gkd", *self.arguments])[1:]
             before = command_line.parse_arguments(words).arguments
-            return sweep_changes.of_arguments(before, self.settings)
+            return setting_changes.of_arguments(before, self.settings)
         record = _read_json(self.path) if self.run else self._launch_of_result()
-        return sweep_changes.of_bindings(record.get("bindings"), self.settings, self.arguments[0])
+        return setting_changes.of_bindings(record.get("bindings"), self.settings, self.arguments[0])
 
     def progress(self) -> tuple[int | None, int | None, float | None]:
         """How far it is: the last logged step, how often it was started, the best metric so far.

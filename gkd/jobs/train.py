@@ -22,8 +22,9 @@ from gkd.jobs.monitor import Monitor
 from gkd.jobs.part_times import part_seconds
 from gkd.jobs.plan_flops import useful_flops
 from gkd.jobs.reward_scoring import load_judge
-from gkd.jobs.run_directory import open_run
+from gkd.jobs.run_directory import check_changes, check_model_dir, open_run
 from gkd.jobs.signals import StopRequest
+from gkd.jobs.step_means import StepMeans
 from gkd.jobs.step_program import StepProgram, abstract_batch, starting_state
 from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
 from gkd.jobs.verb_settings import TRAIN
@@ -96,6 +97,7 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     stall_seconds: float | int = 600,
     time_parts: bool = False,
+    allow_changes: bool = False,
     dry_run: bool | Callable[[StepProgram], Any] = False,
     devices: list[Any] | None = None,
 ) -> Any:
@@ -157,6 +159,7 @@ def train(
       profile_steps: first and last step of a `jax.profiler` trace, in the run's `profile/`.
       stall_seconds: a step, evaluation or save that takes longer is reported; 0 never.
       time_parts: whether to time sampling and teacher by themselves before the first step.
+      allow_changes: whether to continue a run although its method, data or optimisation changed.
       dry_run: only trace the step, with the architectures that are named: no checkpoint is read
         where there is one, no data, and nothing is written. A function gets the step's program
         instead; what it returns is returned.
@@ -172,6 +175,7 @@ def train(
     """
     settings.check_call(TRAIN, locals())
     _check_settings(locals())
+    check_model_dir(model_dir, TEACHER=teacher, STUDENT=student, REWARD_MODEL=reward_model)
     method = Method(
         divergence, beta, on_policy_fraction, mixing, normalisation, temperature, samples,
         rollout_length,
@@ -187,6 +191,8 @@ def train(
     own = run_path.resolve() / CHECKPOINTS
     saved = own.is_dir() and any(path.name.isdigit() for path in own.iterdir())
     resumes = not dry_run and processes.first_decides(saved)
+    if resumes or (saved and dry_run is True):
+        check_changes(model_dir, allow_changes)
     # A run that continues needs its start no more: its own checkpoint brings the architecture.
     source = str(own) if resumes and student is not None else student
 
@@ -246,15 +252,21 @@ def train(
     )  # fmt: skip
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
     with job_lease(model_dir) as lease, open_run(model_dir) as run, StopRequest() as stop:
-        pin_teacher(run.path, teacher, expert)
-        models.save_vocabulary(task.vocabulary, run.path)
+
+        def record(step):
+            run.record(step)
+            pin_teacher(run.path, teacher, expert)
+            models.save_vocabulary(task.vocabulary, run.path)
+
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, keep_last, keep_best, best_metric, best_mode,
             description=models.describe(learner.config, task.vocabulary),
         )  # fmt: skip
         restored = store.restore(state.abstract)
+        means = StepMeans()
         if restored is not None:
             batches.restore(restored.data_state)
+            means.restore(restored.log_state)
         monitor = Monitor(
             run.path, functools.partial(useful_flops, program), profile_steps, stall_seconds
         )
@@ -274,15 +286,16 @@ def train(
                 monitor=monitor,
                 stop=stop,
                 schedule=schedule,
+                means=means,
                 seed=seed,
                 stop_after_skipped=stop_after_skipped,
                 sample_rows=sample_rows,
                 best_metric=best_metric,
                 directory=run.path,
                 lease=lease,
+                record=record,
                 time_parts=functools.partial(part_seconds, program) if time_parts else None,
             )
-            run.write_operative_config()
             try:
                 begun = state.make() if restored is None else restored.state
                 return loop.run(begun, None if restored is None else restored.step)

@@ -25,7 +25,9 @@ from gkd.jobs.lease import Lease
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
 from gkd.jobs.monitor import Monitor, described
 from gkd.jobs.progress import Progress
+from gkd.jobs.run_directory import read_launches, step_spans
 from gkd.jobs.signals import Stopped, StopRequest
+from gkd.jobs.step_means import StepMeans
 from gkd.jobs.whole_files import replace_file
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
@@ -67,12 +69,14 @@ class TrainingLoop:
     monitor: Monitor
     stop: StopRequest
     schedule: Callable[[int], Any]
+    means: StepMeans
     seed: int
     stop_after_skipped: int
     sample_rows: int
     best_metric: str | None
     directory: pathlib.Path
     lease: Lease
+    record: Callable[[int], None]
     time_parts: Callable[..., dict[str, float]] | None = None
 
     def __post_init__(self):
@@ -91,10 +95,14 @@ class TrainingLoop:
 
     def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
         """Steps until the end, a signal, or too many updates that are not finite."""
-        first = restored_step or 0
+        first, total = restored_step or 0, self.intervals.train_steps
+        if first > total:
+            raise ValueError(
+                f"TRAIN_STEPS is {total}, but {self.directory} is at step {first}: use {first} or "
+                "more"
+            )
         # A fresh start writes everything again, also what it measured before its first step.
         self.log.truncate_after(-1 if restored_step is None else first)
-        total = self.intervals.train_steps
         with self.monitor, Progress("train", total, first) as self._progress:
             self._report_cuts()
             self._teacher_texts = self._evaluate_teacher(first if restored_step is None else None)
@@ -113,6 +121,8 @@ class TrainingLoop:
                 with self._compilations.of("step"):
                     state, metrics = self.compiled(state, teacher_params, batch)
                 self.lease.check()
+                if number == first + 1:  # nothing refuses any more
+                    self.record(first)
                 # The step before is read while this one runs.
                 self._report(pending)
                 pending = (number, metrics, host)
@@ -189,7 +199,7 @@ class TrainingLoop:
             return
         self.lease.check()
         self.log.flush()
-        self.store.save(number, state, self.batches.state(), measured)
+        self.store.save(number, state, self.batches.state(), measured, self.means.state())
 
     def _report(self, pending):
         """Writes a step's metrics; waits for the step, so the loop is one step ahead of it."""
@@ -197,10 +207,9 @@ class TrainingLoop:
             return
         number, metrics, host = pending
         pairs = jax.device_get(metrics)
-        values = {
-            f"train/{name}": float(total) / max(float(weight), 1e-30)
-            for name, (total, weight) in pairs.items()
-        }
+        self.means.add({f"train/{name}": pair for name, pair in pairs.items()})
+        counts = ("inputs_cut", "targets_cut", "empty_examples")
+        self.means.add({f"data/{count}": (host[count], 1) for count in counts})
         tokens = int(pairs["target_length"][0])
         now = time.monotonic()
         seconds = None if self._clock is None else now - self._clock
@@ -209,16 +218,16 @@ class TrainingLoop:
         self._clock = now
         self.monitor.step_ended(number, seconds, tokens)
         if self.intervals.due(number, self.intervals.log_every):
+            sampled_length = self.means.sampled_length()
+            values = self.means.take()
             values["train/learning_rate"] = float(self.schedule(number - 1))
-            for count in ("inputs_cut", "targets_cut", "empty_examples"):
-                values[f"data/{count}"] = host[count]
             self.log.write(number, values)
-            written = values["train/target_length"] if values["train/on_policy"] else 0.0
-            row = self.monitor.write(number, written)
+            row = self.monitor.write(number, sampled_length)
             self.log.write_events(number, {f"speed/{key}": row[key] for key in row})
             self._speed = described(row) or self._speed
-        self._progress.update(number, tokens, self._speed, loss=values["train/loss"])
-        streak = int(values["train/skipped_in_a_row"])
+        loss, weight = map(float, pairs["loss"])
+        self._progress.update(number, tokens, self._speed, loss=loss / max(weight, 1e-30))
+        streak = int(pairs["skipped_in_a_row"][0])
         if streak >= self.stop_after_skipped:
             saved = self.store.latest_step()
             kept = f"checkpoint {saved} in {self.directory} is kept" if saved else "none was saved"
@@ -313,6 +322,7 @@ class TrainingLoop:
             "seconds_per_step": statistics.median(self._seconds) if self._seconds else None,
             "evaluation": self._last_evaluation,
             "best_step": self.store.best_step(),
+            "spans": step_spans(read_launches(self.directory), int(state.step)),
             **self._compilations.summary(),
         }
         write_json(path, summary)

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from gkd.jobs import command_line, sweep_cells, sweep_changes
+from gkd.jobs import command_line, setting_changes, sweep_cells
 from tests.jobs.sweeping import TINY, launches, rows_of
 
 FIRST = f"""{{
@@ -188,9 +188,9 @@ def test_what_nothing_sets_any_more_is_as_it_would_be_now():
         "t5.T5Config.dropout_rate": "0.25", "gkd.distill.optimizers.adamw.b2": "0.99",
         "optimizers.adamw.b1": "0.9", "t5.T5Config.no_such": "1", "train.train.remat": "True",
     }  # fmt: skip
-    changes = sweep_changes.of_bindings(recorded, {}, "train")
+    changes = setting_changes.of_bindings(recorded, {}, "train")
     assert changes == ["b2 0.99 → 0.999", "dropout_rate 0.25 → 0.0"]
-    assert sweep_changes.of_bindings(None, {}, "train") == []
+    assert setting_changes.of_bindings(None, {}, "train") == []
 
 
 def test_outputs_that_were_made_otherwise_are_refused(grid, capsys):

@@ -128,14 +128,45 @@ def test_a_flipped_bit_is_reported_and_the_checkpoint_before_is_used(
     assert_same_run(damaged, uninterrupted)
 
 
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_finished_run_started_again_changes_nothing(folder, teacher, uninterrupted):
-    before = {path: path.read_bytes() for path in uninterrupted.glob("*.json*")}
+    before = {path: path.read_bytes() for path in uninterrupted.glob("*.*") if path.is_file()}
+    assert len(before) > 5
     process = launch(uninterrupted, *DISTIL, f'TEACHER="{teacher}"')
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    for path, content in before.items():
-        if path.name != "launches.jsonl":
-            assert path.read_bytes() == content, path.name
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_another_method_is_refused_and_leaves_the_record(folder, teacher, uninterrupted, capfd):
+    """A finished run, and the same one stopped at step 32: not a byte changes."""
+    half = folder / "half"
+    shutil.copytree(uninterrupted, half)
+    shutil.rmtree(half / "checkpoints/40")
+    settings = (*DISTIL, f'TEACHER="{teacher}"')
+    capfd.readouterr()
+    for run in (half, uninterrupted):
+        before = files_of(run)
+        message = fails(capfd, run, *settings, "LAMBDA=1.0", "TRAIN_STEPS=44")
+        assert f"{run} was trained with other settings: LAMBDA 0.5 → 1.0:" in message
+        assert "--gin.ALLOW_CHANGES=True" in message
+        message = fails(capfd, run, *settings, "LAMBDA=1.0", "BATCH_SIZE=8", "DRY_RUN=True")
+        assert "BATCH_SIZE 16 → 8; LAMBDA 0.5 → 1.0" in message
+        assert "TRAIN_STEPS is 24" in fails(capfd, run, *settings, "TRAIN_STEPS=24")
+        message = fails(capfd, run, *settings[:-1], f'TEACHER="{run}/checkpoints"')
+        assert f"MODEL_DIR {run} is where TEACHER {run}/checkpoints lies" in message
+        assert files_of(run) == before
+    assert train(half, *settings, "LAMBDA=1.0", "ALLOW_CHANGES=True", "TRAIN_STEPS=33") == 0
+    assert "LAMBDA 0.5 → 1.0" in capfd.readouterr().err
+    launches = [json.loads(line) for line in (half / "launches.jsonl").read_text().splitlines()]
+    assert [launch["bindings"]["LAMBDA"] for launch in launches] == ["0.5", "1.0"]
+    assert json.loads((half / "summary.json").read_text())["spans"] == [
+        {"first_step": 1, "last_step": 32, "launch": 0},
+        {"first_step": 33, "last_step": 33, "launch": 1},
+    ]
 
 
 def test_what_a_run_leaves_behind(uninterrupted):
@@ -155,6 +186,28 @@ def test_what_a_run_leaves_behind(uninterrupted):
     assert summary["parameters"] > embeddings
     assert "BETA = 0.1" in (uninterrupted / "operative_config.gin").read_text()
     assert list((uninterrupted / "tensorboard").glob("events*"))
+
+
+def test_a_row_is_the_mean_since_the_last_also_after_a_resume(folder, teacher, uninterrupted):
+    """λ = 0.5 logged every 4 steps, saved every 3: rows are means of the rows of single steps."""
+    settings = (*DISTIL, f'TEACHER="{teacher}"', "LOG_EVERY=4", "CHECKPOINT_EVERY=3")
+    run, resumed = folder / "means", folder / "means_resumed"
+    assert train(run, *settings, "TRAIN_STEPS=9") == 0
+    singles = folder / "singles"
+    assert train(singles, *settings, "TRAIN_STEPS=9", "LOG_EVERY=1") == 0
+    single = {row["step"]: row for row in read_metrics(singles) if "train/loss" in row}
+    rows = [row for row in read_metrics(run) if "train/loss" in row]
+    assert [row["step"] for row in rows] == [4, 8, 9]
+    for row, steps in zip(rows, ((1, 2, 3, 4), (5, 6, 7, 8), (9,)), strict=True):
+        for name in ("train/loss", "train/on_policy", "train/target_length", "train/gradient_norm"):
+            want = np.mean([single[step][name] for step in steps])  # each of 16 rows
+            assert row[name] == pytest.approx(want, rel=1e-6), name
+    shares = [row["train/on_policy"] for row in rows[:2]]
+    assert any(0 < share < 1 for share in shares), shares
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / "checkpoints/9")
+    assert train(resumed, *settings, "TRAIN_STEPS=9") == 0  # from step 6, amid a row
+    assert_same_run(resumed, run)
 
 
 def test_evaluate_measures_the_best_step_beside_its_teacher(uninterrupted, teacher, capfd):
@@ -249,8 +302,12 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(folder, teacher, capf
     shutil.copytree(teacher, copy)
     capfd.readouterr()
     message = fails(capfd, copy, "TRAIN_STEPS=8", "t5.T5Config.mlp_dim=48")
+    assert "mlp_dim 32 → 48" in message
+    before = files_of(copy)
+    message = fails(capfd, copy, "TRAIN_STEPS=8", "t5.T5Config.mlp_dim=48", "ALLOW_CHANGES=True")
     assert "does not fit this run" in message and "mlp" in message
     jax.tree.map(np.testing.assert_array_equal, restore_params(copy), restore_params(teacher))
+    assert files_of(copy) == before
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(folder, capfd):
@@ -260,6 +317,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(folder, capfd):
     capfd.readouterr()
     message = fails(
         capfd, run, "TRAIN_STEPS=60", "LEARNING_RATE=1e30", "CHECKPOINT_EVERY=1",
+        "ALLOW_CHANGES=True",
         "train.train.stop_after_skipped=3",
     )  # fmt: skip
     assert "not finite in 3 updates in a row" in message and "LEARNING_RATE" in message

@@ -1,23 +1,30 @@
-"""Whether a complete cell was made with the configuration that the sweep has now."""
+"""The differences of two configurations that change a result: a sweep cell's, a run's launches'."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from gkd.jobs import buckets
-from gkd.jobs.gin_files import GinReader, Macro, parse_statements
+from gkd.jobs.gin_files import GinReader, Macro, Reference, parse_statements
 
-# What decides how and where a cell is made, not what comes out.
+# Settings that decide how and where a result is computed, not its value.
 WITHOUT_EFFECT = {
     "model_dir", "checkpoint", "output", "log_every", "checkpoint_every", "keep_last", "keep_best",
     "sample_rows", "tensorboard", "profile_steps", "stall_seconds", "time_parts", "dry_run",
     "model_parallelism", "fully_sharded", "student_stacked", "teacher_stacked", "remat",
-    "microbatches", "evaluation_batch_size", "stop_after_skipped",
+    "microbatches", "evaluation_batch_size", "stop_after_skipped", "allow_changes",
 }  # fmt: skip
+# Settings that may also change while a run continues: its length, intervals and kept best.
+OF_A_LAUNCH = WITHOUT_EFFECT | {
+    "train_steps", "evaluate_every", "best_metric", "best_mode", "stacked_layers",
+}  # fmt: skip
+_CHECKPOINTS = {"student", "teacher", "reward_model", "teacher_top_k"}  # paths of any spelling
 _VERBS = ("train", "evaluate", "sweep")
 _PACKAGES = ("jobs", "models", "distill", "data", "checkpoints")
 _UNSET = object()
@@ -68,6 +75,73 @@ def of_bindings(
         if old is not _UNSET and new is not _UNSET and not _same(old, new):
             differences.append(f"{name} {old!r} → {new!r}")
     return differences
+
+
+def of_launches(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Lists the differences that make a run's steps incomparable: `LAMBDA 1.0 → 0.0`.
+
+    Args:
+      before, after: the bindings of two launches of `train`, see `run_directory.config_bindings`;
+        empty where `train` was called without gin files, which is no difference.
+
+    Returns:
+      One text per difference in the method, the data or the optimisation, by the macro's name where
+      a macro sets it; none for execution settings, intervals and `train_steps`.
+    """
+    if not before or not after:
+        return []
+    parsed = [
+        {key: _parsed(text) for key, text in bindings.items()} for bindings in (before, after)
+    ]
+    free = OF_A_LAUNCH
+    if any(_resolved(bindings.get("REPLAY"), bindings) is not None for bindings in parsed):
+        free = OF_A_LAUNCH - {"evaluate_every"}  # the replay's share follows the evaluations
+    settings = [
+        {
+            _short(key): (key, value)
+            for key, value in bindings.items()
+            if "." in key.rpartition("/")[2]
+        }
+        for bindings in parsed
+    ]
+    differences = []
+    for short in sorted(settings[0].keys() | settings[1].keys()):
+        name, module = short.rpartition(".")[2], short.rpartition("/")[2].split(".")[0]
+        if name in free or (module in _VERBS and module != "train"):
+            continue
+        key = next(own[short][0] for own in settings if short in own)
+        raw = [own[short][1] if short in own else _default_of_recorded(key) for own in settings]
+        old, new = (
+            _with_short_references(_resolved(value, bindings))
+            for value, bindings in zip(raw, parsed, strict=True)
+        )
+        if old is _UNSET or new is _UNSET or _same(old, new):
+            continue
+        if name in _CHECKPOINTS and _same_path(old, new):
+            continue
+        shown = name  # or the macro that a user sets
+        for value, bindings in zip(raw, parsed, strict=True):
+            while isinstance(value, Macro):
+                shown, value = value.name, bindings.get(value.name)
+        differences.append(f"{shown} {old!r} → {new!r}")
+    return sorted(set(differences))
+
+
+def _with_short_references(value: Any) -> Any:
+    """The value, its references without the packages that an import may or may not spell out."""
+    if isinstance(value, Reference):
+        return dataclasses.replace(value, selector=".".join(value.selector.split(".")[-2:]))
+    if isinstance(value, dict):
+        return {key: _with_short_references(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_short_references, value))
+    return value
+
+
+def _same_path(old: Any, new: Any) -> bool:
+    if not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    return pathlib.Path(old).resolve() == pathlib.Path(new).resolve()
 
 
 def of_arguments(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
