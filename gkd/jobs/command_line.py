@@ -20,7 +20,7 @@ from gkd.jobs.signals import (
     Stopped,
     quick_interrupt,
 )
-from gkd.parallel import processes
+from gkd.parallel import job_messages, processes
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -262,6 +262,11 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     from gkd.jobs.gin_files import ConfigError
 
     reader = read_configuration(command)
+    if processes.several():
+        from gkd.jobs import job_settings
+
+        own = job_settings.facts(command.verb, command.options, reader)
+        job_messages.check_same("settings", own, processes.start_seconds())
     if VERBS[command.verb].reads_files:
         buckets.translate_environment()
         reader.replace_values(buckets.local_in)
@@ -324,11 +329,13 @@ def _is_registered(function: Callable[..., Any]) -> bool:
 
 def _fail(error: BaseException, code: int) -> int:
     report(error, code == EXIT_USAGE or _is_expected(error))
+    job_messages.end_job(one_line(error), code)
     return code
 
 
 def _interrupted() -> int:
     print("gkd: interrupted", file=sys.stderr)
+    job_messages.end_job("interrupted", EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED
 
 

@@ -14,8 +14,8 @@ from gkd.jobs.decoding import Decoding
 from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.training_loop import write_json
 from gkd.jobs.verb_settings import EVALUATE
+from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
-from gkd.parallel import processes
 
 
 def evaluate(
@@ -93,6 +93,8 @@ def evaluate(
         "TEACHER", mesh, rules, task, None, teacher, teacher_step,
         dtype=teacher_dtype, params_dtype=teacher_dtype,
     )  # fmt: skip
+    found = {"STUDENT": student.checkpoint, "TEACHER": str(expert and expert.checkpoint)}
+    job_messages.check_same("checkpoints", found, processes.start_seconds())
     rows = evaluation_batch_size or batch_size
     evaluation = evaluations.make_evaluation(
         task, split, mesh, rules, models.shared_valid_ids(student, expert, task),

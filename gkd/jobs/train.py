@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -28,8 +29,8 @@ from gkd.jobs.step_means import StepMeans
 from gkd.jobs.step_program import StepProgram, abstract_batch, starting_state
 from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
 from gkd.jobs.verb_settings import TRAIN
+from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
-from gkd.parallel import processes
 
 CHECKPOINTS = "checkpoints"
 
@@ -250,6 +251,7 @@ def train(
         batch_size=evaluation_batch_size or batch_size, input_length=input_length,
         target_length=target_length, max_examples=evaluation_examples, reward=reward, judge=judge,
     )  # fmt: skip
+    _check_same_in_all_processes(learner, expert, judge, batches, evaluation)
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
     with job_lease(model_dir) as lease, open_run(model_dir) as run, StopRequest() as stop:
 
@@ -334,3 +336,13 @@ def _check_teacher_differs(given: Mapping[str, Any]) -> None:
             "start, and nothing is learnt; choose another TEACHER, or another of its steps with "
             "TEACHER_STEP"
         )
+
+
+def _check_same_in_all_processes(learner, expert, judge, batches, evaluation) -> None:
+    """Refuses a job whose hosts read different checkpoints or data."""
+    texts = "\0".join((*evaluation.examples.inputs, *evaluation.examples.targets))
+    models_of = {"STUDENT": learner, "TEACHER": expert, "REWARD_MODEL": judge}
+    facts = {name: str(loaded and loaded.checkpoint) for name, loaded in models_of.items()}
+    facts["training data"] = batches.state().decode()
+    facts["evaluation data"] = hashlib.sha256(texts.encode()).hexdigest()
+    job_messages.check_same("checkpoints or data", facts, processes.start_seconds())

@@ -9,6 +9,8 @@ import re
 import socket
 from typing import Any
 
+from gkd.parallel import job_messages
+
 JOINED = "GKD_JOINED"  # where a process tells its watcher that it has found the others
 # Where a job is described by hand (launch/local_multiprocess.sh); clusters are recognised.
 COORDINATOR, PROCESSES, PROCESS_ID = "GKD_COORDINATOR", "GKD_PROCESSES", "GKD_PROCESS_ID"
@@ -104,6 +106,7 @@ def join() -> None:
         initialization_timeout=start_seconds(),
         **given,
     )
+    job_messages.watch_for_failures()
     if JOINED in os.environ:
         os.write(int(os.environ[JOINED]), b"1")
 

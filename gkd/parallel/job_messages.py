@@ -1,0 +1,159 @@
+"""Texts that a job's processes exchange through JAX's coordinator: settings, the first failure."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+_FAILED, _ENDED = "gkd/failed", "gkd/ended"
+_POLL_SECONDS = 1.0
+_SHOWN = 5  # differences that a message lists
+_stop_watching = threading.Event()
+
+
+def check_same(subject: str, facts: Mapping[str, str], timeout_seconds: float | int) -> None:
+    """Compares what must be equal in every process of a job with the first process's.
+
+    Every process calls it, in the same order for all subjects. Only a hash is exchanged where all
+    agree.
+
+    Args:
+      subject: what the facts are, for messages: 'settings'.
+      facts: names to texts.
+      timeout_seconds: how long to wait for the first process.
+
+    Raises:
+      ValueError: this process differs from the first; the message names where.
+      ConnectionError: the first process did not call it in time.
+    """
+    client, number = _job()
+    if client is None:
+        return
+    text = json.dumps(dict(facts), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    key = f"gkd/same/{subject}"
+    if number == 0:
+        client.key_value_set(f"{key}/facts", text)
+        client.key_value_set(f"{key}/digest", digest)
+        return
+    try:
+        same = client.blocking_key_value_get(f"{key}/digest", int(timeout_seconds * 1000)) == digest
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"process 0 of the job has not sent its {subject} within {timeout_seconds} s: start "
+            "all of them again"
+        ) from error
+    if not same:
+        first = json.loads(client.blocking_key_value_get(f"{key}/facts", 10_000))
+        raise ValueError(
+            f"process {number} of the job has other {subject} than process 0: "
+            f"{described_differences(first, facts)}: start every process with the same command, "
+            "code and files"
+        )
+
+
+def described_differences(first: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """Lists the facts that differ: `LEARNING_RATE 0.003 in process 0, 1e-05 here`."""
+    names = [name for name in sorted(first.keys() | own.keys()) if first.get(name) != own.get(name)]
+    shown = [
+        f"{name} {first.get(name, 'unset')} in process 0, {own.get(name, 'unset')} here"
+        for name in names[:_SHOWN]
+    ]
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return "; ".join(shown + more)
+
+
+def watch_for_failures() -> None:
+    """Starts a thread that ends this process, in one line, when another one of the job failed.
+
+    The main thread cannot: it waits in a collective for the process that failed.
+    """
+    client, number = _job()
+    if client is None:
+        return
+    thread = threading.Thread(target=_watch, args=(client, number), daemon=True)
+    thread.start()
+
+    def stop():  # before JAX disconnects, whose own exit handler is older
+        _stop_watching.set()
+        thread.join()
+
+    atexit.register(stop)
+
+
+def _watch(client: Any, number: int) -> None:
+    while not _stop_watching.wait(_POLL_SECONDS):
+        try:
+            failure = json.loads(client.key_value_try_get(_FAILED))
+        except RuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the coordinator is gone: JAX ends the process
+        if _stop_watching.is_set():
+            return
+        print(
+            f"gkd: error: process {failure['process']} of the job failed, and process {number} "
+            f"ends with it: {failure['line']}",
+            file=sys.stderr,
+            flush=True,
+        )
+        _end(client, number, failure["code"])
+
+
+def end_job(line: str, code: int) -> None:
+    """Ends every process of the job because this one failed; returns in a job of one process.
+
+    Args:
+      line: the error, which the others print.
+      code: the exit code of all.
+    """
+    client, number = _job()
+    if client is None:
+        return
+    _stop_watching.set()
+    failure = json.dumps({"process": number, "code": code, "line": line})
+    with contextlib.suppress(RuntimeError):  # another process failed first
+        client.key_value_set(_FAILED, failure)
+    if number == 0:
+        _wait_for_the_others(client)
+    _end(client, number, code)
+
+
+def _wait_for_the_others(client: Any) -> None:
+    """Process 0 is the coordinator: where it ends first, the others cannot read why."""
+    from jax._src import distributed
+
+    others = distributed.global_state.num_processes - 1
+    deadline = time.monotonic() + 10 * _POLL_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RuntimeError):
+            if len(client.key_value_dir_get(_ENDED)) >= others:
+                return
+        time.sleep(_POLL_SECONDS / 10)
+
+
+def _end(client: Any, number: int, code: int) -> None:
+    """Leaves at once: an ordinary exit would wait for the others in JAX's own barrier."""
+    with contextlib.suppress(RuntimeError):
+        client.key_value_set(f"{_ENDED}/{number}", "")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _job() -> tuple[Any, int]:
+    """JAX's client of the job's key-value store (None outside a job), and this process's number."""
+    if "jax" not in sys.modules:
+        return None, 0
+    from jax._src import distributed  # JAX has no public way to its key-value store
+
+    state = distributed.global_state
+    return (state.client if (state.num_processes or 1) > 1 else None), state.process_id or 0
