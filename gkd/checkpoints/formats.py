@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from etils import epath
 
 from gkd.checkpoints.hugging_face import find_pickle, is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
 from gkd.checkpoints.t5x_format import is_t5x, open_t5x
 from gkd.checkpoints.tensors import Checkpoint
+from gkd.step_names import BEST_OR_NEWEST, NEWEST
 
 FORMATS = ("gkd", "huggingface", "t5x")
 
@@ -39,17 +38,19 @@ def recognise(path: epath.PathLike) -> str:
     return "gkd"
 
 
-def open_checkpoint(path: epath.PathLike, step: int | Literal["best"] | None = None) -> Checkpoint:
+def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Checkpoint:
     """Opens a checkpoint of any format; its tensors are read when they are needed.
 
     Args:
       path: a run directory or one of its step folders, a Hugging Face directory, a T5X checkpoint.
-      step: which step of a run; other formats have one.
+      step: of a run, see `gkd.checkpoints.params.restore_params`; other formats have none.
 
     Raises:
       FileNotFoundError, ValueError: what is missing or wrong, in one line.
     """
     kind = recognise(path)
+    if kind != "gkd" and step not in (None, BEST_OR_NEWEST, NEWEST):
+        raise ValueError(f"step {step}: {path} is a {kind} checkpoint, only a run has steps")
     if kind == "huggingface":
         return open_hf(path)
     if kind == "t5x":

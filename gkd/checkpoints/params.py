@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from etils import epath
 
 from gkd.checkpoints import arrays, folders, hashes
 from gkd.json_files import Field, check_fields
+from gkd.step_names import BEST, BEST_OR_NEWEST, NEWEST, parse_step
 
 _BEST_FIELDS = {
     "best_metric": Field(kinds=(str,), none=True),
@@ -22,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 def restore_params(
     directory: epath.PathLike,
     abstract_params: Any = None,
-    step: int | Literal["best"] | None = None,
+    step: int | str | None = None,
 ) -> Any:
     """Reads a checkpoint's parameters, after checking its hashes; changes nothing on disk.
 
@@ -30,8 +31,8 @@ def restore_params(
       directory: a run directory, its checkpoints folder, or one step folder.
       abstract_params: the wanted tree of `jax.ShapeDtypeStruct`s or arrays: structure, shapes,
         dtypes (converted to) and shardings. None: a nested dict of NumPy arrays.
-      step: None for the newest intact step, a step number, or "best" for the best by the metric
-        that the run kept its best by.
+      step: None or "newest" for the newest intact step, a step number, "best" for the best by the
+        metric that the run kept its best by, "best_or_newest" for the best where the run has one.
 
     Returns:
       The parameters.
@@ -40,7 +41,7 @@ def restore_params(
       FileNotFoundError: the folder or the step does not exist.
       ValueError: it is no checkpoint, is damaged, or holds tensors of other shapes.
     """
-    folder = _intact_folder(directory, step)
+    folder, _ = choose_step(directory, step)
     saved = arrays.read_saved_shapes(folder)
     if not isinstance(saved, dict) or "params" not in saved:
         raise ValueError(f"checkpoint {folder} holds no params")
@@ -66,66 +67,69 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
       FileNotFoundError: the folder does not exist.
       ValueError: it is no checkpoint, or no step in it is intact.
     """
-    folder = _intact_folder(path, None, thorough=False)
+    folder, _ = choose_step(path, None, thorough=False)
     saved = folders.read_item(folder, folders.DESCRIPTION_ITEM)
     check_fields(saved, {"description": Field(kinds=(dict,), required=True)}, folder)
     return saved["description"]
 
 
-def find_step(
-    path: epath.PathLike, step: int | Literal["best"] | None = None, thorough: bool = False
-) -> epath.Path:
-    """The step folder that `restore_params` would read.
+def choose_step(
+    path: epath.PathLike, step: int | str | None = None, thorough: bool = True
+) -> tuple[epath.Path, str]:
+    """Chooses the step folder to read: the one rule for every verb.
 
     Args:
-      path: a run directory, its checkpoints folder, or one step folder (then `step` is ignored).
+      path: a run directory, its checkpoints folder, or one step folder, which is its own step.
       step: see `restore_params`.
       thorough: whether to check every file's hash, else only sizes.
 
     Returns:
-      The absolute path of the step folder; its name is the step.
+      The absolute path of the step folder, whose name is the step; and why it was chosen, in words:
+      "step 20, the best by exact_match".
 
     Raises:
       As `restore_params`.
     """
-    return _intact_folder(path, step, thorough)
-
-
-def _intact_folder(
-    path: epath.PathLike, step: int | Literal["best"] | None, thorough: bool = True
-) -> epath.Path:
-    """Returns the step folder to read: the newest intact one, or the one asked for."""
+    step = parse_step(step)
     directory, steps = folders.locate_steps(path)
-    if epath.Path(path).resolve() == directory / str(steps[-1]):  # a step folder is its own step
-        step = None
-    if step == "best":
-        steps = [_recorded_best(directory, steps)]
-    elif step is not None:
+    reason = "its newest"
+    if epath.Path(path).resolve() == directory / str(steps[-1]):
+        if isinstance(step, int) and step != steps[-1]:
+            raise ValueError(f"{path} is step {steps[-1]} of its run, not {step}: give only one")
+        step, reason = steps[-1], "the folder given"
+    elif isinstance(step, int):
         if step not in steps:
             raise FileNotFoundError(f"{directory} has no step {step}; it has {steps}")
-        steps = [step]
+        reason = "as asked for"
+    elif step in (BEST, BEST_OR_NEWEST):
+        metric, best = _recorded_best(directory, steps)
+        if best is None and step == BEST:
+            raise ValueError(
+                f"{directory} has no best step: its run saved no metric to compare by ({metric}); "
+                f"give a step of {steps}"
+            )
+        if best is None:
+            reason = "its newest, as its run saved no metric to choose the best by"
+        else:
+            step, reason = best, f"the best by {metric}"
+    candidates = [step] if isinstance(step, int) else steps
     damages = []
-    for candidate in reversed(steps):
+    for candidate in reversed(candidates):
         folder = directory / str(candidate)
         damage = hashes.find_damage(folder, thorough)
         if damage is None:
             for line in damages:
                 _LOG.warning("%s; step %d is used instead", line, candidate)
-            return folder
+            return folder, f"step {candidate}, {reason}"
         damages.append(f"checkpoint {folder} is damaged ({damage})")
     raise ValueError("; ".join(damages) + ": give an intact step")
 
 
-def _recorded_best(directory: epath.Path, steps: list[int]) -> int:
-    """Returns the best of a checkpoints folder by the metric its run recorded."""
-    readable = _intact_folder(directory, None, thorough=False)
+def _recorded_best(directory: epath.Path, steps: list[int]) -> tuple[str | None, int | None]:
+    """The metric that a run recorded to compare its steps by, and the best of them."""
+    readable, _ = choose_step(directory, NEWEST, thorough=False)
     description = folders.read_item(readable, folders.DESCRIPTION_ITEM)
     check_fields(description, _BEST_FIELDS, readable)
     metric = description.get("best_metric")
     best = metric and folders.find_best_step(directory, metric, description["best_mode"])
-    if best is None or best not in steps:
-        raise ValueError(
-            f"{directory} has no best step: its run saved no metric to compare by ({metric}); "
-            f"give a step of {steps}"
-        )
-    return best
+    return metric, best if best in steps else None

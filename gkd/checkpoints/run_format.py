@@ -6,7 +6,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 
 from gkd.checkpoints import arrays, folders, hashes, writing
-from gkd.checkpoints.params import find_step, read_description
+from gkd.checkpoints.params import choose_step, read_description
 from gkd.checkpoints.tensors import (
     Checkpoint,
     Tensor,
@@ -41,14 +41,12 @@ _VOCABULARY_FIELDS = {
 }
 
 
-def open_run_checkpoint(
-    path: epath.PathLike, step: int | Literal["best"] | None = None
-) -> Checkpoint:
+def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Checkpoint:
     """Opens one step of a run; its hashes are checked, its optimizer state is not read.
 
     Args:
       path: a run directory, its checkpoints folder, or one step folder.
-      step: None for the newest intact step, a number, or "best".
+      step: see `gkd.checkpoints.params.restore_params`.
 
     Returns:
       The checkpoint, layers unstacked.
@@ -56,7 +54,7 @@ def open_run_checkpoint(
     Raises:
       FileNotFoundError, ValueError: as `gkd.checkpoints.params.restore_params`.
     """
-    folder = find_step(path, step, thorough=True)
+    folder, chosen = choose_step(path, step)
     description = read_description(folder)
     check_fields(description, _DESCRIPTION_FIELDS, f"{folder}: description")
     if description.get("vocabulary"):
@@ -86,6 +84,7 @@ def open_run_checkpoint(
         sentinels=tokenizer.sentinels_of(config.family),
         tokenizer=tokenizer,
         description=description,
+        chosen=chosen,
     )
 
 

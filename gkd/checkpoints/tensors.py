@@ -53,6 +53,7 @@ class Checkpoint:
       sentinels: how many ids its tokenizer adds after the sentencepiece's own.
       tokenizer: the description by the tokenizer files beside it; None where nobody looked.
       description: what the run that wrote it said of it (this project's format), else None.
+      chosen: which step of a run it is, and why, in words; empty for other formats.
     """
 
     path: epath.Path
@@ -64,6 +65,7 @@ class Checkpoint:
     sentinels: int = 100
     tokenizer: TokenizerFiles | None = None
     description: Mapping[str, Any] | None = None
+    chosen: str = ""
 
 
 def tensor_names(tree: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gkd.checkpoints.tensors import Checkpoint, Tensor
 from gkd.data import vocabularies
 from gkd.jobs import models
 from gkd.jobs.progress import Progress
+from gkd.step_names import BEST_OR_NEWEST
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -22,7 +23,7 @@ def convert(
     source: str,
     target: str,
     to: str | None = None,
-    step: int | str | None = None,
+    step: int | str | None = BEST_OR_NEWEST,
     dtype: str | None = None,
     vocabulary: str | None = None,
 ) -> None:
@@ -32,7 +33,7 @@ def convert(
       source: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
       target: the folder to make; it must not exist or be empty.
       to: 'gkd', 'huggingface' or 't5x'; None is Hugging Face, and gkd from there.
-      step: of a run: a number or 'best'; None is the newest.
+      step: of a run: 'best_or_newest', 'best', 'newest' or a number.
       dtype: of the written weights; None keeps every tensor's own.
       vocabulary: a sentencepiece model, or a folder with a tokenizer, to put beside the weights,
         or 'bytes'; None takes the source's own, if it has one, with all its files.
@@ -40,7 +41,7 @@ def convert(
     Raises:
       FileNotFoundError, FileExistsError, ValueError, OSError: in one line.
     """
-    opened = models.open_model("SRC", source, as_step(step))
+    opened = models.open_model("SRC", source, step)
     to = to or ("gkd" if opened.format == "huggingface" else "huggingface")
     pieces = _vocabulary(opened, vocabulary)
     folder = pieces and vocabularies.tokenizer_folder(pieces)
@@ -50,16 +51,12 @@ def convert(
     with Progress("convert", total) as progress:
         tensors = _counted(opened.tensors, dtype, progress)
         _WRITERS[to](target, opened, tensors, pieces, folder)
+        chosen = f"{opened.chosen}, " if opened.chosen else ""
         values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
         progress.print(
-            f"{source} ({opened.format}, {values:,} parameters) -> {target} ({to}), vocabulary: "
-            + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
+            f"{source} ({opened.format}, {chosen}{values:,} parameters) -> {target} ({to}), "
+            "vocabulary: " + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
         )
-
-
-def as_step(text: int | str | None) -> int | str | None:
-    """A step as the command line gives it: digits are a number."""
-    return int(text) if isinstance(text, str) and text.isdigit() else text
 
 
 def _vocabulary(opened: Checkpoint, given: str | None) -> Any:

@@ -16,6 +16,7 @@ from gkd.jobs.training_loop import write_json
 from gkd.jobs.verb_settings import EVALUATE
 from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
+from gkd.step_names import BEST_OR_NEWEST
 
 
 def evaluate(
@@ -26,7 +27,7 @@ def evaluate(
     batch_size: int,
     evaluation_batch_size: int | None = None,
     teacher: str | None = None,
-    step: int | str | None = "best",
+    step: int | str | None = BEST_OR_NEWEST,
     student_dtype: str | None = None,
     teacher_dtype: str | None = None,
     teacher_step: int | str | None = None,
@@ -57,7 +58,7 @@ def evaluate(
       evaluation_batch_size: the same, where it differs from training's.
       teacher: also measured, and every divergence between the two on the student's own samples and
         on the references.
-      step: which checkpoint of the directory: 'best', a number, or None for the newest.
+      step: of a run: 'best_or_newest', 'best', 'newest' or a number; as for `infer` and `convert`.
       student_dtype, teacher_dtype, teacher_step: as in training.
       reward, reward_model: as in training: what the outputs are worth, in percent.
       split: of the task.

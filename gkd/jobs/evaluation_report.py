@@ -53,6 +53,7 @@ def model_facts(loaded: models.LoadedModel, task: Any) -> dict[str, Any]:
     """Which model was measured: its step folder, its size, and what its checkpoint describes."""
     return {
         "step_folder": loaded.checkpoint,
+        "chosen": loaded.chosen,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
         **models.describe(loaded.config, task.vocabulary),
     }
@@ -110,6 +111,10 @@ def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) 
 def print_summary(result: Mapping[str, Any], path: pathlib.Path) -> None:
     """The metrics (of a task's parts only the means), the sample table, and what did not fit."""
     console = rich.console.Console(soft_wrap=True)
+    for name in ("student", "teacher"):
+        if result[name] and result[name]["chosen"]:
+            facts = result[name]
+            console.print(f"{name} {facts['step_folder']}: {facts['chosen']}", highlight=False)
     for name, values in result["metrics"].items():
         lines = values.items() if name != "divergences" else [("", values)]
         for decoding, numbers in lines:

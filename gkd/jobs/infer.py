@@ -10,6 +10,7 @@ from typing import Any
 from gkd.jobs import settings
 from gkd.jobs.signals import quick_interrupt
 from gkd.jobs.verb_settings import INFER
+from gkd.step_names import BEST_OR_NEWEST
 
 BATCHES_PER_WINDOW = 32
 
@@ -21,7 +22,7 @@ def infer(
     task: str | None = None,
     split: str | None = None,
     gin: Sequence[str] | None = None,
-    step: int | str | None = None,
+    step: int | str | None = BEST_OR_NEWEST,
     input_field: str | None = None,
     target_field: str | None = None,
     prefix: str = "",
@@ -86,10 +87,6 @@ def infer(
     else:
         source = inference_files.open_source(input, input_field, target_field, score)
     opened = models.open_model("MODEL", model, step)
-    if step is not None and opened.format != "gkd":
-        raise ValueError(
-            f"step {step}: {model} is a {opened.format} checkpoint, only a run has steps"
-        )
     words = models.vocabulary_of(opened, vocabulary)
     if top_k_log_probs:
         source.check_vocabulary(words)
@@ -117,6 +114,8 @@ def infer(
         print(f"{output} is complete, and was written with these settings: nothing to do")
         return {}
     source.describe()
+    if opened.chosen:
+        print(f"model {model}: {opened.chosen}")
     loaded = models.load_checkpoint(opened, mesh, rules, dtype)
     valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
     buckets = generation.length_buckets(input_length)

@@ -37,6 +37,7 @@ class LoadedModel:
       shardings: of its parameters on the mesh.
       params: on the mesh; None for a student, whose parameters live in the training state.
       checkpoint: the folder it comes from (a run's step folder), None where it starts at random.
+      chosen: which step of a run that is, and why, in words; empty for other formats.
       shapes: of its parameters: `jax.ShapeDtypeStruct`s with dtypes and shardings.
     """
 
@@ -46,6 +47,7 @@ class LoadedModel:
     params: Any
     checkpoint: str | None
     shapes: Any = None
+    chosen: str = ""
 
 
 def describe(config: T5Config, vocabulary: Any) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def load_model(
       architecture: the T5Config of a model that starts at random (a checkpoint brings its own), or
         a T5XModel (`gkd.models.t5x_adapter`), which runs with a checkpoint's parameters too.
       checkpoint: see `open_model`; None for random.
-      step: which of a run's steps.
+      step: which of a run's steps, see `open_model`.
       dtype: of the computation, where it should not be the architecture's own.
       params_dtype: of the parameters; None is float32.
       stacked_layers, remat: how to run it (`T5Config`), where not as its architecture says.
@@ -151,6 +153,7 @@ def load_model(
             f"{task.vocabulary.vocab_size}: set {_macro(role)}'s vocab_size to that or more"
         )
     loaded = _placed(config, model, mesh, rules, opened and str(opened.path), params_dtype)
+    loaded = dataclasses.replace(loaded, chosen=opened.chosen if opened else "")
     if with_params and opened is not None:
         return dataclasses.replace(loaded, params=_read_params(loaded, opened))
     return loaded

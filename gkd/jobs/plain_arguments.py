@@ -12,7 +12,9 @@ from typing import Any
 from gkd.jobs import settings
 from gkd.jobs.settings import Setting
 from gkd.jobs.verb_settings import CONVERT, INFER, PLAN
+from gkd.step_names import BEST_OR_NEWEST
 
+STEP_HELP = "of a run: best_or_newest, best, newest or a number"
 PROGRAMS = ("step", "sft", "evaluation", "generation")  # that `plan` compiles
 
 
@@ -84,7 +86,7 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
     option("allow_module", "lets --task's file import and use this Python module; may be repeated",
            metavar="NAME", default=None)  # fmt: skip
     option("output", "FILE.jsonl, one line a sample in the inputs' order", metavar="FILE")
-    option("step", "of a run: best or a number; None is the newest", default=None)
+    option("step", STEP_HELP, default=BEST_OR_NEWEST)
     option("input_field", "of TSV and JSONL; None is the first of input, inputs, text, prompt",
            default=None)  # fmt: skip
     option("target_field", "for --score; None is the first of target, targets", default=None)
@@ -117,7 +119,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     option("target", "the folder to make", metavar="DST")
     option("--to", "the format to write: gkd (a run directory, the default for a Hugging Face "
            "SRC), huggingface (the default otherwise), t5x", default=None)  # fmt: skip
-    option("--step", "of a run: a number or 'best'; the newest by default", default=None)
+    option("--step", STEP_HELP, default=BEST_OR_NEWEST)
     option("--dtype", "convert the weights; else as in SRC", default=None)
     option("--vocabulary", "a sentencepiece model, or a folder with a tokenizer, to put beside the "
            "weights, or 'bytes'; else SRC's own", metavar="FILE", default=None)  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from gkd.jobs import buckets
 from gkd.jobs.gin_files import GinReader, Macro, Reference, parse_statements
+from gkd.step_names import BEST, BEST_OR_NEWEST
 
 # Settings that decide how and where a result is computed, not its value.
 WITHOUT_EFFECT = {
@@ -72,6 +73,8 @@ def of_bindings(
             continue
         old = before[key] if key in before else _default(targets[key])
         new = after[key] if key in after else _default_of_recorded(recorded_as[key])
+        if name == "step" and (old, new) == (BEST, BEST_OR_NEWEST):
+            continue  # the default of earlier versions: what it measured had a best step
         if old is not _UNSET and new is not _UNSET and not _same(old, new):
             differences.append(f"{name} {old!r} → {new!r}")
     return differences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from gkd import step_names
 from gkd.jobs import configurable_settings as configurables
 from gkd.jobs.settings import (
     LARGEST_BATCH,
@@ -23,7 +24,7 @@ LENGTH = whole(1, LONGEST_SEQUENCE)
 BATCH = whole(1, LARGEST_BATCH)
 SEED = whole(0, LARGEST_SEED)
 DTYPE = choice("float32", "bfloat16", none=True)
-STEP = whole(0, words=("best",), none=True)
+STEP = whole(0, words=step_names.NAMES, none=True)
 PATH = text()
 OPTIONAL_PATH = text(none=True)
 MODEL = Setting(results=configurables.MODELS, none=True)
@@ -97,6 +98,7 @@ TRAIN = {
     "profile_steps": sequence(whole(1), 2, 2, none=True),
     "stall_seconds": number(0),
     "time_parts": flag(),
+    "allow_changes": flag(),
     "dry_run": flag(),
     "devices": Setting(none=True),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gkd.checkpoints.params import read_description, restore_params
+from gkd.checkpoints.params import choose_step, read_description, restore_params
 from gkd.checkpoints.store import CheckpointStore
 
 DESCRIPTION = {"config": {"emb_dim": 28, "dtype": "bfloat16"}, "vocabulary": "arithmetic"}
@@ -32,6 +32,10 @@ def test_reads_from_every_folder_of_a_run(run, make_state, same_bits):
         (run / "checkpoints" / "2", "best", 2),
         (run, 2, 2),
         (run, "best", 1),
+        (run, "best_or_newest", 1),
+        (run / "checkpoints", "best_or_newest", 1),
+        (run / "checkpoints" / "2", "best_or_newest", 2),
+        (run, "newest", 3),
         (str(run), None, 3),
     ):
         same_bits(restore_params(place, make_state(0).params, step), make_state(expected).params)
@@ -109,3 +113,18 @@ def test_best_of_a_run_without_a_metric_is_an_error(tmp_path):
     store.close()
     with pytest.raises(ValueError, match="no best step"):
         restore_params(tmp_path, step="best")
+    folder, chosen = choose_step(tmp_path, "best_or_newest")
+    assert folder.name == "1"
+    assert chosen == "step 1, its newest, as its run saved no metric to choose the best by"
+
+
+def test_the_choice_of_a_step_is_explained(run):
+    assert choose_step(run, "best_or_newest")[1] == "step 1, the best by bleu"
+    assert choose_step(run)[1] == choose_step(run, "newest")[1] == "step 3, its newest"
+    assert choose_step(run, 2)[1] == "step 2, as asked for"
+    assert choose_step(run / "checkpoints/2", 2)[1] == "step 2, the folder given"
+    with pytest.raises(ValueError, match="is step 2 of its run, not 3"):
+        choose_step(run / "checkpoints/2", 3)
+    for wrong in ("latest", "", "-1", -1, True):
+        with pytest.raises(ValueError, match="is no step: use best_or_newest, best, newest or a"):
+            choose_step(run, wrong)
