@@ -20,6 +20,7 @@ from gkd.checkpoints.hugging_face import is_hugging_face
 from gkd.checkpoints.t5x_format import is_t5x
 from gkd.jobs import setting_changes
 from gkd.jobs.gin_files import REPOSITORY, Binding, Source, parse_statements
+from gkd.jobs.whole_files import append_lines, replace_file
 from gkd.parallel import processes
 
 CONFIG_FILE = "config.gin"  # everything that was bound
@@ -99,11 +100,8 @@ class RunDirectory:
             **environment(),
             "bindings": bindings,
         }
-        with open(self.path / LAUNCHES_FILE, "ab+", buffering=0) as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # a half-written last line
-            file.write((json.dumps(launch, ensure_ascii=False) + "\n").encode("utf-8"))
-        _replace(self.path / CONFIG_FILE, config)
+        append_lines(self.path / LAUNCHES_FILE, json.dumps(launch, ensure_ascii=False) + "\n")
+        replace_file(self.path / CONFIG_FILE, config)
         self.write_operative_config()
 
     def write_operative_config(self) -> None:
@@ -117,7 +115,7 @@ class RunDirectory:
         config = gin.operative_config_str()
         if path.exists() and set(config.splitlines()) <= set(path.read_text().splitlines()):
             return
-        _replace(path, config)
+        replace_file(path, config)
 
 
 def open_run(
@@ -339,10 +337,3 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "versions": versions,
     }
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

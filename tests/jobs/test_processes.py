@@ -118,6 +118,61 @@ def test_sigterm_to_one_process_stops_all_after_saving(tmp_path, teacher, alone)
     assert_same_curve(run, alone)
 
 
+LOCAL_TEXT = (
+    "TASK=@tasks.local_text()", "BEST_METRIC='rouge1'", "TRAIN_STEPS=40000", "EVALUATE_EVERY=0",
+    "tasks.local_text.files={'train': 'rows.jsonl', 'validation': 'rows.jsonl'}",
+    "tasks.local_text.vocabulary=@vocabularies.arithmetic()",
+)  # fmt: skip
+
+
+def launch_each(folder, each, *overrides):
+    """Two processes, each with its own overrides and environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {
+        processes.COORDINATOR: f"127.0.0.1:{port}", processes.PROCESSES: "2", "XLA_FLAGS": "",
+        processes.HEARTBEAT: str(HEARTBEAT), "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    values = [f'MODEL_DIR="{folder / "run"}"', "train.train.tensorboard=False", *overrides]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "gkd", "train", f"--gin_file={TINY}",
+             *(f"--gin.{value}" for value in (*values, *own))],
+            cwd=REPOSITORY, env={**os.environ, **job, processes.PROCESS_ID: str(number), **more},
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )
+        for number, (own, more) in enumerate(each)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "data", "words", "code"),
+    [
+        (["LEARNING_RATE=1e-5"], "same", "LEARNING_RATE 0.003 in process 0, 1e-05 here", 1),
+        (["LEARNIN_RATE=1e-5"], "same", "no gin file or override uses LEARNIN_RATE", 2),
+        ([], "other", "training data ", 1),
+        ([], "absent", "rows.jsonl", 1),
+    ],
+)
+def test_what_only_one_process_has_ends_all_in_one_line(own, data, words, code, tmp_path):
+    for name, count in (("same", 64), ("other", 65)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text('{"input": "1", "target": "1"}\n' * count)
+    each = [([], {"GKD_DATA": str(tmp_path / "same")}), (own, {"GKD_DATA": str(tmp_path / data)})]
+    first, second = launch_each(tmp_path, each, *LOCAL_TEXT)
+    error = finish(second, code)
+    begin = time.monotonic()
+    other = finish(first, code)
+    assert time.monotonic() - begin < HEARTBEAT
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("gkd: error: ") and words in line, error
+    said = line.removeprefix("gkd: error: ")
+    line = other.strip().splitlines()[-1]
+    assert line == f"gkd: error: process 1 of the job failed, and process 0 ends with it: {said}"
+
+
 def _kill_child(group, number, with_signal=signal.SIGKILL):
     """Signals the process that works as this number, and where it is killed its watcher too."""
     for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
