@@ -143,7 +143,8 @@ def test_the_operative_configuration_holds_defaults_that_were_used(
     (tmp_path / "outside_module.py").write_text("def used(beta=0.5): return beta\n")
     monkeypatch.syspath_prepend(tmp_path)
     text = RUN + "import outside_module\njob.run.divergence = @outside_module.used\n"
-    assert fake_verb(fake_verb.write("a.gin", text)) == (0, "")
+    run = fake_verb.write("a.gin", text)
+    assert fake_verb(run, "--allow_module=outside_module") == (0, "")
     with open_run(tmp_path / "run", []) as run:
         run.record(0)
         (run.path / "operative_config.gin").unlink()
