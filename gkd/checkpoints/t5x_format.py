@@ -7,7 +7,6 @@ Source: t5x/checkpoints.py, version 3, at https://github.com/google-research/t5x
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import re
@@ -19,7 +18,7 @@ import tensorstore
 from etils import epath
 from flax import serialization
 
-from gkd.checkpoints import writing
+from gkd.checkpoints import t5x_gin, writing
 from gkd.checkpoints.heads import with_own_head
 from gkd.checkpoints.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
 from gkd.checkpoints.tensors import (
@@ -56,9 +55,6 @@ _GIN_FIELDS = (
     "logits_via_embedding",
     "dropout_rate",
     "dtype",
-)
-_ACTIVATIONS = re.compile(
-    r"^\s*(?:[\w./]*\.)?mlp_activations\s*=\s*(.+?)\s*(?:#.*)?$", re.MULTILINE
 )
 
 
@@ -115,7 +111,8 @@ def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint
     Args:
       path: a checkpoint's folder, or a T5X model's folder (its newest complete checkpoint).
       config: the architecture; without it names and shapes tell it, and a config.gin in the folder
-        or the one above tells the activations (gelu, or relu where there is no gate, without one).
+        or the one above tells the activations (gelu, or relu where there is no gate, without one)
+        and the dropout rate (0 without one).
 
     Returns:
       The checkpoint; a scanned one has its layers apart and attention kernels [in, out].
@@ -255,12 +252,17 @@ def _read_shaped(leaf: _Stored, layer: int | None, shape: tuple[int, ...]) -> np
 def _read_gin(folder: epath.Path) -> str:
     for path in (folder / GIN_FILE, folder.parent / GIN_FILE):
         if path.exists():
-            return path.read_text()
+            try:
+                return path.read_text()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 (byte {error.start})") from error
     return ""
 
 
 def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Config:
-    """The architecture that names and shapes tell."""
+    """The architecture that names and shapes tell, and a gin file what they do not."""
+    where = f"{GIN_FILE} of {folder}"
+    bound = t5x_gin.read_t5_config(gin, where)
 
     def shape(name: str) -> tuple[int, int]:
         found = tensors[name].shape if name in tensors else ()
@@ -286,9 +288,10 @@ def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Con
         mlp_dim=shape(f"{layer}/mlp/{'wi_0' if gated else 'wi'}/kernel")[1],
         num_encoder_layers=_depth(tensors, "encoder", folder),
         num_decoder_layers=_depth(tensors, "decoder", folder),
-        mlp_activations=_activations(gin, gated, folder),
+        mlp_activations=t5x_gin.activations(bound, gated, where),
         logits_via_embedding="decoder/logits_dense/kernel" not in tensors,
         relative_bias_per_layer=per_layer,
+        dropout_rate=t5x_gin.dropout_rate(bound, where),
         # The model type for Hugging Face: mT5's table has a size of its own.
         family="umt5" if per_layer else "mt5" if vocab_size == _MT5_VOCABULARY else "t5",
     )
@@ -302,23 +305,6 @@ def _depth(tensors: Mapping[str, Tensor], side: str, folder: epath.Path) -> int:
             f"{folder}: the {side} has layers up to {count - 1}, but {len(there)} here"
         )
     return count
-
-
-def _activations(gin: str, gated: bool, folder: epath.Path) -> tuple[str, ...]:
-    found = _ACTIVATIONS.search(gin)
-    if found is None:
-        return ("gelu", "linear") if gated else ("relu",)
-    try:
-        value = ast.literal_eval(found.group(1))
-    except (ValueError, SyntaxError):
-        value = None
-    names = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
-    if not names or len(value) != 1 + gated:
-        raise ValueError(
-            f"{GIN_FILE} of {folder} says mlp_activations = {found.group(1)}, wanted "
-            f"{'two names, the MLPs are gated' if gated else 'one name'}: give the architecture"
-        )
-    return tuple(value)
 
 
 def save_t5x(

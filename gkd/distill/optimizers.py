@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from gkd.distill.factoring import scale_by_factored_rms
+
 _STACK = "layers"
 
 
@@ -30,7 +32,9 @@ def adafactor(
       max_norm: clip gradients to this global norm first; None does not clip.
       decay_rate: exponent of the second moment's decay, 1 − t**−decay_rate.
       clipping_threshold: largest root mean square of a parameter's scaled update.
-      min_dim_size_to_factor: second moments of matrices with two sides this long are factored.
+      min_dim_size_to_factor: second moments of matrices with two sides this long are factored, and
+        as in T5X those of attention kernels of any size where each layer has its relative bias
+        (scalable_t5) or a kernel has three axes.
       multiply_by_parameter_scale: whether the learning rate is relative (see above).
 
     Returns:
@@ -38,15 +42,16 @@ def adafactor(
 
     Source: Shazeer & Stern 2018 (arXiv 1804.04235).
     """
-    optimizer = optax.adafactor(
-        learning_rate,
-        min_dim_size_to_factor=min_dim_size_to_factor,
-        decay_rate=decay_rate,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-        clipping_threshold=clipping_threshold,
-        weight_decay_rate=weight_decay or None,
-        weight_decay_mask=_decays,
-    )
+    steps = [  # as in `optax.adafactor`
+        scale_by_factored_rms(decay_rate, min_dim_size_to_factor),
+        optax.clip_by_block_rms(clipping_threshold),
+        optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+    ]
+    if multiply_by_parameter_scale:
+        steps.append(optax.scale_by_param_block_rms())
+    if weight_decay:
+        steps.append(optax.add_decayed_weights(weight_decay, _decays))
+    optimizer = optax.chain(*steps, optax.scale(-1))
     return _clip_first(per_layer(optimizer), max_norm)
 
 

@@ -304,7 +304,7 @@ def test_activations_come_from_the_gin_file_above(tmp_path):
     assert t5x_format.open_t5x(tmp_path).config.mlp_activations == ("silu", "linear")
     for value in ("('relu',)", "%ACTIVATIONS", "__import__('os').getcwd()"):
         gin.write_text(f"network.T5Config.mlp_activations = {value}\n")
-        with pytest.raises(ValueError, match="wanted two names"):
+        with pytest.raises(ValueError, match="wanted two names|is no gin that can be read"):
             t5x_format.open_t5x(tmp_path)
 
 
