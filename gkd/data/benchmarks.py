@@ -12,6 +12,7 @@ from typing import Any
 from gkd.data import few_shot, metrics, mixtures, prompts, sources, vocabularies
 from gkd.data.few_shot import Exemplars, Question
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
+from gkd.data.white_space import ONE_LINE, rule_of
 
 SCORINGS = ("options", "generation")
 
@@ -106,7 +107,7 @@ def bbh(
             Question(
                 row["task"],
                 row["input"],
-                few_shot.one_line(row["target"]),
+                ONE_LINE.fit(row["target"]),
                 few_shot.bbh_options(row["task"], row["input"]),
             )
             for row in rows
@@ -193,6 +194,7 @@ def _few_shot_task(
         raise ValueError(f"{name}: scoring={scoring!r} is not one of {', '.join(SCORINGS)}")
     check_max_examples(max_examples)
     vocabulary = vocabulary or vocabularies.t5()
+    rule = rule_of(vocabulary)
     splits = tuple(splits)
 
     @functools.cache
@@ -201,7 +203,8 @@ def _few_shot_task(
 
     @functools.cache
     def length_of(text: str) -> int:
-        return len(vocabularies.encode_texts(vocabulary, [text + " "])[0])
+        separated = rule.fit(f"{text}{few_shot.SEPARATOR}.")[:-1]  # its own separator, not an end
+        return len(vocabularies.encode_texts(vocabulary, [separated])[0])
 
     @functools.cache
     def questions(split: str) -> list[Question]:
@@ -209,7 +212,7 @@ def _few_shot_task(
             dataclasses.replace(
                 row,
                 input=few_shot.fitted_prompt(
-                    exemplars(row.group), row.input, shots, input_length, length_of
+                    exemplars(row.group), row.input, shots, input_length, length_of, rule.fit
                 ),
             )
             for row in _spread(sources.chosen(read(split), max_examples))
@@ -235,7 +238,7 @@ def _few_shot_task(
             ("input", "target"),
             splits,
         ),
-        prompts.text_to_text("input", "target"),
+        prompts.text_to_text("input", "target", rule=rule),
         vocabulary,
         metric_fns,
         choices=choices if scoring == "options" else None,

@@ -1,4 +1,8 @@
-"""Few-shot questions of MMLU, BIG-Bench Hard and MGSM: pure functions of rows to prompts."""
+"""Few-shot questions of MMLU, BIG-Bench Hard and MGSM: pure functions of rows to prompts.
+
+Prompts have the line breaks of the publications; `fitted_prompt` puts them on one line where the
+vocabulary has no line breaks.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+SEPARATOR = "\n\n"  # between description, examples and question
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _THINK = "Let's think step by step."
 _BBH_ANSWER = re.compile(r".*So the answer is (.*?)\.?\s*$", re.DOTALL)  # the last such words
@@ -25,7 +30,7 @@ class Question:
 
     Attributes:
       group: the subject, task or language it belongs to.
-      input: the whole prompt, on one line.
+      input: the question alone, then the whole prompt.
       target: the right answer.
       options: the answers to choose from, as the model would write them; none: it writes freely.
     """
@@ -52,19 +57,15 @@ class Exemplars:
     after: str = ""
 
 
-def one_line(text: str) -> str:
-    """The text with runs of ASCII white space as one space, as `prompts.one_line` makes it."""
-    return re.sub(r"[\t\n\v\f\r ]+", " ", text).strip(" ")
-
-
 def fitted_prompt(
     exemplars: Exemplars,
     question: str,
     shots: int,
     input_length: int | None,
     length_of: Callable[[str], int],
+    fit: Callable[[str], str],
 ) -> str:
-    """Description, as many of the first `shots` examples as fit, and the question, on one line.
+    """Description, as many of the first `shots` examples as fit, and the question.
 
     A prompt that is too long would lose its end, the question itself: so it loses examples instead,
     the last first, as Hendrycks et al. do.
@@ -74,17 +75,18 @@ def fitted_prompt(
       question: the question alone.
       shots: examples wanted.
       input_length: tokens that fit, EOS included; None: any number.
-      length_of: tokens of a text, followed by a space where the vocabulary writes one.
+      length_of: tokens of a text and of what separates it from the next.
+      fit: what the vocabulary can represent of a text (`white_space.WhiteSpaceRule.fit`).
     """
-    parts = [one_line(exemplars.description)] if exemplars.description else []
-    examples = [one_line(example) for example in exemplars.examples[:shots]]
-    last = one_line(f"{exemplars.before} {question} {exemplars.after}")
+    parts = [exemplars.description.strip()] if exemplars.description.strip() else []
+    examples = [example.strip() for example in exemplars.examples[:shots]]
+    last = f"{exemplars.before} {question.strip()}\n{exemplars.after}".strip()
     if input_length is not None:
         room = input_length - 1 - sum(length_of(part) for part in [*parts, last])
         lengths = [length_of(example) for example in examples]
         while examples and sum(lengths[: len(examples)]) > room:
             examples.pop()
-    return " ".join([*parts, *examples, last])
+    return fit(SEPARATOR.join([*parts, *examples, last]))
 
 
 def checked(exemplars: Exemplars, shots: int, group: str) -> Exemplars:
@@ -107,7 +109,7 @@ def mmlu_question(row: Mapping[str, Any]) -> str:
       row: with `question` and `choices`.
     """
     options = [f"{LETTERS[i]}. {choice}" for i, choice in enumerate(row["choices"])]
-    return " ".join([row["question"], *options])
+    return "\n".join([row["question"].strip(), *options])
 
 
 def mmlu_answer(row: Mapping[str, Any]) -> str:
@@ -133,7 +135,7 @@ def mmlu_exemplars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Exemplars]:
     """
     subjects: dict[str, list[str]] = {}
     for row in rows:
-        example = f"{mmlu_question(row)} Answer: {mmlu_answer(row)}"
+        example = f"{mmlu_question(row)}\nAnswer: {mmlu_answer(row)}"
         subjects.setdefault(row["subject"], []).append(example)
     return {
         subject: Exemplars(
@@ -164,7 +166,8 @@ def bbh_exemplars(text: str, chain_of_thought: bool) -> Exemplars:
         answer = _BBH_ANSWER.search(reasoning)
         if answer is None:
             raise ValueError(f"exemplar {question[:40]!r} has no `So the answer is` at its end")
-        examples.append(f"Q: {question} A: {reasoning if chain_of_thought else answer.group(1)}")
+        answer = reasoning if chain_of_thought else answer.group(1)
+        examples.append(f"Q: {question}\nA: {answer}")
     after = f"A: {_THINK}" if chain_of_thought else "A:"
     return Exemplars(description, tuple(examples), "Q:", after)
 
@@ -198,7 +201,7 @@ def mgsm_exemplars(text: str) -> dict[str, Exemplars]:
         languages = {}
         for language, pairs in json.loads(text).items():
             before, after = (pairs[0][name].partition(":")[0] + ":" for name in ("q", "a"))
-            examples = tuple(f"{pair['q']} {pair['a']}" for pair in pairs)
+            examples = tuple(f"{pair['q']}\n{pair['a']}" for pair in pairs)
             languages[language] = Exemplars("", examples, before, after)
         return languages
     except (ValueError, AttributeError, LookupError, TypeError) as error:

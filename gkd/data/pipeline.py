@@ -190,8 +190,10 @@ class TrainingBatches:
         seed: int,
         shuffle: bool,
         own_rows: np.ndarray,
+        unknown: int | None = None,
     ):
         self._data = data
+        self._unknown = unknown
         self._eos = eos
         self._batch_size = batch_size
         self._lengths = input_length, target_length
@@ -227,6 +229,12 @@ class TrainingBatches:
     def rows(self) -> int:
         """Rows of the split, so that jobs can speak of epochs."""
         return self._data.rows
+
+    def count_unknown(self) -> tuple[int, int]:
+        """How many tokens of the split's targets are unknown, and how many there are; no EOS."""
+        tokens = self._data.target_tokens
+        unknown = 0 if self._unknown is None else int((tokens == self._unknown).sum())
+        return unknown, len(tokens) - self._data.rows
 
     def count_cuts(self) -> dict[str, int]:
         """How many rows of the split do not fit the lengths or are empty."""
@@ -296,15 +304,38 @@ def training_batches(
       inputs_cut, targets_cut, empty_examples of this host's rows.
 
     Raises:
-      ValueError: if a size is below 1, there is no such row of a batch, or the split has no row
-        with both an input and a target.
+      ValueError: if a size is below 1, there is no such row of a batch, the split has fewer rows
+        than a batch, or no row with both an input and a target.
     """
     own = _check_sizes(batch_size, input_length, target_length, own_rows)
+    check_rows(task, batch_size)
     data = tokenized_split(task, split)
     if data.empty.all():
         raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
+    if data.rows < batch_size:
+        raise ValueError(
+            f"task {task.name}: split {split!r} has {data.rows} rows, fewer than a batch of "
+            f"{batch_size}, which would hold rows twice: lower BATCH_SIZE, or give more rows"
+        )
     eos = task.vocabulary.eos_id
-    return TrainingBatches(data, eos, batch_size, input_length, target_length, seed, shuffle, own)
+    return TrainingBatches(
+        data, eos, batch_size, input_length, target_length, seed, shuffle, own,
+        task.vocabulary.unk_id,
+    )  # fmt: skip
+
+
+def check_rows(task: TaskSpec, batch_size: int) -> None:
+    """Raises ValueError where a task is told to use fewer rows than a batch holds.
+
+    Args:
+      task: the task; no data is read.
+      batch_size: rows of a batch over all hosts.
+    """
+    if task.max_examples is not None and task.max_examples < batch_size:
+        raise ValueError(
+            f"MAX_EXAMPLES is {task.max_examples}, fewer than a batch of {batch_size}, which would "
+            "hold rows twice: raise it, or lower BATCH_SIZE"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

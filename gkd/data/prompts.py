@@ -1,4 +1,4 @@
-"""Turn raw rows into input and target text: prefixes, chain-of-thought prompts, T5-safe text."""
+"""Turn raw rows into input and target text: prefixes, chain-of-thought prompts, templates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gkd.data.tensorflow_host import tf
+from gkd.data.white_space import ONE_LINE, WhiteSpaceRule
 
 # Our own four problems, in GSM8K's manner: (question, solution, answer).
 EXEMPLARS = (
@@ -39,18 +40,6 @@ EXEMPLARS = (
 _THINK = "A: Let's think step by step."
 
 
-def one_line(text: Any) -> Any:
-    """A text tensor without the characters T5's vocabulary lacks: newlines and tabs become spaces.
-
-    Args:
-      text: string tensor of any shape.
-
-    Returns:
-      The same shape, runs of white space replaced by one space, none at the ends.
-    """
-    return tf.strings.strip(tf.strings.regex_replace(text, r"\s+", " "))
-
-
 def without_calculator_notes(text: Any) -> Any:
     """Remove GSM8K's `<<48/2=24>>` notes.
 
@@ -62,31 +51,43 @@ def without_calculator_notes(text: Any) -> Any:
 
 def _row(prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
     # The prompt is never empty, so an example's emptiness has to be noted before it is added.
-    empty = tf.equal(tf.strings.length(input_text), 0) | tf.equal(tf.strings.length(target_text), 0)
+    empty = _is_empty(input_text) | _is_empty(target_text)
     return {"inputs": prompt, "targets": target_text, "empty": empty}
 
 
-def text_to_text(input_field: str, target_field: str, prefix: str = "") -> Callable[[Any], Any]:
+def _is_empty(text: Any) -> Any:
+    """Whether nothing but white space is there, under every vocabulary."""
+    return tf.equal(tf.strings.length(ONE_LINE.fit_tensor(text)), 0)
+
+
+def text_to_text(
+    input_field: str, target_field: str, prefix: str = "", rule: WhiteSpaceRule = ONE_LINE
+) -> Callable[[Any], Any]:
     """Texts of one row, or of a batch of rows: prefix + input → target.
 
     Args:
       input_field: the row's field that holds the input text.
       target_field: the row's field that holds the target text.
       prefix: put before every input, e.g. `summarize: `.
+      rule: what becomes of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
       A function of a row of string tensors to {inputs, targets, empty}.
     """
 
     def row(example: Any) -> dict[str, Any]:
-        source, target = one_line(example[input_field]), one_line(example[target_field])
+        source, target = (rule.fit_tensor(example[name]) for name in (input_field, target_field))
         return _row(prefix + source, source, target)
 
     return row
 
 
 def chain_of_thought(
-    question_field: str, answer_field: str, rationale_field: str | None = None, shots: int = 4
+    question_field: str,
+    answer_field: str,
+    rationale_field: str | None = None,
+    shots: int = 4,
+    rule: WhiteSpaceRule = ONE_LINE,
 ) -> Callable[[Any], Any]:
     """Texts of one row, or of a batch: worked examples + question → solution and `#### N`.
 
@@ -95,6 +96,7 @@ def chain_of_thought(
       answer_field: the solution that ends in `#### N`, or, with a rationale, only the answer.
       rationale_field: the row's field that holds the solution where the answer stands apart.
       shots: how many of the four exemplars go before the question.
+      rule: what becomes of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
       A function of a row of string tensors to {inputs, targets, empty}.
@@ -110,13 +112,11 @@ def chain_of_thought(
     )
 
     def row(example: Any) -> dict[str, Any]:
-        question = one_line(example[question_field])
-        answer = one_line(without_calculator_notes(example[answer_field]))
+        question = rule.fit_tensor(example[question_field])
+        answer = rule.fit_tensor(without_calculator_notes(example[answer_field]))
         if rationale_field is not None:
-            rationale = one_line(without_calculator_notes(example[rationale_field]))
-            empty = tf.equal(tf.strings.length(rationale), 0) | tf.equal(
-                tf.strings.length(answer), 0
-            )
+            rationale = rule.fit_tensor(without_calculator_notes(example[rationale_field]))
+            empty = _is_empty(rationale) | _is_empty(answer)
             answer = tf.where(empty, "", tf.strings.join([rationale, " #### ", answer]))
         prompt = tf.strings.join([before, "Q: ", question, " ", _THINK])
         return _row(prompt, question, answer)
@@ -156,7 +156,9 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
     return [(words, field) for words, field, _, _ in parsed]
 
 
-def instructions(templates: Sequence[Sequence[str]]) -> Callable[[Any], Any]:
+def instructions(
+    templates: Sequence[Sequence[str]], rule: WhiteSpaceRule = ONE_LINE
+) -> Callable[[Any], Any]:
     """Texts of one row, or of a batch: each row in one of several templates.
 
     Which one is a hash of the row's own text, so it stays the same however rows are ordered, and
@@ -165,6 +167,7 @@ def instructions(templates: Sequence[Sequence[str]]) -> Callable[[Any], Any]:
     Args:
       templates: pairs of an input and a target, with fields in braces, e.g.
         ("Q: {question}", "{answer}").
+      rule: what becomes of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
       A function of a row of string tensors to {inputs, targets, empty}.
@@ -176,13 +179,13 @@ def instructions(templates: Sequence[Sequence[str]]) -> Callable[[Any], Any]:
     pieces = [[_pieces(text) for text in pair] for pair in templates]
 
     def row(example: Any) -> dict[str, Any]:
-        values = {field: one_line(example[field]) for field in fields}
-        lengths = [tf.strings.length(value) for value in values.values()]
-        empty = tf.reduce_any(tf.equal(tf.stack(lengths), 0), axis=0)
+        values = {field: rule.fit_tensor(example[field]) for field in fields}
+        empty = tf.reduce_any(tf.stack([_is_empty(value) for value in values.values()]), axis=0)
+        words = [ONE_LINE.fit_tensor(value) for value in values.values()]
         which = tf.strings.to_hash_bucket_fast(
-            tf.strings.join(list(values.values()), separator=" "), len(templates)
+            tf.strings.join(words, separator=" "), len(templates)
         )
-        texts = [[_filled(text, values) for text in pair] for pair in pieces]
+        texts = [[_filled(text, values, rule) for text in pair] for pair in pieces]
         inputs, targets = texts[0]
         for i, (other_input, other_target) in enumerate(texts[1:], start=1):
             inputs = tf.where(tf.equal(which, i), other_input, inputs)
@@ -192,7 +195,10 @@ def instructions(templates: Sequence[Sequence[str]]) -> Callable[[Any], Any]:
     return row
 
 
-def _filled(pieces: list[tuple[str, str | None]], values: dict[str, Any]) -> Any:
+def _filled(
+    pieces: list[tuple[str, str | None]], values: dict[str, Any], rule: WhiteSpaceRule
+) -> Any:
     parts = [part for words, field in pieces for part in (words, values.get(field, ""))]
     nothing = tf.zeros_like(next(iter(values.values())))  # a text without a field has rows as well
-    return tf.strings.strip(tf.strings.join([*parts, nothing]))
+    text = tf.strings.join([*parts, nothing])
+    return tf.strings.strip(text) if rule.one_line else text

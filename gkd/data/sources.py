@@ -12,6 +12,7 @@ from typing import Any
 
 from gkd.data.permutation import permutation
 from gkd.data.tensorflow_host import seqio, tf
+from gkd.data.tsv import tsv_rows
 
 ENVIRONMENT = "GKD_DATA"
 PRETOKENIZED = ("inputs_pretokenized", "targets_pretokenized")
@@ -33,6 +34,7 @@ def read_rows(
     fields: Sequence[str],
     columns: Sequence[str] | None = None,
     lists: Sequence[str] = (),
+    escapes: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows of one text file, each field checked.
 
@@ -41,6 +43,7 @@ def read_rows(
       fields: the fields wanted; every row must have each as text.
       columns: names of a TSV file's columns; by default its first line holds them.
       lists: further fields wanted, which hold lists of texts.
+      escapes: whether \\n and \\t in a TSV file's cells stand for a newline and a tab.
 
     Returns:
       One dictionary a row with `fields` and `lists` only.
@@ -50,12 +53,8 @@ def read_rows(
       ValueError: with file, line number and field, if a line is malformed.
     """
     _check_exists(path)
-    name = path.removesuffix(".gz")
-    if name.endswith((".jsonl", ".json")):
-        rows = json_rows(path)
-    elif name.endswith(".tsv"):
-        rows = tsv_rows(path, columns)
-    else:
+    rows = numbered_rows(path, columns, escapes)
+    if rows is None:
         raise ValueError(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
     wanted = {**dict.fromkeys(fields, False), **dict.fromkeys(lists, True)}
     return [
@@ -69,11 +68,31 @@ def _field(row: Mapping[str, Any], field: str, many: bool, where: str) -> Any:
         raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(map(str, row))}")
     value = row[field]
     if many and isinstance(value, list) and all(isinstance(text, str) for text in value):
+        for text in value:
+            check_encodes(text, f"{where}: field {field!r}")
         return value
     if many or not isinstance(value, str):
         needs = "a list of texts" if many else "text"
         raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, needs {needs}")
+    check_encodes(value, f"{where}: field {field!r}")
     return value
+
+
+def check_encodes(text: str, name: str) -> None:
+    """Raises ValueError where a text is none: half of a surrogate pair, as a cut JSON escape has.
+
+    Args:
+      text: the text.
+      name: what the message calls it, e.g. its file, line and field.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(
+            f"{name} is no valid text: character {error.start} is {half!r}, half of a surrogate "
+            "pair: correct or drop the row"
+        ) from error
 
 
 def read_text(path: str) -> str:
@@ -88,7 +107,7 @@ def read_text(path: str) -> str:
     """
     _check_exists(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason})") from error
@@ -102,8 +121,35 @@ def _check_exists(path: str) -> None:
         )
 
 
+def numbered_rows(
+    path: str, columns: Sequence[str] | None = None, escapes: bool = False
+) -> Iterator[tuple[int, Mapping[str, Any]]] | None:
+    """The rows of a data file with their line numbers, by its name; None of another kind.
+
+    Args:
+      path, columns, escapes: as of `read_rows`.
+
+    Raises:
+      ValueError: while reading, with file and line number, if a line is malformed.
+    """
+    name = path.removesuffix(".gz")
+    if name.endswith((".jsonl", ".json")):
+        return json_rows(path)
+    if name.endswith(".tsv"):
+        rows = tsv_rows(lines(path), path, columns)
+        return ((number, _unescaped(row)) for number, row in rows) if escapes else rows
+    return None
+
+
+def _unescaped(row: Mapping[str, str]) -> dict[str, str]:
+    """A row of the files that write these two characters as an escape, e.g. FLAN's."""
+    return {name: cell.replace("\\n", "\n").replace("\\t", "\t") for name, cell in row.items()}
+
+
 def lines(path: str) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a UTF-8 file (gzipped where its name ends in .gz) that are not blank.
+    """The numbered lines of a UTF-8 file (gzipped where its name ends in .gz), without line ends.
+
+    A byte-order mark at the file's start is no part of its first line.
 
     Raises:
       ValueError: with file and line number, if it is not UTF-8 or the gzip is damaged.
@@ -112,11 +158,11 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
     with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
         try:
             for number, line in enumerate(file, start=1):
-                text = line.decode("utf-8").rstrip("\r\n")
-                if text.strip():
-                    yield number, text
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from error
+            raise ValueError(
+                f"{path}:{number}: not UTF-8 ({error.reason}): save it as UTF-8"
+            ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip after line {number} ({error})") from error
 
@@ -131,32 +177,16 @@ def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
       ValueError: with file and line number, if a line is malformed.
     """
     for number, text in lines(path):
+        text = text.removeprefix("\ufeff")  # files joined end to end: no part of JSON
+        if not text.strip():
+            continue
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: malformed JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: {type(row).__name__}, needs an object with fields")
         yield number, row
-
-
-def tsv_rows(
-    path: str, columns: Sequence[str] | None = None
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The numbered rows of a TSV file; arguments and errors as of `read_rows`."""
-    for number, text in lines(path):
-        cells = text.split("\t")
-        if columns is None:
-            columns = cells
-            continue
-        if len(cells) != len(columns):
-            raise ValueError(
-                f"{path}:{number}: {len(cells)} columns, needs {len(columns)} "
-                f"({', '.join(columns)})"
-            )
-        # A TSV file cannot hold these two characters, so they are written as an escape.
-        cells = [cell.replace("\\n", "\n").replace("\\t", "\t") for cell in cells]
-        yield number, dict(zip(columns, cells, strict=True))
 
 
 def chosen(rows: list[Any], max_examples: int | None) -> list[Any]:
@@ -180,12 +210,13 @@ def configured_rows(
     directory: str | None = None,
     columns: Sequence[str] | None = None,
     lists: Sequence[str] = (),
+    escapes: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows of a file as a configuration names it.
 
     Args:
       file: its path, with a slice of its rows after it if not all are meant: `train.jsonl[:-500]`.
-      fields, columns, lists: as in `read_rows`.
+      fields, columns, lists, escapes: as in `read_rows`.
       directory: where relative paths start, see `resolved`.
 
     Raises:
@@ -193,7 +224,8 @@ def configured_rows(
     """
     parts = _SLICE.match(file)
     start, stop = (None if x is None else int(x) for x in parts.group("start", "stop"))
-    rows = read_rows(resolved(parts["path"], directory), fields, columns, lists)[start:stop]
+    path = resolved(parts["path"], directory)
+    rows = read_rows(path, fields, columns, lists, escapes)[start:stop]
     if not rows:
         raise ValueError(f"data file {file} has no rows")
     return rows
@@ -205,6 +237,7 @@ def files_source(
     directory: str | None = None,
     columns: Sequence[str] | None = None,
     max_examples: int | None = None,
+    escapes: bool = False,
 ) -> Any:
     """A seqio data source over local files.
 
@@ -215,10 +248,11 @@ def files_source(
       directory: where relative paths start, see `resolved`.
       columns: names of a TSV file's columns where its first line does not hold them.
       max_examples: how many of the training rows to use, see `chosen`.
+      escapes: as in `read_rows`.
     """
 
     def rows_of(split: str) -> list[dict[str, Any]]:
-        rows = configured_rows(files[split], fields, directory, columns)
+        rows = configured_rows(files[split], fields, directory, columns, escapes=escapes)
         return chosen(rows, max_examples if split == "train" else None)
 
     return rows_source(rows_of, fields, tuple(files))
@@ -236,6 +270,9 @@ def rows_source(rows_of: Any, fields: Sequence[str], splits: Sequence[str]) -> A
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del shuffle_files, seed  # the order is the pipeline's business
         rows = rows_of(split)
+        for number, row in enumerate(rows):
+            for field in fields:
+                check_encodes(row[field], f"split {split!r}, row {number}: field {field!r}")
         columns = {field: tf.constant([row[field] for row in rows], tf.string) for field in fields}
         return tf.data.Dataset.from_tensor_slices(columns)
 

@@ -38,6 +38,7 @@ class TaskSpec:
       components: of a mixture, by their names.
       tokenize: the tokenizer of BLEU, ROUGE and Self-BLEU, one of sacreBLEU's names; None chooses
         by script, see `word_tokens`.
+      max_examples: the most training rows that it uses; None where it uses all.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TaskSpec:
     group_of: Callable[[str, str], str] | None = None
     components: Mapping[str, TaskSpec] = dataclasses.field(default_factory=dict)
     tokenize: str | None = None
+    max_examples: int | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from gkd.data import arithmetic as arithmetic_problems
 from gkd.data import metrics, mixtures, prompts, sources, vocabularies
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
+from gkd.data.white_space import rule_of
 
 
 def summarization(
@@ -16,6 +17,7 @@ def summarization(
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
     columns: Sequence[str] | None = None,
+    escapes: bool = False,
     input_field: str = "document",
     target_field: str = "summary",
     prefix: str = "summarize: ",
@@ -33,6 +35,7 @@ def summarization(
       files: path of each split's file, see `sources.files_source`; None reads TFDS.
       directory: where relative paths start, by default the environment's GKD_DATA.
       columns: names of a TSV file's columns where its first line does not hold them.
+      escapes: whether \\n and \\t in a TSV file's cells stand for a newline and a tab.
       input_field: the field of the text to read.
       target_field: the field of the text to write.
       prefix: put before every input.
@@ -48,13 +51,16 @@ def summarization(
         (input_field, target_field),
         directory,
         columns,
+        escapes,
         tfds_name,
         tfds_splits or {split: split for split in ("train", "validation", "test")},
         max_examples,
     )
-    texts = prompts.text_to_text(input_field, target_field, prefix)
     chosen = vocabulary or vocabularies.t5()
-    return make_task(name, source, texts, chosen, metric_fns, tokenize=tokenize)
+    texts = prompts.text_to_text(input_field, target_field, prefix, rule_of(chosen))
+    return make_task(
+        name, source, texts, chosen, metric_fns, tokenize=tokenize, max_examples=max_examples
+    )
 
 
 def translation(
@@ -63,6 +69,7 @@ def translation(
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
     columns: Sequence[str] | None = None,
+    escapes: bool = False,
     input_field: str = "en",
     target_field: str = "de",
     prefix: str = "translate English to German: ",
@@ -86,6 +93,7 @@ def gsm8k_cot(
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
     columns: Sequence[str] | None = None,
+    escapes: bool = False,
     question_field: str = "question",
     answer_field: str = "answer",
     rationale_field: str | None = None,
@@ -112,13 +120,16 @@ def gsm8k_cot(
         fields,
         directory,
         columns,
+        escapes,
         tfds_name,
         tfds_splits or {"train": "train[:-500]", "validation": "train[-500:]", "test": "test"},
         max_examples,
     )
-    texts = prompts.chain_of_thought(question_field, answer_field, rationale_field, shots)
     chosen = vocabulary or vocabularies.t5()
-    return make_task(name, source, texts, chosen, metric_fns, **NUMBERS)
+    texts = prompts.chain_of_thought(
+        question_field, answer_field, rationale_field, shots, rule_of(chosen)
+    )
+    return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples, **NUMBERS)
 
 
 def local_text(
@@ -127,6 +138,7 @@ def local_text(
     vocabulary: Any = None,
     directory: str | None = None,
     columns: Sequence[str] | None = None,
+    escapes: bool = False,
     input_field: str = "input",
     target_field: str = "target",
     prefix: str = "",
@@ -151,6 +163,7 @@ def instructions(
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
     columns: Sequence[str] | None = None,
+    escapes: bool = False,
     tfds_name: str | None = None,
     tfds_splits: Mapping[str, str] | None = None,
     max_examples: int | None = None,
@@ -168,13 +181,22 @@ def instructions(
     """
     if not files and not (tfds_name and tfds_splits):
         raise ValueError(f"task {name}: give `files`, or `tfds_name` and `tfds_splits`")
-    texts = prompts.instructions(templates)
+    chosen = vocabulary or vocabularies.t5()
+    texts = prompts.instructions(templates, rule_of(chosen))
     fields = prompts.template_fields(templates)
     source = _source(
-        files, fields, directory, columns, tfds_name or "", tfds_splits or {}, max_examples
+        files,
+        fields,
+        directory,
+        columns,
+        escapes,
+        tfds_name or "",
+        tfds_splits or {},
+        max_examples,
     )
-    chosen = vocabulary or vocabularies.t5()
-    return make_task(name, source, texts, chosen, metric_fns, answer_of=answer_of)
+    return make_task(
+        name, source, texts, chosen, metric_fns, answer_of=answer_of, max_examples=max_examples
+    )
 
 
 def arithmetic(
@@ -211,9 +233,9 @@ def arithmetic(
         return [{"input": problem.input, "target": problem.target} for problem in made]
 
     source = sources.rows_source(rows_of, ("input", "target"), tuple(sizes))
-    texts = prompts.text_to_text("input", "target")
     chosen = vocabulary or vocabularies.arithmetic()
-    return make_task(name, source, texts, chosen, metric_fns, **NUMBERS)
+    texts = prompts.text_to_text("input", "target", rule=rule_of(chosen))
+    return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples, **NUMBERS)
 
 
 def from_seqio(
@@ -245,9 +267,11 @@ def from_seqio(
     if name == provider:
         raise ValueError(f"task {name!r} would replace the one it reads: give another name")
     source = sources.provider_source(provider, max_examples)
-    texts = prompts.text_to_text(*sources.PRETOKENIZED)
     chosen = vocabulary or vocabularies.t5()
-    return make_task(name, source, texts, chosen, metric_fns, answer_of=answer_of)
+    texts = prompts.text_to_text(*sources.PRETOKENIZED, rule=rule_of(chosen))
+    return make_task(
+        name, source, texts, chosen, metric_fns, answer_of=answer_of, max_examples=max_examples
+    )
 
 
 def mixture(
@@ -326,11 +350,12 @@ def _source(
     fields: Sequence[str],
     directory: str | None,
     columns: Sequence[str] | None,
+    escapes: bool,
     tfds_name: str,
     tfds_splits: Mapping[str, str],
     max_examples: int | None,
 ) -> Any:
     check_max_examples(max_examples)
     if files:
-        return sources.files_source(files, fields, directory, columns, max_examples)
+        return sources.files_source(files, fields, directory, columns, max_examples, escapes)
     return sources.tfds_source(tfds_name, tfds_splits, max_examples)

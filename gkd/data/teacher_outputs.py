@@ -6,6 +6,7 @@ import dataclasses
 
 from gkd.data import mixtures, prompts, sources
 from gkd.data.task_spec import TaskSpec, check_max_examples, make_task
+from gkd.data.white_space import rule_of
 
 
 def with_teacher_outputs(
@@ -42,7 +43,8 @@ def with_teacher_outputs(
     source = sources.files_source(
         {"train": file}, (input_field, output_field), directory, None, max_examples
     )
-    texts = prompts.text_to_text(input_field, output_field, prefix)
+    rule = rule_of(task.vocabulary)
+    texts = prompts.text_to_text(input_field, output_field, prefix, rule)
 
     def read(split: str) -> list[mixtures.Texts]:
         if split == "train":
@@ -56,4 +58,6 @@ def with_teacher_outputs(
         task.vocabulary,
         task.task.metric_fns,
     )
-    return dataclasses.replace(task, name=made.name, task=made.task, texts=made.texts)
+    return dataclasses.replace(
+        task, name=made.name, task=made.task, texts=made.texts, max_examples=max_examples
+    )

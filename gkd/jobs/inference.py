@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import time
 from typing import Any
 
 from gkd.data import vocabularies
+from gkd.data.white_space import WhiteSpaceRule, rule_of
 from gkd.jobs.generation import Generator, encode_inputs, encode_targets, ended
 from gkd.jobs.inference_files import OutputFiles, Source, SplitSource
 from gkd.jobs.progress import Progress
@@ -71,6 +73,11 @@ class InferenceJob:
         seconds = time.monotonic() - started
         return {**totals, "seconds": seconds, "programs": self.generator.programs}
 
+    @functools.cached_property
+    def _rule(self) -> WhiteSpaceRule:
+        """As of the texts that a model is trained on."""
+        return rule_of(self.vocabulary)
+
     def _stopped(self, stop: StopRequest, done: int) -> str:
         return (
             f"{stop.signal_name}: {done} of {self.source.count} inputs are complete in "
@@ -81,7 +88,7 @@ class InferenceJob:
         """Token ids of the targets to score; None where nothing is scored."""
         if not self.source.target_field:
             return None
-        texts = [row[self.source.target_field] for row in rows]
+        texts = [self._rule.fit(row[self.source.target_field]) for row in rows]
         length = self.generator.decoding.max_length
         targets, cut = encode_targets(self.vocabulary, texts, length)
         totals["targets_cut"] += cut
@@ -89,7 +96,7 @@ class InferenceJob:
 
     def _outputs(self, rows, first, targets, totals):
         """The model's outputs for a window's rows, batch by batch."""
-        texts = [self.prefix + row[self.source.input_field] for row in rows]
+        texts = [self._rule.fit(self.prefix + row[self.source.input_field]) for row in rows]
         inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
         totals["inputs_cut"] += cut
         return self.generator.outputs(inputs, first, targets)

@@ -198,34 +198,32 @@ def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
         raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(row)}")
     if not isinstance(row[field], str):
         raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
-    try:
-        row[field].encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: field {field!r} is no valid text ({error.reason})") from error
+    sources.check_encodes(row[field], f"{where}: field {field!r}")
 
 
 def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Numbered rows of a file of any kind."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"input {path} does not exist, or is no file")
-    name = path.removesuffix(".gz")
-    if name.endswith(".txt"):
+    if path.removesuffix(".gz").endswith(".txt"):
         yield from ((number, {"input": text}) for number, text in _text_lines(path))
-    elif name.endswith(".tsv"):
-        yield from sources.tsv_rows(path)
-    elif name.endswith((".jsonl", ".json")):
-        yield from sources.json_rows(path)
-    else:
+        return
+    rows = sources.numbered_rows(path)
+    if rows is None:
         raise ValueError(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
+    yield from rows
 
 
 def _text_lines(path: str) -> Iterator[tuple[int, str]]:
     """All lines of a text file, so that line n is input n; blank ones at its end do not count."""
-    expected = 1
+    blank: list[tuple[int, str]] = []
     for number, text in sources.lines(path):
-        yield from ((blank, "") for blank in range(expected, number))
+        if not text.strip():
+            blank.append((number, text))
+            continue
+        yield from blank
+        blank = []
         yield number, text
-        expected = number + 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -294,7 +294,12 @@ class TrainingLoop:
         return saved["outputs"]
 
     def _report_cuts(self):
-        """One line for what does not fit, at the start, where it can still be changed."""
+        """What does not fit or has no token, at the start, where it can still be changed."""
+        unknown, tokens = self.batches.count_unknown()
+        self._progress.print(
+            f"training targets: {unknown} of {tokens} tokens are unknown to the vocabulary "
+            f"(<unk>), {100 * unknown / max(tokens, 1):.2f}%"
+        )
         cuts = self.batches.count_cuts()
         if any(cuts.values()):
             rows = self.batches.rows

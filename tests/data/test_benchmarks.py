@@ -8,6 +8,7 @@ import pytest
 from gkd.data import benchmarks, few_shot, pipeline, vocabularies
 
 BYTES = vocabularies.byte_level()
+SMALL = vocabularies.arithmetic()  # has no line breaks, as T5's
 
 
 def texts(task, split="test"):
@@ -57,19 +58,19 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def mmlu(**settings):
+def mmlu(vocabulary=SMALL, **settings):
     files = {"test": "mmlu.jsonl"}
-    return benchmarks.mmlu(files, "dev.jsonl", vocabulary=BYTES, **{"shots": 2, **settings})
+    return benchmarks.mmlu(files, "dev.jsonl", vocabulary=vocabulary, **{"shots": 2, **settings})
 
 
-def bbh(**settings):
+def bbh(vocabulary=SMALL, **settings):
     files = {"test": "bbh.jsonl"}
-    return benchmarks.bbh(files, "prompts", vocabulary=BYTES, **{"shots": 2, **settings})
+    return benchmarks.bbh(files, "prompts", vocabulary=vocabulary, **{"shots": 2, **settings})
 
 
-def mgsm(**settings):
+def mgsm(vocabulary=SMALL, **settings):
     files = {"test": {"en": "en.tsv", "de": "de.tsv"}}
-    return benchmarks.mgsm(files, "shots.json", vocabulary=BYTES, **{"shots": 1, **settings})
+    return benchmarks.mgsm(files, "shots.json", vocabulary=vocabulary, **{"shots": 1, **settings})
 
 
 def test_mmlu_prompt(folder):
@@ -80,6 +81,12 @@ def test_mmlu_prompt(folder):
         "q0 A. q0 0 B. q0 1 C. q0 2 D. q0 3 Answer:"
     )
     assert target == "D"
+    ((kept, _), *_) = texts(mmlu(BYTES, shots=1))
+    assert kept == (  # as Hendrycks et al. have it
+        "The following are multiple choice questions (with answers) about high art.\n\n"
+        "d0\nA. d00\nB. d01\nC. d02\nD. d03\nAnswer: A\n\n"
+        "q0\nA. q0\n0\nB. q0\n1\nC. q0\n2\nD. q0\n3\nAnswer:"
+    )
 
 
 def test_mmlu_options_and_parts(folder):
@@ -95,17 +102,17 @@ def test_mmlu_options_and_parts(folder):
 
 
 def test_a_prompt_that_is_too_long_loses_its_last_examples(folder):
-    ((whole, _), *_) = texts(mmlu())
-    ((shorter, _), *_) = texts(mmlu(shots=1))
-    ((shortest, _), *_) = texts(mmlu(shots=0))
+    ((whole, _), *_) = texts(mmlu(BYTES))
+    ((shorter, _), *_) = texts(mmlu(BYTES, shots=1))
+    ((shortest, _), *_) = texts(mmlu(BYTES, shots=0))
     for limit, expected in [
-        (len(whole) + 2, whole),  # bytes, EOS, and the space counted after the last part
-        (len(whole) + 1, shorter),
-        (len(shorter) + 2, shorter),
-        (len(shorter) + 1, shortest),
+        (len(whole) + 3, whole),  # bytes, EOS, and the two newlines counted after the last part
+        (len(whole) + 2, shorter),
+        (len(shorter) + 3, shorter),
+        (len(shorter) + 2, shortest),
         (5, shortest),
     ]:
-        assert texts(mmlu(input_length=limit))[0][0] == expected
+        assert texts(mmlu(BYTES, input_length=limit))[0][0] == expected
 
 
 def test_bbh_prompts(folder):
@@ -115,6 +122,11 @@ def test_bbh_prompts(folder):
         "Q: Turn. Options: - Yes - No A:": "No",
         "Sort. Q: b a A: a b Q: d c A: c d Q: f e A:": "e f",
     }
+    kept = dict(texts(bbh(BYTES, chain_of_thought=True, shots=1)))
+    assert [prompt for prompt in kept if "Sort" in prompt] == [
+        "Sort.\n\nQ: b a\nA: Let's think step by step.\nSo the answer is a b.\n\nQ: f e\n"
+        "A: Let's think step by step."
+    ]
     thinking = dict(texts(bbh(chain_of_thought=True, shots=1)))
     assert thinking == {
         "Do you return? Q: Left. Options: - Yes - No A: Let's think step by step. It goes. So the "
@@ -158,6 +170,11 @@ def test_mgsm_prompts_and_votes(folder):
             "12",
         ),
     }
+    assert (
+        "Frage: Zwei?\nSchritt-für-Schritt-Antwort: Die Antwort ist 2.\n\n"
+        "Frage: Wie viele?\nSchritt-für-Schritt-Antwort:",
+        "12",
+    ) in texts(mgsm(BYTES))
     inputs, targets = zip(*rows, strict=True)
     predictions = ["The answer is 1200." if target == "1,200" else "5" for target in targets]
     scores = task.evaluate(targets, predictions, inputs)

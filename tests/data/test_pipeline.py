@@ -63,7 +63,7 @@ def test_one_batch_by_hand(tmp_path):
         [a + 2, a + 3, 1],
         [a + 22, a + 23, a + 24],  # cut: no EOS
         [a + 2, 1, 0],
-        [1, 0, 0],
+        [32 + 3, 10 + 3, 1],  # nothing but white space: empty, and kept as it is
         [a + 3, 1, 0],
     ]
     assert batch["example_weights"].tolist() == [1, 1, 0, 0, 1]
@@ -88,9 +88,32 @@ def test_order_depends_on_the_seed_only(letters):
     assert a == b != c
 
 
-def test_a_batch_larger_than_the_data(letters):
-    numbers = ids(next(batches(letters, size=50)))
-    assert sorted(numbers) == sorted([*range(ROWS), *range(ROWS), *numbers[46:]])
+def test_a_batch_that_would_hold_a_row_twice_is_refused(letters, tmp_path):
+    assert sorted(ids(next(batches(letters, size=ROWS)))) == list(range(ROWS))
+    with pytest.raises(ValueError, match="has 23 rows, fewer than a batch of 24.*lower BATCH_SIZE"):
+        batches(letters, size=ROWS + 1)
+    rows = {"train": 30}
+    few = tasks.arithmetic(rows=rows, max_examples=3)
+    with pytest.raises(ValueError, match="MAX_EXAMPLES is 3, fewer than a batch of 4") as error:
+        batches(few)
+    assert "\n" not in str(error.value)
+    next(
+        pipeline.training_batches(tasks.arithmetic(rows=rows, max_examples=4), "train", 4, 9, 9, 0)
+    )
+
+
+def test_unknown_tokens_of_targets_are_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"input": "{", "target": "8 9"}, {"input": "8", "target": "8 { 9 {"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = vocabularies.arithmetic()
+    unknown = pipeline.training_batches(
+        tasks.local_text({"train": str(path)}, vocabulary=small), "train", 2, 9, 9, 0
+    ).count_unknown()
+    assert unknown == (2, 6)  # ▁8 ▁9, and ▁8 ▁{ ▁9 ▁{, whose brace is no piece
+    letters = tasks.local_text({"train": str(path)}, vocabulary=BYTES)
+    tokens = pipeline.training_batches(letters, "train", 2, 9, 9, 0).count_unknown()
+    assert tokens == (0, 3 + 7)
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 5, 6, 40])

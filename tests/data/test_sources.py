@@ -44,11 +44,13 @@ def test_whole_texts(tmp_path):
 
 def test_tsv_with_and_without_a_header(tmp_path):
     path = tmp_path / "rows.tsv"
-    path.write_text("q\ta\nx\\ny\t1\n\nz\t2\n")
+    path.write_text("q\ta\nx\\ny\t1\n\nz\\theta\t2\n")
     assert sources.read_rows(str(path), ("a", "q")) == [
-        {"a": "1", "q": "x\ny"},
-        {"a": "2", "q": "z"},
+        {"a": "1", "q": "x\\ny"},
+        {"a": "2", "q": "z\\theta"},
     ]
+    escaped = sources.read_rows(str(path), ("q",), escapes=True)
+    assert escaped == [{"q": "x\ny"}, {"q": "z\theta"}]  # FLAN's files, where they say so
     named = sources.read_rows(str(path), ("second",), columns=("first", "second"))
     assert [row["second"] for row in named] == ["a", "1", "2"]
 
@@ -63,6 +65,10 @@ def test_tsv_with_and_without_a_header(tmp_path):
         ("a.jsonl", b'{"q": "\xff"}\n', "a.jsonl:.: not UTF-8"),
         ("a.tsv", b"q\ta\n1\t2\n1\n", "a.tsv:3: 1 columns, needs 2"),
         ("a.tsv", b"a\tb\n1\t2\n", "a.tsv:2: no field 'q'; the row has a, b"),
+        ("a.jsonl", b'{"q": "a"}\n{"q": "cut \\ud83d"}\n',
+         r"a.jsonl:2: field 'q' is no valid text: character 4 is '.ud83d', half of a surrogate"),
+        ("a.jsonl", b'{"q": ' + b"[" * 100_000 + b"\n", "a.jsonl:1: malformed JSON"),
+        ("a.tsv", b"\xff\xfeq\x00", "a.tsv:1: not UTF-8 .*: save it as UTF-8"),
         ("a.txt", b"", "neither .jsonl nor .tsv"),
         ("a.jsonl.gz", b"not gzip", "damaged gzip"),
         ("a.jsonl.gz", gzip.compress(b'{"q": "x"}\n' * 99, mtime=0)[:-12], "damaged gzip"),
@@ -74,6 +80,29 @@ def test_faults_name_file_line_and_field(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message) as error:
         sources.read_rows(str(path), ("q",))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
+    def read(name, text, columns=None):
+        path = tmp_path / f"{name}{suffix}"
+        data = text.encode("utf-8-sig")
+        path.write_bytes(gzip.compress(data) if suffix else data)
+        return sources.read_rows(str(path), ("q",), columns)
+
+    assert read("a.tsv", "q\ta\nx\t1\n") == [{"q": "x"}]
+    assert read("b.tsv", "x\t1\n", ("q", "a")) == [{"q": "x"}]
+    assert read("c.tsv", '"q"\ta\n"x"\t1\n') == [{"q": "x"}]
+    two = '{"q": "x"}\n\ufeff{"q": "\ufeffy"}\n'  # joined files; a mark in a text is the text's
+    assert read("a.jsonl", two) == [{"q": "x"}, {"q": "\ufeffy"}]
+    (tmp_path / "a.txt").write_bytes("words".encode("utf-8-sig"))
+    assert sources.read_text(str(tmp_path / "a.txt")) == "words"
+
+
+def test_rows_made_in_python_are_checked_too():
+    source = sources.rows_source(lambda split: [{"q": "a"}, {"q": "\ud800"}], ("q",), ("dev",))
+    with pytest.raises(ValueError, match="split 'dev', row 1: field 'q' is no valid text"):
+        source.get_dataset("dev", shuffle=False)
 
 
 def test_not_utf8_names_its_own_line(tmp_path):

@@ -9,6 +9,7 @@ from gkd.data.calculator import apply_calculator, final_number
 from gkd.data.tensorflow_host import seqio, tf
 
 BYTES = vocabularies.byte_level()
+SMALL = vocabularies.arithmetic()  # has no line breaks, as T5's
 
 
 @pytest.fixture
@@ -28,8 +29,10 @@ def texts(task, split="train"):
 
 def test_prefixes_and_one_line(write):
     path = write("a.jsonl", [{"document": "One\n two.\t", "summary": " 2\r\n"}])
-    task = tasks.summarization(files={"train": path}, vocabulary=BYTES)
+    task = tasks.summarization(files={"train": path}, vocabulary=SMALL)
     assert texts(task) == [("summarize: One two.", "2")]
+    task = tasks.summarization(files={"train": path}, vocabulary=BYTES)
+    assert texts(task) == [("summarize: One\n two.\t", " 2\r\n")]
     path = write("b.jsonl", [{"en": "Go.", "de": "Geh."}])
     task = tasks.translation(files={"train": path}, vocabulary=BYTES)
     assert texts(task) == [("translate English to German: Go.", "Geh.")]
@@ -51,7 +54,14 @@ def test_chain_of_thought(write):
     answer = "He has 48/2 = <<48/2=24>>24.\nThen 24+1 = <<24+1=25>>25.\n#### 25"
     path = write("a.jsonl", [{"question": "How\nmany?", "answer": answer}])
     files = {"train": path}
-    plain = tasks.gsm8k_cot(files=files, vocabulary=BYTES, shots=0)
+    kept = tasks.gsm8k_cot(files=files, vocabulary=BYTES, shots=0)
+    assert texts(kept) == [
+        (
+            "Q: How\nmany? A: Let's think step by step.",
+            "He has 48/2 = 24.\nThen 24+1 = 25.\n#### 25",
+        )
+    ]
+    plain = tasks.gsm8k_cot(files=files, vocabulary=SMALL, shots=0)
     assert texts(plain) == [
         (
             "Q: How many? A: Let's think step by step.",
@@ -59,7 +69,7 @@ def test_chain_of_thought(write):
         )
     ]
     for shots in (1, 4):
-        task = tasks.gsm8k_cot(files=files, vocabulary=BYTES, shots=shots)
+        task = tasks.gsm8k_cot(files=files, vocabulary=SMALL, shots=shots)
         ((prompt, _),) = texts(task)
         parts = prompt.split("Q: ")
         assert len(parts) == shots + 2
@@ -89,10 +99,11 @@ def test_answer_apart_from_the_rationale(tmp_path):
         columns=("question", "answer", "rationale"),
         rationale_field="rationale",
         shots=0,
+        escapes=True,
         vocabulary=BYTES,
     )
     assert texts(task)[0] == (
-        "Q: Why? Now A: Let's think step by step.",
+        "Q: Why?\nNow A: Let's think step by step.",
         "Because 3 + 4 = 7. #### 7",
     )
     data = pipeline.tokenized_split(task, "train")
@@ -113,7 +124,7 @@ def test_instructions_take_one_template_a_row(write):
 
     def built(lines):
         path = write("a.jsonl", lines)
-        task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
+        task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=SMALL)
         return pipeline.tokenized_split(task, "train", texts=True)
 
     def possible(i):
@@ -130,9 +141,13 @@ def test_instructions_take_one_template_a_row(write):
     fixed = tasks.instructions([("Guess.", "{answer}")], files={"train": path}, vocabulary=BYTES)
     assert set(texts(fixed)) == {("Guess.", row["answer"]) for row in rows}
     # Row by row, as seqio reads, gives the same texts as block by block.
-    task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
+    task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=SMALL)
     single = task.task.source.get_dataset("train", shuffle=False).map(task.texts)
     assert [row["inputs"].decode() for row in single.as_numpy_iterator()] == list(again.inputs)
+    # A vocabulary with line breaks changes the texts, not the choice of their templates.
+    kept = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
+    for (source, target), (other_source, other) in zip(texts(kept)[:-1], texts(task), strict=False):
+        assert (source.replace("\n", ""), target.split()) == (other_source, other.split())
 
 
 def test_bad_templates_are_one_line():
@@ -278,9 +293,9 @@ def test_tfds_tasks(build, name, split, expected):
         return tf.data.Dataset.from_tensor_slices(TFDS_ROWS[self.name])
 
     with tfds.testing.mock_data(as_dataset_fn=rows):
-        task = build(vocabulary=BYTES)
+        task = build(vocabulary=SMALL)
         data = texts(task, split)
-        few = texts(build(vocabulary=BYTES, max_examples=1), split)
+        few = texts(build(vocabulary=SMALL, max_examples=1), split)
     assert len(data) == 2
     prompt, target = data[0]
     assert prompt.endswith(expected[0])

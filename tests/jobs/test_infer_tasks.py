@@ -11,7 +11,8 @@ from gkd.jobs import infer
 from gkd.jobs.task_files import read_task
 from tests.jobs.inference import USABLE, bytes_of, usable_log_probs
 
-PAIRS = [(f"document {i}" + "é" * i, f"{i}ü{'x' * (i % 4)}") for i in range(11)]
+# Training and infer must see the same bytes, line breaks and indentation included.
+PAIRS = [(f"document\n\t {i} " + "é" * i, f"{i}\n ü{'x' * (i % 4)}") for i in range(11)]
 TOP_K = {"score": True, "top_k_log_probs": 5, "max_length": 7}
 
 

@@ -1,0 +1,137 @@
+"""Rows of tab-separated lines: quoted cells as the csv standard reads them, all others untouched.
+
+A cell is quoted where it begins and ends with a double quote and every quote inside is doubled; it
+may then hold tabs and line breaks. Every other cell is its text, quotes and backslashes included:
+`5" pipe`, `"So," he said`, `$\\theta$`.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+_INSIDE = r'[^"]*(?:""[^"]*)*'
+_QUOTED = re.compile(f'"({_INSIDE})"(?=\\t|\\Z)')
+_OPEN = re.compile(f'"{_INSIDE}\\Z')  # a quoted cell whose end is not in sight
+_SINGLE_QUOTE = re.compile(r'(?<!")(?:"")*"(?!")')
+
+
+def tsv_rows(
+    lines: Iterable[tuple[int, str]], path: str, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """The rows of a file's numbered lines.
+
+    Args:
+      lines: (number, text without its line end), blank ones included.
+      path: the file, for messages.
+      columns: names of the columns; by default the first line holds them.
+
+    Yields:
+      (number of the row's first line, its cells by column). Blank lines are no rows; in a file of
+      one column they are empty cells, but for those at its end.
+
+    Raises:
+      ValueError: in one line: a row of another number of cells, or a quote whose end is not clear.
+    """
+    reader = _Lines(lines)
+    blank: list[tuple[int, str]] = []
+    for number, text in reader:
+        if columns is None:
+            if text.strip():
+                columns = [cell for cell, _ in _cells(text)[0]]
+        elif not text.strip(" "):
+            blank += [(number, text)] if len(columns) == 1 else []
+        else:
+            yield from ((line, {columns[0]: cell}) for line, cell in blank)
+            blank = []
+            cells = _row(reader, number, text, columns, path)
+            yield number, dict(zip(columns, cells, strict=True))
+
+
+class _Lines:
+    """An iterator that takes lines back."""
+
+    def __init__(self, lines: Iterable[tuple[int, str]]):
+        self._lines, self._back = iter(lines), collections.deque()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        return self._back.popleft() if self._back else next(self._lines)
+
+    def put_back(self, lines: Sequence[tuple[int, str]]) -> None:
+        """The next lines are these again."""
+        self._back.extendleft(reversed(lines))
+
+
+def _cells(text: str) -> tuple[list[tuple[str, bool]], bool]:
+    """Pairs of a cell and whether it was quoted; and whether one is quoted and not closed."""
+    cells, start, is_open = [], 0, False
+    while True:
+        match = _QUOTED.match(text, start)
+        if match:
+            cells.append((match.group(1).replace('""', '"'), True))
+            end = match.end()
+        else:
+            is_open = is_open or _OPEN.match(text, start) is not None
+            end = text.find("\t", start)
+            end = len(text) if end < 0 else end
+            cells.append((text[start:end], False))
+        if end >= len(text):
+            return cells, is_open
+        start = end + 1
+
+
+def _line_cells(text: str, count: int) -> tuple[list[str], bool]:
+    """A line's cells by themselves, and whether one is quoted and not closed.
+
+    Where quotes and tabs make another number of cells than `count`, and tabs alone make it, tabs
+    decide.
+    """
+    cells, is_open = _cells(text)
+    raw = text.split("\t")
+    if len(cells) != count and len(raw) == count:
+        return raw, is_open
+    return [cell for cell, _ in cells], is_open
+
+
+def _row(reader: _Lines, number: int, text: str, columns: Sequence[str], path: str) -> list[str]:
+    cells, is_open = _line_cells(text, len(columns))
+    if is_open:
+        cells = _row_over_lines(reader, number, text, len(columns), path) or cells
+    if len(cells) != len(columns):
+        raise ValueError(
+            f"{path}:{number}: {len(cells)} columns, needs {len(columns)} ({', '.join(columns)})"
+        )
+    return cells
+
+
+def _row_over_lines(
+    reader: _Lines, number: int, text: str, count: int, path: str
+) -> list[str] | None:
+    """The cells of a row that goes on in the next lines; None, with these put back, if none does.
+
+    Raises:
+      ValueError: the lines are a row together, and each by itself as well.
+    """
+    taken, are_rows = [], [len(_line_cells(text, count)[0]) == count]
+    for line in reader:
+        taken.append(line)
+        are_rows.append(len(_line_cells(line[1], count)[0]) == count)
+        if not _SINGLE_QUOTE.search(line[1]):
+            continue
+        cells, is_open = _cells("\n".join([text, *(following for _, following in taken)]))
+        if is_open:
+            continue
+        if len(cells) != count or any("\n" in cell and not quoted for cell, quoted in cells):
+            break
+        if all(are_rows):
+            raise ValueError(
+                f"{path}:{number}: a cell opens a quote that line {line[0]} closes, but every line "
+                'of them is a row by itself: double the quote ("") if it is text, or give JSONL'
+            )
+        return [cell for cell, _ in cells]
+    reader.put_back(taken)
+    return None
