@@ -90,7 +90,7 @@ def by_script(texts: Sequence[str]) -> str:
             ("none", _UNSPACED),
         )
     }
-    if sum(counts.values()) < _SHARE * max(_letters(texts), 1):
+    if not any(counts.values()) or sum(counts.values()) < _SHARE * _letters(texts):
         return DEFAULT
     if counts["kana"] > (counts["han"] + counts["kana"]) / 10:
         return "char"
@@ -112,7 +112,8 @@ def rouge_tokenizer(text: str, name: str | None) -> str | None:
     chosen = by_script([text])
     if chosen != DEFAULT:
         return chosen
-    return "intl" if len(_OTHER.findall(text)) >= _SHARE * max(_letters([text]), 1) else None
+    other = len(_OTHER.findall(text))
+    return "intl" if other and other >= _SHARE * _letters([text]) else None
 
 
 def _letters(texts: Sequence[str]) -> int:

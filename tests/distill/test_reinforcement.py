@@ -100,11 +100,12 @@ def test_advantages_by_hand(kind, want):
         ([3.0], [True], 1, "batch", [0]),
         ([3.0, 1.0, 2.0], [False, True, False], 1, "batch", [0, 0, 0]),
         ([3.0, 1.0, 2.0, 4.0], [True, False, True, True], 2, "group", [0, 0, -2, 2]),
+        ([1.0, 0.0, 2.0, 3.0, 3.0, 0.0], [True] * 6, 3, "group", [0, -1.5, 1.5, 1.5, 1.5, -3]),
         ([3.0, 1.0], [True, False], 2, "group_standardised", [0, 0]),
         ([3.0], [True], 1, "none", [3]),
     ],
 )
-def test_a_row_with_nobody_to_compare_with_has_no_advantage(rewards, counted, samples, kind, want):
+def test_advantages_of_few_and_of_three_rows_by_hand(rewards, counted, samples, kind, want):
     got = advantages(jnp.array(rewards), jnp.array(counted), samples, kind)
     np.testing.assert_allclose(got, want, atol=1e-6)
 

@@ -114,3 +114,19 @@ def test_the_prediction_is_the_option_of_highest_log_likelihood(model):
             "a/exact_match": a, "b/exact_match": b, "macro_exact_match": (a + b) / 2,
         }
     )  # fmt: skip
+
+
+def test_of_equal_options_the_first_is_chosen(model):
+    """Parameters of zero make every token's probability 1/V: options of one length are equal."""
+    mesh, rules = meshes.make_mesh(), meshes.rules_for()
+    seq2seq = as_seq2seq(CONFIG)
+    boxed = jax.eval_shape(seq2seq.init, jax.random.key(0))
+    loaded = LoadedModel(
+        CONFIG, seq2seq, meshes.parameter_shardings(mesh, boxed, rules), None, None
+    )
+    zeros = jax.tree.map(np.zeros_like, model)
+    records = _evaluation(mesh, rules).generator(loaded)(zeros).records
+    assert [record[0]["text"] for record in records] == ["A", "(A)", "no", "B", "C"] * 2
+    for record in records:
+        for option, score in record[0]["options"].items():
+            assert score == pytest.approx(-len(bytes_of(option)) * np.log(CONFIG.vocab_size))
