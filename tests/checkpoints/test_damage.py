@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from gkd.checkpoints import hashes
 from gkd.checkpoints.params import read_description, restore_params
 from gkd.checkpoints.store import CheckpointStore
 
@@ -137,6 +138,20 @@ def test_several_damaged_steps_are_passed_over(tmp_path, make_state, same_bits, 
     restored = CheckpointStore(tmp_path, keep_last=4).restore(make_state(0))
     assert restored.step == 2
     same_bits(restored.state, make_state(2))
+
+
+def test_a_quick_look_reads_small_files_and_a_thorough_one_all(tmp_path):
+    sizes = {"small": 1 << 16, "large": (1 << 16) + 1}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    hashes.write_hashes(tmp_path)
+    assert hashes.find_damage(tmp_path) is hashes.find_damage(tmp_path, thorough=False) is None
+    flip_bit(tmp_path / "large", 7)
+    assert hashes.find_damage(tmp_path, thorough=False) is None
+    assert hashes.find_damage(tmp_path) == "large does not match its SHA-256"
+    flip_bit(tmp_path / "large", 7)
+    flip_bit(tmp_path / "small", 7)
+    assert hashes.find_damage(tmp_path, thorough=False) == "small does not match its SHA-256"
 
 
 def test_damage_while_the_store_is_open(two_steps, make_state, same_bits):

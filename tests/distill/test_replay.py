@@ -132,6 +132,40 @@ def test_every_step_draws_anew():
     assert tuple(drawn(jnp.int32(1), state.seed + 1).tolist()) != by_step[0]
 
 
+def test_a_step_writes_or_remembers_as_often_as_its_share_says():
+    """Of 400 seeds at share 0.8 and T = 4: 0.8·(1 − t/T) write; after T, 0.8 draw from memory."""
+    memory, batch = _numbered(6)
+    memory = memory.replace(share=jnp.float32(0.8))
+    batch = batch.replace(encoder_input_tokens=batch.encoder_input_tokens * 0 + 50)  # no memory's
+    base = types.SimpleNamespace(
+        rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
+        update=lambda state, teacher, batch, rollout: (
+            state, {"written": state.replay.written, "first": batch.encoder_input_tokens[0, 0]},
+        ),
+    )  # fmt: skip
+    stepper = types.SimpleNamespace(base=base, train_steps=4)
+    state = start().replace(replay=memory)
+
+    @jax.jit
+    def outcomes(at):
+        def one(number):
+            now = state.replace(step=at, seed=state.seed + number)
+            metrics = replay.ReplayStep.step(stepper, now, None, batch)[1]
+            return metrics["written"] > 6, metrics["first"] < 50, metrics["student_share"][0]
+
+        return jax.vmap(one)(jnp.arange(400, dtype=jnp.uint32))
+
+    for at, wanted in ((0, 0.8), (1, 0.6), (3, 0.2), (4, 0.0)):
+        wrote, _, share = outcomes(jnp.int32(at))
+        assert abs(float(jnp.mean(wrote)) - wanted) < 4 * 0.025  # the standard deviation is 0.025
+        np.testing.assert_allclose(share, 0.8)
+    _, fifth, _ = outcomes(jnp.int32(5))
+    _, sixth, _ = outcomes(jnp.int32(6))
+    assert abs(float(jnp.mean(fifth)) - 0.8) < 4 * 0.02
+    # Coins of two steps are independent: they differ in 2·0.8·0.2 of the seeds.
+    assert abs(float(jnp.mean(fifth != sixth)) - 0.32) < 4 * 0.024
+
+
 def test_the_loss_compared_with_is_the_last_one_not_the_smallest():
     settings = Replay(capacity=1, increase=0.1)
     memory, shares = replay.empty_memory(settings, 7, LENGTH), []
