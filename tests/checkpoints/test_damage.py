@@ -4,6 +4,8 @@ import logging
 import pathlib
 import shutil
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gkd.checkpoints import hashes
@@ -127,17 +129,31 @@ def test_nothing_intact_is_an_error_and_stays_one(two_steps, make_state, kind):
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "no hashes"])
 def test_several_damaged_steps_are_passed_over(tmp_path, make_state, same_bits, caplog, kind):
-    store = CheckpointStore(tmp_path, keep_last=4)
-    for step in (2, 4, 6, 8):
+    store = CheckpointStore(tmp_path, keep_last=8)
+    for step in (2, 4, 6, 8, 10, 12):
         store.save(step, make_state(step))
     store.close()
-    for step in (4, 6, 8):
+    for step in (4, 6, 8, 10, 12):
         damage(tmp_path / str(step), kind)
     same_bits(restore_params(tmp_path, make_state(0).params), make_state(2).params)
-    assert caplog.text.count("step 2 is used instead") == 3
-    restored = CheckpointStore(tmp_path, keep_last=4).restore(make_state(0))
+    assert caplog.text.count("step 2 is used instead") == 5
+    restored = CheckpointStore(tmp_path, keep_last=8).restore(make_state(0))
     assert restored.step == 2
     same_bits(restored.state, make_state(2))
+
+
+def test_a_flipped_bit_in_a_large_file_is_found_before_it_is_used(tmp_path):
+    kernel = np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32)
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"params": {"kernel": jnp.asarray(kernel)}})
+    store.close()
+    victim = largest_file(tmp_path / "1")
+    assert _length(victim) > 1 << 16, "a quick look would read it"
+    flip_bit(victim, _length(victim) // 2)
+    with pytest.raises(ValueError, match="does not match its SHA-256"):
+        restore_params(tmp_path)
+    with pytest.raises(ValueError, match="no intact checkpoint is left"):
+        CheckpointStore(tmp_path).restore({"params": {"kernel": jnp.zeros((200, 200))}})
 
 
 def test_a_quick_look_reads_small_files_and_a_thorough_one_all(tmp_path):

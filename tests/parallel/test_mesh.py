@@ -118,6 +118,24 @@ def test_parameters_are_split_by_their_logical_axes():
     assert full["token_embedder"]["embedding"] == P("model", "data")
     assert full["decoder"]["layers_0"]["mlp"]["wo"]["kernel"] == P("model", "data")
 
+    assert full["encoder"]["encoder_norm"]["scale"] == P(None), "vectors stay whole"
+
+
+def test_one_mesh_axis_splits_one_dimension_of_an_array():
+    mesh = meshes.make_mesh(data=4, model=2)
+    shape = jax.ShapeDtypeStruct((8, 8), "float32")
+    boxed = {"kernel": nn.LogicallyPartitioned(shape, ("mlp", "vocab"))}
+    assert specs(boxed, mesh) == {"kernel": P("model", None)}
+
+
+def test_attention_is_split_by_whole_heads_or_not_at_all():
+    mesh, rules = meshes.make_mesh(data=2, model=4), meshes.rules_for(fully_sharded=True)
+    assert meshes.rules_of_model(rules, 8, mesh) == rules
+    whole = meshes.rules_of_model(rules, 6, mesh)
+    assert {axis: (rules[axis], whole[axis]) for axis in rules if rules[axis] != whole[axis]} == {
+        "heads": ("model", None), "joined_kv": ("model", None),
+    }  # fmt: skip
+
 
 def test_a_dimension_that_does_not_divide_stays_whole():
     mesh = meshes.make_mesh(data=2, model=4)
@@ -179,6 +197,17 @@ def test_an_optimizers_leaf_follows_the_parameter_of_the_longest_path():
         assert moment["b"]["a"]["kernel"].spec == P(None, "model")
 
 
+def test_a_leaf_below_a_parameters_path_is_not_that_parameter():
+    mesh = meshes.make_mesh(data=4, model=2)
+    shape = jax.ShapeDtypeStruct((8, 8), "float32")
+    params = {"a": {"kernel": shape}}
+    shardings = {"a": {"kernel": jax.sharding.NamedSharding(mesh, P("data", None))}}
+    state = {"mu": params, "other": {"a": {"kernel": {"history": shape}}}}
+    placed = meshes.shardings_like(mesh, state, params, shardings)
+    assert placed["mu"]["a"]["kernel"].spec == P("data", None)
+    assert placed["other"]["a"]["kernel"]["history"].spec == P()
+
+
 def test_a_batch_has_its_rows_over_the_data_axis():
     mesh = meshes.make_mesh(data=4, model=2)
     placed = meshes.place_batch({"tokens": np.arange(32).reshape(8, 4)}, mesh)["tokens"]
@@ -189,6 +218,21 @@ def test_a_batch_has_its_rows_over_the_data_axis():
         meshes.place_batch({"tokens": np.zeros((6, 4))}, mesh)
     with pytest.raises(ValueError, match="× 2 microbatches: .* a multiple of 8"):
         meshes.check_batch_divides(12, mesh, microbatches=2)
+
+
+def test_a_step_donates_its_state_and_never_its_teacher():
+    mesh = meshes.make_mesh()
+    whole = meshes.replicated(mesh)
+    state, teacher = (jax.device_put(np.full((8, 8), x, np.float32), whole) for x in (1, 2))
+
+    def step(state, teacher, batch):
+        return state + teacher + batch.sum(), {"sum": batch.sum()}
+
+    run = meshes.compile_step(step, mesh, whole, whole)
+    new, metrics = run(state, teacher, meshes.place_batch(np.ones((8, 2), np.float32), mesh))
+    np.testing.assert_array_equal(new, 1 + 2 + 16)
+    assert float(metrics["sum"]) == 16
+    assert state.is_deleted() and not teacher.is_deleted()
 
 
 def test_activations_follow_the_rules_inside_a_mesh():
