@@ -224,9 +224,10 @@ def test_every_byte_of_a_compressed_chunk_counts(compressor, separator, tmp_path
     whole = chunk.read_bytes()
     cuts = [whole[:-count] for count in (*range(1, 14), len(whole) // 2)]
     flips = []
+    used = 0x80 if compressor["id"] == "bz2" else 1  # the other end of a last byte is padding
     for position in (*range(-12, 0), len(whole) // 2):
         damaged = bytearray(whole)
-        damaged[position] ^= 0x80  # the low bits of the last byte are padding in bz2
+        damaged[position] ^= used
         flips += [bytes(damaged), bytes(damaged[: -4 if position < -4 else None])]
     for damaged in [*cuts, *flips, whole + b"\0", whole + whole, b""]:
         chunk.write_bytes(damaged)
