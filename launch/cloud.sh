@@ -29,6 +29,24 @@ call() { # one command; or printed, so that a shell would read it as it is run
     fi
 }
 
+check() { # keep|ship|both VERB …: refuses what would be lost, or does not go along
+    local bucket
+    bucket="$(${PYTHON:-python3} "$root/launch/check_command.py" "$@")" || exit 2
+    if [ -n "$bucket" ]; then BUCKETS="${BUCKETS:-} gs://$bucket"; fi
+}
+
+relative() { # WORDS, into `words`: gin files of this clone as the hosts' clone has them
+    words=()
+    local word
+    for word in "$@"; do
+        case "$word" in
+            "--gin_file=$root/"* | "--task=$root/"*) word="${word%%=*}=${word#*="$root/"}" ;;
+            "$root/"*.gin) word="${word#"$root/"}" ;;
+        esac
+        words+=("$word")
+    done
+}
+
 archive() { # OPTIONS of `git archive`: what git has of this checkout
     if ! $dry_run && [ -n "$(git -C "$root" status --porcelain --untracked-files=no)" ]; then
         say "warning: what is not committed does not go along"

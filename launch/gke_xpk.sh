@@ -8,10 +8,11 @@
 #       '--gin.MODEL_DIR="gs://my-bucket/large"'
 #   bash launch/gke_xpk.sh logs gkd-large            # also: wait gkd-large, list, delete gkd-large
 # The buckets that the command names are mounted. `all NAME VERB …` does run, wait and delete (for
-# sweeps), in place of a workload of that name; Ctrl-C or SIGTERM to it deletes the workload, which
-# saves first. `--dry-run` first only prints the commands. Also: GKE_PROJECT, SLICES=2, RESTARTS=20,
+# sweeps); Ctrl-C or SIGTERM to it deletes the workload, which saves first. A MODEL_DIR (output, …)
+# outside of a bucket is refused, as it ends with its pod (KEEP_NOTHING=1 allows it), and so are gin
+# files that are not committed (the image has what was), and a workload of that name that exists. `--dry-run` first only prints the commands. Also: GKE_PROJECT, SLICES=2, RESTARTS=20,
 # BUCKETS="gs://… …" (that gin files name), GKD_ENVIRONMENT="NAME=VALUE …" (no secrets).
-# Exit code of `wait` and `all`: 0 done, 1 failed (see the log), 75 stopped.
+# Exit code of `wait` and `all`: 0 done, 1 failed (see the log) or not to be followed, 75 stopped.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 action="${1:-}"
@@ -50,19 +51,23 @@ run() { # OPTIONS of xpk -- VERB …
     shift
     need TPU_TYPE GKD_IMAGE
     [ $# -gt 0 ] || fail "run what? e.g. run $workload train --gin_file=FILE"
+    check both "$@"
+    relative "$@"
+    set -- "${words[@]}"
     for bucket in $(named_buckets "$@"); do
         options+=("--storage=$(storage "$bucket")")
     done
     # `exec`: SIGTERM goes to the process that xpk starts. 75 and 76 are for another start, which
     # xpk would otherwise take for a failure of the whole.
     command="exec ${GKD_ENVIRONMENT:+env $GKD_ENVIRONMENT }$(printf '%q ' python -m gkd "$@")"
+    # "n": xpk asks whether to overwrite a workload of that name, which may be somebody else's.
     call xpk workload create "${where[@]}" "--workload=$workload" "--tpu-type=$TPU_TYPE" \
         "--num-slices=${SLICES:-1}" "--docker-image=$GKD_IMAGE" \
         "--max-restarts=${RESTARTS:-20}" --restart-on-exit-codes=75,76 \
-        --termination-grace-period-seconds=300 ${options[@]+"${options[@]}"} "--command=$command"
+        --termination-grace-period-seconds=300 ${options[@]+"${options[@]}"} "--command=$command" <<<n
 }
 
-await() { # the workload's end: 0 done, 1 failed or deleted
+await() { # the workload's end: 0 done, 1 failed or deleted; 2 where it cannot be followed
     local code child tries=5
     while true; do
         call xpk workload list "${where[@]}" "--wait-for-job-completion=$workload" &
@@ -74,7 +79,7 @@ await() { # the workload's end: 0 done, 1 failed or deleted
         done
         if $stopping || [ "$code" = 0 ] || [ "$code" = 125 ]; then break; fi
         tries=$((tries - 1)) # 124 after xpk's week; all else is the network's
-        [ "$tries" -gt 0 ] || break
+        [ "$tries" -gt 0 ] || return 2
         sleep "${GKD_RETRY_SECONDS:-60}"
     done
     [ "$code" = 0 ]
@@ -87,11 +92,16 @@ delete() {
 all() {
     local code=0
     trap 'stopping=true; say "the workload is deleted; it saves first"; delete || true' TERM INT HUP
-    run --quiet -- "$@" || return
+    run -- "$@" || return
     say "the log: bash launch/gke_xpk.sh logs $workload"
-    await || code=1
+    await || code=$?
     trap - TERM INT HUP
     if $stopping; then return 75; fi
+    if [ "$code" = 2 ]; then # it may go on
+        say "workload $workload could not be followed: it is left as it is; \
+bash launch/gke_xpk.sh wait $workload"
+        return 1
+    fi
     delete || say "warning: workload $workload could not be deleted"
     return "$code"
 }
@@ -109,7 +119,7 @@ if [ "$action" != list ]; then
 fi
 case "$action" in
     run) run -- "$@" ;;
-    wait) await ;;
+    wait) await || exit 1 ;;
     logs)
         call kubectl logs --follow --all-containers --tail=-1 --max-log-requests=1000 \
             "--selector=jobset.sigs.k8s.io/jobset-name=$workload"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from typing import Any
 
 from etils import epath
@@ -23,10 +24,26 @@ def silence_orbax() -> None:
     logger = logging.getLogger("absl")
     if _is_not_orbax not in logger.filters:
         logger.addFilter(_is_not_orbax)
+        _silence_unfinished_writes()
+
+
+def _silence_unfinished_writes() -> None:
+    """Keeps off the console what TensorStore reports of writes after a save has failed: Orbax has
+    raised the first of their errors, and closed the loop that was to hear of the others.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
+    previous = sys.excepthook
+
+    def hook(kind, error, trace):
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            previous(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return "/orbax/" not in record.pathname.replace("\\", "/")
+    path = record.pathname.replace("\\", "/")
+    return "/orbax/" not in path and "/clu/asynclib" not in path
 
 
 def step_numbers(directory: epath.PathLike) -> list[int]:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from gkd.checkpoints import arrays, folders, hashes
+from gkd.checkpoints import arrays, folders, hashes, writing
 from gkd.json_files import Field, check_fields
 
 _LOG = logging.getLogger(__name__)
@@ -157,21 +157,29 @@ class CheckpointStore:
         if step in self.all_steps():
             return False
         self._saving = step
-        self._orbax.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    folders.STATE_ITEM: ocp.args.StandardSave(state),
-                    folders.DATA_ITEM: ocp.args.JsonSave(
-                        {"0": base64.b64encode(data_state).decode(), "log": dict(log_state or {})}
-                    ),
-                    folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
-                }
-            ),
-            # Never None: the policy would keep a step without metrics for ever.
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
-            force=True,
-        )
+        try:
+            self._orbax.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        folders.STATE_ITEM: ocp.args.StandardSave(state),
+                        folders.DATA_ITEM: ocp.args.JsonSave(
+                            {
+                                "0": base64.b64encode(data_state).decode(),
+                                "log": dict(log_state or {}),
+                            }
+                        ),
+                        folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
+                    }
+                ),
+                # Never None: the policy would keep a step without metrics for ever.
+                metrics={name: float(value) for name, value in (metrics or {}).items()},
+                force=True,
+            )
+        except Exception as error:
+            if writing.storage_reason(error) is None:
+                raise
+            raise self._save_failed(error) from error
         if not self._asynchronous:
             self.wait()
         return True
@@ -281,10 +289,13 @@ class CheckpointStore:
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
-            raise OSError(
-                f"saving step {self._saving} in {self.directory} failed: {error}"
-            ) from error
+            raise self._save_failed(error) from error
         self._delete_dropped()
+
+    def _save_failed(self, error: Exception) -> OSError:
+        reason = writing.storage_reason(error)
+        reason = f"{reason}: put that right, and the same command continues" if reason else error
+        return OSError(f"saving step {self._saving} in {self.directory} failed: {reason}")
 
     def _delete_dropped(self) -> None:
         if jax.process_index() == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint, Tensor
+from gkd.checkpoints.writing import remove_unfinished
 from gkd.data import vocabularies
 from gkd.jobs import models
+from gkd.jobs.lease import Lease, job_lease
 from gkd.jobs.progress import Progress
 from gkd.step_names import BEST_OR_NEWEST
 
@@ -48,8 +51,10 @@ def convert(
     if vocabulary is None and opened.tokenizer is not None and opened.tokenizer.names:
         folder = opened.tokenizer.folder
     total = len(opened.tensors)
-    with Progress("convert", total) as progress:
-        tensors = _counted(opened.tensors, dtype, progress)
+    place = pathlib.Path(target).absolute()
+    with job_lease(place, f"DST {target}") as lease, Progress("convert", total) as progress:
+        remove_unfinished(place)
+        tensors = _counted(opened.tensors, dtype, progress, lease)
         _WRITERS[to](target, opened, tensors, pieces, folder)
         chosen = f"{opened.chosen}, " if opened.chosen else ""
         values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
@@ -67,13 +72,14 @@ def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
 
 
 def _counted(
-    tensors: Mapping[str, Tensor], dtype: str | None, progress: Progress
+    tensors: Mapping[str, Tensor], dtype: str | None, progress: Progress, lease: Lease
 ) -> dict[str, Tensor]:
     """The same tensors, converted as they are read, each moving the bar."""
     done: set[str] = set()
 
     def reader(name: str, tensor: Tensor):
         def read() -> np.ndarray:
+            lease.check()
             array = tensor.read()
             done.add(name)
             progress.update(len(done))

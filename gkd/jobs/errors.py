@@ -30,7 +30,7 @@ def is_expected(error: BaseException) -> bool:
     """Whether the message alone tells the caller what to do."""
     if isinstance(error, EXPECTED_ERRORS) or _is_out_of_memory(error):
         return True
-    if isinstance(error, OSError) and error.errno in EXPECTED_NUMBERS:
+    if isinstance(error, OSError) and _is_of_storage(error):
         return True
     if not isinstance(error, EXPECTED_FROM_GKD):
         return False
@@ -40,6 +40,13 @@ def is_expected(error: BaseException) -> bool:
     by_gkd = last.tb_frame.f_globals.get("__name__", "").split(".")[0] == "gkd"
     # A `raise` statement, not a call into C code (NumPy's reshape) that failed.
     return by_gkd and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _is_of_storage(error: OSError) -> bool:
+    """Whether an error has an expected number, also where gin raises a copy that lacks it."""
+    if error.errno in EXPECTED_NUMBERS:
+        return True
+    return any(str(error).startswith(f"[Errno {number}] ") for number in EXPECTED_NUMBERS)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from gkd.jobs import evaluation as evaluations
 from gkd.jobs import evaluation_report as report
 from gkd.jobs import models, settings
 from gkd.jobs.decoding import Decoding
+from gkd.jobs.lease import job_lease
 from gkd.jobs.reward_scoring import load_judge
 from gkd.jobs.training_loop import write_json
 from gkd.jobs.verb_settings import EVALUATE
@@ -84,61 +85,63 @@ def evaluate(
     path = pathlib.Path(output) if output else _default_output(checkpoint, split)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
-    mesh = meshes.make_mesh(model=model_parallelism)
-    rules = meshes.rules_for(fully_sharded)
-    student = models.load_model(
-        "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=student_dtype
-    )
-    teacher_dtype = teacher_dtype or models.inference_dtype(mesh)
-    expert = teacher and models.load_model(
-        "TEACHER", mesh, rules, task, None, teacher, teacher_step,
-        dtype=teacher_dtype, params_dtype=teacher_dtype,
-    )  # fmt: skip
-    found = {"STUDENT": student.checkpoint, "TEACHER": str(expert and expert.checkpoint)}
-    job_messages.check_same("checkpoints", found, processes.start_seconds())
-    rows = evaluation_batch_size or batch_size
-    evaluation = evaluations.make_evaluation(
-        task, split, mesh, rules, models.shared_valid_ids(student, expert, task),
-        batch_size=rows, input_length=input_length, target_length=target_length,
-        max_examples=max_examples, reward=reward,
-        judge=load_judge(reward, reward_model, None, mesh, rules, task),
-    )  # fmt: skip
-    both = {"student": student, **({"teacher": expert} if expert else {})}
-    outputs = {name: _outputs(evaluation, loaded, ways) for name, loaded in both.items()}
-    divergences = None
-    if expert:
-        measure = evaluation.divergences(student, expert, max_batches=None)
-        divergences = measure(student.params, expert.params, evaluations.evaluation_key(seed))
-    first = {name: next(iter(made.values())).texts for name, made in outputs.items()}
-    examples = evaluation.examples
-    result = {
-        "checkpoint": str(checkpoint),
-        "student": report.model_facts(student, task),
-        "teacher": expert and report.model_facts(expert, task),
-        "task": task.name,
-        "split": split,
-        "examples": len(examples.inputs),
-        "inputs_cut": examples.inputs_cut,
-        "targets_cut": examples.targets_cut,
-        "empty_examples": examples.empty_examples,
-        "input_length": input_length,
-        "target_length": target_length,
-        "batch_size": rows,
-        "mesh": dict(mesh.shape),
-        "seed": seed,
-        "decoding": report.decoding_facts(ways),
-        "signatures": report.signatures(outputs),
-        "metrics": report.all_metrics(outputs, divergences),
-        "by_position": divergences and divergences.by_position,
-        "samples": evaluation.sample_table(first, sample_rows),
-        "outputs": path.with_suffix(".jsonl").name,
-        **report.provenance(),
-    }
-    if processes.is_first():
-        report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
-        write_json(path, result)
-        report.print_summary(result, path)
-    return result
+    with job_lease(path, f"output {path}") as lease:
+        mesh = meshes.make_mesh(model=model_parallelism)
+        rules = meshes.rules_for(fully_sharded)
+        student = models.load_model(
+            "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=student_dtype
+        )
+        teacher_dtype = teacher_dtype or models.inference_dtype(mesh)
+        expert = teacher and models.load_model(
+            "TEACHER", mesh, rules, task, None, teacher, teacher_step,
+            dtype=teacher_dtype, params_dtype=teacher_dtype,
+        )  # fmt: skip
+        found = {"STUDENT": student.checkpoint, "TEACHER": str(expert and expert.checkpoint)}
+        job_messages.check_same("checkpoints", found, processes.start_seconds())
+        rows = evaluation_batch_size or batch_size
+        evaluation = evaluations.make_evaluation(
+            task, split, mesh, rules, models.shared_valid_ids(student, expert, task),
+            batch_size=rows, input_length=input_length, target_length=target_length,
+            max_examples=max_examples, reward=reward,
+            judge=load_judge(reward, reward_model, None, mesh, rules, task),
+        )  # fmt: skip
+        both = {"student": student, **({"teacher": expert} if expert else {})}
+        outputs = {name: _outputs(evaluation, loaded, ways) for name, loaded in both.items()}
+        divergences = None
+        if expert:
+            measure = evaluation.divergences(student, expert, max_batches=None)
+            divergences = measure(student.params, expert.params, evaluations.evaluation_key(seed))
+        first = {name: next(iter(made.values())).texts for name, made in outputs.items()}
+        examples = evaluation.examples
+        result = {
+            "checkpoint": str(checkpoint),
+            "student": report.model_facts(student, task),
+            "teacher": expert and report.model_facts(expert, task),
+            "task": task.name,
+            "split": split,
+            "examples": len(examples.inputs),
+            "inputs_cut": examples.inputs_cut,
+            "targets_cut": examples.targets_cut,
+            "empty_examples": examples.empty_examples,
+            "input_length": input_length,
+            "target_length": target_length,
+            "batch_size": rows,
+            "mesh": dict(mesh.shape),
+            "seed": seed,
+            "decoding": report.decoding_facts(ways),
+            "signatures": report.signatures(outputs),
+            "metrics": report.all_metrics(outputs, divergences),
+            "by_position": divergences and divergences.by_position,
+            "samples": evaluation.sample_table(first, sample_rows),
+            "outputs": path.with_suffix(".jsonl").name,
+            **report.provenance(),
+        }
+        lease.check()
+        if processes.is_first():
+            report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
+            write_json(path, result)
+            report.print_summary(result, path)
+        return result
 
 
 def decodings(

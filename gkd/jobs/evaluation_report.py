@@ -19,6 +19,7 @@ from gkd.jobs.divergence_meter import Divergences
 from gkd.jobs.evaluation import Evaluation, Generated
 from gkd.jobs.metrics_log import markdown_table
 from gkd.jobs.run_directory import REPOSITORY, config_bindings, environment, git_state
+from gkd.jobs.whole_files import replacing
 
 Outputs = Mapping[str, Mapping[str, Generated]]  # model -> way of decoding -> outputs
 
@@ -94,9 +95,8 @@ def provenance() -> dict[str, Any]:
 
 def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) -> None:
     """One line an example: input, reference, and of every model all outputs by way of decoding."""
-    temporary = path.with_suffix(".jsonl.tmp")
     examples = evaluation.examples
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for i, texts in enumerate(zip(examples.inputs, examples.targets, strict=True)):
             row: dict[str, Any] = {"index": i, "input": texts[0], "reference": texts[1]}
             for model, by_decoding in outputs.items():
@@ -105,7 +105,6 @@ def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) 
                     if made.reference_log_probs is not None:
                         row[model]["reference_log_probs"] = made.reference_log_probs[i]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    temporary.replace(path)
 
 
 def print_summary(result: Mapping[str, Any], path: pathlib.Path) -> None:

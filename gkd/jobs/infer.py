@@ -68,10 +68,10 @@ def infer(
         import jax
 
         from gkd.data import vocabularies
-        from gkd.jobs import generation, inference, inference_files, models
+        from gkd.jobs import generation, inference, inference_files, inference_output, models
         from gkd.parallel import mesh as meshes
 
-    files = inference_files.OutputFiles(pathlib.Path(output))
+    files = inference_output.OutputFiles(pathlib.Path(output))
     files.check()
     if jax.process_count() > 1:
         raise ValueError("infer runs in one process: give each process its own part of the input")
@@ -109,22 +109,31 @@ def infer(
         "top_k_log_probs": top_k_log_probs,
         "model_parallelism": model_parallelism,
     }
-    done = files.resume(facts, window, source.count, samples)
-    if done is None:
-        print(f"{output} is complete, and was written with these settings: nothing to do")
+    complete = f"{output} is complete, and was written with these settings: nothing to do"
+    files = inference_output.OutputFiles(files.output, window, source.count, samples)
+    if files.is_complete(facts):
+        print(complete)
         return {}
-    source.describe()
-    if opened.chosen:
-        print(f"model {model}: {opened.chosen}")
-    loaded = models.load_checkpoint(opened, mesh, rules, dtype)
-    valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
-    buckets = generation.length_buckets(input_length)
-    generator = generation.Generator(
-        loaded, mesh, rules, valid, decoding, buckets, batch_size, score, top_k_log_probs or 0
-    )
-    job = inference.InferenceJob(source, files, generator, words, prefix, input_length, window)
-    totals = job.run(done)
-    files.finish()
+    with files.lease() as lease:
+        done = files.resume(facts)
+        if done is None:  # another launch has ended just now
+            print(complete)
+            return {}
+        source.describe()
+        if opened.chosen:
+            print(f"model {model}: {opened.chosen}")
+        loaded = models.load_checkpoint(opened, mesh, rules, dtype)
+        valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
+        buckets = generation.length_buckets(input_length)
+        generator = generation.Generator(
+            loaded, mesh, rules, valid, decoding, buckets, batch_size, score, top_k_log_probs or 0
+        )
+        job = inference.InferenceJob(
+            source, files, lease, generator, words, prefix, input_length, window
+        )
+        totals = job.run(done)
+        lease.check()
+        files.finish()
     print(_described(totals, source.count, done), f"written: {output}", sep="\n")
     return totals
 

@@ -14,7 +14,9 @@ from typing import Any
 from gkd.data import vocabularies
 from gkd.data.white_space import WhiteSpaceRule, rule_of
 from gkd.jobs.generation import Generator, encode_inputs, encode_targets, ended
-from gkd.jobs.inference_files import OutputFiles, Source, SplitSource
+from gkd.jobs.inference_files import Source, SplitSource
+from gkd.jobs.inference_output import OutputFiles
+from gkd.jobs.lease import Lease
 from gkd.jobs.progress import Progress
 from gkd.jobs.signals import Stopped, StopRequest
 
@@ -26,6 +28,7 @@ class InferenceJob:
     Attributes:
       source: the inputs.
       files: the output.
+      lease: under which it is written.
       generator: the model; it scores where the source has targets.
       vocabulary: of inputs and outputs.
       prefix: text before every input.
@@ -35,6 +38,7 @@ class InferenceJob:
 
     source: Source | SplitSource
     files: OutputFiles
+    lease: Lease
     generator: Generator
     vocabulary: Any
     prefix: str
@@ -67,6 +71,7 @@ class InferenceJob:
                     progress.update(first + ready, tokens)
                     if stop.requested and ready < len(part):
                         raise Stopped(self._stopped(stop, first))
+                self.lease.check()
                 self.files.append(self._lines(part, targets, written, first, totals))
                 if stop.requested and first + len(part) < self.source.count:
                     raise Stopped(self._stopped(stop, first + len(part)))

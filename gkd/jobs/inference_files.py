@@ -1,24 +1,18 @@
-"""What `infer` reads and writes: checked inputs, and an output that can be continued."""
+"""What `infer` reads: inputs that have been checked."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import itertools
 import json
 import os
-import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gkd.data import mixtures, sources, vocabularies
 from gkd.data.tasks import TaskSpec
-from gkd.jobs.gin_files import REPOSITORY
-from gkd.jobs.run_directory import environment, git_state
 from gkd.jobs.task_files import read_task
-from gkd.jobs.training_loop import write_json
 
 INPUT_FIELDS = ("input", "inputs", "text", "prompt")
 TARGET_FIELDS = ("target", "targets")
@@ -224,123 +218,3 @@ def _text_lines(path: str) -> Iterator[tuple[int, str]]:
         yield from blank
         blank = []
         yield number, text
-
-
-@dataclasses.dataclass(frozen=True)
-class OutputFiles:
-    """The output, OUTPUT.partial while it is being written, and OUTPUT.settings.json."""
-
-    output: pathlib.Path
-
-    @property
-    def partial(self) -> pathlib.Path:
-        """What is complete so far."""
-        return pathlib.Path(f"{self.output}.partial")
-
-    @property
-    def settings(self) -> pathlib.Path:
-        """How and from what the output is made; stays beside it."""
-        return pathlib.Path(f"{self.output}.settings.json")
-
-    def check(self) -> None:
-        """Raises FileNotFoundError or ValueError where the output cannot be written."""
-        if self.output.suffix != ".jsonl":
-            raise ValueError(f"output {self.output} holds JSON lines: give it a name in .jsonl")
-        if not self.output.parent.is_dir():
-            raise FileNotFoundError(f"output {self.output}: {self.output.parent} is no folder")
-        if self.output.is_dir():
-            raise ValueError(f"output {self.output} is a folder: give the name of a file")
-
-    def resume(
-        self, settings: Mapping[str, Any], window: int, count: int, samples: int
-    ) -> int | None:
-        """Records this launch and drops what is not complete.
-
-        Args:
-          settings: everything that the output depends on.
-          window: inputs that are written at once.
-          count: inputs in all.
-          samples: lines an input.
-
-        Returns:
-          How many inputs are done; None where all are, under the output's own name.
-
-        Raises:
-          FileExistsError: there is an output that these settings do not continue.
-        """
-        settings = json.loads(json.dumps(settings))
-        record = self._record(settings)
-        if self.output.exists():
-            return None
-        done = self._complete_inputs(window, count, samples)
-        launch = {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command_line": list(sys.argv),
-            "inputs_done_before": done,
-            **git_state(REPOSITORY),
-            **environment(),
-        }
-        write_json(self.settings, {"settings": settings, "launches": [*record["launches"], launch]})
-        return done
-
-    def _record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What the settings file holds, if it agrees with these settings."""
-        new = "choose another --output, or delete {} to start again"
-        if not self.settings.exists():
-            for path in (self.output, self.partial):
-                if path.exists():
-                    raise FileExistsError(
-                        f"{path} exists, but not {self.settings}, which would say how it was made: "
-                        + new.format("it")
-                    )
-            return {"launches": []}
-        try:
-            record = json.loads(self.settings.read_text())
-            before, launches = dict(record["settings"]), list(record["launches"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.settings} is damaged ({error}): " + new.format(f"{self.output}*")
-            ) from error
-        for name in (*settings, *before):
-            if before.get(name) != settings.get(name):
-                raise FileExistsError(
-                    f"{self.output} was begun with {name} {before.get(name)!r}, this is "
-                    f"{settings.get(name)!r}: give the same to continue, "
-                    + new.format(f"{self.output}*")
-                )
-        return {"launches": launches}
-
-    def _complete_inputs(self, window: int, count: int, samples: int) -> int:
-        """Cuts the partial output after its last whole window, as a kill may leave any part of one.
-
-        Whole windows only: their batches are then the same as those of an uninterrupted run.
-        """
-        lines = end = done = position = 0
-        with open(self.partial, "ab+") as file:
-            file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                lines, position = lines + 1, position + len(line)
-                if lines % (window * samples) == 0 or lines == count * samples:
-                    done, end = lines // samples, position
-            file.truncate(end)
-        return done
-
-    def append(self, text: str) -> None:
-        """Adds whole lines, and returns when they are on disk."""
-        try:
-            # A lone surrogate, in a field that is only passed on, becomes the JSON escape it was.
-            with open(self.partial, "ab") as file:
-                file.write(text.encode("utf-8", "backslashreplace"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(
-                f"cannot write {self.partial} ({error.strerror}): put that right, and the same "
-                "command continues after what is complete"
-            ) from error
-
-    def finish(self) -> None:
-        """Gives the output its name."""
-        os.replace(self.partial, self.output)

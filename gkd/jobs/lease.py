@@ -307,12 +307,27 @@ class Lease:
         self._ended = threading.Event()
 
 
-@contextlib.contextmanager
-def job_lease(model_dir: str | os.PathLike[str]) -> Iterator[Lease]:
-    """Holds the lease on a run directory, which it makes; the job's first process does.
+def run_lease(model_dir: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Lease]:
+    """The lease on a run directory, see `job_lease`.
 
     Args:
-      model_dir: the run directory.
+      model_dir: the run directory; it is made with its parents.
+
+    Raises:
+      NotADirectoryError: the path is a file.
+    """
+    path = pathlib.Path(model_dir)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
+    return job_lease(run_prefix(path), f"MODEL_DIR {path}")
+
+
+@contextlib.contextmanager
+def job_lease(prefix: pathlib.Path, what: str) -> Iterator[Lease]:
+    """Holds a lease for all processes of a job: the first one takes it.
+
+    Args:
+      prefix, what: as `Lease`'s; the folder is made.
 
     Yields:
       The lease; in the job's other processes one that is never lost.
@@ -320,22 +335,23 @@ def job_lease(model_dir: str | os.PathLike[str]) -> Iterator[Lease]:
     Raises:
       LeaseHeld: another launch has it; in every process of the job.
       LeaseLost: another launch has taken it over.
-      NotADirectoryError: the path is a file.
     """
-    path = pathlib.Path(model_dir)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
-    lease, refusal = Lease(path / "run", f"MODEL_DIR {path}"), None
+    lease, refusal = Lease(prefix, what), None
     if processes.is_first():
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            prefix.parent.mkdir(parents=True, exist_ok=True)
             lease.take()
         except Exception as error:
             refusal = error
     if not processes.first_decides(refusal is None):
-        raise refusal or LeaseHeld(f"the job's first process cannot write to MODEL_DIR {path}")
+        raise refusal or LeaseHeld(f"the job's first process cannot write to {what}")
     with lease if processes.is_first() else contextlib.nullcontext():
         yield lease
+
+
+def run_prefix(model_dir: pathlib.Path) -> pathlib.Path:
+    """The path without `.lease-N` of the lease on a run directory."""
+    return model_dir / "run"
 
 
 def file_of(prefix: pathlib.Path, number: int) -> pathlib.Path:

@@ -6,15 +6,20 @@ which JSON lacks, are the strings "NaN", "Infinity" and "-Infinity", which `floa
 hold no times, which would differ between runs that are equal. `samples.jsonl` holds the tables.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gkd.checkpoints.writing import storage_reason
 from gkd.jobs.whole_files import append_lines, cut_unfinished_line, replace_file
+from gkd.json_files import Field, check_value, parse_json, shown
 from gkd.parallel import processes
 
 METRICS_FILE = "metrics.jsonl"
@@ -30,28 +35,50 @@ class MetricsLog:
     checkpoint, so that a resume from there misses none.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        tensorboard: bool = True,
+        expected: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         """Opens or makes the files.
 
         Args:
           directory: the run directory.
           tensorboard: whether to write TensorBoard events too (imports TensorFlow).
+          expected: the `position` that was saved with the restored step, None where nothing is
+            restored: rows that are missing or changed since are reported in one line.
+
+        Raises:
+          ValueError: something else lies where a file or folder is to be.
         """
         self._directory = pathlib.Path(directory)
         self._writes = processes.is_first()
         self._with_tensorboard = tensorboard
         self._writer: Any = None  # made at the first write, after `truncate_after`
+        self._expected = expected
+        self._position: dict[str, list[int]] = {}
         if not self._writes:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
+        events = self._directory / TENSORBOARD_FOLDER
+        if tensorboard and events.exists() and not events.is_dir():
+            raise ValueError(f"{events} is a file: move it away, TensorBoard's events go there")
         for name in (METRICS_FILE, SAMPLES_FILE):
+            if (self._directory / name).is_dir():
+                raise ValueError(f"{self._directory / name} is a folder: move it away")
             cut_unfinished_line(self._directory / name)
+            self._position[name] = _position_of(self._directory / name)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else that one says more
+                raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one row.
@@ -66,13 +93,15 @@ class MetricsLog:
         row = {"step": int(step)} | {name: _to_json(value) for name, value in numbers.items()}
         self._append(METRICS_FILE, row)
         if self._with_tensorboard:
-            self._tensorboard().write_scalars(int(step), numbers)
+            with self._one_line_errors():
+                self._tensorboard().write_scalars(int(step), numbers)
 
     def write_events(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes numbers to TensorBoard only: times, which differ between runs that are equal."""
         if self._writes and self._with_tensorboard and values:
             numbers = {name: _number(value) for name, value in values.items()}
-            self._tensorboard().write_scalars(int(step), numbers)
+            with self._one_line_errors():
+                self._tensorboard().write_scalars(int(step), numbers)
 
     def write_texts(self, step: int, name: str, table: Sequence[Mapping[str, str]]) -> None:
         """Writes a table of samples.
@@ -87,7 +116,8 @@ class MetricsLog:
         rows = [{key: str(value) for key, value in row.items()} for row in table]
         self._append(SAMPLES_FILE, {"step": int(step), "name": name, "rows": rows})
         if self._with_tensorboard:
-            self._tensorboard().write_texts(int(step), {name: markdown_table(rows)})
+            with self._one_line_errors():
+                self._tensorboard().write_texts(int(step), {name: markdown_table(rows)})
 
     def truncate_after(self, step: int) -> None:
         """Removes what a resumed run will write again: everything past the restored step.
@@ -108,24 +138,61 @@ class MetricsLog:
             path = self._directory / name
             if path.exists():
                 _keep_rows_until(path, step)
+            self._position[name] = _position_of(path)
+        self._report_missing_rows(step)
         events = self._directory / TENSORBOARD_FOLDER
         if self._with_tensorboard and events.exists():
             _write_session_start(events, step + 1)
 
+    def position(self) -> dict[str, list[int]]:
+        """The rows, bytes and CRC-32 of each file, to be saved with a checkpoint: `expected`."""
+        return {name: list(position) for name, position in self._position.items()}
+
+    def _report_missing_rows(self, step: int) -> None:
+        expected, self._expected = self._expected or {}, None
+        for name, position in expected.items():
+            rows, size, _ = here = self._position.get(name, [0, 0, 0])
+            if list(position) != here:
+                print(
+                    f"gkd: warning: {self._directory / name} has {rows} rows ({size} bytes) up to "
+                    f"step {step}, the checkpoint was saved with {position[0]} ({position[1]} "
+                    "bytes): it was cut, deleted or changed since; the run goes on, what is "
+                    "missing stays missing",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+
     def flush(self) -> None:
         """Puts TensorBoard's events on disk (the JSON lines are already there)."""
         if self._writer is not None:
-            self._writer.flush()
+            with self._one_line_errors():
+                self._writer.flush()
 
     def close(self) -> None:
         """Ends writing; a later write opens again."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._one_line_errors():
+                writer.close()
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         append_lines(self._directory / name, line)
+        content = line.encode()
+        rows, size, crc = self._position[name]
+        self._position[name] = [rows + 1, size + len(content), zlib.crc32(content, crc)]
+
+    @contextlib.contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = storage_reason(error)
+            if reason is None:
+                raise
+            raise OSError(
+                f"cannot write {self._directory / TENSORBOARD_FOLDER} ({reason}): put that right, "
+                "and the same command continues"
+            ) from error
 
     def _tensorboard(self) -> Any:
         if self._writer is None:
@@ -150,11 +217,16 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
       FileNotFoundError: the directory holds no metrics.
       ValueError: a line in the middle of the file is not JSON.
     """
-    rows = _read_rows(pathlib.Path(directory) / METRICS_FILE)
-    return [
-        {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-        for row in rows
-    ]
+    path = pathlib.Path(directory) / METRICS_FILE
+    rows = []
+    for number, row in enumerate(_read_rows(path), start=1):
+        for name, value in row.items():
+            if isinstance(value, bool) or not isinstance(_of_json(value), int | float):
+                raise ValueError(
+                    f"{path}:{number}: {name} is {shown(value)}, not a number: remove the line"
+                )
+        rows.append({name: _of_json(value) for name, value in row.items()})
+    return rows
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -182,16 +254,30 @@ def _to_json(value: int | float) -> int | float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+def _of_json(value: Any) -> Any:
+    """What `_to_json` wrote as a string, as the number that it was."""
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def _position_of(path: pathlib.Path) -> list[int]:
+    """A file's rows, bytes and CRC-32."""
+    content = path.read_bytes() if path.exists() else b""
+    return [content.count(b"\n"), len(content), zlib.crc32(content)]
+
+
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        where = f"{path}:{number}"
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # also UnicodeDecodeError
+            row = parse_json(line, where, dict)
+            check_value(row.get("step"), Field(kinds=(int,), least=0), f"{where}: step")
+        except ValueError as error:
             raise ValueError(
-                f"{path}:{number}: not a row of JSON; two processes may have written at once: "
-                "remove the line to go on"
+                f"{where}: not a row of JSON with a step ({error}); two processes may have written "
+                "at once: remove the line to go on"
             ) from None
+        rows.append(row)
     return rows
 
 
@@ -211,7 +297,8 @@ def _write_session_start(folder: pathlib.Path, step: int) -> None:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     # TensorBoard reads the files by name, which begins with the second: be later than all others.
-    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
+    seconds = [int(name[3]) for name in names if name[3].isascii() and name[3].isdigit()]
     time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))
     writer = EventFileWriter(os.fspath(folder), filename_suffix=".restart")
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

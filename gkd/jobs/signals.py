@@ -1,14 +1,18 @@
 """Turns SIGTERM, SIGHUP and Ctrl-C into a request to stop, so that a run saves before it ends."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: "try again later". 143 would look like a run killed unsaved.
+_SAME_REQUEST_SECONDS = 2.0
 EXIT_LOST = 76  # another process of the job was lost; start again
 EXIT_INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
 
@@ -55,11 +59,33 @@ class Stopped(Exception):
     """
 
 
+def end_with_parent() -> Callable[[], None]:
+    """Makes a function for a child: SIGTERM ends it when its parent is gone, by SIGKILL too.
+
+    Returns:
+      The function, to be called in the child, also between fork and exec; on Linux only it does
+      anything. A child whose parent is gone already ends at once.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    libc, parent = ctypes.CDLL(None), os.getpid()
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+    def ask() -> None:
+        libc.prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getpid() != parent and os.getppid() != parent:
+            os._exit(EXIT_STOPPED)
+
+    return ask
+
+
 class StopRequest:
     """Watches for SIGTERM, SIGHUP and SIGINT while a `with` block runs, in the main thread.
 
     The first signal only sets `requested`; a second one acts as it would without this class
-    (SIGINT raises KeyboardInterrupt, the others end the process), for a run that hangs.
+    (SIGINT raises KeyboardInterrupt, the others end the process), for a run that hangs. One of
+    another kind shortly after the first is the same request on another way: a terminal's Ctrl-C
+    reaches a process itself, and as SIGTERM from the launcher that it reaches too.
 
     Example:
       with StopRequest() as stop:
@@ -72,6 +98,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
+        self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
@@ -93,10 +120,14 @@ class StopRequest:
         self._restore()
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        self._signal = signal.Signals(number)
-        self._restore()  # so that the next one acts at once
+        again = self._signal is not None
+        self._restore(signal.Signals(number))  # so that the next one acts at once
+        if again and time.monotonic() - self._since > _SAME_REQUEST_SECONDS:
+            os.kill(os.getpid(), number)
+        elif not again:
+            self._signal, self._since = signal.Signals(number), time.monotonic()
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
+    def _restore(self, *numbers: signal.Signals) -> None:
+        for number in numbers or list(self._previous):
+            handler = self._previous.pop(number)
             signal.signal(number, handler or signal.SIG_DFL)  # None: set outside Python

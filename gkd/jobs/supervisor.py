@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from gkd.jobs import command_line
-from gkd.jobs.signals import EXIT_LOST, stop_signals
+from gkd.jobs.signals import EXIT_LOST, end_with_parent, stop_signals
 from gkd.parallel import processes
 
 _OPTIONS = {
@@ -39,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             rest.append(argument)
     watched = bool(os.environ.get(processes.JOINED))
-    if watched and sys.platform == "linux":
-        _end_with_the_watcher()
+    if watched:
+        end_with_parent()()
     if watched or not processes.several():
         return command_line.main(rest)
     return _watch([sys.executable, "-m", "gkd", *rest])
@@ -64,15 +63,6 @@ def _watch(command: list[str]) -> int:
         joined = False
     print(f"gkd: error: {_lost(signal.Signals(-code).name, joined)}", file=sys.stderr)
     return EXIT_LOST
-
-
-def _end_with_the_watcher() -> None:
-    """Has Linux send this process SIGTERM when its watcher is gone, by SIGKILL too.
-
-    One that is gone already is noticed in `processes.join`: nobody reads what it writes there.
-    """
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _lost(signal_name: str, joined: bool) -> str:

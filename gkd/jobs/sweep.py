@@ -14,6 +14,7 @@ from typing import Any
 
 from gkd.jobs import buckets, command_line, setting_changes, sweep_status, sweep_table
 from gkd.jobs.gin_files import references_in
+from gkd.jobs.lease import Lease
 from gkd.jobs.settings import check_call
 from gkd.jobs.sweep_cells import Cell
 from gkd.jobs.sweep_runner import Runner
@@ -102,7 +103,9 @@ def sweep(
             "sweep.sweep.directory, or move what is there away"
         )
     else:
-        Runner(cells, launcher, at_once, retries, place / "logs").run()
+        place.mkdir(parents=True, exist_ok=True)
+        with Lease(place / "sweep", f"the sweep's directory {directory}") as lease:
+            Runner(cells, launcher, at_once, retries, place / "logs", lease).run()
 
 
 def plan(

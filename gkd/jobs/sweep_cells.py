@@ -14,6 +14,7 @@ from typing import Any
 
 from gkd.checkpoints import folders
 from gkd.jobs import buckets, command_line, setting_changes
+from gkd.jobs.lease import run_prefix
 from gkd.jobs.metrics_log import METRICS_FILE
 from gkd.jobs.run_directory import LAUNCHES_FILE
 
@@ -74,6 +75,13 @@ class Cell:
         """Where the result is read."""
         return pathlib.Path(buckets.local(self.result))
 
+    @property
+    def lease_prefix(self) -> pathlib.Path:
+        """Where the lease on what it writes lies, see `gkd.jobs.lease`."""
+        if self.arguments[0] == "train":
+            return run_prefix(self.path.parent)
+        return self.path
+
     def command(self, launcher: Sequence[str] = ()) -> list[str]:
         """The command, with this process's own Python or a launcher, see `sweep`."""
         words = [word.replace("{name}", self.launch_name) for word in launcher]
@@ -82,7 +90,11 @@ class Cell:
     def outcome(self) -> dict[str, Any] | None:
         """What it wrote; None while it is not complete, or its run has been trained since."""
         if self.arguments[0] == "infer":  # the file has its name when it is complete
-            return self._infer_record() if self.path.exists() else None
+            record = self._infer_record()
+            known = (record.get("output") or {}).get("bytes")
+            if not self.path.exists() or known not in (None, self.path.stat().st_size):
+                return None
+            return record
         found = _read_json(self.path)
         if self.run is None:
             return found if found.get("steps") == self.train_steps else None

@@ -15,7 +15,8 @@ import rich.live
 import rich.table
 
 from gkd.jobs import sweep_status
-from gkd.jobs.signals import EXIT_STOPPED, Stopped, StopRequest
+from gkd.jobs.lease import Lease, LeaseLost, Watch
+from gkd.jobs.signals import EXIT_STOPPED, Stopped, StopRequest, end_with_parent
 from gkd.jobs.sweep_cells import Cell
 
 _POLL_SECONDS = 0.2
@@ -33,6 +34,7 @@ class Runner:
         at_once: int,
         retries: int,
         logs: pathlib.Path,
+        lease: Lease,
     ):
         """Prepares.
 
@@ -42,11 +44,16 @@ class Runner:
           at_once: how many processes at a time.
           retries: how often a cell that crashed or was preempted is started again.
           logs: the folder for what the cells print, where several of them run at a time.
+          lease: on the sweep's directory; it is held.
         """
         self._cells, self._launcher = list(cells), tuple(launcher)
         self._at_once, self._retries, self._logs = at_once, retries, logs
         self._tries = [0] * len(self._cells)
+        self._lease = lease
         self._running: dict[int, subprocess.Popen] = {}
+        self._watches = [Watch(cell.lease_prefix) for cell in self._cells]
+        self._elsewhere: dict[int, str] = {}  # cells that another process runs, and which
+        self._end_with_runner = end_with_parent()
         self._ended: dict[int, str] = {}  # how cells stand that are not started (again)
         self._console = sweep_status.console(stderr=True)
 
@@ -61,6 +68,12 @@ class Runner:
         try:
             with StopRequest() as stop, self._shown() as show:
                 self._loop(stop, show)
+        except LeaseLost:  # another runner waits for these cells to end
+            for process in self._running.values():
+                process.send_signal(signal.SIGTERM)
+            for process in self._running.values():
+                process.wait()
+            raise
         except BaseException:  # a second Ctrl-C: at once
             for process in self._running.values():
                 process.kill()
@@ -95,6 +108,7 @@ class Runner:
     def _loop(self, stop: StopRequest, show) -> None:
         asked: list[int] = []
         while True:
+            self._lease.check()
             if stop.requested and not asked:
                 asked = list(self._running)
                 for process in self._running.values():
@@ -107,7 +121,7 @@ class Runner:
                 raise Stopped(f"{stop.signal_name} in {places}; the same command continues")
             if not stop.requested:
                 self._start()
-                if not self._running:
+                if not self._running and not self._elsewhere:
                     return
             show()
             time.sleep(_POLL_SECONDS)
@@ -118,6 +132,8 @@ class Runner:
             if len(self._running) >= self._at_once:
                 return
             if number in self._ended or number in self._running or self._awaited(cell):
+                continue
+            if self._runs_elsewhere(number) or number in self._ended:
                 continue
             command = cell.command(self._launcher)
             _report(f"{self._place(number)}: {shlex.join(command)}")
@@ -132,8 +148,29 @@ class Runner:
                 # Its own session: the terminal's Ctrl-C would reach it beside our SIGTERM, and the
                 # second of two signals ends a run without saving.
                 self._running[number] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, start_new_session=True, **streams
-                )
+                    command, stdin=subprocess.DEVNULL, start_new_session=True,
+                    preexec_fn=self._end_with_runner, **streams,
+                )  # fmt: skip
+
+    def _runs_elsewhere(self, number: int) -> bool:
+        """Whether another process writes a cell's output: one that a killed runner left, say.
+
+        When that has ended, the cell is complete or starts.
+        """
+        cell = self._cells[number]
+        if cell.dry_run:
+            return False
+        sight = self._watches[number].look()
+        if sight.state in ("held", "silent"):
+            owner = sight.owner.describe() if sight.owner else "a damaged lease"
+            if self._elsewhere.get(number) != owner:
+                self._elsewhere[number] = owner
+                _report(f"{self._place(number)}: its output is in use ({owner}): it waits for that")
+            return True
+        if self._elsewhere.pop(number, None) and cell.outcome() is not None:
+            self._ended[number] = "complete"
+            _report(f"{self._place(number)}: complete")
+        return False
 
     def _awaited(self, cell: Cell) -> list[str]:
         """The names of what a cell needs and that is not complete."""
@@ -144,6 +181,9 @@ class Runner:
         del self._running[number]
         cell = self._cells[number]
         if stopping and code in (0, EXIT_STOPPED):
+            return
+        if code and not cell.dry_run and self._watches[number].look().state == "held":
+            self._tries[number] -= 1  # it was refused: another process runs this cell
             return
         if code and code not in _FAILED and self._tries[number] <= self._retries:
             _report(f"{self._place(number)}: exit code {code}, it is started again")
@@ -166,6 +206,8 @@ class Runner:
         for number, cell in enumerate(self._cells):
             if number in self._running:
                 states[number] = "runs"
+            elif number in self._elsewhere:
+                states[number] = f"runs elsewhere: {self._elsewhere[number]}"
             elif number not in states and (awaited := self._awaited(cell)):
                 states[number] = f"waits for {', '.join(awaited)}"
         return sweep_status.table(self._cells, states, self._tries)

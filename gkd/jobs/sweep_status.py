@@ -9,6 +9,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from gkd.jobs.lease import Watch
 from gkd.jobs.sweep_cells import Cell
 
 _STYLES = {"complete": "green", "runs": "cyan", "failed": "red", "another": "red"}
@@ -59,4 +60,7 @@ def state_on_disk(cell: Cell, begun: bool) -> str:
     if cell.outcome() is not None:
         changes = cell.changes()
         return f"another configuration: {'; '.join(changes)}" if changes else "complete"
+    sight = Watch(cell.lease_prefix).look()
+    if sight.state == "held":
+        return f"runs: {sight.owner.describe()}"
     return "begun" if begun else "open"

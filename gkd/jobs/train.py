@@ -16,7 +16,7 @@ from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
 from gkd.jobs import evaluation as evaluations
 from gkd.jobs import models, settings
-from gkd.jobs.lease import job_lease
+from gkd.jobs.lease import run_lease
 from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
 from gkd.jobs.monitor import Monitor
@@ -254,7 +254,7 @@ def train(
     )  # fmt: skip
     _check_same_in_all_processes(learner, expert, judge, batches, evaluation)
     intervals = Intervals(train_steps, log_every, evaluate_every, checkpoint_every)
-    with job_lease(model_dir) as lease, open_run(model_dir) as run, StopRequest() as stop:
+    with run_lease(model_dir) as lease, open_run(model_dir) as run, StopRequest() as stop:
 
         def record(step):
             run.record(step)
@@ -266,14 +266,16 @@ def train(
             description=models.describe(learner.config, task.vocabulary),
         )  # fmt: skip
         restored = store.restore(state.abstract)
-        means = StepMeans()
+        means, logged = StepMeans(), None
         if restored is not None:
             batches.restore(restored.data_state)
-            means.restore(restored.log_state)
+            log_state = dict(restored.log_state)
+            logged = log_state.pop("position", None)
+            means.restore(log_state)
         monitor = Monitor(
             run.path, functools.partial(useful_flops, program), profile_steps, stall_seconds
         )
-        with MetricsLog(run.path, tensorboard) as log:
+        with MetricsLog(run.path, tensorboard, logged) as log:
             loop = TrainingLoop(
                 intervals=intervals,
                 compiled=program.compile(),

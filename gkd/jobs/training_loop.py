@@ -29,6 +29,7 @@ from gkd.jobs.run_directory import read_launches, step_spans
 from gkd.jobs.signals import Stopped, StopRequest
 from gkd.jobs.step_means import StepMeans
 from gkd.jobs.whole_files import replace_file
+from gkd.json_files import Field, check_fields, read_json
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
 
@@ -199,7 +200,8 @@ class TrainingLoop:
             return
         self.lease.check()
         self.log.flush()
-        self.store.save(number, state, self.batches.state(), measured, self.means.state())
+        log_state = self.means.state() | {"position": self.log.position()}
+        self.store.save(number, state, self.batches.state(), measured, log_state)
 
     def _report(self, pending):
         """Writes a step's metrics; waits for the step, so the loop is one step ahead of it."""
@@ -280,7 +282,8 @@ class TrainingLoop:
             "dtype": self.teacher.config.dtype,
             "evaluation": self.evaluation.fingerprint(),
         }
-        saved = json.loads(path.read_text()) if processes.is_first() and path.exists() else {}
+        kinds = {"about": dict, "metrics": dict, "outputs": list}
+        saved = self._read_or_mend(path, kinds) if processes.is_first() else {}
         if processes.first_decides(saved.get("about") != about):
             generated = self.evaluation.generator(self.teacher)(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
@@ -292,6 +295,19 @@ class TrainingLoop:
             self.log.write(step, named)
         self._progress.print(f"teacher: {_format(saved['metrics'])}")
         return saved["outputs"]
+
+    def _read_or_mend(self, path: pathlib.Path, kinds: dict[str, type]) -> dict[str, Any]:
+        """A JSON file that this run can make again: nothing where it is missing or damaged."""
+        try:
+            saved = read_json(path, dict)
+            fields = {name: Field(kinds=(kind,), required=True) for name, kind in kinds.items()}
+            check_fields(saved, fields, path)
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            self._progress.print(f"warning: {error}: it is made again")
+            return {}
+        return saved
 
     def _report_cuts(self):
         """What does not fit or has no token, at the start, where it can still be changed."""
@@ -314,8 +330,9 @@ class TrainingLoop:
         self.lease.check()
         path = self.directory / SUMMARY_FILE
         if not self._compilations.seen("step"):  # a finished run, started again
-            saved = json.loads(path.read_text()) if path.exists() else {"steps": None}
-            if processes.first_decides(saved["steps"] == int(state.step)):
+            kinds = {"steps": int, "evaluation": dict, "parameters": int}
+            saved = self._read_or_mend(path, kinds)
+            if processes.first_decides(saved.get("steps") == int(state.step)):
                 return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary
             self._evaluate(state, self.intervals.train_steps, write=False)
@@ -344,7 +361,16 @@ def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) 
     """The teacher's step folder: on a resume the one the run began with, else the newest."""
     path = directory / TEACHER_FILE
     if resumes and path.exists():
-        saved = json.loads(path.read_text())
+        then = (
+            "it says from which step of the teacher this run learns: restore it, or delete it to "
+            "learn from the teacher's newest step"
+        )
+        try:
+            saved = read_json(path, dict)
+            text = Field(kinds=(str,), required=True, none=True)
+            check_fields(saved, {"teacher": text, "step_folder": text}, path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {then}") from error
         if saved["teacher"] == teacher:
             return saved["step_folder"]
     return teacher

@@ -7,17 +7,11 @@ stays as it was. Every verb's own files are written through here.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
 from collections.abc import Iterator
 
 _TAIL_BYTES = 1 << 16
-# The storage's state, not a mistake in the code: one line wherever they are raised.
-STORAGE_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
-    | {errno.ENOTCONN, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ETIMEDOUT}
-)
 
 
 def append_lines(path: pathlib.Path, text: str | bytes, sync: bool = False) -> int:
@@ -125,8 +119,3 @@ def cannot_write(path: pathlib.Path, error: OSError) -> OSError:
     )
     made.errno = error.errno
     return made
-
-
-def is_storage_error(error: BaseException) -> bool:
-    """Whether an error is the disk's, quota's or mount's, and its message alone says what to do."""
-    return isinstance(error, OSError) and error.errno in STORAGE_ERRORS

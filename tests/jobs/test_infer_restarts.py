@@ -1,5 +1,6 @@
 """The verb `infer`: restarts byte for byte, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import jax
 import pytest
 
 from gkd.checkpoints import save_hf
-from gkd.jobs import generation, infer, inference_files, models
+from gkd.jobs import generation, infer, inference_output, lease, lease_owner, models, whole_files
 from tests.jobs.inference import CONFIG, TEXTS, read
 
 
@@ -139,17 +140,125 @@ def test_a_full_disk_is_one_line_and_the_rest_is_kept(run, small_windows, monkey
 
     def full(descriptor):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 4:  # after the lease, the settings and the first window
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - 9)  # what did not fit
             raise OSError(28, "No space left on device")
         return sync(descriptor)
 
-    monkeypatch.setattr(inference_files.os, "fsync", full)
+    monkeypatch.setattr(whole_files.os, "fsync", full)
     assert run(path, **SAMPLED) == 1
     run.refused("cannot write", "out.jsonl.partial", "No space left on device", "continues")
     assert run(path, **SAMPLED) == 0
     assert " (8 by earlier launches)" in run.stdout
     assert len(read(run.folder / "out.jsonl")) == 2 * len(TEXTS)
+
+
+def cut_line(content, number):
+    lines = content.splitlines(keepends=True)
+    return b"".join(lines[:number] + [lines[number][:30]] + lines[number + 1 :])
+
+
+def drop_line(content, number):
+    lines = content.splitlines(keepends=True)
+    return b"".join(lines[:number] + lines[number + 1 :])
+
+
+def change_text(content, number):
+    """Which leaves the JSON sound."""
+    lines = content.splitlines(keepends=True)
+    lines[number] = lines[number].replace(b'"log_prob": -', b'"log_prob": -9')
+    return b"".join(lines)
+
+
+def repeat_line(content, number):
+    lines = content.splitlines(keepends=True)
+    return b"".join(lines[: number + 1] + lines[number:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "number", "done"),
+    [(cut_line, 20, 8), (drop_line, 3, 0), (change_text, 20, 8), (repeat_line, 35, 16)],
+)
+def test_damage_in_the_middle_of_a_partial_output_is_mended_and_reported(
+    run, small_windows, monkeypatch, damage, number, done
+):
+    path = run.write("in.txt", TEXTS * 2)
+    assert run(path, "whole.jsonl", **SAMPLED) == 0
+    whole = (run.folder / "whole.jsonl").read_bytes()
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # all windows are written
+        patch.setattr(inference_output.OutputFiles, "finish", killed)
+        assert run(path, **SAMPLED) == 130
+    partial = run.folder / "out.jsonl.partial"
+    assert partial.read_bytes() == whole
+    partial.write_bytes(damage(whole, number))
+    assert partial.read_bytes() != whole
+    assert run(path, **SAMPLED) == 0
+    assert (run.folder / "out.jsonl").read_bytes() == whole
+    warnings = [line for line in run.stderr.splitlines() if "gkd: warning" in line]
+    assert len(warnings) == 1 and "out.jsonl.partial is damaged" in warnings[0]
+    assert f"what follows input {done} of it is made again" in warnings[0]
+
+
+def test_an_output_that_is_not_whole_is_not_called_complete(run):
+    path = run.write("in.txt", TEXTS)
+    assert run(path, **SAMPLED) == 0
+    settings, output = run.folder / "out.jsonl.settings.json", run.folder / "out.jsonl"
+    record, whole = json.loads(settings.read_text()), output.read_bytes()
+    for recorded in (True, False):
+        if not recorded:  # as earlier versions left it
+            settings.write_text(json.dumps({**record, "output": None}))
+        for damage in (cut_line, drop_line, repeat_line, *([change_text] if recorded else [])):
+            damaged = damage(whole, 5)
+            output.write_bytes(damaged)
+            assert run(path, **SAMPLED) == 1
+            run.refused("out.jsonl", "damaged or changed", "delete it to make it again")
+            assert output.read_bytes() == damaged
+        output.write_bytes(whole)
+        assert run(path, **SAMPLED) == 0 and "is complete" in run.stdout
+
+
+def test_a_second_launch_to_the_same_output_is_refused(run, monkeypatch):
+    """The issue's own case: both said "written", and the file had 392 of 5000 lines."""
+    path = run.write("in.txt", TEXTS)
+    other = subprocess.Popen(["sleep", "900"])
+    owner = dataclasses.replace(
+        lease_owner.Owner.this_process(), pid=other.pid, started=lease_owner._start_of(other.pid)[0]
+    )
+    lease.file_of(run.folder / "out.jsonl", 1).write_bytes(owner.record(0))
+    partial = run.folder / "out.jsonl.partial"
+    assert run(path, **SAMPLED) == 1
+    run.refused("output", "out.jsonl is in use by another launch", f"process {other.pid}, since")
+    assert not partial.exists() and not (run.folder / "out.jsonl.settings.json").exists()
+    other.kill()
+    other.wait()
+    assert run(path, **SAMPLED) == 0
+    assert sorted(p.name for p in run.folder.iterdir() if "jsonl" in p.name) == [
+        "out.jsonl", "out.jsonl.settings.json",
+    ]  # fmt: skip
+
+
+def test_a_launch_that_was_taken_over_writes_nothing_more(run, small_windows, monkeypatch):
+    path = run.write("in.txt", TEXTS * 2)
+    append, place = inference_output.OutputFiles.append, run.folder / "out.jsonl"
+
+    def append_and_lose(self, text):
+        append(self, text)
+        number = max(lease.numbers(place))
+        owner = lease_owner.Owner.parse(lease.file_of(place, number).read_bytes())
+        successor = dataclasses.replace(owner, id="x", host="another", previous=owner.id)
+        lease.file_of(place, number + 1).write_bytes(successor.record(0))
+        monkeypatch.setattr(lease, "_clock", lambda: 1e9)  # as after a suspension
+
+    monkeypatch.setattr(inference_output.OutputFiles, "append", append_and_lose)
+    assert run(path, **SAMPLED) == 1
+    run.refused("out.jsonl was taken over by another launch (host another")
+    lines = (run.folder / "out.jsonl.partial").read_text().splitlines()
+    assert len(lines) == 16  # the first window alone
+    assert lease.numbers(place) == [2]  # the other's stays
 
 
 # What is refused

@@ -110,3 +110,116 @@ def test_tensorboard_forgets_the_steps_past_a_resume(tmp_path):
     assert [event.step for event in loss] == [1, 2]
     assert [float(tensor_util.make_ndarray(event.tensor_proto)) for event in loss] == [1.0, 20.0]
     assert events.Tensors("samples") == []
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ("{}", "step is None"),
+        ('{"step": "2"}', "step is '2'"),
+        ('{"step": 2.5}', "step is 2.5"),
+        ('{"step": true}', "step is True"),
+        ('{"step": -1}', "step is -1"),
+        ("[2]", "a list, not an object"),
+        ("7", "a whole number, not an object"),
+        ("", "is empty"),
+        ("[" * 5000, "nested more than"),
+        ('{"step": 2, "step": 3}', "twice"),
+    ],
+)
+def test_a_row_without_a_step_is_named(log, tmp_path, row, part):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{row}\n{{"step": 3}}\n')
+    for read in (lambda: read_metrics(tmp_path), lambda: log.truncate_after(1)):
+        with pytest.raises(ValueError, match="metrics.jsonl:2: not a row of JSON") as error:
+            read()
+        assert part in str(error.value) and "\n" not in str(error.value)
+    assert len(lines(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("value", ['"a"', "[1]", "null", "{}", "false"])
+def test_a_value_that_is_no_number_is_named(tmp_path, value):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {value}}}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:1: loss is .* not a number"):
+        read_metrics(tmp_path)
+
+
+def test_a_folder_or_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "samples.jsonl").mkdir()
+    with pytest.raises(ValueError, match="samples.jsonl is a folder"):
+        MetricsLog(tmp_path, tensorboard=False)
+    (tmp_path / "samples.jsonl").rmdir()
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(ValueError, match="tensorboard is a file"):
+        MetricsLog(tmp_path)
+
+
+def test_files_of_others_in_the_tensorboard_folder_are_left_alone(tmp_path):
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    for name in (
+        "notes.txt",
+        "events.out.tfevents.",
+        "events.out.tfevents.late.host",
+        "a.tfevents",
+    ):
+        (folder / name).write_text("mine")
+    with MetricsLog(tmp_path) as log:
+        log.truncate_after(0)
+        log.write(1, {"loss": 0.5})
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def damage(path, kind):
+    content = path.read_bytes()
+    rows = content.splitlines(keepends=True)
+    if kind == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {
+                "empty": b"",
+                "cut": content[: len(content) // 2],
+                "a row less": b"".join(rows[:1] + rows[2:]),
+                "changed": content.replace(b"0.5", b"0.7"),
+                "whole": content,
+            }[kind]
+        )
+
+
+@pytest.mark.parametrize("kind", ["deleted", "empty", "cut", "a row less", "changed", "whole"])
+def test_a_log_that_is_not_what_the_checkpoint_knows_is_reported(tmp_path, capsys, kind):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": 0.5 * step})
+            log.write_texts(step, "samples", [{"a": "b"}])
+        position = log.position()
+        log.write(4, {"loss": 0.125})  # after the checkpoint: to be written again
+    damage(tmp_path / "metrics.jsonl", kind)
+    with MetricsLog(tmp_path, tensorboard=False, expected=position) as log:
+        log.truncate_after(3)
+        errors = capsys.readouterr().err
+        if kind == "whole":
+            assert errors == "" and log.position() == position
+        else:
+            (line,) = errors.splitlines()
+            assert "metrics.jsonl has " in line and "saved with 3 (" in line
+        log.write(4, {"loss": 0.125})  # it goes on all the same
+    with MetricsLog(tmp_path, tensorboard=False, expected=log.position()) as log:
+        log.truncate_after(4)
+    assert capsys.readouterr().err == ""
+
+
+def test_tensorboards_full_disk_is_one_line(tmp_path, monkeypatch):
+    class Full:
+        def write_scalars(self, *_):
+            raise RuntimeError("Error 'op: x; No space left on device [Op:W]' ASYNCHRONOUSLY")
+
+        close = write_scalars
+
+    log = MetricsLog(tmp_path)
+    monkeypatch.setattr(log, "_tensorboard", Full)
+    with pytest.raises(OSError, match=r"cannot write .*tensorboard \(No space left on device\)"):
+        log.write(1, {"loss": 0.5})
+    log._writer = Full()
+    with pytest.raises(KeyError), log:  # the first error is the one that is told
+        raise KeyError

@@ -78,3 +78,20 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(seconds):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (130, "gkd: interrupted\n")
+
+
+@pytest.mark.parametrize("pause", [0.0, 2.5])
+def test_a_signal_of_another_kind_is_the_same_request_for_a_moment(pause):
+    """Ctrl-C at a launcher: SIGINT from the terminal, and SIGTERM from the launcher's trap."""
+    program = (
+        "import os, signal, time\nfrom gkd.jobs.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        f"    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep({pause})\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.signal_name, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('still here', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.stdout == ("" if pause else "SIGINT\n")
+    assert done.returncode == -signal.SIGTERM

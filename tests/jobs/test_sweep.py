@@ -1,18 +1,30 @@
 """Sweeps: cells against commands written by hand, runs by a stand-in for `python`, the table."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
-from gkd.jobs import sweep_table
+from gkd.jobs import lease, lease_owner, sweep_table
+from gkd.jobs.gin_files import REPOSITORY
 from tests.jobs.sweeping import TINY, launches, rows_of
+
+# The fixture's runner, in a process that can be killed.
+PYTHON = sys.executable  # the fixture replaces it
+RUNNER = """
+import sys
+from gkd.jobs import command_line, evaluate, sweep_cells, train
+sweep_cells.sys.executable = "./python"
+sys.exit(command_line.main(["sweep", "--gin_file=sweep.gin"]))
+"""
 
 
 def test_the_list_is_one_exact_command_a_cell(grid, capsys):
@@ -239,3 +251,84 @@ def test_a_wrong_grid_is_refused_before_anything_runs(grid, override, part, caps
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and part in errors
     assert launches() == []
+
+
+def test_a_killed_runner_takes_its_cells_along_and_the_next_starts_each_once(grid):
+    """The issue's own case: cells went on alone, and the next runner started second copies."""
+    pathlib.Path("wait").touch()
+    runner = subprocess.Popen(
+        [PYTHON, "-c", RUNNER], cwd=os.getcwd(),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    while not pathlib.Path("started").exists() and runner.poll() is None:
+        time.sleep(0.05)
+    runner.kill()
+    runner.wait()
+    deadline = time.monotonic() + 20
+    while not pathlib.Path("saved").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pathlib.Path("saved").exists()  # the cell was asked to stop
+    pathlib.Path("wait").unlink()
+    assert launches() == ["out/sft/0"]
+    assert grid() == 0  # at once: the runner is known to be dead
+    assert launches() == ["out/sft/0", "out/sft/0", "out/sft/1", "out/jsd_0.1/0", "out/jsd_0.1/1"]
+    assert not list(pathlib.Path("out").glob("*lease*"))
+
+
+def owned(place, process):
+    """Lets a process of this host hold the lease of `place`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    started = lease_owner._start_of(process.pid)[0]
+    owner = lease_owner.Owner.this_process()
+    owner = dataclasses.replace(owner, pid=process.pid, started=started)
+    lease.file_of(place, 1).write_bytes(owner.record(0))
+
+
+def test_a_second_runner_is_refused_in_a_line_that_names_the_first(grid, capfd):
+    other = subprocess.Popen(["sleep", "900"])
+    owned(pathlib.Path("out/sweep"), other)
+    assert grid() == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("gkd: error: the sweep's directory out is in use by another launch")
+    assert f"process {other.pid}, since" in line and launches() == []
+    other.kill()
+    other.wait()
+    assert grid() == 0
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(grid, capfd):
+    other = subprocess.Popen(["sleep", "900"])
+    owned(pathlib.Path("out/sft/1/run"), other)
+
+    def finish():  # the other process completes the cell and ends, once the rest has run
+        while len(launches()) < 3:
+            time.sleep(0.05)
+        pathlib.Path("out/sft/1/summary.json").write_text('{"steps": 30, "evaluation": {}}')
+        other.kill()
+        other.wait()
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    assert grid() == 0
+    thread.join()
+    assert launches() == ["out/sft/0", "out/jsd_0.1/0", "out/jsd_0.1/1"]
+    errors = capfd.readouterr().err
+    assert f"[2/4] sft/1: its output is in use (host {lease_owner.socket.gethostname()}" in errors
+    assert "[2/4] sft/1: complete" in errors
+
+
+def test_a_cell_whose_other_process_dies_is_started(grid):
+    other = subprocess.Popen(["sleep", "900"])
+    owned(pathlib.Path("out/sft/1/run"), other)
+
+    def end():  # the others have run, and this one was passed over
+        while len(launches()) < 3:
+            time.sleep(0.05)
+        other.kill()
+        other.wait()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    assert grid() == 0
+    thread.join()
+    assert launches() == ["out/sft/0", "out/jsd_0.1/0", "out/jsd_0.1/1", "out/sft/1"]

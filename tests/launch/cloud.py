@@ -28,6 +28,8 @@ def answer(what, last):
     first, *rest = path.read_text().split()
     path.write_text(" ".join(rest or [last]))
     return first
+if name == "xpk" and "create" in arguments:
+    (folder / "answer").write_text(sys.stdin.read())
 if name == "xpk" and "create" in arguments and "EXECUTE" in os.environ:
     sys.exit(os.system(arguments[-1].removeprefix("--command=")) >> 8)
 slice_ = folder / "slice"
@@ -52,6 +54,8 @@ if "describe" in arguments and queued:
     found = answer("queue", "ACTIVE")
     slice_.write_text("READY" if found == "ACTIVE" else "")
     print(found)
+elif "describe" in arguments and answer("network", "up") == "down":
+    sys.exit("ERROR: gcloud crashed (ConnectionError)")
 elif "describe" in arguments:
     print(state) if state else sys.exit("ERROR: not found")
 if "delete" in arguments:
@@ -59,6 +63,11 @@ if "delete" in arguments:
 if "ssh" in arguments:
     if state != "READY":
         sys.exit(255)
+    if "setup.sh" in arguments[-1] and answer("installs", "ok") == "P":
+        slice_.write_text("PREEMPTED")
+        sys.exit(255)
+    if arguments[-1].startswith("--command=cat gkd.launch") and (folder / "launch").exists():
+        print((folder / "launch").read_text())
     command = arguments[-1]
     if "EXECUTE" in os.environ:  # this machine is the slice's one host; its Python is another's
         installs = "setup.sh" in command

@@ -200,13 +200,12 @@ def test_a_bucket_is_attached_where_the_image_looks_for_it(cloud):
 
 
 @pytest.mark.parametrize(
-    ("answers", "code", "waits"), [("0", 0, 1), ("125", 1, 1), ("1 124 0", 0, 3), ("1 " * 9, 1, 5)]
+    ("answers", "code", "waits"), [("0", 0, 1), ("125", 1, 1), ("1 124 0", 0, 3)]
 )
 def test_all_waits_for_the_workload_and_deletes_it(cloud, answers, code, waits):
     cloud.write(codes=answers)
     cloud("gke_xpk.sh", "all", "cell-a", *TRAIN, code=code)
     assert [call[2] for call in cloud.calls()] == ["create", *["list"] * waits, "delete"]
-    assert "--quiet" in cloud.calls()[0]  # in place of what an earlier launch left
     assert "--wait-for-job-completion=cell-a" in cloud.calls()[1]
 
 

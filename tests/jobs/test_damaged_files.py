@@ -1,0 +1,76 @@
+"""Small files of a run that are damaged: mended and reported, or one line with the name."""
+
+import json
+import pathlib
+
+import pytest
+
+from gkd.jobs import command_line
+
+TINY = str(pathlib.Path(__file__).with_name("tiny.gin"))
+SMALL = (
+    "TRAIN_STEPS=2",
+    "EVALUATE_EVERY=0",
+    "EVALUATION_EXAMPLES=8",
+    "train.train.tensorboard=False",
+)
+
+
+def train(place, *overrides):
+    values = (f"MODEL_DIR='{place}'", *SMALL, *overrides)
+    return command_line.main(
+        ["train", f"--gin_file={TINY}", *(f"--gin.{value}" for value in values)]
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run with a teacher, and the function that starts it again."""
+    folder = tmp_path_factory.mktemp("runs")
+    method = ("DIVERGENCE=@divergences.forward_kl", f"TEACHER='{folder / 'teacher'}'")
+    assert train(folder / "teacher") == 0
+    assert train(folder / "student", *method) == 0
+    return folder / "student", lambda: train(folder / "student", *method)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"teacher": "', b"[]", b"{}", b"\xff", b'{"teacher": 3}']
+)
+def test_which_teacher_it_was_is_not_guessed(runs, content, capfd):
+    student, again = runs
+    path = student / "teacher.json"
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    assert again() == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"gkd: error: {path}") and "delete it to learn from" in error
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "teacher_evaluation.json"])
+@pytest.mark.parametrize("kind", ["empty", "cut", "other"])
+def test_what_can_be_measured_again_is_mended_and_reported(runs, name, kind, capfd):
+    student, again = runs
+    path = student / name
+    whole = json.loads(path.read_text())
+    text = path.read_text()
+    path.write_text({"empty": "", "cut": text[: len(text) // 2], "other": '{"a": 1}'}[kind])
+    assert again() == 0
+    errors = capfd.readouterr().err
+    assert f"{path}" in errors and "it is made again" in errors and "Traceback" not in errors
+    mended = json.loads(path.read_text())
+    same = ("steps", "evaluation", "parameters", "about", "metrics", "outputs")
+    assert {n: mended.get(n) for n in same} == {n: whole.get(n) for n in same}
+
+
+def test_metrics_that_were_deleted_are_reported(runs, capfd):
+    student, again = runs
+    path = student / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.unlink()
+    assert again() == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "metrics.jsonl" in line]
+    assert line.startswith("gkd: warning: ") and " has 0 rows " in line
+    path.write_bytes(whole)
+    assert again() == 0
+    assert "metrics.jsonl" not in capfd.readouterr().err
