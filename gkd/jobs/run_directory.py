@@ -21,11 +21,18 @@ from gkd.checkpoints.t5x_format import is_t5x
 from gkd.jobs import setting_changes
 from gkd.jobs.gin_files import REPOSITORY, Binding, Source, parse_statements
 from gkd.jobs.whole_files import append_lines, replace_file
+from gkd.json_files import Field, check_fields, parse_json
 from gkd.parallel import processes
 
 CONFIG_FILE = "config.gin"  # everything that was bound
 OPERATIVE_CONFIG_FILE = "operative_config.gin"  # what the run used, defaults included
 LAUNCHES_FILE = "launches.jsonl"  # one row per launch that trained, the oldest first
+_LAUNCH_FIELDS = {
+    "started": Field(kinds=(str,)),
+    "continues_from": Field(kinds=(int,), least=0),
+    "command_line": Field(kinds=(list,)),
+    "bindings": Field(kinds=(dict,), required=True),
+}
 
 PACKAGES = (
     "jax",
@@ -222,11 +229,24 @@ def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
       One dict per launch; none for a new directory.
+
+    Raises:
+      ValueError: a line in the middle of the file is not a launch, or the file is a folder.
     """
     path = pathlib.Path(model_dir) / LAUNCHES_FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: move it away")
+    launches = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            launch = parse_json(line, f"{path}:{number}", dict)
+            check_fields(launch, _LAUNCH_FIELDS, f"{path}:{number}")
+        except ValueError as error:
+            raise ValueError(f"{error}; it is no launch of this run: remove the line") from error
+        launches.append(launch)
+    return launches
 
 
 def step_spans(launches: Sequence[Mapping[str, Any]], last_step: int) -> list[dict[str, int]]:

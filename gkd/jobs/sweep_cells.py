@@ -131,7 +131,7 @@ class Cell:
             if step is not None:
                 saved = folders.read_item(checkpoints / str(step), "metrics")
                 best = saved[self.best_metric]
-        return (rows[-1]["step"] if rows else None), len(self._launches()) or None, best
+        return (rows[-1].get("step") if rows else None), len(self._launches()) or None, best
 
     def _infer_record(self) -> dict[str, Any]:
         return _read_json(pathlib.Path(f"{self.path}.settings.json"))
@@ -143,13 +143,17 @@ class Cell:
         """The run's last launch that can have made the result: a later one found it complete."""
         written = datetime.datetime.fromtimestamp(self.path.stat().st_mtime, datetime.UTC)
         launches = self._launches() or [{}]
-        before = [
-            launch
-            for launch in launches
-            if datetime.datetime.fromisoformat(launch.get("started", "2000-01-01T00:00:00+00:00"))
-            <= written
-        ]
+        before = [launch for launch in launches if _started(launch) <= written]
         return (before or launches)[-1]
+
+
+def _started(launch: Mapping[str, Any]) -> datetime.datetime:
+    """When a launch began; long ago where its row does not say."""
+    try:
+        started = datetime.datetime.fromisoformat(launch["started"])
+    except (KeyError, TypeError, ValueError):
+        started = datetime.datetime(2000, 1, 1)
+    return started if started.tzinfo else started.replace(tzinfo=datetime.UTC)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

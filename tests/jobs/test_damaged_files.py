@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from gkd.jobs import command_line
+from gkd.jobs import command_line, run_directory
 
 TINY = str(pathlib.Path(__file__).with_name("tiny.gin"))
 SMALL = (
@@ -74,3 +74,22 @@ def test_metrics_that_were_deleted_are_reported(runs, capfd):
     path.write_bytes(whole)
     assert again() == 0
     assert "metrics.jsonl" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "row", ["junk", "{}", "[]", "", '{"bindings": 3}', '{"bindings": {}, "continues_from": "a"}']
+)
+def test_junk_among_the_launches_is_named(tmp_path, row):
+    path = tmp_path / "launches.jsonl"
+    path.write_text(f'{{"bindings": {{}}}}\n{row}\n{{"bindings": {{}}}}\n{{"half')
+    with pytest.raises(
+        ValueError, match="launches.jsonl:2.* is no launch of this run: remove"
+    ) as error:
+        run_directory.read_launches(tmp_path)
+    assert "\n" not in str(error.value)
+    path.write_text('{"bindings": {}}\n{"half')  # a kill may leave that
+    assert run_directory.read_launches(tmp_path) == [{"bindings": {}}]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="launches.jsonl is a folder"):
+        run_directory.read_launches(tmp_path)
