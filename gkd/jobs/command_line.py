@@ -93,7 +93,8 @@ options of verbs with gin files:
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
             {stopped} (SIGTERM, SIGHUP or Ctrl-C, all saved) and {lost} (another process was lost)
 environment: GKD_TRACEBACK=1 shows where an error was raised; GKD_BUCKETS=FOLDER is where buckets
-            are mounted by name, gs://NAME/path being FOLDER/NAME/path
+            are mounted by name, gs://NAME/path being FOLDER/NAME/path; GKD_LEASE_SECONDS=60 is how
+            long an output's last writer, on another host, must be silent to count as dead
 """
 
 

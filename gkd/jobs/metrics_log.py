@@ -229,6 +229,28 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the tables of samples of a run, in writing order.
+
+    Args:
+      directory: the run directory.
+
+    Returns:
+      One dict per table: "step", "name" and "rows", each from column names to text.
+
+    Raises:
+      FileNotFoundError: the directory holds no samples.
+      ValueError: the file holds no table, or a line that is none.
+    """
+    path = pathlib.Path(directory) / SAMPLES_FILE
+    tables = _read_rows(path)
+    if not tables:
+        raise ValueError(f"{path} holds no table of samples")
+    for number, table in enumerate(tables, start=1):
+        check_value(table.get("rows"), Field(kinds=(list,)), f"{path}:{number}: rows")
+    return tables
+
+
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Formats rows as a Markdown table with the columns of the first row."""
     if not rows:

@@ -14,9 +14,11 @@ import rich.console
 import rich.table
 import rich.text
 
-from gkd.jobs import command_line
-from gkd.jobs.metrics_log import read_metrics
+from gkd.jobs import command_line, errors
+from gkd.jobs.metrics_log import read_metrics, read_samples
 from gkd.jobs.training_loop import SUMMARY_FILE
+from gkd.jobs.whole_files import replace_file
+from gkd.json_files import read_json
 
 METRIC = "exact_match"
 TITLES = {
@@ -64,9 +66,7 @@ def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dic
     Returns:
       The table to print, and the same as a dictionary.
     """
-    summaries = {
-        name: json.loads((place / SUMMARY_FILE).read_text()) for name, place in places.items()
-    }
+    summaries = {name: read_json(place / SUMMARY_FILE, dict) for name, place in places.items()}
     start = summaries["start"]["evaluation"][METRIC]
     table = rich.table.Table(title="exact match of the final number on 500 new problems, greedy")
     for column in ("model", "parameters", "steps", "seconds a step", "exact match", "gain"):
@@ -101,7 +101,7 @@ def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), dpi=150)
-    teacher = json.loads((places["teacher"] / SUMMARY_FILE).read_text())
+    teacher = read_json(places["teacher"] / SUMMARY_FILE, dict)
     axes.axhline(teacher["evaluation"][METRIC], color="0.4", linestyle="--", label="teacher")
     for name in ARMS:
         rows = [row for row in read_metrics(places[name]) if f"evaluation/{METRIC}" in row]
@@ -139,12 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = run(name, places, options.seed, overrides)
         if code:
             return code
-    table, results = result_table(places)
     folder = places["start"].parent
-    draw(places, folder / "quickstart.png")
-    (folder / "quickstart.json").write_text(json.dumps(results, indent=1) + "\n")
-    console = rich.console.Console()
-    _print_samples(console, places)
+    try:
+        table, results = result_table(places)
+        draw(places, folder / "quickstart.png")
+        replace_file(folder / "quickstart.json", json.dumps(results, indent=1) + "\n")
+        console = rich.console.Console()
+        _print_samples(console, places)
+    except (OSError, ValueError) as error:  # a damaged file of a run, a full disk
+        errors.report(error, True)
+        return command_line.EXIT_FAILED
     console.print(table)
     print(f"figure: {folder / 'quickstart.png'}   {time.monotonic() - began:.0f} s")
     return 0
@@ -154,8 +158,7 @@ def _print_samples(console: rich.console.Console, places: dict[str, pathlib.Path
     """The first problems with what each model writes."""
     tables = {}
     for name in ("start", *ARMS):
-        lines = (places[name] / "samples.jsonl").read_text().splitlines()
-        tables[name] = json.loads(lines[-1])["rows"]
+        tables[name] = read_samples(places[name])[-1]["rows"]
     for row, first in enumerate(tables["gkd"]):
         console.print(rich.text.Text(first["prompt"], style="bold"))
         texts = {"reference": first["reference"], "teacher": first["teacher"]}
