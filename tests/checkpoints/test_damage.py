@@ -142,18 +142,32 @@ def test_several_damaged_steps_are_passed_over(tmp_path, make_state, same_bits, 
     same_bits(restored.state, make_state(2))
 
 
-def test_a_flipped_bit_in_a_large_file_is_found_before_it_is_used(tmp_path):
-    kernel = np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32)
-    store = CheckpointStore(tmp_path)
-    store.save(1, {"params": {"kernel": jnp.asarray(kernel)}})
+def test_a_flipped_bit_in_a_large_file_is_found_and_the_step_before_is_used(tmp_path):
+    kernels = np.random.default_rng(0).normal(size=(3, 200, 200)).astype(np.float32)
+    store = CheckpointStore(tmp_path, keep_last=3)
+    for step in (1, 2, 3):
+        store.save(step, {"params": {"kernel": jnp.asarray(kernels[step - 1])}})
     store.close()
-    victim = largest_file(tmp_path / "1")
-    assert _length(victim) > 1 << 16, "a quick look would read it"
-    flip_bit(victim, _length(victim) // 2)
+
+    def flip(step):
+        victim = largest_file(tmp_path / str(step))
+        assert _length(victim) > 1 << 16, "a quick look would read it"
+        flip_bit(victim, _length(victim) // 2)
+
+    wanted = {"params": {"kernel": jnp.zeros((200, 200))}}
+    flip(2)
+    flip(3)
+    np.testing.assert_array_equal(restore_params(tmp_path)["kernel"], kernels[0])
     with pytest.raises(ValueError, match="does not match its SHA-256"):
-        restore_params(tmp_path)
+        restore_params(tmp_path, step=3)
+    store = CheckpointStore(tmp_path, keep_last=3)
+    assert store.all_steps() == [1, 2, 3]  # a quick look reads no large file
+    restored = store.restore(wanted)
+    assert restored.step == 1
+    np.testing.assert_array_equal(restored.state["params"]["kernel"], kernels[0])
+    flip(1)
     with pytest.raises(ValueError, match="no intact checkpoint is left"):
-        CheckpointStore(tmp_path).restore({"params": {"kernel": jnp.zeros((200, 200))}})
+        store.restore(wanted)
 
 
 def test_a_quick_look_reads_small_files_and_a_thorough_one_all(tmp_path):
@@ -172,11 +186,14 @@ def test_a_quick_look_reads_small_files_and_a_thorough_one_all(tmp_path):
 
 def test_damage_while_the_store_is_open(two_steps, make_state, same_bits):
     store = CheckpointStore(two_steps)
-    damage(two_steps / "6", "flipped")
-    same_bits(store.restore(make_state(0)).state, make_state(4))
-    assert store.save(6, make_state(6))
-    same_bits(store.restore(make_state(0)).state, make_state(6))
+    for _ in range(3):
+        damage(two_steps / "6", "flipped")
+        same_bits(store.restore(make_state(0)).state, make_state(4))
+        assert store.save(6, make_state(6))
+        same_bits(store.restore(make_state(0)).state, make_state(6))
     store.close()
+    names = sorted(path.name for path in (two_steps / "damaged").iterdir())
+    assert names == ["6-1", "6-2", "6-3"]
 
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "missing", "no hashes"])
