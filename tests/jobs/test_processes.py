@@ -151,7 +151,7 @@ def launch_each(folder, each, *overrides):
     ("own", "data", "words", "code"),
     [
         (["LEARNING_RATE=1e-5"], "same", "LEARNING_RATE 0.003 in process 0, 1e-05 here", 1),
-        (["LEARNIN_RATE=1e-5"], "same", "no gin file or override uses LEARNIN_RATE", 2),
+        (["LEARNIN_RATE=1e-5"], "same", "nothing uses the macro LEARNIN_RATE", 2),
         ([], "other", "training data ", 1),
         ([], "absent", "rows.jsonl", 1),
     ],
