@@ -308,7 +308,7 @@ def training_batches(
         than a batch, or no row with both an input and a target.
     """
     own = _check_sizes(batch_size, input_length, target_length, own_rows)
-    check_rows(task, batch_size)
+    task.check_batch(batch_size)
     data = tokenized_split(task, split)
     if data.empty.all():
         raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
@@ -322,20 +322,6 @@ def training_batches(
         data, eos, batch_size, input_length, target_length, seed, shuffle, own,
         task.vocabulary.unk_id,
     )  # fmt: skip
-
-
-def check_rows(task: TaskSpec, batch_size: int) -> None:
-    """Raises ValueError where a task is told to use fewer rows than a batch holds.
-
-    Args:
-      task: the task; no data is read.
-      batch_size: rows of a batch over all hosts.
-    """
-    if task.max_examples is not None and task.max_examples < batch_size:
-        raise ValueError(
-            f"MAX_EXAMPLES is {task.max_examples}, fewer than a batch of {batch_size}, which would "
-            "hold rows twice: raise it, or lower BATCH_SIZE"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

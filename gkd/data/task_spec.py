@@ -58,6 +58,18 @@ class TaskSpec:
         """Names of the splits it has."""
         return tuple(self.task.splits)
 
+    def check_batch(self, batch_size: int) -> None:
+        """Raises ValueError where `max_examples` is fewer rows than a batch; no data is read.
+
+        Args:
+          batch_size: rows of a batch over all hosts.
+        """
+        if self.max_examples is not None and self.max_examples < batch_size:
+            raise ValueError(
+                f"MAX_EXAMPLES is {self.max_examples}, fewer than a batch of {batch_size}, which "
+                "would hold rows twice: raise it, or lower BATCH_SIZE"
+            )
+
     def evaluate(
         self,
         targets: Sequence[str],

@@ -188,7 +188,7 @@ def train(
     mesh = meshes.make_mesh(model=model_parallelism, devices=devices)
     rules = meshes.rules_for(fully_sharded)
     meshes.check_batch_divides(batch_size, mesh, microbatches)
-    pipeline.check_rows(task, batch_size)
+    task.check_batch(batch_size)
     run_path = pathlib.Path(model_dir)
     own = run_path.resolve() / CHECKPOINTS
     saved = own.is_dir() and any(path.name.isdigit() for path in own.iterdir())
