@@ -91,8 +91,8 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
            default=None)  # fmt: skip
     option("target_field", "for --score; None is the first of target, targets", default=None)
     option("prefix", "text before every input; not part of the output's field input", default="")
-    option("vocabulary", "spiece.model, a tokenizer's folder, or bytes; None: the model's", metavar="FILE",
-           default=None)  # fmt: skip
+    option("vocabulary", "spiece.model, a folder, or bytes; None: the checkpoint's own",
+           metavar="FILE", default=None)  # fmt: skip
     option("input_length", "tokens; longer inputs are cut", default=1024)
     option("max_length", "tokens of an output, EOS included; also of a scored target", default=128)
     option("batch_size", "inputs a batch, over all devices", default=16)
