@@ -77,6 +77,8 @@ def test_what_fits_is_accepted():
     Method(**{**GOOD, "on_policy_fraction": mixing.linear_schedule(0.0, 1.0, 5), "samples": 2})
     alone = Method(**{**GOOD, **RL, "alpha": 0.0, "divergence": None, "teacher": None})
     assert alone.rewards_on_host and not alone.scores
+    unweighed = Method(**{**GOOD, **RL, "alpha": 0.0})
+    assert not unweighed.scores, "no teacher is loaded for a divergence that weighs nothing"
     assert not Method(**{**GOOD, "alpha": 1.0}).rewards_on_host
     Method(**{**GOOD, **SAMPLED, "temperature": (1.0, 2.0)})
     Method(**{**GOOD, **SAMPLED, "temperature": 0.7, "sampling": sampling(temperature=0.7)})
