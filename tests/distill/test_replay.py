@@ -166,6 +166,22 @@ def test_a_step_writes_or_remembers_as_often_as_its_share_says():
     assert abs(float(jnp.mean(fifth != sixth)) - 0.32) < 4 * 0.024
 
 
+def test_an_empty_memory_is_not_drawn_from():
+    _, batch = _numbered(6)
+    base = types.SimpleNamespace(
+        update=lambda state, teacher, batch, rollout: (
+            state, {"inputs": batch.encoder_input_tokens, "weights": rollout.weights},
+        ),
+        rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
+    )  # fmt: skip
+    stepper = types.SimpleNamespace(base=base, train_steps=1)  # at step 5 nothing is written
+    memory = replay.empty_memory(Replay(capacity=9, share=1.0), 7, LENGTH)
+    state = start().replace(replay=memory, step=jnp.int32(5))
+    _, seen = replay.ReplayStep.step(stepper, state, None, batch)
+    np.testing.assert_array_equal(seen["inputs"], batch.encoder_input_tokens)
+    np.testing.assert_array_equal(seen["weights"], train_step.rollout_from_targets(batch).weights)
+
+
 def test_the_loss_compared_with_is_the_last_one_not_the_smallest():
     settings = Replay(capacity=1, increase=0.1)
     memory, shares = replay.empty_memory(settings, 7, LENGTH), []

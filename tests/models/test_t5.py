@@ -150,6 +150,27 @@ def test_head_of_another_width_than_the_embedding():
     assert logits_of(config, params, tokens, tokens).shape == (1, 3, 40)
 
 
+def test_initial_parameters_have_the_widths_of_t5():
+    """T5 folds 1/√head_dim into the queries; all else has fan-in variance, the table variance 1."""
+    config = t5.T5Config(
+        vocab_size=200, emb_dim=64, num_heads=8, head_dim=16, mlp_dim=96, num_encoder_layers=1,
+        num_decoder_layers=1,
+    )  # fmt: skip
+    params = nn.meta.unbox(t5.as_seq2seq(config).init(jax.random.key(0)))
+    layer = params["decoder"]["layers_0"]
+    for name in ("self_attention", "encoder_decoder_attention"):
+        for kernel, width in (
+            ("query", (64 * 16) ** -0.5), ("key", 64**-0.5), ("value", 64**-0.5),
+            ("out", (8 * 16) ** -0.5),
+        ):  # fmt: skip
+            assert np.std(layer[name][kernel]["kernel"]) == pytest.approx(width, rel=0.05)
+    assert np.std(layer["mlp"]["wi_0"]["kernel"]) == pytest.approx(64**-0.5, rel=0.05)
+    assert np.std(layer["mlp"]["wo"]["kernel"]) == pytest.approx(96**-0.5, rel=0.05)
+    assert np.std(params["token_embedder"]["embedding"]) == pytest.approx(1, rel=0.05)
+    assert np.std(params["decoder"]["logits_dense"]["kernel"]) == pytest.approx(0.125, rel=0.05)
+    np.testing.assert_array_equal(params["decoder"]["decoder_norm"]["scale"], 1)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "default"])
 def test_a_bias_of_all_rows_has_the_sum_of_their_gradients(platform, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, **branches: branches[platform](x))
