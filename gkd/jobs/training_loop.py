@@ -19,7 +19,7 @@ from gkd.data.offline_teacher import OfflineTeacher
 from gkd.distill import replay
 from gkd.distill.types import TopK
 from gkd.jobs import evaluation as evaluations
-from gkd.jobs import models
+from gkd.jobs import models, soundness
 from gkd.jobs.compilations import Compilations
 from gkd.jobs.lease import Lease
 from gkd.jobs.metrics_log import MetricsLog, markdown_table
@@ -198,6 +198,11 @@ class TrainingLoop:
         if int(state.skipped_in_a_row) > 1:
             self._progress.print(f"step {number}: not saved, its updates are not finite")
             return
+        if not soundness.all_finite(state.params):
+            raise FloatingPointError(
+                f"parameters are not finite after step {number}, which is not saved: lower "
+                "LEARNING_RATE, or clip with MAX_GRADIENT_NORM"
+            )
         self.lease.check()
         self.log.flush()
         log_state = self.means.state() | {"position": self.log.position()}
@@ -235,9 +240,18 @@ class TrainingLoop:
             kept = f"checkpoint {saved} in {self.directory} is kept" if saved else "none was saved"
             raise FloatingPointError(
                 f"loss or gradient was not finite in {streak} updates in a row, up to step "
-                f"{number}: {kept}; lower LEARNING_RATE, clip with MAX_GRADIENT_NORM, or use "
-                "another seed"
+                f"{number}: {kept}; {self._remedy(pairs, number, host)}"
             )
+        if streak and number == self.intervals.train_steps:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in the last {streak} updates, up to step "
+                f"{number}, the last: the run is not complete; {self._remedy(pairs, number, host)}"
+            )
+
+    def _remedy(self, metrics, number, host):
+        batch = meshes.place_batch(self._host_batch(host), self.mesh)
+        with meshes.on_mesh(self.mesh, self.evaluation.rules):
+            return soundness.remedy(metrics, number, self.teacher, batch)
 
     def _evaluate(self, state, number, write=True) -> dict[str, float]:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""
@@ -262,6 +276,7 @@ class TrainingLoop:
 
     def _measure(self, params, number):
         generated = self._generate(params)
+        soundness.check_outputs(generated.records, number)
         measured = dict(generated.metrics)
         if self._meter is not None:
             key = jax.random.fold_in(self._key, number)
