@@ -120,7 +120,8 @@ class RunDirectory:
             return
         path = self.path / OPERATIVE_CONFIG_FILE
         config = gin.operative_config_str()
-        if path.exists() and set(config.splitlines()) <= set(path.read_text().splitlines()):
+        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+        if lines and set(config.splitlines()) <= set(lines):
             return
         replace_file(path, config)
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from gkd.data.offline_teacher import OfflineTeacher
 from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
 from gkd.jobs import evaluation as evaluations
-from gkd.jobs import models, settings
+from gkd.jobs import memory_bound, models, settings
 from gkd.jobs.lease import run_lease
 from gkd.jobs.method import Method
 from gkd.jobs.metrics_log import MetricsLog
@@ -238,7 +239,12 @@ def train(
         microbatches, train_steps, evaluation_batch_size or batch_size,
     )  # fmt: skip
     if dry_run:
-        return dry_run(program) if callable(dry_run) else program.describe()
+        if callable(dry_run):
+            return dry_run(program)
+        facts = program.describe()
+        print(memory_bound.remark(program), end="", file=sys.stderr)
+        return facts
+    memory_bound.check_fits(program)
     batches = pipeline.training_batches(
         task, train_split, batch_size, input_length, target_length, seed,
         own_rows=meshes.own_rows(mesh, batch_size),
@@ -320,6 +326,18 @@ def _check_settings(given: Mapping[str, Any]) -> None:
     if first > last:
         raise ValueError(f"PROFILE_STEPS is {given['profile_steps']}: give the first and the last")
     _check_teacher_differs(given)
+    if not callable(given["dry_run"]):  # `plan` is of another machine
+        _check_writable(given["model_dir"])
+
+
+def _check_writable(model_dir: str) -> None:
+    """Refuses a directory that cannot be written to, before minutes of preparation."""
+    path = pathlib.Path(model_dir)
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"MODEL_DIR {path}: {existing} is a file: choose a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"MODEL_DIR {path}: {existing} cannot be written to")
 
 
 def _check_teacher_differs(given: Mapping[str, Any]) -> None:

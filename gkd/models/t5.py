@@ -8,7 +8,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gkd.json_files import Field, check_fields, shown
@@ -247,7 +246,8 @@ class Decoder(nn.Module):
         rows = layer_rows(cfg.num_heads, len(encoded.mask))
         dropout = _dropout(cfg, deterministic)
         length = x.shape[1]
-        causal = np.tril(np.ones((length, length), bool))
+        positions = jnp.arange(length)  # a constant [T, T] would take memory while tracing
+        causal = positions[:, None] >= positions
         bias = jnp.where(causal, 0.0, MASKED)[None, None].astype(jnp.float32)  # [1, 1, T, T]
         if not cfg.relative_bias_per_layer:
             bias = bias + _relative_bias(cfg, length, bidirectional=False)  # [1, H, T, T]
