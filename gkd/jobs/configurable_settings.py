@@ -61,6 +61,7 @@ _FROM_FILES = {
     "files": _FILES,
     "directory": text(none=True),
     "columns": sequence(text(), none=True),
+    "escapes": flag(),
 }
 _DATA_SET = (
     r"[A-Za-z0-9_]+(/[\w.+-]+)?(:(\d+\.\d+\.\d+|\d+\.\d+\.\*|\d+\.\*\.\*))?",
@@ -75,7 +76,8 @@ _TEXTS = {"input_field": text(), "target_field": text(), "prefix": text(0)}
 _SUMMARIES = {**_FROM_FILES, **_TEXTS, **_TFDS, **_TOKENIZE}
 _ANSWER_OF = Setting(functions=ANSWERS, none=True)
 _BENCHMARK = {
-    **{name: setting for name, setting in _FROM_FILES.items() if name != "columns"},
+    **_NAMED,
+    "directory": text(none=True),
     "files": mapping(text()),
     "exemplars": text(),
     "shots": whole(0, 1000),
@@ -227,6 +229,7 @@ ARCHITECTURES = {
         "num_decoder_layers": _LAYERS,
         "mlp_activations": sequence(choice("linear", "gelu", "relu", "silu"), 1, 2),
         "logits_via_embedding": flag(),
+        "scale_logits": flag(none=True),
         "relative_bias_per_layer": flag(),
         "dropout_rate": number(0, below=1),
         "dtype": choice("float32", "bfloat16"),
