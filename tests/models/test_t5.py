@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gkd.models import t5
-from gkd.models.interface import project
+from gkd.models.interface import Head, head_for_loop, project, project_token
 from gkd.models.layers import RelativeBias, for_rows, relative_position_bucket
 from tests.models import golden
 
@@ -179,6 +179,18 @@ def test_a_bias_of_all_rows_has_the_sum_of_their_gradients(platform, monkeypatch
     weighted = jax.grad(lambda bias: (for_rows(bias, 5) * rows).sum())(bias[:1])
     assert for_rows(bias[:1], 5).shape == rows.shape
     np.testing.assert_allclose(weighted, rows.astype("float64").sum(0, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("transposed, scale", [(True, 0.5), (False, 1.0), (False, 0.25)])
+def test_logits_of_a_token_are_the_scaled_product(transposed, scale):
+    random = np.random.default_rng(0)
+    hidden, kernel = (random.normal(size=shape).astype(np.float32) for shape in ((3, 4), (4, 5)))
+    stored = jnp.asarray(kernel.T if transposed else kernel)
+    head = Head(stored, scale=scale, transposed=transposed)
+    wanted = scale * np.float64(hidden) @ np.float64(kernel)
+    np.testing.assert_allclose(project(jnp.asarray(hidden), head), wanted, rtol=1e-5)
+    loop = head_for_loop(head, jnp.float32)
+    np.testing.assert_allclose(project_token(jnp.asarray(hidden), loop), wanted, rtol=1e-5)
 
 
 def test_relative_biases_are_float32_whatever_the_parameters_are():
