@@ -12,6 +12,7 @@ from gkd.decode.sampling import sample
 from gkd.distill import divergences, losses, mixing, train_step
 from gkd.distill.types import Batch
 from tests.distill.test_train_step import (
+    LENGTH,
     STUDENT,
     STUDENT_PARAMS,
     TEACHER,
@@ -25,14 +26,14 @@ from tests.distill.test_train_step import (
 
 @pytest.mark.parametrize("platform", ["cpu", "default"])
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped(platform, monkeypatch):
-    """√x at 0 is 0 and its slope is infinite: the loss alone does not show it."""
+    """√x at 0 is 0 and its slope is infinite; only the head's, not the smallest parameter's."""
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *given, **ways: ways[platform](*given)
     )
 
     def loss_fn(student, teacher, rollout):
         weight = jnp.sum(rollout.weights)
-        return jnp.sum(jnp.sqrt(0.0 * jnp.abs(student.hidden))) + weight, weight, {}
+        return jnp.sum(jnp.sqrt(0.0 * jnp.abs(student.head.kernel))) + weight, weight, {}
 
     optimizer = optax.adam(1e-2)
     parts = train_step.make_train_step(STUDENT, optimizer, divergence_loss_fn=loss_fn)
@@ -161,3 +162,14 @@ def test_the_teacher_reads_its_own_prompt_where_there_is_one():
     usual = fn(TEACHER_PARAMS, batch, rows).hidden
     np.testing.assert_allclose(usual, hidden(batch.encoder_input_tokens), atol=1e-5)
     assert np.abs(np.asarray(got - usual)).max() > 1e-2
+
+
+@pytest.mark.parametrize(("longest", "length"), [(None, LENGTH), (3, 3), (99, LENGTH)])
+def test_a_rollout_is_no_longer_than_the_targets(longest, length):
+    sample_fn = train_step.make_sample_fn(STUDENT, sample, VALID, 2, longest)
+
+    def tokens(params, batch):
+        encoded = STUDENT.encode(params, batch.encoder_input_tokens)
+        return sample_fn(params, encoded, batch, start().seed, jnp.arange(16)).target_tokens
+
+    assert jax.eval_shape(tokens, STUDENT_PARAMS, make_batch()).shape == (32, length)

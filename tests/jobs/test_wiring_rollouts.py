@@ -140,18 +140,3 @@ def test_the_share_says_how_many_steps_are_the_students(replay):
         assert (got["remembered"], got["on_policy"]) == (written, written > 0)
         if not written:
             assert got["loss"] == pytest.approx(ByHand(REVERSE).loss(), rel=2e-4)
-
-
-def test_a_rollout_is_no_longer_than_the_targets():
-    """A ROLLOUT_LENGTH above TARGET_LENGTH is that of the targets, or refused before the step."""
-    settings = REVERSE | {"LAMBDA": 1.0, "ROLLOUT_LENGTH": 9}
-    try:
-        step = wiring.step_program(settings).step
-    except ValueError as error:
-        assert "ROLLOUT_LENGTH" in str(error)
-        return
-    params = jax.tree.map(jnp.asarray, wiring.student_params())
-    batch = jax.tree.map(jnp.asarray, wiring.batch())
-    state = init_state(params, step.optimizer, 0)
-    shape = jax.eval_shape(step.rollout, state, batch, state.seed).target_tokens.shape
-    assert shape == (6, 5)
