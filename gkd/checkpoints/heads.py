@@ -42,7 +42,8 @@ def read_head(raw: Mapping[str, Any], is_own: bool | None, where: Any) -> tuple[
     if flag is not None or _is_version_5(raw):
         return not is_own, _is_scaled_in_5(family, said, flag, is_own, where)
     if is_own:
-        if said or (said is None and family == "t5"):
+        unclear = family == "t5" or raw.get("transformers_version")  # else only version 5 writes it
+        if unclear and (said or (said is None and family == "t5")):
             raise ValueError(
                 f"{where}: the head is tied by tie_word_embeddings, but {HEAD} differs from the "
                 "embedding table: set tie_word_embeddings to false if the head is the model's own, "

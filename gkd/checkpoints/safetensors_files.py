@@ -69,7 +69,13 @@ def _parse(text: bytes, path: epath.Path) -> dict[str, Any]:
         raise ValueError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} has a damaged header: not a table of tensors")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise ValueError(f"{path} has a damaged header: __metadata__ is {shown(metadata)}")
+    unclear = next((name for name in header if not name.isprintable()), None)
+    if unclear is not None:
+        raise ValueError(f"{path} has a damaged header: a tensor's name is {shown(unclear)}")
     return header
 
 

@@ -12,6 +12,7 @@ from gkd.data.numbers import ANSWER_IS, boxed
 _FULL_WIDTH = {0xFF01 + i: chr(0x21 + i) for i in range(94)}
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _EMPHASIS = re.compile(r"\*\*|__|`|</?[a-z]{1,6}>")
+_EMPHASISED = re.compile(r"(?<![\w*])([*_]{1,3})(\(?[A-Za-z]\)?\.?)\1(?![\w*])")
 _QUOTED = re.compile(r"([\"'“‘$]|\\\()\s*(.*?)\s*([\"'”’$]|\\\))(\.?)", re.DOTALL)
 
 _CHOICE_IS = re.compile(
@@ -89,7 +90,7 @@ def chosen_letter(text: str) -> str | None:
     box = boxed(text)
     if box is not None:
         return _first_letter(box)
-    text = _EMPHASIS.sub("", text)
+    text = _EMPHASIS.sub("", _EMPHASISED.sub(r"\2", text))
     last_line = text.rstrip().rfind("\n") + 1
     starts = [match.end() for match in _CHOICE_IS.finditer(text)]
     for start in [*reversed(starts), 0, last_line]:
@@ -100,7 +101,8 @@ def chosen_letter(text: str) -> str | None:
 
 
 def _first_letter(text: str) -> str | None:
-    text = _EMPHASIS.sub("", _LATEX_TEXT.sub(r"\1", text))
+    text = re.sub(r"\\[ ,;:!]|~", " ", _LATEX_TEXT.sub(r"\1", text))
+    text = _EMPHASIS.sub("", _EMPHASISED.sub(r"\2", text))
     match = _LETTER.match(text)
     if match is None:
         return None

@@ -37,26 +37,31 @@ _CHARACTERS = {
 }  # fmt: skip
 _THOUSANDS = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:[{_THIN}{_SPACES}]\d{{3}})+(?!\d)")
 _VULGAR = re.compile("(\\d?)[ \u2009]?([¼-¾⅐-⅞↉])")
+_SLASHED = re.compile("(\\d?)[ \u2009]?([⁰¹²³⁴-⁹]+)/([₀-₉]+)")
 _SUPERSCRIPT = re.compile("([0-9)])([⁺⁻]?[⁰¹²³⁴-⁹]+)")
 
 _LATEX = (
     (re.compile(r"(?:\\text|\\mathrm)?\{([,.])\}"), r"\1"),  # 9{,}500
     (re.compile(r",\\!"), ","),  # 9,\!500
     (re.compile(r"(\d)(?:\\[,;:! ]|~)(?=\d{3})"), rf"\1{_THIN}"),
-    (re.compile(r"\\[,;:! ]|~|\\q?quad\b"), " "),
-    (re.compile(r"\\(?:left|right|displaystyle)\b"), ""),
+    (re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])"), " "),
+    (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])"), ""),
     (re.compile(r"\\([$%&#])"), r"\1"),
-    (re.compile(r"\\(?:times|cdot|ast)\b"), "*"),
-    (re.compile(r"\\div\b"), "/"),
-    (re.compile(r"\\(?:approx|sim|simeq)\b"), "≈"),
+    (re.compile(r"\\(?:text)?(?:sterling|pounds)(?![A-Za-z])"), "£"),
+    (re.compile(r"\\(?:text)?euro(?:\{\})?(?![A-Za-z])"), "€"),
+    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\\(?:pm|mp)(?![A-Za-z])"), "±"),
+    (re.compile(r"\\(?:approx|sim|simeq)(?![A-Za-z])"), "≈"),
     (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox)\s*\{([^{}]*)\}"),
      r" \1 "),
-    (re.compile(r"\\(?:mathrm|mathbf|bf|rm)\b"), ""),
+    (re.compile(r"\\(?:mathrm|mathbf|bf|rm)(?![A-Za-z])"), ""),
     (re.compile(
-        r"(\d)?\s*\\[cdt]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.]+)\s*\}|(\d))"),
-     lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2] or m[3]}/{m[4] or m[5]}"),
+        r"(\d)?\s*\\[cdt]?frac\s*(?:\{\s*([-+]?[\d.,]+)\s*\}|(\d))"
+        r"\s*(?:\{\s*(-?)([\d.]+)\s*\}|(\d))"),
+     lambda m: f"{m[1] + ' ' if m[1] else ''}{m[4] or ''}{m[2] or m[3]}/{m[5] or m[6]}"),
     (re.compile(r"\^\s*\{\s*([^{}]*?)\s*\}"), r"^\1"),
-    (re.compile(r"\^\s*\\circ\b|\\degree\b|°"), " degrees "),
+    (re.compile(r"\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|°"), " degrees "),
     (re.compile(r"([^\d)\s^])\s*\^\s*-?\d+"), r"\1"),  # m^2
 )  # fmt: skip
 
@@ -116,7 +121,7 @@ _LEAD = re.compile(
 )
 _BOX_OR_BRACE = re.compile(r"\\f?boxed ?\{|\\fbox ?\{|[{}]")
 _LONGEST = 300  # characters after a marker that are read
-_UNSOLVED = re.compile(r"√|π|\\[A-Za-z]+")
+_UNSOLVED = re.compile(r"[√π±]|\\[A-Za-z]+")
 ANSWER_IS = re.compile(
     r"\b(?:answer\**\s*(?:(?:is|are|was|must be|should be|would be|will be)\b"
     r"(?:\s+(?:therefore|thus|then|clearly|probably|likely|most likely))?\s*:?|[:=])"
@@ -134,7 +139,10 @@ def normalised(text: str) -> str:
     """
     text = text.translate(_CHARACTERS)
     text = _VULGAR.sub(lambda m: m[1] + (" " if m[1] else "") + _vulgar(m[2]), text)
-    text = _SUPERSCRIPT.sub(lambda m: m[1] + "^" + unicodedata.normalize("NFKC", m[2]), text)
+    text = _SLASHED.sub(lambda m: f"{m[1]} {_plain(m[2])}/{_plain(m[3])}", text)
+    text = _SUPERSCRIPT.sub(lambda m: m[1] + "^" + _plain(m[2]), text)
+    if not text.isascii():
+        text = re.sub(r"\d", lambda m: str(int(m[0])), text)  # digits of every script
     text = text.translate(SIGNS)  # the superscript minus
     if "\\" in text or "{" in text or "^" in text or "~" in text or "°" in text:
         for pattern, replacement in _LATEX:
@@ -147,8 +155,12 @@ def with_commas(text: str) -> str:
     return _THOUSANDS.sub(lambda m: re.sub(r"\D", ",", m.group()), text)
 
 
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
 def _vulgar(character: str) -> str:
-    return unicodedata.normalize("NFKC", character).replace("⁄", "/")
+    return _plain(character).replace("⁄", "/")
 
 
 def boxed(text: str) -> str | None:
@@ -229,7 +241,7 @@ def _stated(text: str) -> tuple[bool, Fraction | None]:
     lead = _LEAD.match(text)
     match = _STATED.match(text, lead.end())
     if match is None:
-        return False, None
+        return text.startswith("±", lead.end()), None
     value = _value(match)
     if lead["minus"] and value is not None:
         value = -value

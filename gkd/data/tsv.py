@@ -32,14 +32,17 @@ def tsv_rows(
       one column they are empty cells, but for those at its end.
 
     Raises:
-      ValueError: in one line: a row of another number of cells, or a quote whose end is not clear.
+      ValueError: in one line: two columns of one name, a row of another number of cells, or a quote
+        whose end is not clear.
     """
+    _check_columns(columns or (), path)
     reader = _Lines(lines)
     blank: list[tuple[int, str]] = []
     for number, text in reader:
         if columns is None:
             if text.strip():
                 columns = [cell for cell, _ in _cells(text)[0]]
+                _check_columns(columns, f"{path}:{number}")
         elif not text.strip(" "):
             blank += [(number, text)] if len(columns) == 1 else []
         else:
@@ -47,6 +50,12 @@ def tsv_rows(
             blank = []
             cells = _row(reader, number, text, columns, path)
             yield number, dict(zip(columns, cells, strict=True))
+
+
+def _check_columns(columns: Sequence[str], where: str) -> None:
+    repeated = next((name for name in columns if list(columns).count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{where}: two columns are named {repeated!r}: give each its own name")
 
 
 class _Lines:

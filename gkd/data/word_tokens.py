@@ -112,7 +112,10 @@ def rouge_tokenizer(text: str, name: str | None) -> str | None:
     chosen = by_script([text])
     if chosen != DEFAULT:
         return chosen
+    alone = not re.search("[A-Za-z0-9]", text) and re.search(r"[^\W_]", text)  # ROUGE would be 0
     other = len(_OTHER.findall(text))
+    if alone and not other:
+        return "intl"
     return "intl" if other and other >= _SHARE * _letters([text]) else None
 
 

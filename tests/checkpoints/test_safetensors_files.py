@@ -96,6 +96,12 @@ def _entry(shape=(2, 3), dtype="F32", offsets=(0, 24)):
         (json.dumps({"a": _entry()})[:-1].encode() + b', "a": {}}', "'a' twice"),
         (b'{"a":' + b"[" * 100_000, "damaged header: .*levels deep"),
         (b'{"a":' * 100_000, "damaged header: .*levels deep"),
+        (
+            {"a": _entry(), "__metadata__": {"step": 1}},
+            "damaged header: __metadata__ is {'step': 1}",
+        ),
+        ({"a": _entry(), "__metadata__": ["pt"]}, "damaged header: __metadata__ is"),
+        ({"\ud800": _entry()}, r"damaged header: a tensor's name is '\\ud800'"),
         (b"[1, 2]", "damaged header: not a table"),
         (b'{"a": ', "damaged header"),
         (b"\xff\xfe\xfd", "damaged header"),

@@ -52,6 +52,12 @@ def test_empty_cells_are_a_row_and_blank_lines_none():
     assert rows("a\tb\n", ("x", "y")) == [["a", "b"]]
 
 
+def test_two_columns_of_one_name_are_refused():
+    for text, columns in (("q\tq\n1\t2\n", None), ("1\t2\n", ("q", "q"))):
+        with pytest.raises(ValueError, match="a.tsv.*: two columns are named 'q'"):
+            rows(text, columns)
+
+
 def test_what_may_be_one_row_or_several_is_refused():
     with pytest.raises(ValueError, match="a.tsv:2: a cell opens a quote that line 3 closes"):
         rows('q\ta\nx\t"def f():\n\treturn 1"\n')
