@@ -25,6 +25,9 @@ WITHOUT_EFFECT = {
 OF_A_LAUNCH = WITHOUT_EFFECT | {
     "train_steps", "evaluate_every", "best_metric", "best_mode", "stacked_layers",
 }  # fmt: skip
+# Parameters that earlier versions lacked, with the values that they behaved as. Those versions also
+# lacked `allow_changes`, which configs/train.gin binds.
+_EARLIER_VALUES = {"escapes": True}
 _CHECKPOINTS = {"student", "teacher", "reward_model", "teacher_top_k"}  # paths of any spelling
 _VERBS = ("train", "evaluate", "sweep")
 _PACKAGES = ("jobs", "models", "distill", "data", "checkpoints")
@@ -71,7 +74,7 @@ def of_bindings(
         module, name = key.rpartition("/")[2].split(".")[0], key.rpartition(".")[2]
         if name in WITHOUT_EFFECT or (module in _VERBS and module != verb):
             continue
-        old = before[key] if key in before else _default(targets[key])
+        old = before[key] if key in before else _default(targets[key], bindings)
         new = after[key] if key in after else _default_of_recorded(recorded_as[key])
         if name == "step" and (old, new) == (BEST, BEST_OR_NEWEST):
             continue  # the default of earlier versions: what it measured had a best step
@@ -113,7 +116,10 @@ def of_launches(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
         if name in free or (module in _VERBS and module != "train"):
             continue
         key = next(own[short][0] for own in settings if short in own)
-        raw = [own[short][1] if short in own else _default_of_recorded(key) for own in settings]
+        raw = [
+            own[short][1] if short in own else _default_of_recorded(key, bindings)
+            for own, bindings in zip(settings, parsed, strict=True)
+        ]
         old, new = (
             _with_short_references(_resolved(value, bindings))
             for value, bindings in zip(raw, parsed, strict=True)
@@ -183,9 +189,16 @@ def _short(key: str) -> str:
     return scope + slash + ".".join(name.split(".")[-3:])
 
 
-def _default(target: str) -> Any:
-    """What a parameter is that nothing sets; _UNSET where there is none of that name."""
+def _default(target: str, recorded: Mapping[str, Any] | None = None) -> Any:
+    """Returns a parameter's value where nothing sets it; _UNSET where there is none of that name.
+
+    Args:
+      target: the parameter, with its module and function.
+      recorded: the bindings of the configuration that does not set it; None is the present one.
+    """
     *path, name = target.rpartition("/")[2].split(".")
+    if recorded and name in _EARLIER_VALUES and "train.train.allow_changes" not in recorded:
+        return _EARLIER_VALUES[name]
     for cut in range(len(path) - 1, 0, -1):
         try:
             module = importlib.import_module(".".join(path[:cut]))
@@ -197,8 +210,11 @@ def _default(target: str) -> Any:
     return _UNSET
 
 
-def _default_of_recorded(key: str) -> Any:
+def _default_of_recorded(key: str, recorded: Mapping[str, Any] | None = None) -> Any:
     """The same by a recorded name: gin leaves out the packages that an import has spelled out."""
     name = key.rpartition("/")[2]
     whole = [name] if name.count(".") > 2 else [f"gkd.{package}.{name}" for package in _PACKAGES]
-    return next((found for found in map(_default, whole) if found is not _UNSET), _UNSET)
+    return next(
+        (found for found in (_default(name, recorded) for name in whole) if found is not _UNSET),
+        _UNSET,
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from gkd.jobs import command_line
 from gkd.jobs.run_directory import config_bindings
-from gkd.jobs.setting_changes import of_launches
+from gkd.jobs.setting_changes import of_bindings, of_launches, settings_of
 
 TINY = str(pathlib.Path(__file__).with_name("tiny.gin"))
 BEFORE = (
@@ -96,3 +96,24 @@ def test_a_replay_follows_the_evaluations(before):
 
 def test_without_gin_files_nothing_is_compared(before):
     assert of_launches({}, before) == [] == of_launches(before, {})
+
+
+@pytest.mark.parametrize("verb", ["launches", "sweep"])
+def test_a_record_without_a_later_parameter_means_what_that_version_did(verb):
+    """Earlier versions always read FLAN's \\n in TSV cells as a newline, and had no `escapes`."""
+    flan = str(pathlib.Path(TINY).parents[2] / "configs/runs/flan/base.gin")
+    command = command_line.parse_arguments(["train", f"--gin_file={flan}"])
+    command_line.configure(command)
+    now = config_bindings(gin.config_str())
+    without = {key: value for key, value in now.items() if not key.endswith(".escapes")}
+    earlier = {key: value for key, value in without.items() if "allow_changes" not in key}
+    settings = settings_of(command_line.read_configuration(command))
+
+    def changes(before):
+        if verb == "sweep":
+            return of_bindings(before, settings, "train")
+        return of_launches(before, now)
+
+    assert "tasks.instructions.escapes" in now
+    assert changes(now) == changes(earlier) == []
+    assert changes(without) == ["escapes False → True"]
