@@ -120,15 +120,30 @@ class AddedTokensVocabulary(FolderVocabulary):
             s = s.replace(_UNDERLINE, " ")
             s = _UNDERLINE + s if self.files.add_prefix_space else s
         ids: list[int] = []
+        marks: list[bool] = []  # whether an id is a special token of the text itself
         for part in self._parts(s):
-            if part in self._tokens:
-                ids.append(self._tokens[part].id)
-            else:
-                ids += self._base.encode(part) if legacy else self._without_prefix(part)
-        if not legacy and len(ids) > 1 and ids[0] == self._underline:
-            special = self._tokens.get(self._ids.get(ids[1], ""))
-            ids = ids[1:] if special is not None and special.special else ids
+            token = self._tokens.get(part)
+            found = [token.id] if token else self._between(part, legacy)
+            ids += found
+            marks += [token is not None and token.special] * len(found)
+        if not legacy and len(ids) > 1 and ids[0] == self._underline and marks[1]:
+            return ids[1:]
         return ids
+
+    def _between(self, text: str, legacy: bool) -> list[int]:
+        """Ids of what lies between added tokens.
+
+        A piece that is an added token's text has that token's id, as transformers looks it up: the
+        sentencepiece's normalisation may have made it (`｛` is `{`), or it is in a longer word.
+        """
+        if isinstance(self._base, seqio.ByteVocabulary):
+            return self._base.encode(text)
+        plain = self._base.tokenizer if legacy else self._plain
+        pieces = plain.encode(text, out_type=str) if legacy else self._without_prefix(text)
+        return [
+            self._tokens[piece].id if piece in self._tokens else plain.piece_to_id(piece)
+            for piece in pieces
+        ]
 
     def _parts(self, text: str) -> list[str]:
         """The text's parts, added tokens and what lies between, none empty."""
@@ -149,11 +164,11 @@ class AddedTokensVocabulary(FolderVocabulary):
                 parts[i], parts[i + 1] = "", part + parts[i + 1]
         return [part for part in parts if part]
 
-    def _without_prefix(self, text: str) -> list[int]:
+    def _without_prefix(self, text: str) -> list[str]:
         """Pieces of a text that starts no word unless it says so (transformers' legacy=False)."""
         if not text.startswith((_UNDERLINE, " ")):
-            return self._plain.encode(text)
-        return self._plain.encode(self.files.unk + text)[self._unk_length :]
+            return self._plain.encode(text, out_type=str)
+        return self._plain.encode(self.files.unk + text, out_type=str)[self._unk_length :]
 
     @functools.cached_property
     def _plain(self) -> Any:

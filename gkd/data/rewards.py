@@ -8,7 +8,6 @@ binds its other arguments. A reward that a model gives on the devices is an `InP
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,8 @@ from gkd.data.calculator import final_number
 
 # (prompts, samples, references) -> rewards, all of one length
 HostReward = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +229,7 @@ def rewards_of_rows(
       float32 [N].
 
     Raises:
-      ValueError: rows that are no B·G, or a reward that is not one finite number a sample.
+      ValueError: rows that are no B·G, or a reward that is not one finite float32 a sample.
     """
     prompts = vocabularies.decode_tokens(vocabulary, encoder_input_tokens)
     references = vocabularies.decode_tokens(vocabulary, reference_tokens)
@@ -243,11 +244,11 @@ def rewards_of_rows(
         for texts in (prompts, references)
     )
     values = [float(value) for value in reward(prompts, samples, references)]
-    wrong = [value for value in values if not math.isfinite(value)]
+    wrong = [value for value in values if not abs(value) <= _LARGEST]  # or NaN
     if len(values) != len(samples) or wrong:
         found = f"the reward {wrong[0]}" if wrong else f"{len(values)} rewards"
         raise ValueError(
             f"{getattr(reward, '__name__', reward)} gave {found} for {len(samples)} samples: a "
-            "reward is one finite number a sample"
+            "reward is one finite float32 number a sample"
         )
     return np.array(values, np.float32)

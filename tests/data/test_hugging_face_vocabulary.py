@@ -78,6 +78,13 @@ STRIPS = [
          "Helloworlda<unk><extra_id_3>{", [566, 7126, 7276, 9, 2, 32096, 32100]),
         ([token("[SEP]", special=True)], {}, "world\nworld[SEP]<extra_id_3> new  ",
          [296, 296, 32100, 32096, 126]),
+        # A piece that is unknown is not the special token; one that is an added token's text is it.
+        ([token("foo")], {"legacy": False}, "<<a>>", [3, 2, 9, 3155, 3155]),
+        (STRIPS, {"legacy": False}, "{", [3, 2]),
+        ([token("word", single_word=True)], {"legacy": False}, "word wordy sword word",
+         [1448, 32100, 63, 16600, 32100]),
+        ([token("|"), token("{", lstrip=True), token("}", rstrip=True)], {}, "a ｛ b｝",
+         [3, 9, 3, 32101, 3, 115, 32102]),
     ],
 )  # fmt: skip
 def test_strips_words_and_legacy_are_transformers(shared, tmp_path, tokens, config, text, ids):

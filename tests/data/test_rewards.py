@@ -100,7 +100,11 @@ def test_the_rewards_of_two_hosts_are_those_of_one():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([1.0], "gave 1 rewards for 2 samples"), ([0.5, math.nan], "gave the reward nan")],
+    [
+        ([1.0], "gave 1 rewards for 2 samples"),
+        ([0.5, math.nan], "gave the reward nan"),
+        ([0.5, -1e39], "gave the reward -1e[+]39"),
+    ],
 )
 def test_a_reward_that_is_not_one_finite_number_a_sample_is_refused(values, message):
     def mine(prompts, samples, references):
