@@ -13,8 +13,8 @@ from gkd.jobs import models, settings
 from gkd.jobs.decoding import Decoding
 from gkd.jobs.lease import job_lease
 from gkd.jobs.reward_scoring import load_judge
-from gkd.jobs.training_loop import write_json
 from gkd.jobs.verb_settings import EVALUATE
+from gkd.jobs.whole_files import write_json
 from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
 from gkd.step_names import BEST_OR_NEWEST

@@ -15,8 +15,13 @@ from typing import Any, BinaryIO
 from gkd.jobs.gin_files import REPOSITORY
 from gkd.jobs.lease import Lease
 from gkd.jobs.run_directory import environment, git_state
-from gkd.jobs.training_loop import write_json
-from gkd.jobs.whole_files import append_lines, cannot_write, cut_unfinished_line, replace_file
+from gkd.jobs.whole_files import (
+    append_lines,
+    cannot_write,
+    cut_unfinished_line,
+    replace_file,
+    write_json,
+)
 
 _READ_BYTES = 1 << 22
 

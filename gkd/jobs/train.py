@@ -28,7 +28,8 @@ from gkd.jobs.run_directory import check_changes, check_model_dir, open_run
 from gkd.jobs.signals import StopRequest
 from gkd.jobs.step_means import StepMeans
 from gkd.jobs.step_program import StepProgram, abstract_batch, starting_state
-from gkd.jobs.training_loop import Intervals, TrainingLoop, pin_teacher, pinned_teacher
+from gkd.jobs.teacher_record import pin_teacher, pinned_teacher
+from gkd.jobs.training_loop import Intervals, TrainingLoop
 from gkd.jobs.verb_settings import TRAIN
 from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
@@ -28,13 +27,12 @@ from gkd.jobs.progress import Progress
 from gkd.jobs.run_directory import read_launches, step_spans
 from gkd.jobs.signals import Stopped, StopRequest
 from gkd.jobs.step_means import StepMeans
-from gkd.jobs.whole_files import replace_file
+from gkd.jobs.whole_files import write_json
 from gkd.json_files import Field, check_fields, read_json
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
 
 SUMMARY_FILE = "summary.json"
-TEACHER_FILE = "teacher.json"
 TEACHER_EVALUATION_FILE = "teacher_evaluation.json"
 
 
@@ -370,37 +368,3 @@ class TrainingLoop:
 def _format(values):
     """The metrics in a line, without those of a task's parts, which may be many."""
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
-
-
-def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) -> str | None:
-    """The teacher's step folder: on a resume the one the run began with, else the newest."""
-    path = directory / TEACHER_FILE
-    if resumes and path.exists():
-        then = (
-            "it says from which step of the teacher this run learns: restore it, or delete it to "
-            "learn from the teacher's newest step"
-        )
-        try:
-            saved = read_json(path, dict)
-            text = Field(kinds=(str,), required=True, none=True)
-            check_fields(saved, {"teacher": text, "step_folder": text}, path)
-        except ValueError as error:
-            raise ValueError(f"{error}; {then}") from error
-        if saved["teacher"] == teacher:
-            return saved["step_folder"]
-    return teacher
-
-
-def pin_teacher(
-    directory: pathlib.Path, teacher: str | None, expert: models.LoadedModel | None
-) -> None:
-    """Records which step of the teacher's run this run learns from."""
-    if expert is not None:
-        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": expert.checkpoint})
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a whole file or none; the job's first process does."""
-    if not processes.is_first():
-        return
-    replace_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

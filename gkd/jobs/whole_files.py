@@ -7,9 +7,13 @@ stays as it was. Every verb's own files are written through here.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
+
+from gkd.parallel import processes
 
 _TAIL_BYTES = 1 << 16
 
@@ -119,3 +123,17 @@ def cannot_write(path: pathlib.Path, error: OSError) -> OSError:
     )
     made.errno = error.errno
     return made
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all; the job's first process does.
+
+    Args:
+      path: the file.
+      value: anything that JSON has.
+
+    Raises:
+      OSError: it cannot be written; what was there before stays.
+    """
+    if processes.is_first():
+        replace_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
