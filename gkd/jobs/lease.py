@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gkd.jobs.lease_owner import RECORD_BYTES, Owner, lease_seconds
+from gkd.jobs.lease_owner import RECORD_BYTES, Owner, check_readable, lease_seconds
 from gkd.jobs.whole_files import cannot_write
 from gkd.parallel import processes
 
@@ -145,7 +145,7 @@ class Lease:
 
         Raises:
           LeaseHeld: another launch has it; the message names its host and process.
-          OSError: the folder cannot be written to.
+          OSError: the folder cannot be written to, or a lease in it cannot be read.
         """
         watch, told = Watch(self._prefix), False
         while True:
@@ -166,6 +166,7 @@ class Lease:
                     )  # fmt: skip
                 time.sleep(min(0.5, lease_seconds() / _BEATS))
                 continue
+            check_readable(file_of(self._prefix, max(numbers(self._prefix), default=1)))
             if self._claim(sight):
                 break
             time.sleep(random.uniform(0.05, 0.3))

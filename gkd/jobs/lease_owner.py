@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import json
 import os
 import pathlib
@@ -109,6 +110,31 @@ def lease_seconds() -> float:
     if not re.fullmatch(r"[1-9]\d{0,4}", value):
         raise ValueError(f"{SECONDS} is {value!r}: use whole seconds, from 1 to 86399")
     return float(min(int(value), 86399))
+
+
+def check_readable(path: pathlib.Path) -> None:
+    """Refuses what can never be read as a lease, and so would never be free.
+
+    A mount that fails for a moment is no such case.
+
+    Args:
+      path: the lease's newest file, or where it would be made.
+
+    Raises:
+      OSError: it is a folder, a link, or not readable by this user.
+    """
+    try:
+        with open(path, "rb"):
+            reason = ""
+    except OSError as error:
+        lasting = error.errno in (errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+        reason = os.strerror(error.errno) if lasting else ""
+    if path.is_symlink():
+        reason = reason or "it is a link"
+    if reason:
+        raise OSError(
+            f"cannot read the lease {path} ({reason}): if no launch writes there, move it away"
+        )
 
 
 def _place() -> tuple[str, str, str]:

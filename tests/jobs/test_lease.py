@@ -179,6 +179,29 @@ def test_a_later_process_of_the_same_number_is_not_the_owner(prefix):
     assert taking(prefix)[0] < 0.5
 
 
+@pytest.mark.parametrize("kind", ["folder", "link to itself", "link to nothing"])
+@pytest.mark.parametrize("number", [1, 5])
+def test_what_cannot_be_read_as_a_lease_is_refused_in_one_line(prefix, kind, number):
+    path = file_of(prefix, number)
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name if kind == "link to itself" else "nothing")
+    errors = []
+
+    def take():
+        try:
+            Lease(prefix, "OUTPUT out").take()
+        except OSError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(timeout=5)
+    assert len(errors) == 1 and f"{path} (" in errors[0] and "move it away" in errors[0]
+    assert numbers(prefix) == [number]
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"junk", b"[1]", b'{"id": 3}', b"\xff\xfe", b"[" * 4000, b"x" * 9000]
 )
