@@ -18,6 +18,7 @@ from gkd.checkpoints import formats
 from gkd.checkpoints.tensors import Checkpoint, check_tensors, read_onto
 from gkd.data import vocabularies
 from gkd.data.tasks import TaskSpec
+from gkd.jobs.whole_files import replace_file
 from gkd.models.interface import Seq2SeqModel
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
@@ -78,10 +79,11 @@ def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
         sources = {VOCABULARY_FILE: pathlib.Path(pieces)}
     for name, source in sources.items():
         target = directory / name
-        if processes.is_first() and source.exists() and not target.exists():
-            temporary = target.with_suffix(".tmp")
-            temporary.write_bytes(source.read_bytes())
-            temporary.replace(target)
+        if not processes.is_first() or not source.exists():
+            continue
+        content = source.read_bytes()
+        if not target.is_file() or target.read_bytes() != content:  # absent, or damaged
+            replace_file(target, content)
 
 
 def open_model(role: str, checkpoint: str, step: int | str | None = None) -> Checkpoint:

@@ -178,3 +178,18 @@ def test_refusals(source, tmp_path, capfd, monkeypatch):
     error = convert(capfd, source, tmp_path / "x", code=1)
     assert "nothing is left of it" in error and "No space left" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pickled", "source"]
+
+
+def test_a_damaged_tokenizer_of_a_run_is_written_again(tmp_path):
+    vocabulary = vocabularies.t5(
+        str(pathlib.Path(vocabularies.__file__).with_name("arithmetic.model"))
+    )
+    content = pathlib.Path(vocabularies.__file__).with_name("arithmetic.model").read_bytes()
+    for damaged in (b"", b"junk", content[:100]):
+        (tmp_path / "spiece.model").write_bytes(damaged)
+        models.save_vocabulary(vocabulary, tmp_path)
+        assert (tmp_path / "spiece.model").read_bytes() == content
+    (tmp_path / "spiece.model").unlink()
+    (tmp_path / "spiece.model").mkdir()
+    with pytest.raises(OSError, match="cannot write .*spiece.model"):
+        models.save_vocabulary(vocabulary, tmp_path)
