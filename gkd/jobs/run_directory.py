@@ -120,7 +120,7 @@ class RunDirectory:
             return
         path = self.path / OPERATIVE_CONFIG_FILE
         config = gin.operative_config_str()
-        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
         if lines and set(config.splitlines()) <= set(lines):
             return
         replace_file(path, config)

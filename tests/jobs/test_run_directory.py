@@ -223,3 +223,9 @@ def test_git_state_of_clean_dirty_and_absent_checkouts(tmp_path, monkeypatch):
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setattr(run_directory, "PACKAGES", ("jax", "no-such-package-at-all"))
     assert set(run_directory.environment()["versions"]) == {"gkd", "jax"}
+
+
+def test_a_folder_in_place_of_the_operative_configuration_is_one_clear_line(tmp_path):
+    (tmp_path / "operative_config.gin").mkdir()
+    with pytest.raises(OSError, match="cannot write .*operative_config.gin .*Is a directory"):
+        open_run(tmp_path).write_operative_config()
