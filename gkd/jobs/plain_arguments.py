@@ -39,8 +39,8 @@ def value_of(text: str, setting: Setting, name: str) -> Any:
                     break
                 except ValueError:
                     continue
-    settings.check(value, setting, name)
-    return value
+    settings.check(value, setting, name)  # as it was typed: 1 and not 1.0
+    return float(value) if isinstance(value, int) and int not in kinds and kinds else value
 
 
 def _option(

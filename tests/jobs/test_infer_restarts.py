@@ -294,15 +294,9 @@ def test_a_launch_that_was_taken_over_writes_nothing_more(run, small_windows, mo
         ("in.txt", b"a\n", {"output": "out.txt"}, ["out.txt holds JSON lines"]),
         ("in.txt", b"a\n", {"samples": 3, "beams": 2}, ["samples is 3 and beams 2"]),
         ("in.txt", b"a\n", {"samples": 2}, ["2 greedy samples are all the same"]),
-        ("in.txt", b"a\n", {"samples": 0}, ["samples is 0"]),
         ("in.txt", b"a\n", {"beams": 2, "temperature": 1}, ["beams search, temperature"]),
         ("in.txt", b"a\n", {"top_k": 2}, ["set temperature above 0"]),
         ("in.txt", b"a\n", {"length_penalty": 1}, ["set beams too"]),
-        ("in.txt", b"a\n", {"beams": 2, "length_penalty": -1}, ["length_penalty is -1"]),
-        ("in.txt", b"a\n", {"temperature": -1}, ["temperature is -1"]),
-        ("in.txt", b"a\n", {"temperature": 1, "top_p": 0}, ["top_p is 0"]),
-        ("in.txt", b"a\n", {"max_length": 0}, ["max_length is 0"]),
-        ("in.txt", b"a\n", {"input_length": 0}, ["input_length is 0"]),
         ("in.txt", b"a\n", {"batch_size": 12}, ["batch_size 12 does not divide over 8 devices"]),
         ("in.txt", b"a\n", {"model": "/no/such/model"}, ["/no/such/model"]),
         ("in.txt", b"a\n", {"vocabulary": "/no/spiece.model"}, ["/no/spiece.model"]),
@@ -313,6 +307,25 @@ def test_bad_input(run, name, content, options, parts):
         (run.folder / name).write_bytes(content)
     assert run(run.folder / name, **options) == 1
     run.refused(*parts)
+    assert not (run.folder / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ({"samples": 0}, "samples is 0"),
+        ({"beams": 2, "length_penalty": -1}, "length_penalty is -1"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": 1, "top_p": 0}, "top_p is 0"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"input_length": 0}, "input_length is 0"),
+        ({"temperature": "warm"}, "temperature is 'warm'"),
+    ],
+)
+def test_values_out_of_range_are_errors_of_the_command_line(run, options, part):
+    """Exit code 2, as the help text lists it, before a model or an input is looked at."""
+    assert run(run.folder / "none.txt", **options) == 2
+    run.refused(part)
     assert not (run.folder / "out.jsonl").exists()
 
 

@@ -129,7 +129,6 @@ def test_killed_it_continues_to_the_same_bytes_but_not_on_another_split(run, tas
         ({"task": True, "gin": "MAX_EXAMPLES"}, ["write --gin.NAME=VALUE"]),
         ({"task": True, "gin.FILES": {"train": "no.jsonl"}}, ["no.jsonl does not exist"]),
         ({"task": True, "top_k_log_probs": 5}, ["give --score too"]),
-        ({"task": True, "score": True, "top_k_log_probs": 0}, ["top_k_log_probs is 0: use 1"]),
         (
             {"task": True, "score": True, "top_k_log_probs": USABLE},
             [f"top_k_log_probs is {USABLE}, but only {USABLE - 1} ids"],  # not pad
@@ -146,3 +145,8 @@ def test_what_means_nothing_is_refused(run, task, options, parts):
     assert run(options.pop("input", None), **options) == 1
     run.refused(*parts)
     assert not (run.folder / "out.jsonl").exists()
+
+
+def test_no_ids_to_keep_is_an_error_of_the_command_line(run, task):
+    assert run(None, task=task, score=True, top_k_log_probs=0) == 2
+    run.refused("top_k_log_probs is 0: use 1")
