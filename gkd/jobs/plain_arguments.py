@@ -40,7 +40,10 @@ def value_of(text: str, setting: Setting, name: str) -> Any:
                 except ValueError:
                     continue
     settings.check(value, setting, name)  # as it was typed: 1 and not 1.0
-    return float(value) if isinstance(value, int) and int not in kinds and kinds else value
+    if isinstance(value, int) and kinds and int not in kinds:
+        value = float(text)
+        settings.check(value, setting, name)  # a number of 400 digits has become infinite
+    return value
 
 
 def _option(
