@@ -19,10 +19,10 @@ import time
 import jax
 
 from benchmarks.machine import spread
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
 from gkd.data import pipeline
-from gkd.jobs import command_line
-from gkd.jobs.command_line import Command
-from gkd.jobs.evaluation import host_batch
+from gkd.evaluate.evaluation import host_batch
 from gkd.parallel import mesh as meshes
 
 START = "configs/runs/quickstart/start.gin"

@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gkd.data import pipeline, vocabularies
+from gkd.configuration.task_files import read_task
+from gkd.data import pipeline
 from gkd.distill import divergences
 from gkd.distill.rollouts import shift_right
-from gkd.distill.top_k import truncation_bias
-from gkd.jobs import models
-from gkd.jobs.task_files import read_task
+from gkd.distill.truncated_teacher import truncation_bias
 from gkd.models.interface import project
 from gkd.parallel import mesh as meshes
+from gkd.runs import model_loading
+from gkd.vocabularies import vocabularies
 
 KS = (1, 2, 4, 8, 16, 32, 64)
 CASES = (("forward_kl", "bucket"), ("forward_kl", "renormalise"), ("reverse_kl", "bucket"))
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
     task = read_task(given.task)
     mesh, rules = meshes.make_mesh(), meshes.rules_for()
     loaded = [
-        models.load_model(role, mesh, rules, task, None, path, "best")
+        model_loading.load_model(role, mesh, rules, task, None, path, "best")
         for role, path in (("STUDENT", given.student), ("TEACHER", given.teacher))
     ]
     valid = jnp.asarray(vocabularies.valid_ids(task.vocabulary, loaded[0].config.vocab_size))

@@ -1,6 +1,6 @@
 # What tpu_vm.sh and gke_xpk.sh share; they source it.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-mounts=/buckets # on every host: gs://NAME/path is /buckets/NAME/path, see gkd/jobs/buckets.py
+mounts=/buckets # on every host: gs://NAME/path is /buckets/NAME/path, see gkd/configuration/buckets.py
 dry_run=false
 stopping=false
 

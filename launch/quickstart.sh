@@ -6,4 +6,4 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 bash "$root/launch/setup.sh"
 cd "$root"
-exec .venv/bin/python -m gkd.jobs.quickstart "$@"
+exec .venv/bin/python -m gkd.quickstart.quickstart "$@"

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gkd.checkpoints import folders
-from gkd.json_files import read_json
+from gkd.files.json_files import read_json
 
 _SHOWN_DIFFERENCES = 5
 _ORBAX_METADATA = "_METADATA"

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from gkd.json_files import read_json
+from gkd.files.json_files import read_json
 
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_ITEM = "state"

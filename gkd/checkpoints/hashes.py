@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from gkd.json_files import Field, check_fields, check_value, read_json, shown
+from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
 
 HASHES_FILE = "hashes.json"
 # Orbax completes these two after the hashes are taken; nothing that is restored depends on them.

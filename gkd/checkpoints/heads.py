@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gkd.checkpoints.tensors import Tensor
 from gkd.models.t5 import T5Config
+from gkd.tensor_files.tensor import Tensor
 
 HEAD = "lm_head.weight"
 _TABLE, _KERNEL = "token_embedder/embedding", "decoder/logits_dense/kernel"

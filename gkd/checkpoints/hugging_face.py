@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from gkd.checkpoints import writing
 from gkd.checkpoints.heads import HEAD, for_hugging_face
 from gkd.checkpoints.hugging_face_names import (
     check_config,
@@ -19,25 +18,20 @@ from gkd.checkpoints.hugging_face_names import (
     read_config,
     write_config,
 )
-from gkd.checkpoints.safetensors_files import (
+from gkd.checkpoints.tensors import Checkpoint, as_tensors, check_tensors, read_finite, read_numpy
+from gkd.files import atomic_folders
+from gkd.files.json_files import read_json, shown
+from gkd.models.t5 import T5Config
+from gkd.tensor_files.safetensors_files import (
     converted,
     open_safetensors,
     same_values,
     split_by_size,
     write_safetensors,
 )
-from gkd.checkpoints.tensors import (
-    Checkpoint,
-    Tensor,
-    as_tensors,
-    check_tensors,
-    read_finite,
-    read_numpy,
-)
-from gkd.json_files import read_json, shown
-from gkd.models.t5 import T5Config
-from gkd.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
-from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
+from gkd.tensor_files.tensor import Tensor
+from gkd.vocabularies.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -212,10 +206,10 @@ def save_hf(
         theirs[known[name][0]] = _oriented(checked, known[name][1])
     for copy in config.embedding_copies:
         theirs[copy] = theirs[_TABLE]
-    with writing.new_folder(directory) as folder:
+    with atomic_folders.new_folder(directory) as folder:
         _write_weights(folder, theirs, largest_file)
         if tokenizer_from is not None:
-            writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
+            atomic_folders.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
         tokenizer_class = "ByT5Tokenizer" if bytes_vocabulary else "T5Tokenizer"
         if sentencepiece is not None and not (folder / VOCABULARY_FILE).exists():
             (folder / VOCABULARY_FILE).write_bytes(epath.Path(sentencepiece).read_bytes())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gkd.checkpoints.heads import HEAD, read_head
-from gkd.json_files import Field, check_fields, shown
+from gkd.files.json_files import Field, check_fields, shown
 from gkd.models.t5 import T5_FIELDS, T5Config
 
 _CLASSES = {

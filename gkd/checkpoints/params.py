@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from gkd.checkpoints import arrays, folders, hashes
-from gkd.json_files import Field, check_fields
+from gkd.files.json_files import Field, check_fields
 from gkd.step_names import BEST, BEST_OR_NEWEST, NEWEST, parse_step
 
 _BEST_FIELDS = {

@@ -14,11 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import type_handlers
 
-from gkd.checkpoints import arrays, folders, hashes, writing
+from gkd.checkpoints import arrays, folders, hashes
 from gkd.checkpoints.params import choose_step, read_description
 from gkd.checkpoints.tensors import (
     Checkpoint,
-    Tensor,
     as_tensors,
     check_tensors,
     nest,
@@ -26,9 +25,11 @@ from gkd.checkpoints.tensors import (
     tensor_names,
     unstacked,
 )
-from gkd.json_files import Field, check_fields
+from gkd.files import atomic_folders
+from gkd.files.json_files import Field, check_fields
 from gkd.models.t5 import T5_FIELDS, T5Config
-from gkd.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
+from gkd.tensor_files.tensor import Tensor
+from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 
 _DESCRIPTION_FIELDS = {
     "model": Field(kinds=(dict,), required=True),
@@ -114,7 +115,7 @@ def save_run_checkpoint(
       directory: the folder to make; it must not exist or be empty.
       config: the architecture.
       params: a nested dictionary of arrays, or names to `Tensor`s, which are read one at a time.
-      description: as a run describes its checkpoints (`gkd.jobs.models.describe`).
+      description: as a run describes its checkpoints (`gkd.runs.model_loading.describe`).
       vocabulary: the sentencepiece model to put beside it.
       tokenizer_from: a folder whose tokenizer files are copied, all that there are.
 
@@ -126,7 +127,7 @@ def save_run_checkpoint(
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")
     folders.silence_orbax()
-    with writing.new_folder(directory) as run:
+    with atomic_folders.new_folder(directory) as run:
         step = run / folders.CHECKPOINTS_FOLDER / "0"
         step.mkdir(parents=True)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_LAZY)) as writer:
@@ -137,7 +138,7 @@ def save_run_checkpoint(
         folders.write_item(step, "metrics", {})
         hashes.write_hashes(step)
         if tokenizer_from is not None:
-            writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, run)
+            atomic_folders.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, run)
         if vocabulary is not None and not (run / VOCABULARY_FILE).exists():
             (run / VOCABULARY_FILE).write_bytes(epath.Path(vocabulary).read_bytes())
 

@@ -16,8 +16,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from gkd.checkpoints import arrays, folders, hashes, writing
-from gkd.json_files import Field, check_fields
+from gkd.checkpoints import arrays, folders, hashes
+from gkd.files import atomic_folders
+from gkd.files.json_files import Field, check_fields
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
@@ -177,7 +178,7 @@ class CheckpointStore:
                 force=True,
             )
         except Exception as error:
-            if writing.storage_reason(error) is None:
+            if atomic_folders.storage_reason(error) is None:
                 raise
             raise self._save_failed(error) from error
         if not self._asynchronous:
@@ -293,7 +294,7 @@ class CheckpointStore:
         self._delete_dropped()
 
     def _save_failed(self, error: Exception) -> OSError:
-        reason = writing.storage_reason(error)
+        reason = atomic_folders.storage_reason(error)
         reason = f"{reason}: put that right, and the same command continues" if reason else error
         return OSError(f"saving step {self._saving} in {self.directory} failed: {reason}")
 

@@ -18,12 +18,10 @@ import tensorstore
 from etils import epath
 from flax import serialization
 
-from gkd.checkpoints import t5x_gin, writing
+from gkd.checkpoints import t5x_gin
 from gkd.checkpoints.heads import with_own_head
-from gkd.checkpoints.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
 from gkd.checkpoints.tensors import (
     Checkpoint,
-    Tensor,
     as_tensors,
     check_tensors,
     layer_count,
@@ -31,9 +29,12 @@ from gkd.checkpoints.tensors import (
     read_finite,
     read_numpy,
 )
-from gkd.checkpoints.zarr_arrays import is_specification, locate_zarr, read_zarr, write_zarr
+from gkd.files import atomic_folders
 from gkd.models.t5 import T5Config
-from gkd.tokenizer_files import TOKENIZER_FILES, read_tokenizer
+from gkd.tensor_files.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
+from gkd.tensor_files.tensor import Tensor
+from gkd.tensor_files.zarr_arrays import is_specification, locate_zarr, read_zarr, write_zarr
+from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
 INDEX_FILE = "checkpoint"
 GIN_FILE = "config.gin"
@@ -340,13 +341,13 @@ def save_t5x(
     check_tensors(tensors, config, "to be written")
     if config.scale_logits is not None:  # T5X scales tied heads and no others
         config, tensors = with_own_head(config, tensors)
-    with writing.new_folder(directory) as folder:
+    with atomic_folders.new_folder(directory) as folder:
         target = {}
         for name, tensor in tensors.items():
             array = _for_t5x(name, read_finite(tensor), config)
             target[name] = write_zarr(folder, f"target.{name.replace('/', '.')}", array)
         if tokenizer_from is not None:
-            writing.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
+            atomic_folders.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
         if sentencepiece is not None and not (folder / VOCABULARY_FILES[0]).exists():
             (folder / VOCABULARY_FILES[0]).write_bytes(epath.Path(sentencepiece).read_bytes())
         (folder / GIN_FILE).write_text(_gin_of(config))

@@ -9,7 +9,7 @@ from typing import Any
 
 from gin import config_parser
 
-from gkd.json_files import check_value, shown
+from gkd.files.json_files import check_value, shown
 from gkd.models.t5 import T5_FIELDS
 
 _CONFIG = "T5Config"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,29 +14,11 @@ import numpy as np
 from etils import epath
 
 from gkd.models.t5 import T5Config, as_seq2seq
-from gkd.tokenizer_files import TokenizerFiles
+from gkd.tensor_files.tensor import Tensor
+from gkd.vocabularies.tokenizer_files import TokenizerFiles
 
 _SHOWN_NAMES = 5
 _LAYER = re.compile(r"/layers_(\d+)/")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor in a file, not read yet.
-
-    Attributes:
-      shape: its shape in this project's orientation.
-      dtype: its NumPy dtype in the file (bfloat16 is ml_dtypes').
-      where: the file and the tensor's name there, for messages.
-      read: () -> the array, of that shape and dtype; reads the file each time it is called.
-      place: (file, offset) where its bytes lie row-major as they are; None where they do not.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    where: str
-    read: Callable[[], np.ndarray]
-    place: tuple[epath.Path, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gkd.data.permutation import permutation
-from gkd.data.tensorflow_host import seqio, tf
+from gkd.vocabularies.tensorflow_host import seqio, tf
 
 _ROWS_AT_ONCE = 1024
 Texts = dict[str, np.ndarray]  # inputs, targets: bytes [rows]; empty: bool [rows]

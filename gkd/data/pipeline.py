@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gkd.data import vocabularies
 from gkd.data.permutation import permutation
 from gkd.data.tasks import TaskSpec
+from gkd.vocabularies import vocabularies
 
 _STATE_FORMAT = 1
 _ROWS_AT_ONCE = 1024

@@ -6,8 +6,8 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gkd.data.tensorflow_host import tf
-from gkd.data.white_space import ONE_LINE, WhiteSpaceRule
+from gkd.vocabularies.tensorflow_host import tf
+from gkd.vocabularies.white_space import ONE_LINE, WhiteSpaceRule
 
 # Our own four problems, in GSM8K's manner: (question, solution, answer).
 EXEMPLARS = (

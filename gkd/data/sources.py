@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gkd.data.permutation import permutation
-from gkd.data.tensorflow_host import seqio, tf
 from gkd.data.tsv import tsv_rows
+from gkd.vocabularies.tensorflow_host import seqio, tf
 
 ENVIRONMENT = "GKD_DATA"
 PRETOKENIZED = ("inputs_pretokenized", "targets_pretokenized")

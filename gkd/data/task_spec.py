@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gkd.data import calculator, sample_metrics, word_tokens
-from gkd.data.tensorflow_host import seqio
+from gkd.metrics import calculator, sample_metrics, word_tokens
+from gkd.vocabularies.tensorflow_host import seqio
 
 # A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
 NUMBERS = {

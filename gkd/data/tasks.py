@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.data import arithmetic as arithmetic_problems
-from gkd.data import metrics, mixtures, prompts, sources, vocabularies
+from gkd.data import mixtures, prompts, sources
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
-from gkd.data.white_space import rule_of
+from gkd.metrics import metrics
+from gkd.vocabularies import vocabularies
+from gkd.vocabularies.white_space import rule_of
 
 
 def summarization(
@@ -44,7 +46,7 @@ def summarization(
       max_examples: how many of the training rows to use; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
       tokenize: the tokenizer of BLEU and ROUGE, one of sacreBLEU's names; None chooses by the
-        references' script, see `gkd.data.word_tokens`.
+        references' script, see `gkd.metrics.word_tokens`.
     """
     source = _source(
         files,

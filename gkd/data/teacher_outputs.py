@@ -6,7 +6,7 @@ import dataclasses
 
 from gkd.data import mixtures, prompts, sources
 from gkd.data.task_spec import TaskSpec, check_max_examples, make_task
-from gkd.data.white_space import rule_of
+from gkd.vocabularies.white_space import rule_of
 
 
 def with_teacher_outputs(

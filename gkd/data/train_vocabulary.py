@@ -15,8 +15,9 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from gkd.data import arithmetic
+from gkd.vocabularies import vocabularies
 
-PATH = pathlib.Path(__file__).with_name("arithmetic.model")
+PATH = pathlib.Path(vocabularies.__file__).with_name("arithmetic.model")
 _SPACE = "\u2581"  # sentencepiece's mark for a space
 # One rule (no-break space to space): without any, TensorFlow logs a line at every load.
 _NORMALIZATION = "A0\t20\n"

@@ -35,7 +35,7 @@ class ProjectedLogits:
 
 @flax.struct.dataclass
 class TopKLogits:
-    """A teacher's K best ids at every token, from `gkd.distill.types.TopK`; see gkd.distill.top_k.
+    """A teacher's K best ids at every token, see gkd.distill.truncated_teacher.
 
     Attributes:
       ids: int32 [N, T, K].

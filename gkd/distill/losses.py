@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from gkd.distill.divergences import Temperature, entropy, token_log_prob
 from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import Logits, TeacherLogits, TopKLogits
-from gkd.distill.top_k import comparable
+from gkd.distill.truncated_teacher import comparable
 from gkd.distill.types import Rollout
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]

@@ -25,6 +25,7 @@ from jaxtyping import Array
 from gkd.distill import mixing
 from gkd.distill.advantages import advantages
 from gkd.distill.logits import ProjectedLogits
+from gkd.distill.microbatches import join_rows, split_rows
 from gkd.distill.optimizers import update_if
 from gkd.distill.rollouts import (
     padded_to,
@@ -33,7 +34,6 @@ from gkd.distill.rollouts import (
     rollout_metrics,
     shift_right,
 )
-from gkd.distill.rows import join_rows, split_rows
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import EOS_ID, Seq2SeqModel
 

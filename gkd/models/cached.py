@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gkd.models.attention_sharding import layer_rows
 from gkd.models.interface import Encoded
 from gkd.models.layers import (
     MASKED,
@@ -27,7 +28,6 @@ from gkd.models.layers import (
     relative_position_bucket,
     rms_norm,
 )
-from gkd.models.rows import layer_rows
 
 
 @flax.struct.dataclass

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gkd.json_files import Field, check_fields, shown
+from gkd.files.json_files import Field, check_fields, shown
 from gkd.models import cached
+from gkd.models.attention_sharding import layer_rows
 from gkd.models.interface import Encoded, Head, Hidden, Seq2SeqModel, project
 from gkd.models.layers import (
     MASKED,
@@ -23,7 +24,6 @@ from gkd.models.layers import (
     RMSNorm,
     padding_bias,
 )
-from gkd.models.rows import layer_rows
 
 RESIDUAL = ("batch", "length", "activation_embed")
 _COUNT = Field(kinds=(int,), least=1, most=1 << 20)

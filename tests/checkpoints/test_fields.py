@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gkd.checkpoints import formats, hashes
-from gkd.jobs import command_line
+from gkd.cli import command_line
 
 DEEP = "[" * 100_000 + "]" * 100_000
 CONFIG = [

@@ -18,9 +18,10 @@ import tensorstore
 from etils import epath
 from flax import serialization
 
-from gkd.checkpoints import t5x_format, zarr_arrays
-from gkd.checkpoints.msgpack_file import index_msgpack
-from gkd.jobs.command_line import _is_expected
+from gkd.checkpoints import t5x_format
+from gkd.cli.command_line import _is_expected
+from gkd.tensor_files import zarr_arrays
+from gkd.tensor_files.msgpack_file import index_msgpack
 from tests.checkpoints.test_t5x_format import TINY, random_params, write_inline
 
 WO = "target.encoder.layers_0.mlp.wo.kernel"

@@ -15,10 +15,11 @@ import tensorstore
 from etils import epath
 from flax import serialization
 
-from gkd.checkpoints import t5x_format, zarr_arrays
+from gkd.checkpoints import t5x_format
 from gkd.checkpoints.tensors import nest, tensor_names
 from gkd.decode.sampling import sample
 from gkd.models import t5
+from gkd.tensor_files import zarr_arrays
 
 GOLDEN = ["t5v11_tiny_from_hf", "t5v11_tiny_unscanned", "t5v11_tiny_scanned"]
 TINY = t5.T5Config(

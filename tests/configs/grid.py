@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-import pathlib
 from unittest import mock
 
 import gin
 
-from gkd.jobs import command_line, sweep
-from gkd.jobs.command_line import Command
-from gkd.jobs.gin_files import GinReader, Reference
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
+from gkd.configuration.gin_files import GinReader, Reference
+from gkd.sweep import sweep
+from tests.paths import REPOSITORY
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PAPER = ("xsum", "wmt14_en_de", "gsm8k", "flan")  # folders of configs/runs
 # What differs between runs of one and the same program.
 _NO_PROGRAM = {

@@ -1,17 +1,15 @@
 """Methods that are special cases of others are the same program: the same settings, or weights."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from gkd.checkpoints.params import restore_params
-from gkd.jobs import command_line
-from gkd.jobs.gin_files import GinReader, resolve_gin_file
-
-TINY = str(pathlib.Path(__file__).parents[1] / "jobs" / "tiny.gin")
+from gkd.cli import command_line
+from gkd.configuration.gin_files import GinReader, resolve_gin_file
+from tests.paths import TINY
 
 
 def settings(method, *overrides):

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from gkd.jobs import command_line
-from gkd.jobs.command_line import Command
-from gkd.jobs.gin_files import GinReader
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
+from gkd.configuration.gin_files import GinReader
 from tests.configs import grid
 
 METHODS = grid.names("methods")

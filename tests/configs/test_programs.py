@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from gkd.jobs import command_line
-from gkd.jobs.command_line import Command
-from gkd.jobs.step_program import StepProgram
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
 from gkd.parallel import mesh as meshes
+from gkd.train.step_program import StepProgram
 from tests.configs import grid, traces
 
 SIZES = {"emb_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 16}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from gkd.jobs import command_line
-from gkd.jobs.command_line import Command
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
 from tests.configs import grid
 
 # Of the published checkpoints.

@@ -6,9 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gkd.data import metrics, mixtures, pipeline, prompts, sources, tasks, vocabularies
+from gkd.data import mixtures, pipeline, prompts, sources, tasks
 from gkd.data.task_spec import make_task
-from gkd.data.tensorflow_host import seqio
+from gkd.metrics import metrics
+from gkd.vocabularies import vocabularies
+from gkd.vocabularies.tensorflow_host import seqio
 
 BYTES = vocabularies.byte_level()
 

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from gkd.data import pipeline, tasks, vocabularies
+from gkd.data import pipeline, tasks
+from gkd.vocabularies import vocabularies
 
 BYTES = vocabularies.byte_level()
 ROWS = 23

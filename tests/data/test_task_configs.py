@@ -6,7 +6,8 @@ import gin
 import numpy as np
 import pytest
 
-from gkd.data import pipeline, rewards
+from gkd.data import pipeline
+from gkd.metrics import reward_functions
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "tasks"
 BENCHMARKS = ("bbh", "mgsm", "mmlu")  # they only evaluate
@@ -84,9 +85,12 @@ def test_tfds_configs_read_local_files_by_a_setting(read):
     task, *_ = read("wmt14_en_de", files, "TOKENIZE = 'char'")
     assert task.tokenize == "char"
     # 2 of 3 characters, where 1 of 2 words would be right.
-    reward = gin.get_configurable(rewards.rouge)([""], ["ab c"], ["ab d"], name="rouge1")
+    reward = gin.get_configurable(reward_functions.rouge)([""], ["ab c"], ["ab d"], name="rouge1")
     assert reward == pytest.approx([2 / 3])
-    assert gin.query_parameter("rewards.bleu.tokenize").scoped_selector == "TOKENIZE/gin.macro"
+    assert (
+        gin.query_parameter("reward_functions.bleu.tokenize").scoped_selector
+        == "TOKENIZE/gin.macro"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from gkd.data import metrics, pipeline, prompts, tasks, vocabularies
-from gkd.data.calculator import apply_calculator, final_number
-from gkd.data.tensorflow_host import seqio, tf
+from gkd.data import pipeline, prompts, tasks
+from gkd.metrics import metrics
+from gkd.metrics.calculator import apply_calculator, final_number
+from gkd.vocabularies import vocabularies
+from gkd.vocabularies.tensorflow_host import seqio, tf
 
 BYTES = vocabularies.byte_level()
 SMALL = vocabularies.arithmetic()  # has no line breaks, as T5's

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from gkd.data import metrics, pipeline, tasks, vocabularies
+from gkd.data import pipeline, tasks
 from gkd.data.teacher_outputs import with_teacher_outputs
+from gkd.metrics import metrics
+from gkd.vocabularies import vocabularies
 
 BYTES = vocabularies.byte_level()
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from gkd.jobs.gin_files import REPOSITORY
+from gkd.configuration.gin_files import REPOSITORY
 
 # Notes its arguments, and plays a cloud with one slice (the file `slice` holds its state).
 # `codes` has what the slice answers when it is asked for the run's exit code, the next of each:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from gkd.jobs.gin_files import REPOSITORY
+from gkd.configuration.gin_files import REPOSITORY
 
 TRAIN = ["train", "--gin_file=a b.gin", "--gin.MODEL_DIR='gs://b-1/a'", '--gin.NOTE="$HOME & more"']
 
@@ -234,7 +234,7 @@ def test_the_archive_knows_its_commit(tmp_path):
         pytest.skip("not a checkout")
     made = subprocess.run([*git, "archive", "HEAD", "gkd"], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", tmp_path], input=made.stdout, check=True)
-    from gkd.jobs.run_directory import git_state
+    from gkd.runs.run_directory import git_state
 
     assert git_state(tmp_path) == {"git_commit": head.stdout.strip(), "git_dirty": False}
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gkd.jobs import command_line
-from gkd.jobs.gin_files import REPOSITORY
-from tests.jobs import sweeping
+from gkd.cli import command_line
+from gkd.configuration.gin_files import REPOSITORY
+from tests.sweep import sweeping
 
 TPU = ["env", "TPU_NAME=a-{name}", "bash", f"{REPOSITORY}/launch/tpu_vm.sh", "all"]
 GKE = ["bash", f"{REPOSITORY}/launch/gke_xpk.sh", "all", "a-{name}"]

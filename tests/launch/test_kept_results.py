@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from gkd.jobs.gin_files import REPOSITORY
+from gkd.configuration.gin_files import REPOSITORY
 
 TRAIN = ["train", "--gin_file=configs/runs/xsum/small.gin"]
 IN_BUCKET = [*TRAIN, "--gin.MODEL_DIR='gs://b-1/a'"]
@@ -37,7 +37,7 @@ def check(tmp_path, monkeypatch):
         ([*TRAIN, "--gin.MODEL_DIR='b-1/a'"], "MODEL_DIR is 'b-1/a'"),
         ([*TRAIN, "--gin.MODEL_DIR='s3://b-1/a'"], "MODEL_DIR is 's3://b-1/a'"),
         ([*IN_BUCKET, "--gin.train.train.model_dir='a'"], "train.model_dir is 'a'"),
-        (["train", "--gin_file=tests/jobs/tiny.gin"], "MODEL_DIR is not set"),
+        (["train", "--gin_file=tests/train/tiny.gin"], "MODEL_DIR is not set"),
         (["evaluate", *TRAIN[1:]], "MODEL_DIR is 'runs/xsum/small'"),
         (["evaluate", *IN_BUCKET[1:], "--gin.evaluate.evaluate.output='a.json'"], "'a.json'"),
         (["infer", "--model=gs://b-1/a", "--output=a.jsonl"], "--output is 'a.jsonl'"),
@@ -93,7 +93,7 @@ def test_results_that_nobody_wants_need_no_bucket(cloud):
         ("MODEL_DIR = %PLACE\nPLACE = 'a'", [], None),
         ("train.train.model_dir = 'gs://b1/a'", [], "b1"),
         ("train.train:\n    seed = 1\n    model_dir = 'gs://b1/a'", [], "b1"),
-        ("gkd.jobs.train.train.model_dir = 'a'\nMODEL_DIR = 'gs://b1/a'", [], None),
+        ("gkd.train.train.train.model_dir = 'a'\nMODEL_DIR = 'gs://b1/a'", [], None),
         ("MODEL_DIR = '/buckets/b1/a'", [], "b1"),
         ("MODEL_DIR = 'gs://'", [], None),
         ("MODEL_DIR = None", [], None),

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gkd.jobs.gin_files import REPOSITORY
+from gkd.configuration.gin_files import REPOSITORY
 
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "constraints.txt")
 

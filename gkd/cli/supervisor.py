@@ -1,0 +1,85 @@
+"""A job's process and the one that watches it: JAX aborts, in C++, where another was lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from gkd.cli import command_line
+from gkd.parallel import processes
+from gkd.runs.signals import EXIT_LOST, end_with_parent, stop_signals
+
+_OPTIONS = {
+    "--coordinator": processes.COORDINATOR,
+    "--processes": processes.PROCESSES,
+    "--process_id": processes.PROCESS_ID,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; as a watched child where it belongs to a job of several processes.
+
+    Args:
+      arguments: what follows `python -m gkd`, also --coordinator=HOST:PORT, --processes=N and
+        --process_id=I; the process's own when None.
+
+    Returns:
+      The exit code, as the command line's help text lists them.
+    """
+    rest = []
+    given = iter(sys.argv[1:] if arguments is None else arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name in _OPTIONS:
+            os.environ[_OPTIONS[name]] = value if equals else next(given, "")
+        else:
+            rest.append(argument)
+    watched = bool(os.environ.get(processes.JOINED))
+    if watched:
+        end_with_parent()()
+    if watched or not processes.several():
+        return command_line.main(rest)
+    return _watch([sys.executable, "-m", "gkd", *rest])
+
+
+def _watch(command: list[str]) -> int:
+    """Runs the command, passes signals on, and explains an abort."""
+    told, tells = os.pipe()  # the child writes when it has found the others
+    environment = {**os.environ, processes.JOINED: str(tells)}
+    child = subprocess.Popen(command, env=environment, pass_fds=[tells], start_new_session=True)
+    os.close(tells)
+    for number in stop_signals():
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    code = child.wait()
+    if code >= 0:
+        return code
+    os.set_blocking(told, False)
+    try:
+        joined = bool(os.read(told, 1))
+    except BlockingIOError:  # a process that the child left behind holds the other end
+        joined = False
+    print(f"gkd: error: {_lost(signal.Signals(-code).name, joined)}", file=sys.stderr)
+    return EXIT_LOST
+
+
+def _lost(signal_name: str, joined: bool) -> str:
+    """A line for a process that could not go on, or begin, without another."""
+    number = os.environ.get(processes.PROCESS_ID, "of this host")
+    ended = f"process {number} was ended by {signal_name}"
+    again = "start all of them again: the run continues from its last checkpoint"
+    if signal_name == "SIGKILL":
+        return f"{ended}, by hand or for want of memory, and the others follow; {again}"
+    if not joined:
+        address = os.environ.get(processes.COORDINATOR, "as the cluster names it")
+        return (
+            f"{ended} before it found the others: they must all start within "
+            f"{processes.start_seconds()} s ({processes.START}), and reach process 0's port "
+            f"({processes.COORDINATOR} is {address})"
+        )
+    return (
+        f"{ended}: most likely another process of the job was lost, which the others notice within "
+        f"{processes.heartbeat_seconds()} s ({processes.HEARTBEAT}); {again}"
+    )

@@ -1,0 +1,249 @@
+"""The settings of the functions and classes that gin files name: tasks, models, optimizers, …"""
+
+from __future__ import annotations
+
+from gkd.configuration.setting_values import (
+    LARGEST_SEED,
+    LONGEST_SEQUENCE,
+    Setting,
+    choice,
+    flag,
+    mapping,
+    number,
+    sequence,
+    text,
+    whole,
+)
+
+
+def _paths(module: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"gkd.{module}.{name}" for name in names)
+
+
+MODELS = _paths("models", "t5.T5Config", "t5x_adapter.adapt")
+TASKS = (
+    *_paths("data.tasks", "summarization", "translation", "gsm8k_cot", "local_text"),
+    *_paths("data.tasks", "instructions", "arithmetic", "from_seqio", "mixture"),
+    *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
+    *_paths("data", "teacher_outputs.with_teacher_outputs"),
+)
+VOCABULARIES = _paths(
+    "vocabularies.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
+)
+METRICS = _paths(
+    "metrics.metrics", "rouge", "bleu", "final_answer", "exact_match", "answer_match",
+    "multiple_choice",
+)  # fmt: skip
+_ANSWERS = ("stated_answer", "chosen_letter", "normalised")
+ANSWERS = (*_paths("metrics.metrics", *_ANSWERS), *_paths("metrics.answers", *_ANSWERS))
+DIVERGENCES = _paths(
+    "distill.divergences", "forward_kl", "reverse_kl", "total_variation", "generalized_jsd",
+    "skew_forward_kl", "skew_reverse_kl", "sampled_token_reverse_kl",
+)  # fmt: skip
+REWARD_FUNCTIONS = _paths(
+    "metrics.reward_functions", "exact_number", "answer_match", "multiple_choice", "rouge", "bleu"
+)
+REWARD_RESULTS = _paths("metrics.reward_functions", "entailment")
+SCHEDULES = _paths("distill.mixing", "linear_schedule")
+REPLAYS = _paths("distill.replay", "Replay")
+OPTIMIZERS = _paths("distill.optimizers", "adafactor", "adamw")
+
+_LIMIT = whole(1, none=True)  # max_examples, rows
+_FILES = mapping(text(), none=True)
+_NAMED = {
+    "name": text(),
+    "vocabulary": Setting(results=VOCABULARIES, none=True),
+    "max_examples": _LIMIT,
+    "metric_fns": sequence(Setting(functions=METRICS)),
+}
+_FROM_FILES = {
+    **_NAMED,
+    "files": _FILES,
+    "directory": text(none=True),
+    "columns": sequence(text(), none=True),
+    "escapes": flag(),
+}
+_DATA_SET = (
+    r"[A-Za-z0-9_]+(/[\w.+-]+)?(:(\d+\.\d+\.\d+|\d+\.\d+\.\*|\d+\.\*\.\*))?",
+    "the name of a TFDS data set, with its configuration and version: 'xsum:1.1.0'",
+)
+_TFDS = {
+    "tfds_name": text(pattern=_DATA_SET),  # other names of TFDS's load code from elsewhere
+    "tfds_splits": mapping(text(), none=True),
+}
+_TOKENIZE = {"tokenize": text(none=True)}  # the task knows sacreBLEU's names
+_TEXTS = {"input_field": text(), "target_field": text(), "prefix": text(0)}
+_SUMMARIES = {**_FROM_FILES, **_TEXTS, **_TFDS, **_TOKENIZE}
+_ANSWER_OF = Setting(functions=ANSWERS, none=True)
+_BENCHMARK = {
+    **_NAMED,
+    "directory": text(none=True),
+    "files": mapping(text()),
+    "exemplars": text(),
+    "shots": whole(0, 1000),
+    "input_length": whole(1, LONGEST_SEQUENCE, none=True),
+}
+_SCORING = choice("options", "generation")
+_ROWS = mapping(whole(1, 100_000_000), keys=("train", "validation", "test"), none=True)
+
+DATA = {
+    "gkd.data.tasks.summarization": _SUMMARIES,
+    "gkd.data.tasks.translation": _SUMMARIES,
+    "gkd.data.tasks.gsm8k_cot": {
+        **_FROM_FILES,
+        **_TFDS,
+        "question_field": text(),
+        "answer_field": text(),
+        "rationale_field": text(none=True),
+        "shots": whole(0, 1000),
+    },
+    "gkd.data.tasks.local_text": {
+        **_FROM_FILES,
+        **_TEXTS,
+        **_TOKENIZE,
+        "files": mapping(text()),
+    },
+    "gkd.data.tasks.instructions": {
+        **_FROM_FILES,
+        "templates": sequence(sequence(text(0), 2, 2), least=1),
+        "tfds_name": text(pattern=_DATA_SET, none=True),
+        "tfds_splits": mapping(text(), none=True),
+        "answer_of": _ANSWER_OF,
+    },
+    "gkd.data.tasks.arithmetic": {
+        **_NAMED,
+        "rows": _ROWS,
+        "seed": whole(0, LARGEST_SEED),
+        "steps": whole(1, 1000),
+        "minimum_steps": whole(1, 1000, none=True),
+        "digits": whole(1, 100),
+        "solution": choice("equations", "totals"),
+    },
+    "gkd.data.tasks.from_seqio": {
+        **_NAMED,
+        "provider": text(),
+        "name": text(none=True),
+        "answer_of": _ANSWER_OF,
+    },
+    "gkd.data.tasks.mixture": {
+        "tasks": sequence(Setting(results=TASKS), least=1),
+        "rates": sequence(number(above=0), none=True),
+        "name": text(),
+        "maximum": _LIMIT,
+        "temperature": number(above=0),
+        "rows": _LIMIT,
+        "metric_fns": sequence(Setting(functions=METRICS)),
+    },
+    "gkd.data.evaluation_tasks.mmlu": {**_BENCHMARK, "scoring": _SCORING},
+    "gkd.data.evaluation_tasks.bbh": {
+        **_BENCHMARK,
+        "scoring": _SCORING,
+        "chain_of_thought": flag(),
+    },
+    "gkd.data.evaluation_tasks.mgsm": {**_BENCHMARK, "files": mapping(mapping(text()))},
+    "gkd.data.teacher_outputs.with_teacher_outputs": {
+        "task": Setting(results=TASKS),
+        "file": text(none=True),
+        "directory": text(none=True),
+        "input_field": text(),
+        "output_field": text(),
+        "prefix": text(0),
+        "max_examples": _LIMIT,
+    },
+    "gkd.vocabularies.vocabularies.t5": {"path": text(none=True), "extra_ids": whole(0, 100_000)},
+    "gkd.vocabularies.vocabularies.arithmetic": {},
+    "gkd.vocabularies.vocabularies.byte_level": {"extra_ids": whole(0, 100_000)},
+    "gkd.vocabularies.vocabularies.sentencepiece": {"path": text(), "extra_ids": whole(0, 100_000)},
+    "gkd.vocabularies.vocabularies.from_folder": {"path": text(), "extra_ids": whole(0, 100_000)},
+    **{path: {} for path in (*METRICS, *ANSWERS)},
+    "gkd.metrics.metrics.rouge": _TOKENIZE,
+    "gkd.metrics.metrics.bleu": _TOKENIZE,
+    "gkd.metrics.reward_functions.exact_number": {"calculator": flag()},
+    "gkd.metrics.reward_functions.answer_match": {},
+    "gkd.metrics.reward_functions.multiple_choice": {},
+    "gkd.metrics.reward_functions.rouge": {"name": text(), "stemmer": flag(), **_TOKENIZE},
+    "gkd.metrics.reward_functions.bleu": _TOKENIZE,
+    "gkd.metrics.reward_functions.entailment": {
+        "premise": text(0),
+        "hypothesis": text(0),
+        "entailment": text(),
+        "prompt_prefix": text(0),
+        "input_length": whole(1, LONGEST_SEQUENCE),
+        "hypothesis_first": flag(),
+    },
+}
+
+_SCALING = {"learning_rate": number(above=0), "weight_decay": number(0)}
+_OPTIMIZER = {**_SCALING, "max_norm": number(above=0, none=True)}
+_SKEW = {"alpha": number(above=0, below=1)}
+# Set by the step, not by gin files; they are named so that a file that sets them is told.
+_DIVERGENCE = {
+    "temperature": number(above=0, items=number(above=0), lengths=(2, 2)),
+    "valid": Setting(none=True),
+}
+
+DISTILLATION = {
+    "gkd.distill.optimizers.adafactor": {
+        **_OPTIMIZER,
+        "decay_rate": number(above=0, most=1),
+        "clipping_threshold": number(above=0, none=True),
+        "min_dim_size_to_factor": whole(1),
+        "multiply_by_parameter_scale": flag(),
+    },
+    "gkd.distill.optimizers.adamw": {
+        **_OPTIMIZER,
+        "b1": number(0, below=1),
+        "b2": number(0, below=1),
+        "eps": number(above=0),
+    },
+    **dict.fromkeys(DIVERGENCES, _DIVERGENCE),
+    "gkd.distill.divergences.generalized_jsd": {
+        **_DIVERGENCE,
+        "beta": number(0, 1),
+        "rescale": flag(),
+    },
+    "gkd.distill.divergences.skew_forward_kl": {**_DIVERGENCE, **_SKEW},
+    "gkd.distill.divergences.skew_reverse_kl": {**_DIVERGENCE, **_SKEW},
+    "gkd.distill.mixing.linear_schedule": {
+        "start": number(0, 1),
+        "end": number(0, 1),
+        "steps": whole(1),
+        "after": whole(0),
+    },
+    "gkd.distill.replay.Replay": {
+        "capacity": whole(1, 100_000_000),
+        "share": number(0, 1),
+        "increase": number(0, 1),
+        "margin": number(0),
+        "metric": text(),
+    },
+}
+
+_LAYERS = whole(1, 1000)
+_WIDTH = whole(1, 1_000_000)
+
+ARCHITECTURES = {
+    "gkd.models.t5.T5Config": {
+        "vocab_size": whole(2, 10_000_000),
+        "emb_dim": _WIDTH,
+        "num_heads": _WIDTH,
+        "head_dim": _WIDTH,
+        "mlp_dim": _WIDTH,
+        "num_encoder_layers": _LAYERS,
+        "num_decoder_layers": _LAYERS,
+        "mlp_activations": sequence(choice("linear", "gelu", "relu", "silu"), 1, 2),
+        "logits_via_embedding": flag(),
+        "scale_logits": flag(none=True),
+        "relative_bias_per_layer": flag(),
+        "dropout_rate": number(0, below=1),
+        "dtype": choice("float32", "bfloat16"),
+        "stacked_layers": flag(),
+        "remat": flag(),
+        "family": text(),
+        "embedding_copies": sequence(text()),
+    },
+    # Its module is of a package that the user allows.
+    "gkd.models.t5x_adapter.adapt": {"module": Setting(results=("t5x",))},
+}
+
+SETTINGS = {**DATA, **DISTILLATION, **ARCHITECTURES}

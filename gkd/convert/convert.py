@@ -1,0 +1,128 @@
+"""The verb `convert`: a checkpoint from one format into another, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gkd.checkpoints import hugging_face, run_format, t5x_format
+from gkd.checkpoints.tensors import Checkpoint
+from gkd.files.atomic_folders import remove_unfinished
+from gkd.runs import model_loading
+from gkd.runs.lease import Lease, job_lease
+from gkd.runs.progress import Progress
+from gkd.step_names import BEST_OR_NEWEST
+from gkd.tensor_files.tensor import Tensor
+from gkd.vocabularies import vocabularies
+
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def convert(
+    source: str,
+    target: str,
+    to: str | None = None,
+    step: int | str | None = BEST_OR_NEWEST,
+    dtype: str | None = None,
+    vocabulary: str | None = None,
+) -> None:
+    """Converts a checkpoint; `target` appears whole or not at all.
+
+    Args:
+      source: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
+      target: the folder to make; it must not exist or be empty.
+      to: 'gkd', 'huggingface' or 't5x'; None is Hugging Face, and gkd from there.
+      step: of a run: 'best_or_newest', 'best', 'newest' or a number.
+      dtype: of the written weights; None keeps every tensor's own.
+      vocabulary: a sentencepiece model, or a folder with a tokenizer, to put beside the weights,
+        or 'bytes'; None takes the source's own, if it has one, with all its files.
+
+    Raises:
+      FileNotFoundError, FileExistsError, ValueError, OSError: in one line.
+    """
+    opened = model_loading.open_model("SRC", source, step)
+    to = to or ("gkd" if opened.format == "huggingface" else "huggingface")
+    pieces = _vocabulary(opened, vocabulary)
+    folder = pieces and vocabularies.tokenizer_folder(pieces)
+    if vocabulary is None and opened.tokenizer is not None and opened.tokenizer.names:
+        folder = opened.tokenizer.folder
+    total = len(opened.tensors)
+    place = pathlib.Path(target).absolute()
+    with job_lease(place, f"DST {target}") as lease, Progress("convert", total) as progress:
+        remove_unfinished(place)
+        tensors = _counted(opened.tensors, dtype, progress, lease)
+        _WRITERS[to](target, opened, tensors, pieces, folder)
+        chosen = f"{opened.chosen}, " if opened.chosen else ""
+        values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
+        progress.print(
+            f"{source} ({opened.format}, {chosen}{values:,} parameters) -> {target} ({to}), "
+            "vocabulary: " + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
+        )
+
+
+def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
+    """The vocabulary to write down, None where none is known."""
+    if given is None and model_loading.own_vocabulary(opened) is None:
+        return None
+    return model_loading.vocabulary_of(opened, given)
+
+
+def _counted(
+    tensors: Mapping[str, Tensor], dtype: str | None, progress: Progress, lease: Lease
+) -> dict[str, Tensor]:
+    """The same tensors, converted as they are read, each moving the bar."""
+    done: set[str] = set()
+
+    def reader(name: str, tensor: Tensor):
+        def read() -> np.ndarray:
+            lease.check()
+            array = tensor.read()
+            done.add(name)
+            progress.update(len(done))
+            return array if dtype is None else array.astype(_DTYPES[dtype])
+
+        return read
+
+    return {
+        name: dataclasses.replace(
+            tensor,
+            dtype=tensor.dtype if dtype is None else np.dtype(_DTYPES[dtype]),
+            read=reader(name, tensor),
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _write_run(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any) -> None:
+    description = model_loading.describe(opened.config, vocabulary)
+    pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
+    run_format.save_run_checkpoint(target, opened.config, tensors, description, pieces, folder)
+
+
+def _write_hugging_face(
+    target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any
+) -> None:
+    pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
+    hugging_face.save_hf(
+        target,
+        opened.config,
+        tensors,
+        tokenizer_from=folder,
+        sentencepiece=pieces,
+        sentinels=None if pieces is None else vocabulary.extra_ids,
+        bytes_vocabulary=vocabulary is not None and vocabularies.is_byte_level(vocabulary),
+    )
+
+
+def _write_t5x(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any) -> None:
+    pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
+    step = opened.path.name if opened.format == "gkd" else "0"
+    t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces, folder)
+
+
+_WRITERS = {"gkd": _write_run, "huggingface": _write_hugging_face, "t5x": _write_t5x}

@@ -1,0 +1,294 @@
+"""Evaluation of a model on a task: outputs and their metrics, divergences, a sample table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gkd.data import pipeline
+from gkd.data.tasks import TaskSpec
+from gkd.distill.types import Batch
+from gkd.evaluate.divergence_meter import DivergenceMeter, Divergences
+from gkd.evaluate.option_scoring import OptionScorer
+from gkd.evaluate.reward_scoring import RewardScorer
+from gkd.infer.decode_options import Decoding
+from gkd.infer.generator import Generator, Output, ended, length_buckets, to_host
+from gkd.metrics import word_tokens
+from gkd.parallel import mesh as meshes
+from gkd.runs.model_loading import LoadedModel
+from gkd.vocabularies import vocabularies
+
+_EVALUATION_KEY = 0x6576616C  # folded into the seed: no training step draws from it
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """The outputs of a model on an evaluation set, in one way of decoding.
+
+    Attributes:
+      metrics: the task's in percent, the mean over an example's samples; what several samples show
+        together (`TaskSpec.evaluate_samples`); facts about the outputs' lengths.
+      records: of every example, in the set's order, each of its samples: `text`, `tokens` and
+        `log_prob`; where options were scored, the best one's `text` and all `options`' scores.
+      reference_log_probs: of every example the log-probability of each of its reference's tokens
+        (natural, raw logits, EOS counted), where asked for.
+      signatures: of metrics that depend on a tokenizer, how they were computed.
+    """
+
+    metrics: dict[str, float]
+    records: list[list[dict[str, Any]]]
+    reference_log_probs: list[list[float]] | None = None
+    signatures: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The first output of every example."""
+        return tuple(record[0]["text"] for record in self.records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A split of a task, ready to measure models on.
+
+    Attributes:
+      task: the task.
+      mesh, rules: where models run.
+      examples: the split's batches and texts.
+      batch_size: rows of a batch, over all hosts.
+      valid: bool [V], ids that may be written.
+      reward: of gkd.metrics.reward_functions, measured of every output too; None measures none.
+      judge: the model of a reward that is one.
+    """
+
+    task: TaskSpec
+    mesh: Mesh
+    rules: Mapping[str, str | None]
+    examples: pipeline.EvaluationSet
+    batch_size: int
+    valid: Any
+    reward: Any = None
+    judge: LoadedModel | None = None
+
+    def generator(
+        self, loaded: LoadedModel, decoding: Decoding | None = None, score: bool = False
+    ) -> Callable[..., Generated]:
+        """A compiled function of a model's parameters that answers every example.
+
+        A task with options (`TaskSpec.choices`) is answered with the most likely of them: nothing
+        is written, and decoding and score mean nothing.
+
+        Args:
+          loaded: the model.
+          decoding: how outputs are written; None is greedy.
+          score: also give the references' log-probabilities.
+
+        Returns:
+          (parameters on the mesh) -> Generated.
+        """
+        if self.task.choices is not None:
+            return self._option_generator(loaded)
+        decoding = decoding or Decoding(max_length=self.target_length)
+        generator = Generator(
+            loaded, self.mesh, self.rules, self.valid, decoding, *self._batching, score
+        )
+
+        def generate(params) -> Generated:
+            written: dict[int, Output] = {}
+            for part in generator.outputs(self._inputs, targets=self._targets, params=params):
+                written.update(part)
+            return self._measured([written[i] for i in range(len(self._inputs))], decoding, score)
+
+        return generate
+
+    def divergences(
+        self, student: LoadedModel, teacher: LoadedModel, max_batches: int | None = 1
+    ) -> Callable[[Any, Any, Any], Divergences]:
+        """A compiled (student params, teacher params, key) -> every divergence between the two.
+
+        Args:
+          student, teacher: the models.
+          max_batches: of the set, the first; None uses all.
+        """
+        meter = DivergenceMeter(student, teacher, self.mesh, self.rules, self.valid)
+        batches = [host_batch(batch) for batch in self.examples.batches[:max_batches]]
+        return lambda *arguments: meter.measure(*arguments[:2], batches, arguments[2])
+
+    @property
+    def target_length(self) -> int:
+        """In tokens: the references' and the outputs'."""
+        return self.examples.batches[0]["decoder_target_tokens"].shape[1]
+
+    @property
+    def _batching(self) -> tuple[tuple[int, ...], int]:
+        """The lengths that inputs are padded to, and rows of a batch over all hosts."""
+        length = self.examples.batches[0]["encoder_input_tokens"].shape[1]
+        return length_buckets(length), self.batch_size
+
+    @functools.cached_property
+    def _inputs(self) -> list[list[int]]:
+        return self._token_rows("encoder_input_tokens")
+
+    @functools.cached_property
+    def _targets(self) -> list[list[int]]:
+        return self._token_rows("decoder_target_tokens")
+
+    def _token_rows(self, name):
+        """The token ids of every example, without the padding, also of other hosts' rows."""
+        placed = (meshes.place_batch(batch[name], self.mesh) for batch in self.examples.batches)
+        arrays = [to_host(array) for array in placed]
+        rows = [row[row > 0].tolist() for array in arrays for row in array]
+        return rows[: len(self.examples.inputs)]  # only the last batch is padded, at its end
+
+    def _option_generator(self, loaded) -> Callable[..., Generated]:
+        texts = [
+            self.task.choices(*row)[0]
+            for row in zip(self.examples.inputs, self.examples.targets, strict=True)
+        ]
+        vocabulary = self.task.vocabulary
+        known = sorted({option for row in texts for option in row})
+        encoded = zip(known, vocabularies.encode_texts(vocabulary, known), strict=True)
+        ids = {text: [*tokens, vocabulary.eos_id] for text, tokens in encoded}
+        scorer = OptionScorer(
+            loaded, self.mesh, self.rules, [[ids[option] for option in row] for row in texts],
+            *self._batching,
+        )  # fmt: skip
+
+        def choose(params) -> Generated:
+            records = []
+            for options, scores in zip(texts, scorer.scores(params, self._inputs), strict=True):
+                best = int(np.argmax(scores))  # of equals the first
+                scored = dict(zip(options, scores, strict=True))
+                records.append([{"text": options[best], "options": scored}])
+            with word_tokens.collected_signatures() as signatures:
+                return Generated(self._task_metrics(records), records, signatures=signatures)
+
+        return choose
+
+    def _measured(self, outputs: Sequence[Output], decoding, score) -> Generated:
+        """The texts and metrics of what was written."""
+        tokens = [row for output in outputs for row in output.tokens]
+        log_probs = [value for output in outputs for value in output.log_probs]
+        texts = vocabularies.decode_tokens(self.task.vocabulary, tokens)
+        flat = [
+            {"text": text, "tokens": row, "log_prob": value}
+            for text, row, value in zip(texts, tokens, log_probs, strict=True)
+        ]
+        size = decoding.samples
+        records = [flat[i : i + size] for i in range(0, len(flat), size)]
+        with word_tokens.collected_signatures() as signatures:
+            metrics = self._task_metrics(records)
+            if decoding.temperature:
+                samples = [[record["text"] for record in row] for row in records]
+                metrics |= self.task.evaluate_samples(self.examples.targets, samples)
+        if self._scorer is not None:
+            metrics["reward"] = self._reward(texts, tokens, size)
+        metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
+        metrics["unfinished"] = 100 * sum(not ended(row) for row in tokens) / len(tokens)
+        scores = [output.target_log_probs for output in outputs] if score else None
+        return Generated(metrics, records, scores, signatures)
+
+    @functools.cached_property
+    def _scorer(self) -> RewardScorer | None:
+        if self.reward is None:
+            return None
+        return RewardScorer(
+            self.reward, self.judge, self.task.vocabulary, self.mesh, self.rules,
+            self.target_length, *self._batching,
+        )  # fmt: skip
+
+    def _reward(self, texts, tokens, size) -> float:
+        """The mean reward of outputs, `size` of each example, in percent."""
+        prompts, ids, references = (
+            [row for row in column for _ in range(size)]
+            for column in (self.examples.inputs, self._inputs, self.examples.targets)
+        )
+        scores = self._scorer.scores(prompts, ids, texts, tokens, references)
+        return 100 * sum(scores) / len(scores)
+
+    def _task_metrics(self, records) -> dict[str, float]:
+        """The task's metrics of an example's first samples, of the second ones, …, averaged."""
+        examples = self.examples
+        columns = zip(*([record["text"] for record in row] for row in records), strict=True)
+        each = [
+            self.task.evaluate(examples.targets, texts, inputs=examples.inputs) for texts in columns
+        ]
+        return {name: sum(values[name] for values in each) / len(each) for name in each[0]}
+
+    def fingerprint(self) -> str:
+        """What a measurement on this evaluation depends on besides the model, as a hash."""
+        answers = "options" if self.task.choices else "greedy"
+        digest = hashlib.sha256(f"{self.task.name} {answers}".encode())
+        for batch in self.examples.batches:
+            digest.update(np.ascontiguousarray(batch["encoder_input_tokens"]))
+            digest.update(np.ascontiguousarray(batch["decoder_target_tokens"]))
+        for text in self.examples.targets:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+    def sample_table(self, outputs: Mapping[str, Sequence[str]], rows: int) -> list[dict[str, str]]:
+        """The first examples side by side: prompt, every model's output, reference."""
+        examples = self.examples
+        return [
+            {
+                "prompt": examples.inputs[i],
+                **{name: texts[i] for name, texts in outputs.items()},
+                "reference": examples.targets[i],
+            }
+            for i in range(min(rows, len(examples.inputs)))
+        ]
+
+
+def make_evaluation(
+    task: TaskSpec,
+    split: str,
+    mesh: Mesh,
+    rules: Mapping[str, str | None],
+    valid: Any,
+    *,
+    batch_size: int,
+    input_length: int,
+    target_length: int,
+    max_examples: int | None = None,
+    reward: Any = None,
+    judge: LoadedModel | None = None,
+) -> Evaluation:
+    """Reads a split for evaluation.
+
+    Args:
+      task, split: what to measure on.
+      mesh, rules: where models run.
+      valid: bool [V], ids that may be written.
+      batch_size: rows of a batch over all hosts.
+      input_length, target_length: in tokens.
+      max_examples: the first so many; None uses all.
+      reward, judge: see `Evaluation`.
+
+    Returns:
+      The evaluation.
+    """
+    own = meshes.own_rows(mesh, batch_size)
+    examples = pipeline.evaluation_batches(
+        task, split, batch_size, input_length, target_length, max_examples, own
+    )
+    return Evaluation(task, mesh, rules, examples, batch_size, valid, reward, judge)
+
+
+def evaluation_key(seed: int) -> Any:
+    """The key of all evaluations of a run; fold the step in."""
+    return jax.random.fold_in(jax.random.PRNGKey(seed), _EVALUATION_KEY)
+
+
+def host_batch(batch: Mapping[str, Any]) -> Batch:
+    """The arrays of a pipeline's dictionary as a `Batch`, still on the host."""
+    return Batch(
+        encoder_input_tokens=batch["encoder_input_tokens"],
+        decoder_target_tokens=batch["decoder_target_tokens"],
+        example_weights=batch["example_weights"],
+    )

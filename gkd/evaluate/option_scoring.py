@@ -1,0 +1,74 @@
+"""Options of multiple-choice prompts, scored by their log-likelihood under a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gkd.distill.logits import ProjectedLogits
+from gkd.distill.rollouts import shift_right
+from gkd.infer.generator import BatchedProgram, padded, token_log_probs
+from gkd.runs.model_loading import LoadedModel
+
+
+class OptionScorer:
+    """A model that scores the options of prompts; each prompt is encoded once for all of its."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        mesh: Mesh,
+        rules: Mapping[str, str | None],
+        options: Sequence[Sequence[Sequence[int]]],
+        buckets: Sequence[int],
+        batch_size: int,
+    ) -> None:
+        """Prepares; nothing is compiled yet.
+
+        Args:
+          loaded: the model.
+          mesh, rules: where it runs.
+          options: of every prompt the token ids of each of its options, through EOS.
+          buckets: the lengths that prompts are padded to, ascending.
+          batch_size: prompts a batch, over all devices.
+        """
+        self._model, self._shards, self._options = loaded.model, mesh.shape["data"], options
+        self._count = max(len(row) for row in options)
+        self._length = max(len(option) for row in options for option in row)
+        self._batched = BatchedProgram(self._program, loaded, mesh, rules, buckets, batch_size)
+
+    def scores(self, params: Any, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log Q(option | prompt): the sum over its tokens with EOS, raw logits, natural log.
+
+        Args:
+          params: the model's parameters on the mesh.
+          inputs: the prompts' token ids through EOS, as many as there are rows of options.
+
+        Returns:
+          A score for every option of every prompt. It is not divided by the option's length.
+        """
+        scores: list[list[float]] = [[]] * len(inputs)
+        for part, arrays in self._batched.run(params, (), inputs, self._rows):
+            for position, row in zip(part, arrays, strict=False):
+                scores[position] = row[: len(self._options[position])].tolist()
+        return scores
+
+    def _rows(self, positions):
+        """Options of some prompts, int32 [B, K, T]; a prompt of fewer has empty ones at the end."""
+        blank: list[list[int]] = [[]] * self._count
+        rows = [(list(self._options[i]) + blank)[: self._count] for i in positions]
+        return (np.stack([padded(row, self._length) for row in rows]),)
+
+    def _program(self, params, _, inputs, options):
+        """Prompts [B, S], options [B, K, T] -> log-likelihoods [B, K]."""
+        count, length = options.shape[1:]
+        encoded = self._model.encode(params, inputs)
+        tokens = options.reshape(-1, length)  # row = prompt·K + option
+        hidden = self._model.decode_hidden(params, encoded, shift_right(tokens))
+        logits = ProjectedLogits(hidden.last, self._model.head(params))
+        log_probs = token_log_probs(logits, tokens, self._shards)
+        return jnp.sum(jnp.where(tokens > 0, log_probs, 0.0), axis=-1).reshape(-1, count)

@@ -1,0 +1,126 @@
+"""What an evaluation leaves behind: JSON with all that is needed to cite it, JSONL, a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import jax
+import rich.console
+
+from gkd.evaluate.divergence_meter import Divergences
+from gkd.evaluate.evaluation import Evaluation, Generated
+from gkd.files.atomic_files import replacing
+from gkd.infer.decode_options import Decoding
+from gkd.metrics import metrics, sample_metrics
+from gkd.runs import model_loading
+from gkd.runs.metrics_log import markdown_table
+from gkd.runs.run_directory import REPOSITORY, config_bindings, environment, git_state
+
+Outputs = Mapping[str, Mapping[str, Generated]]  # model -> way of decoding -> outputs
+
+
+def signatures(outputs: Outputs | None = None) -> dict[str, str]:
+    """How each metric is computed, to be printed with a score.
+
+    Args:
+      outputs: the outputs measured, whose metrics' tokenizers are named; None names the defaults.
+    """
+    used: dict[str, list[str]] = {}
+    for by_decoding in (outputs or {}).values():
+        for made in by_decoding.values():
+            for metric, found in made.signatures.items():
+                used.setdefault(metric, []).extend(found)
+    return {
+        "bleu": metrics.bleu_signature(),
+        "self_bleu": sample_metrics.self_bleu_signature(),
+        "rouge": metrics.rouge_signature(),
+        **{metric: "; ".join(dict.fromkeys(found)) for metric, found in used.items()},
+        "samples": "task metrics are means over a prompt's samples",
+        "options": "sum of an option's token log-probabilities with EOS, raw logits",
+        "reference_log_prob": "mean over all tokens with EOS, raw logits, natural log",
+        "divergences": (
+            "nats at temperature 1 over usable ids; mean over a sequence's tokens, then over "
+            "sequences; on_policy: the student's samples at temperature 1"
+        ),
+    }
+
+
+def model_facts(loaded: model_loading.LoadedModel, task: Any) -> dict[str, Any]:
+    """Which model was measured: its step folder, its size, and what its checkpoint describes."""
+    return {
+        "step_folder": loaded.checkpoint,
+        "chosen": loaded.chosen,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
+        **model_loading.describe(loaded.config, task.vocabulary),
+    }
+
+
+def decoding_facts(decodings: Mapping[str, Decoding | None]) -> dict[str, Any]:
+    """The settings of every way of decoding, by its name."""
+    return {
+        name: decoding and {**dataclasses.asdict(decoding), "length_penalty": decoding.penalty}
+        for name, decoding in decodings.items()
+    }
+
+
+def all_metrics(outputs: Outputs, divergences: Divergences | None) -> dict[str, Any]:
+    """Metrics by model and way of decoding, and the divergences between the two models."""
+    measured: dict[str, Any] = {}
+    for model, by_decoding in outputs.items():
+        measured[model] = {name: made.metrics for name, made in by_decoding.items()}
+        for made in by_decoding.values():
+            if made.reference_log_probs is not None:
+                scores = [score for row in made.reference_log_probs for score in row]
+                measured[model]["references"] = {
+                    "reference_log_prob": sum(scores) / len(scores)
+                }  # fmt: skip
+    if divergences is not None:
+        measured["divergences"] = divergences.metrics
+    return measured
+
+
+def provenance() -> dict[str, Any]:
+    """The configuration, the commit, package versions and devices."""
+    return {
+        "bindings": config_bindings(gin.config_str()),
+        **git_state(REPOSITORY),
+        **environment(),
+    }
+
+
+def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) -> None:
+    """One line an example: input, reference, and of every model all outputs by way of decoding."""
+    examples = evaluation.examples
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for i, texts in enumerate(zip(examples.inputs, examples.targets, strict=True)):
+            row: dict[str, Any] = {"index": i, "input": texts[0], "reference": texts[1]}
+            for model, by_decoding in outputs.items():
+                row[model] = {name: made.records[i] for name, made in by_decoding.items()}
+                for made in by_decoding.values():
+                    if made.reference_log_probs is not None:
+                        row[model]["reference_log_probs"] = made.reference_log_probs[i]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def print_summary(result: Mapping[str, Any], path: pathlib.Path) -> None:
+    """The metrics (of a task's parts only the means), the sample table, and what did not fit."""
+    console = rich.console.Console(soft_wrap=True)
+    for name in ("student", "teacher"):
+        if result[name] and result[name]["chosen"]:
+            facts = result[name]
+            console.print(f"{name} {facts['step_folder']}: {facts['chosen']}", highlight=False)
+    for name, values in result["metrics"].items():
+        lines = values.items() if name != "divergences" else [("", values)]
+        for decoding, numbers in lines:
+            facts = [f"{key} {value:.4g}" for key, value in numbers.items() if "/" not in key]
+            console.print(f"{name} {decoding}".rstrip() + f": {', '.join(facts)}", highlight=False)
+    console.print(markdown_table(result["samples"]), markup=False, highlight=False)
+    console.print(f"written: {path}", highlight=False)
+    cut = {name: result[name] for name in ("inputs_cut", "targets_cut", "empty_examples")}
+    if any(cut.values()):
+        console.print(json.dumps(cut), highlight=False)

@@ -1,0 +1,221 @@
+"""What `infer` reads: inputs that have been checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gkd.configuration.task_files import read_task
+from gkd.data import mixtures, sources
+from gkd.data.tasks import TaskSpec
+from gkd.vocabularies import vocabularies
+
+INPUT_FIELDS = ("input", "inputs", "text", "prompt")
+TARGET_FIELDS = ("target", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file of inputs, all of whose lines have been checked.
+
+    Attributes:
+      path: the file.
+      input_field, target_field: the fields used; no target field where nothing is scored.
+      count: how many inputs it holds.
+      sha256: of the file.
+    """
+
+    path: str
+    input_field: str
+    target_field: str | None
+    count: int
+    sha256: str
+
+    def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
+        """The rows from `start` on."""
+        return (row for _, row in itertools.islice(_read_rows(self.path), start, None))
+
+    def settings(self) -> dict[str, Any]:
+        """What the output depends on."""
+        return {
+            "input_bytes": os.path.getsize(self.path),
+            "input_sha256": self.sha256,
+            "input_field": self.input_field,
+            "target_field": self.target_field,
+        }
+
+    def describe(self) -> None:
+        """Says what is read."""
+        target = f", targets from {self.target_field!r}" if self.target_field else ""
+        print(f"{self.path}: {self.count} inputs from field {self.input_field!r}{target}")
+
+    def check_vocabulary(self, vocabulary: Any) -> None:
+        """Nothing is known of the vocabulary that a file's reader will use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSource:
+    """A split of a task, whose row n is input n; it has what `Source` has.
+
+    Attributes:
+      path: the task's gin file.
+      task: the task.
+      split: the split's name.
+      inputs, targets: its texts, UTF-8; an input holds the task's own prefix.
+      input_field, target_field: what a row calls them; no target field where nothing is scored.
+    """
+
+    path: str
+    task: TaskSpec
+    split: str
+    inputs: Sequence[bytes]
+    targets: Sequence[bytes]
+    input_field: str
+    target_field: str | None
+
+    @property
+    def count(self) -> int:
+        """How many inputs it holds."""
+        return len(self.inputs)
+
+    def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
+        """The rows from `start` on."""
+        for source, target in zip(self.inputs[start:], self.targets[start:], strict=True):
+            yield {"input": source.decode(), "target": target.decode()}
+
+    def settings(self) -> dict[str, Any]:
+        """What the output depends on."""
+        digest, size = hashlib.sha256(), 0
+        for row in self.rows():
+            line = json.dumps(row).encode() + b"\n"
+            digest.update(line)
+            size += len(line)
+        return {
+            "task": self.task.name,
+            "split": self.split,
+            "input_bytes": size,
+            "input_sha256": digest.hexdigest(),
+            "input_field": self.input_field,
+            "target_field": self.target_field,
+        }
+
+    def describe(self) -> None:
+        """Says what is read."""
+        scored = ", with targets" if self.target_field else ""
+        print(
+            f"{self.path}: {self.count} inputs of task {self.task.name}, split {self.split}{scored}"
+        )
+
+    def check_vocabulary(self, vocabulary: Any) -> None:
+        """Raises ValueError unless the task's ids are those of `vocabulary`."""
+        difference = vocabularies.same_vocabulary(vocabulary, self.task.vocabulary)
+        if difference:
+            raise ValueError(
+                f"{self.path}: the model's ids are not those of task {self.task.name} "
+                f"({difference}): its top-k would be no teacher of that task"
+            )
+
+
+def open_split(
+    path: str, overrides: Sequence[str], split: str, score: bool, allowed: Sequence[str] = ()
+) -> SplitSource:
+    """Reads the texts of a task's split, in the split's order, as many as the task takes of them.
+
+    Args:
+      path: the gin file that defines the task.
+      overrides: NAME=VALUE, of its macros.
+      split: the name of one of the task's splits.
+      score: whether targets are needed.
+      allowed: modules that the gin file may import besides gkd's own.
+
+    Raises:
+      ValueError: the task has no such split; and as `task_files.read_task`.
+    """
+    task = read_task(path, overrides, allowed)
+    if split not in task.splits:
+        raise ValueError(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
+    texts = mixtures.read_texts(task.task.source, task.texts, split)
+    inputs, targets = texts["inputs"].tolist(), texts["targets"].tolist()
+    return SplitSource(path, task, split, inputs, targets, "input", "target" if score else None)
+
+
+def open_source(
+    path: str, input_field: str | None, target_field: str | None, score: bool
+) -> Source:
+    """Reads a file of inputs once, so that a bad line is found before any work is done.
+
+    Args:
+      path: .txt, .tsv, .jsonl or .json (an object a line), possibly with .gz after it.
+      input_field, target_field: names of fields; None chooses.
+      score: whether targets are needed.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: of another kind, without rows, or a bad line (with its number).
+    """
+    if target_field is not None and not score:
+        raise ValueError("target_field is read only with --score: give that too")
+    if path.removesuffix(".gz").endswith(".txt") and (input_field or score):
+        raise ValueError(f"input {path} is plain text, without fields: use TSV or JSONL for them")
+    count = 0
+    for number, row in _read_rows(path):
+        where = f"{path}:{number}"
+        input_field = input_field or _first_of(INPUT_FIELDS, row, where, "input_field")
+        if score:
+            target_field = target_field or _first_of(TARGET_FIELDS, row, where, "target_field")
+        for field in filter(None, (input_field, target_field)):
+            _check_text(row, field, where)
+        count += 1
+    if not count:
+        raise ValueError(f"input {path} has no rows")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Source(path, input_field, target_field, count, digest)
+
+
+def _first_of(names, row, where, option) -> str:
+    for name in names:
+        if name in row:
+            return name
+    raise ValueError(
+        f"{where}: no field {' or '.join(names)}; the row has {', '.join(row)}: choose one with "
+        f"--{option}"
+    )
+
+
+def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
+    if field not in row:
+        raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(row)}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
+    sources.check_encodes(row[field], f"{where}: field {field!r}")
+
+
+def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered rows of a file of any kind."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"input {path} does not exist, or is no file")
+    if path.removesuffix(".gz").endswith(".txt"):
+        yield from ((number, {"input": text}) for number, text in _text_lines(path))
+        return
+    rows = sources.numbered_rows(path)
+    if rows is None:
+        raise ValueError(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
+    yield from rows
+
+
+def _text_lines(path: str) -> Iterator[tuple[int, str]]:
+    """All lines of a text file, so that line n is input n; blank ones at its end do not count."""
+    blank: list[tuple[int, str]] = []
+    for number, text in sources.lines(path):
+        if not text.strip():
+            blank.append((number, text))
+            continue
+        yield from blank
+        blank = []
+        yield number, text

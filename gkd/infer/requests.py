@@ -1,0 +1,157 @@
+"""The loop of `infer`: a window of inputs after the other, each written in order when complete."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import time
+from typing import Any
+
+from gkd.infer.generator import Generator, encode_inputs, encode_targets, ended
+from gkd.infer.inputs import Source, SplitSource
+from gkd.infer.output import OutputFiles
+from gkd.runs.lease import Lease
+from gkd.runs.progress import Progress
+from gkd.runs.signals import Stopped, StopRequest
+from gkd.vocabularies import vocabularies
+from gkd.vocabularies.white_space import WhiteSpaceRule, rule_of
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceJob:
+    """Everything that one launch works with.
+
+    Attributes:
+      source: the inputs.
+      files: the output.
+      lease: under which it is written.
+      generator: the model; it scores where the source has targets.
+      vocabulary: of inputs and outputs.
+      prefix: text before every input.
+      input_length: in tokens.
+      window: how many inputs are written at once.
+    """
+
+    source: Source | SplitSource
+    files: OutputFiles
+    lease: Lease
+    generator: Generator
+    vocabulary: Any
+    prefix: str
+    input_length: int
+    window: int
+
+    def run(self, done: int) -> dict[str, Any]:
+        """Writes the outputs of all inputs from number `done` on, a window at a time.
+
+        Returns:
+          What was counted.
+
+        Raises:
+          Stopped: a signal came; the window in flight is dropped.
+        """
+        totals = collections.Counter(inputs_cut=0, samples=0, stopped_by_eos=0, tokens=0)
+        rows = self.source.rows(done)
+        started = time.monotonic()
+        with StopRequest() as stop, Progress("infer", self.source.count, done) as progress:
+            for first in range(done, self.source.count, self.window):
+                part = list(itertools.islice(rows, self.window))
+                written: list[Any] = [None] * len(part)
+                ready = 0
+                targets = self._targets(part, totals)
+                for batch in self._outputs(part, first, targets, totals):
+                    for position, output in batch:
+                        written[position] = output
+                    ready += len(batch)
+                    tokens = sum(len(t) for _, output in batch for t in output.tokens)
+                    progress.update(first + ready, tokens)
+                    if stop.requested and ready < len(part):
+                        raise Stopped(self._stopped(stop, first))
+                self.lease.check()
+                self.files.append(self._lines(part, targets, written, first, totals))
+                if stop.requested and first + len(part) < self.source.count:
+                    raise Stopped(self._stopped(stop, first + len(part)))
+        seconds = time.monotonic() - started
+        return {**totals, "seconds": seconds, "programs": self.generator.programs}
+
+    @functools.cached_property
+    def _rule(self) -> WhiteSpaceRule:
+        """As of the texts that a model is trained on."""
+        return rule_of(self.vocabulary)
+
+    def _stopped(self, stop: StopRequest, done: int) -> str:
+        return (
+            f"{stop.signal_name}: {done} of {self.source.count} inputs are complete in "
+            f"{self.files.partial}; the same command continues"
+        )
+
+    def _targets(self, rows, totals):
+        """Token ids of the targets to score; None where nothing is scored."""
+        if not self.source.target_field:
+            return None
+        texts = [self._rule.fit(row[self.source.target_field]) for row in rows]
+        length = self.generator.decoding.max_length
+        targets, cut = encode_targets(self.vocabulary, texts, length)
+        totals["targets_cut"] += cut
+        return targets
+
+    def _outputs(self, rows, first, targets, totals):
+        """The model's outputs for a window's rows, batch by batch."""
+        texts = [self._rule.fit(self.prefix + row[self.source.input_field]) for row in rows]
+        inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
+        totals["inputs_cut"] += cut
+        return self.generator.outputs(inputs, first, targets)
+
+    def _lines(self, rows, targets, outputs, first, totals) -> str:
+        """The lines of a window, in the inputs' order."""
+        lines = []
+        for position, (row, output) in enumerate(zip(rows, outputs, strict=True)):
+            index = first + position
+            others = {k: v for k, v in row.items() if k != self.source.input_field}
+            scores = self._scores(targets and targets[position], output, index)
+            texts = vocabularies.decode_tokens(self.vocabulary, output.tokens)
+            for sample, (text, tokens) in enumerate(zip(texts, output.tokens, strict=True)):
+                own = {
+                    "index": index,
+                    "sample": sample,
+                    "input": row[self.source.input_field],
+                    "text": text,
+                    "tokens": tokens,
+                    "log_prob": self._number(output.log_probs[sample], index),
+                    "stop": ("eos" if ended(tokens) else "length") if tokens else "none",
+                    **scores,
+                }
+                others = {name: value for name, value in others.items() if name not in own}
+                lines.append(json.dumps({**own, **others}, ensure_ascii=False) + "\n")
+                totals["samples"] += 1
+                totals["stopped_by_eos"] += ended(tokens)
+                totals["tokens"] += len(tokens)
+        return "".join(lines)
+
+    def _scores(self, target, output, index) -> dict[str, Any]:
+        """What the model says of the target, if asked."""
+        if target is None:
+            return {}
+        log_probs = [self._number(value, index) for value in output.target_log_probs]
+        scores = {"target_log_probs": log_probs}
+        if output.target_top_ids is not None:
+            scores["target_tokens"] = target
+            scores["target_top_ids"] = output.target_top_ids
+            scores["target_top_log_probs"] = [
+                [self._number(value, index) for value in best]
+                for best in output.target_top_log_probs
+            ]
+        return scores
+
+    def _number(self, value: float, index: int) -> float | None:
+        """A log-probability for JSON: None for −inf, which only an empty output has."""
+        if math.isnan(value):
+            raise FloatingPointError(
+                f"{self.source.path}: input {index} gives NaN log-probabilities: try --dtype "
+                "float32, or another checkpoint"
+            )
+        return round(value, 6) if math.isfinite(value) else None

@@ -1,0 +1,106 @@
+"""What a chip holds of a run, in closed form, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gkd.program_cost.roofline import Chip
+from gkd.runs.model_loading import LoadedModel
+from gkd.train.model_flops import split_of
+from gkd.train.step_program import StepProgram
+
+_GIB = 2**30
+
+
+def resident(program: StepProgram) -> dict[str, float]:
+    """Bytes that one chip holds from step to step: parameters, optimizer, teacher, …"""
+    state = program.state.abstract
+    held = {"parameters": share(state.params), "optimizer": share(state.opt_state)}
+    held["rest of the state"] = share(state) - sum(held.values())
+    for name, loaded in (("teacher", program.expert), ("reward model", program.judge)):
+        if loaded is not None:
+            held[name] = share(loaded.shapes)
+    return held
+
+
+def share(tree: Any) -> float:
+    """Bytes of one chip's part of abstract arrays, a layout's tiles not filled up."""
+    return float(
+        sum(
+            np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def cache_bytes(
+    program: StepProgram, loaded: LoadedModel, prompts: int, written: int, samples: int = 1
+) -> float:
+    """Bytes on one chip of what decoding keeps: keys and values of the prompts and of the outputs.
+
+    Args:
+      program: of the run, with its mesh.
+      loaded: the model that writes.
+      prompts: B, written for at the same time, over all chips.
+      written: T, tokens of an output at most.
+      samples: outputs of a prompt.
+
+    Returns:
+      Of all decoder layers, a layout's tiles not filled up.
+    """
+    config, ways = loaded.config, split_of(program, loaded.config, prompts)
+    tokens = program.batch.encoder_input_tokens.shape[1] + samples * written
+    width = config.num_heads * config.head_dim / ways.heads
+    numbers = 2 * config.num_decoder_layers * width * tokens * prompts / ways.rows
+    return numbers * jnp.dtype(config.dtype).itemsize
+
+
+def advice(
+    program: StepProgram, held: Mapping[str, float], peak: float | int, chip: Chip, batch: str
+) -> list[str]:
+    """What to change where a program does not fit, the most useful first.
+
+    Args:
+      program: of the run.
+      held: bytes of a chip, from `resident`.
+      peak: bytes that it would need.
+      chip: what it has.
+      batch: the setting of the rows of a batch, in words.
+    """
+    changes = []
+    models = {
+        "teacher": held.get("teacher", 0.0),
+        "reward model": held.get("reward model", 0.0),
+        "student": held.get("parameters", 0.0) + held.get("optimizer", 0.0),
+    }
+    data = program.mesh.shape["data"]
+    sharded = program.rules.get("embed") is not None
+    for name, size in sorted(models.items(), key=lambda item: -item[1]):
+        if size > chip.memory / 4:
+            ways = ["a mesh with a larger model axis (--gin.MODEL_PARALLELISM, --mesh)"]
+            if not sharded and data > 1:
+                left = size / data / _GIB
+                ways.insert(0, f"--gin.FULLY_SHARDED=True (to about {left:.2f} GiB)")
+            changes.append(
+                f"the {name} takes {size / _GIB:.1f} GiB of every chip: split it with "
+                + " or ".join(ways)
+            )
+    if peak - sum(held.values()) > chip.memory / 4:
+        changes += _smaller_temporaries(program, batch)
+    return changes or [f"use a larger slice, or a smaller {batch}"]
+
+
+def _smaller_temporaries(program, batch):
+    changes = []
+    rows = program.batch.encoder_input_tokens.shape[0] // program.mesh.shape["data"]
+    if batch == "BATCH_SIZE":  # of training
+        if rows % (2 * program.microbatches) == 0:
+            changes.append(f"--gin.MICROBATCHES={2 * program.microbatches} halves what is alive")
+        if not program.learner.config.remat:
+            changes.append("--gin.REMAT=True recomputes the student's activations")
+    return changes or [f"a smaller {batch} shrinks the temporaries, {rows} rows a chip now"]

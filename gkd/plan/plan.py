@@ -1,0 +1,132 @@
+"""The verb `plan`: whether a run fits a TPU slice and what it costs, compiled without one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import rich.console
+
+from gkd.configuration import setting_values
+from gkd.configuration.verb_settings import PLAN
+from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
+from gkd.plan import programs
+from gkd.plan.search import search_meshes
+from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
+
+# What makes a run of any method a fine-tuning of the same student on the same data.
+SFT = {
+    "divergence": None, "beta": None, "on_policy_fraction": 0.0, "mixing": "batch", "samples": 1,
+    "rollout_length": None, "teacher": None, "teacher_model": None, "teacher_top_k": None,
+    "reward": None, "alpha": 1.0, "replay": None,
+}  # fmt: skip
+PROGRAMS = {
+    "step": programs.step_programs,
+    "sft": functools.partial(programs.step_programs, name="sft"),
+    "evaluation": programs.evaluation_programs,
+    "generation": programs.generation_programs,
+}
+
+
+def plan(
+    run: Callable[..., Any],
+    topology: str,
+    mesh: str | None = None,
+    programs: str = ",".join(PROGRAM_NAMES),
+    expected_length: float | int | None = None,
+    price: float | int | None = None,
+    search: bool = False,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Compiles a run's programs for a topology; prints and returns what they need and take.
+
+    Args:
+      run: `train`, configured; it is called with `dry_run`.
+      topology: see `topology_devices`.
+      mesh: 'data:64,model:4'.
+      programs: of `PROGRAMS`, separated by commas.
+      expected_length: tokens of an output on average, for the time of sampling.
+      price: of a chip-hour, in any currency.
+      search: whether to try meshes and microbatches instead.
+      output: a JSON file.
+
+    Returns:
+      What the JSON file holds.
+
+    Raises:
+      ValueError: something does not fit together, or a count of FLOPs cannot be trusted.
+    """
+    setting_values.check_call(PLAN, locals())
+    chip = topology_chip(topology)
+    devices = topology_devices(topology)
+    if devices[0].platform != jax.default_backend():  # what is compiled could not be read back here
+        jax.config.update("jax_enable_compilation_cache", False)
+    path = output and pathlib.Path(output)
+    if path and not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
+    given = {"model_parallelism": _model_axis(mesh, len(devices))} if mesh else {}
+    trace = functools.partial(run, dry_run=lambda program: program, devices=devices)
+    console = rich.console.Console(soft_wrap=True, highlight=False)
+    prices = {"price": price, "chips": len(devices)}
+    result = {"topology": topology, "expected_length": expected_length}
+
+    def report(program, planned):
+        return report.measured(program, planned, chip, expected_length, prices)
+
+    def save(found):
+        result.update(found)
+        if path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+    if search:
+        slices = topology_slices(topology)
+        search_meshes(trace, len(devices), slices, report, console.print, save)
+    else:
+        _measure(trace, given, _names(programs), report, console.print, save)
+    return result
+
+
+def _names(programs):
+    names = [name for name in programs.split(",") if name]
+    unknown = [name for name in names if name not in PROGRAMS]
+    if unknown or not names:
+        raise ValueError(f"--programs is {programs!r}: choose of {', '.join(PROGRAMS)}")
+    return names
+
+
+def _model_axis(mesh: str, chips: int) -> int:
+    """The size of the model axis in 'data:64,model:4'; the two must make up all chips."""
+    parts = dict(part.partition(":")[::2] for part in mesh.split(","))
+    if not set(parts) <= {"data", "model"} or not all(size.isdigit() for size in parts.values()):
+        raise ValueError(f"--mesh is {mesh!r}: write it as data:64,model:4")
+    model = int(parts.get("model", 1))
+    data = int(parts.get("data", chips // max(model, 1)))
+    if data * model != chips:
+        raise ValueError(
+            f"--mesh is {mesh!r}: data × model is {data * model}, the chips are {chips}"
+        )
+    return model
+
+
+def _measure(trace, given, names, report, say, save):
+    """Every program of one setting; what is done is saved, for the next one may take minutes."""
+    step = trace(**given)
+    say(report.heading(step))
+    setting, results = report.setting(step), {}
+    for name in names:
+        program = step
+        if name == "sft":
+            if step.method.divergence is None and step.method.reward is None:
+                continue  # the step is fine-tuning already
+            program = trace(**given, **SFT)
+        for label, planned in PROGRAMS[name](program).items():
+            results[label] = report(program, planned)
+            say("\n".join(report.lines(label, results[label])))
+            save({"setting": setting, "programs": results})
+    refused = [label for label, found in results.items() if "refused" in found]
+    if refused:
+        raise ValueError(f"no estimate of {', '.join(refused)}: its FLOPs cannot be trusted")

@@ -1,0 +1,101 @@
+"""A run's step under every mesh and number of microbatches that divide, ranked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from gkd.plan import report
+from gkd.plan.programs import Planned, step_programs
+from gkd.train.step_program import StepProgram
+
+WIDEST = 16  # chips of a model axis, and microbatches
+
+
+def search_meshes(
+    trace: Callable[..., StepProgram],
+    chips: int,
+    slices: int,
+    report: Callable[[StepProgram, Planned], dict[str, Any]],
+    say: Callable[[str], None],
+    save: Callable[[dict[str, Any]], None],
+) -> None:
+    """Compiles every candidate, says and saves what was found as it comes, and ranks all.
+
+    A candidate that does not fit, or that the compiler does not take, is one of the results.
+
+    Args:
+      trace: (model_parallelism, microbatches) -> the run's programs.
+      chips: of the topology.
+      slices: that the chips are in; a model axis stays inside one.
+      report: (program, one of its programs) -> facts of it, see `report.facts`.
+      say: prints a line.
+      save: keeps the facts of all candidates, the best first.
+
+    Raises:
+      ValueError: nothing divides the batch, or no candidate compiles.
+    """
+    candidates: list[dict[str, Any]] = []
+    for given, program in _divisible(trace, chips // slices):
+        found = {**given, "data": chips // given["model_parallelism"]}
+        try:
+            found |= _step(program, report)
+        except Exception as error:  # the compiler's, of many kinds: the others may still compile
+            found |= {"fits": False, "seconds": None, "failed": _one_line(error)}
+        candidates.append(found)
+        candidates.sort(key=_rank)
+        say(report.candidate(found))
+        save({"candidates": candidates})
+    if not candidates:
+        raise ValueError("no mesh and number of microbatches divides the batch: change BATCH_SIZE")
+    if all("failed" in found for found in candidates):
+        raise ValueError(f"no candidate compiles; the first: {candidates[0]['failed']}")
+    say("\n".join(_ranking(candidates)))
+
+
+def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram]]:
+    """The settings that divide the batch, with their programs."""
+    axes = [size for size in range(1, min(slice_chips, WIDEST) + 1) if slice_chips % size == 0]
+    for model, microbatches in itertools.product(axes, (1, 2, 4, 8, WIDEST)):
+        given = {"model_parallelism": model, "microbatches": microbatches}
+        try:
+            yield given, trace(**given)
+        except ValueError as error:
+            if "does not divide" not in str(error):
+                raise
+
+
+def _step(program, report) -> dict[str, Any]:
+    """The facts of the step; where it is two programs, the larger one's memory and both times."""
+    parts = [report(program, planned) for planned in step_programs(program).values()]
+    largest = max(parts, key=lambda found: (not found["fits"], found["peak_bytes"]))
+    found = dict(largest)
+    times = [part["seconds"] for part in parts]
+    found["seconds"] = None if None in times else sum(times)
+    refused = [part["refused"] for part in parts if "refused" in part]
+    return found | ({"refused": refused[0]} if refused else {})
+
+
+def _rank(found: Mapping[str, Any]):
+    """What fits, the fastest first; then what needs least memory; then what does not compile."""
+    seconds = found["seconds"]
+    known = "failed" not in found
+    if known and found["fits"]:
+        return 0, seconds is None, seconds or 0.0
+    return (1, False, found["peak_bytes"]) if known else (2, False, 0.0)
+
+
+def _ranking(candidates) -> Iterator[str]:
+    yield "\nranked:"
+    for number, found in enumerate(candidates, 1):
+        yield f"{number:3}. {report.candidate(found)}"
+    first = candidates[0]
+    if not first["fits"]:
+        yield "nothing fits; of the first:"
+        yield from (f"  change: {change}" for change in first["advice"])
+
+
+def _one_line(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:200]}"

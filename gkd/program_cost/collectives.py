@@ -1,0 +1,147 @@
+"""Bytes that HLO instructions move between chips: inside a slice, and between slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from gkd.program_cost.hlo import Array, Computation, Instruction, Program
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+# How libtpu writes exchanges between slices: as transfers to a runtime on the hosts.
+_RUNTIME = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+_TRANSFERS = {
+    "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between chips.
+
+    Attributes:
+      kind: 'all-reduce', …
+      count: how often it runs.
+      bytes: of the whole array on one chip, the larger of what goes in and what comes out.
+      wire_bytes: what one chip sends each time, along a ring: (n−1)/n of the bytes for gathers,
+        scatters and all-to-all among n, twice that for an all-reduce, all for a permutation.
+      among: n, chips; or slices.
+      between_slices: whether it goes through the data centre's network.
+      source: where in the traced program it comes from.
+      loop: the source of the innermost loop around it, '' outside of loops.
+    """
+
+    kind: str
+    count: float
+    bytes: float
+    wire_bytes: float
+    among: int
+    between_slices: bool
+    source: str
+    loop: str = ""
+
+
+def collective(
+    program: Program,
+    computation: Computation,
+    instruction: Instruction,
+    count: float,
+    loop: str = "",
+) -> Collective | None:
+    """The exchange that an instruction is, or None; of an asynchronous pair, the start is it.
+
+    Args:
+      program: the whole.
+      computation: where the instruction stands.
+      instruction: any.
+      count: how often it runs.
+      loop: the source of the loop around it.
+
+    Raises:
+      ValueError: it is an exchange, but among whom cannot be read.
+    """
+    if instruction.opcode == "send" and _RUNTIME in instruction.attributes:
+        return _between_slices(computation, instruction, count, loop)
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    operands = [computation.instructions[name].shape for name in instruction.operands]
+    sent = sum(array.bytes for shape in operands for array in shape)
+    size = float(max(sent, sum(array.bytes for array in collective_results(instruction))))
+    chips = _group_size(instruction, program.devices)
+    wire = size * _wire_share(kind, chips)
+    return Collective(kind, count, size, wire, chips, False, instruction.source, loop)
+
+
+def collective_results(instruction: Instruction) -> tuple[Array, ...]:
+    """What a collective leaves; starts of gathers and permutations name their operands first."""
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        return instruction.parts[1]
+    return instruction.shape
+
+
+def _between_slices(computation, send, count, loop):
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+    kind = transfer and _TRANSFERS.get(transfer.group(1))
+    if kind is None:
+        raise ValueError(
+            f"{send.name} goes to another slice as {transfer and transfer.group(1)}: this kind of "
+            "exchange is not known"
+        )
+    slices = _slices(send)
+    size = sum(array.bytes for array in send.parts[0]) * (slices if kind == "all-gather" else 1)
+    wire = size * _wire_share(kind, slices)
+    return Collective(kind, count, size, wire, slices, True, _received_for(computation, send), loop)
+
+
+def _slices(send):
+    """How many slices exchange: of targets '{1,2}x{0:15}', {{100000,200000},…}, {{100000->…}}."""
+    found = re.search(r'_xla_megascale_target="?\{\{?([^}]*)\}', send.attributes)
+    if not found:
+        raise ValueError(f"{send.name} goes to other slices, but its text does not say to which")
+    return len(re.split(r"->|,", found.group(1)))
+
+
+def _received_for(computation, send):
+    """The source of the first that takes what is received: the exchange itself has none."""
+    receives = (user for user in computation.users[send.operands[1]] if user.opcode == "recv")
+    waiting, seen = list(receives), set()
+    while waiting:
+        instruction = waiting.pop(0)
+        if "op_name=" in instruction.attributes:
+            return instruction.source
+        if instruction.name not in seen:
+            seen.add(instruction.name)
+            waiting += computation.users[instruction.name]
+    return send.source
+
+
+def _wire_share(kind, members):
+    if kind in ("collective-permute", "collective-broadcast"):
+        return 1.0
+    return (members - 1) / members * (2 if kind == "all-reduce" else 1)
+
+
+def _group_size(instruction, devices):
+    """How many chips take part in one group."""
+    groups = re.search(r"replica_groups=(.*)", instruction.attributes)
+    if not groups:
+        return devices
+    text = groups.group(1)
+    if explicit := re.match(r"\{\{([\d,]+)\}", text):
+        return explicit.group(1).count(",") + 1
+    if iota := re.match(r"\[\d+,(\d+)\]", text):
+        return int(iota.group(1))
+    if mesh := re.match(r"mesh\[([^\]]*)\][^{]*\{('[^}]*)\}", text):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
+        size = 1
+        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):
+            size *= int(part or sizes[axis])
+        return size
+    if text.startswith("{}"):
+        return devices
+    raise ValueError(f"{instruction.name}: replica groups {text[:60]!r} are of a form not known")

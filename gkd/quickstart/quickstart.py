@@ -1,0 +1,172 @@
+"""The main job from one command: a teacher, a student's start, two ways to distil, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+import rich.text
+
+from gkd import errors
+from gkd.cli import command_line
+from gkd.files.atomic_files import replace_file
+from gkd.files.json_files import read_json
+from gkd.runs.metrics_log import read_metrics, read_samples
+from gkd.train.training_loop import SUMMARY_FILE
+
+METRIC = "exact_match"
+TITLES = {
+    "teacher": "teacher (SFT)",
+    "start": "student, start (SFT)",
+    "supervised_kd": "supervised KD (λ=0)",
+    "gkd": "on-policy GKD (λ=1)",
+}
+ARMS = ("supervised_kd", "gkd")
+
+
+def run_directories(directory: pathlib.Path, seed: int) -> dict[str, pathlib.Path]:
+    """Where each run lies: one teacher for all seeds, the student's three runs by seed."""
+    return {
+        name: directory / name if name == "teacher" else directory / f"seed_{seed}" / name
+        for name in TITLES
+    }
+
+
+def run(name: str, places: dict[str, pathlib.Path], seed: int, overrides: Sequence[str]) -> int:
+    """Trains one of the four runs, or continues it; returns the command line's exit code.
+
+    Args:
+      name: a file of configs/runs/quickstart.
+      places: from `run_directories`.
+      seed: of the student's runs; the teacher is the same for all seeds.
+      overrides: further `--gin.NAME=VALUE` arguments.
+    """
+    values = {"MODEL_DIR": str(places[name])}
+    if name != "teacher":
+        values["SEED"] = seed
+    if name in ARMS:
+        values |= {"TEACHER": str(places["teacher"]), "STUDENT": str(places["start"])}
+    settings = [f"--gin.{key}={value!r}" for key, value in values.items()]
+    file = f"--gin_file=configs/runs/quickstart/{name}.gin"
+    return command_line.main(["train", file, *settings, *overrides])
+
+
+def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dict[str, Any]]:
+    """What came out: exact match of every model, gains of the arms over their common start.
+
+    Args:
+      places: from `run_directories`; every run is complete.
+
+    Returns:
+      The table to print, and the same as a dictionary.
+    """
+    summaries = {name: read_json(place / SUMMARY_FILE, dict) for name, place in places.items()}
+    start = summaries["start"]["evaluation"][METRIC]
+    table = rich.table.Table(title="exact match of the final number on 500 new problems, greedy")
+    for column in ("model", "parameters", "steps", "seconds a step", "exact match", "gain"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    results = {}
+    for name, title in TITLES.items():
+        summary = summaries[name]
+        score, seconds = summary["evaluation"][METRIC], summary["seconds_per_step"]
+        gain = score - start if name in ARMS else None
+        table.add_row(
+            title,
+            f"{summary['parameters']:,}",
+            str(summary["steps"]),
+            "–" if seconds is None else f"{seconds:.4f}",
+            f"{score:.1f} %",
+            "" if gain is None else f"{gain:+.1f}",
+        )
+        results[name] = {METRIC: score, "gain": gain, "seconds_per_step": seconds}
+    return table, results
+
+
+def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
+    """A figure of exact match by training step: both arms, their start, and the teacher's line.
+
+    Args:
+      places: from `run_directories`; every run is complete.
+      path: of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), dpi=150)
+    teacher = read_json(places["teacher"] / SUMMARY_FILE, dict)
+    axes.axhline(teacher["evaluation"][METRIC], color="0.4", linestyle="--", label="teacher")
+    for name in ARMS:
+        rows = [row for row in read_metrics(places[name]) if f"evaluation/{METRIC}" in row]
+        scores = [row[f"evaluation/{METRIC}"] for row in rows]
+        axes.plot([row["step"] for row in rows], scores, marker="o", label=TITLES[name])
+    axes.set_xlabel("updates after the SFT start")
+    axes.set_ylabel("exact match on new problems (%)")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs everything and prints what came out; run again, it continues or only prints.
+
+    Args:
+      arguments: --directory, --seed and `--gin.NAME=VALUE`; the process's own when None.
+
+    Returns:
+      0, or the exit code of the run that failed.
+    """
+    parser = argparse.ArgumentParser(prog="launch/quickstart.sh", description=__doc__)
+    parser.add_argument("--directory", default="runs/quickstart", help="where the runs are kept")
+    parser.add_argument("--seed", type=int, default=0, help="of the student's start and both arms")
+    options, overrides = parser.parse_known_args(arguments)
+    if unknown := [argument for argument in overrides if not argument.startswith("--gin.")]:
+        parser.error(f"unknown argument {unknown[0]}")
+    places = run_directories(pathlib.Path(options.directory), options.seed)
+    began = time.monotonic()
+    for number, (name, title) in enumerate(TITLES.items(), start=1):
+        print(f"\n[{number}/{len(TITLES)}] {title}", file=sys.stderr)
+        code = run(name, places, options.seed, overrides)
+        if code:
+            return code
+    folder = places["start"].parent
+    try:
+        table, results = result_table(places)
+        draw(places, folder / "quickstart.png")
+        replace_file(folder / "quickstart.json", json.dumps(results, indent=1) + "\n")
+        console = rich.console.Console()
+        _print_samples(console, places)
+    except (OSError, ValueError) as error:  # a damaged file of a run, a full disk
+        errors.report(error, True)
+        return command_line.EXIT_FAILED
+    console.print(table)
+    print(f"figure: {folder / 'quickstart.png'}   {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _print_samples(console: rich.console.Console, places: dict[str, pathlib.Path]) -> None:
+    """The first problems with what each model writes."""
+    tables = {}
+    for name in ("start", *ARMS):
+        tables[name] = read_samples(places[name])[-1]["rows"]
+    for row, first in enumerate(tables["gkd"]):
+        console.print(rich.text.Text(first["prompt"], style="bold"))
+        texts = {"reference": first["reference"], "teacher": first["teacher"]}
+        texts |= {TITLES[name]: rows[row]["student"] for name, rows in tables.items()}
+        for title, text in texts.items():
+            console.print(f"  {title:<22}{text}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

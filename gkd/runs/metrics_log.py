@@ -1,0 +1,329 @@
+"""Metrics and sample tables of a run: JSON lines, exact and resumable, and TensorBoard (clu).
+
+`metrics.jsonl` has one row a write: {"step": 10, "train/loss": 0.6931471805599453}. Numbers have
+all their digits, so that two runs can be compared bit for bit; not-a-number and the infinities,
+which JSON lacks, are the strings "NaN", "Infinity" and "-Infinity", which `float()` reads. Rows
+hold no times, which would differ between runs that are equal. `samples.jsonl` holds the tables.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gkd.files.atomic_files import append_lines, cut_unfinished_line, replace_file
+from gkd.files.atomic_folders import storage_reason
+from gkd.files.json_files import Field, check_value, parse_json, shown
+from gkd.parallel import processes
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class MetricsLog:
+    """Appends to the metrics of a run directory; of a job's processes, the first one writes.
+
+    A row is on disk when `write` returns: a killed process loses none of them, and at most the
+    last is half written, which the next opening drops. Write a step's rows before saving its
+    checkpoint, so that a resume from there misses none.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        tensorboard: bool = True,
+        expected: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Opens or makes the files.
+
+        Args:
+          directory: the run directory.
+          tensorboard: whether to write TensorBoard events too (imports TensorFlow).
+          expected: the `position` that was saved with the restored step, None where nothing is
+            restored: rows that are missing or changed since are reported in one line.
+
+        Raises:
+          ValueError: something else lies where a file or folder is to be.
+        """
+        self._directory = pathlib.Path(directory)
+        self._writes = processes.is_first()
+        self._with_tensorboard = tensorboard
+        self._writer: Any = None  # made at the first write, after `truncate_after`
+        self._expected = expected
+        self._position: dict[str, list[int]] = {}
+        if not self._writes:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        events = self._directory / TENSORBOARD_FOLDER
+        if tensorboard and events.exists() and not events.is_dir():
+            raise ValueError(f"{events} is a file: move it away, TensorBoard's events go there")
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            if (self._directory / name).is_dir():
+                raise ValueError(f"{self._directory / name} is a folder: move it away")
+            cut_unfinished_line(self._directory / name)
+            self._position[name] = _position_of(self._directory / name)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else that one says more
+                raise
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one row.
+
+        Args:
+          step: the step after which the values hold.
+          values: names such as "train/loss" to numbers: Python's, NumPy's or 0-d arrays.
+        """
+        if not self._writes:
+            return
+        numbers = {name: _number(value) for name, value in values.items()}
+        row = {"step": int(step)} | {name: _to_json(value) for name, value in numbers.items()}
+        self._append(METRICS_FILE, row)
+        if self._with_tensorboard:
+            with self._one_line_errors():
+                self._tensorboard().write_scalars(int(step), numbers)
+
+    def write_events(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes numbers to TensorBoard only: times, which differ between runs that are equal."""
+        if self._writes and self._with_tensorboard and values:
+            numbers = {name: _number(value) for name, value in values.items()}
+            with self._one_line_errors():
+                self._tensorboard().write_scalars(int(step), numbers)
+
+    def write_texts(self, step: int, name: str, table: Sequence[Mapping[str, str]]) -> None:
+        """Writes a table of samples.
+
+        Args:
+          step: the step after which they were made.
+          name: e.g. "samples/xsum".
+          table: rows, each from column names ("prompt", "student", "reference") to text.
+        """
+        if not self._writes:
+            return
+        rows = [{key: str(value) for key, value in row.items()} for row in table]
+        self._append(SAMPLES_FILE, {"step": int(step), "name": name, "rows": rows})
+        if self._with_tensorboard:
+            with self._one_line_errors():
+                self._tensorboard().write_texts(int(step), {name: markdown_table(rows)})
+
+    def truncate_after(self, step: int) -> None:
+        """Removes what a resumed run will write again: everything past the restored step.
+
+        Files are replaced whole, so a crash leaves the old or the new. TensorBoard, whose files
+        only grow, gets a session start that makes it forget the later steps.
+
+        Args:
+          step: the restored step; its own rows stay.
+
+        Raises:
+          ValueError: a line in the middle of a file is not JSON.
+        """
+        self.close()
+        if not self._writes:
+            return
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            path = self._directory / name
+            if path.exists():
+                _keep_rows_until(path, step)
+            self._position[name] = _position_of(path)
+        self._report_missing_rows(step)
+        events = self._directory / TENSORBOARD_FOLDER
+        if self._with_tensorboard and events.exists():
+            _write_session_start(events, step + 1)
+
+    def position(self) -> dict[str, list[int]]:
+        """The rows, bytes and CRC-32 of each file, to be saved with a checkpoint: `expected`."""
+        return {name: list(position) for name, position in self._position.items()}
+
+    def _report_missing_rows(self, step: int) -> None:
+        expected, self._expected = self._expected or {}, None
+        for name, position in expected.items():
+            rows, size, _ = here = self._position.get(name, [0, 0, 0])
+            if list(position) != here:
+                print(
+                    f"gkd: warning: {self._directory / name} has {rows} rows ({size} bytes) up to "
+                    f"step {step}, the checkpoint was saved with {position[0]} ({position[1]} "
+                    "bytes): it was cut, deleted or changed since; the run goes on, what is "
+                    "missing stays missing",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+
+    def flush(self) -> None:
+        """Puts TensorBoard's events on disk (the JSON lines are already there)."""
+        if self._writer is not None:
+            with self._one_line_errors():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Ends writing; a later write opens again."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._one_line_errors():
+                writer.close()
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        append_lines(self._directory / name, line)
+        content = line.encode()
+        rows, size, crc = self._position[name]
+        self._position[name] = [rows + 1, size + len(content), zlib.crc32(content, crc)]
+
+    @contextlib.contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = storage_reason(error)
+            if reason is None:
+                raise
+            raise OSError(
+                f"cannot write {self._directory / TENSORBOARD_FOLDER} ({reason}): put that right, "
+                "and the same command continues"
+            ) from error
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            from clu import metric_writers  # imports TensorFlow, so only when needed
+
+            folder = os.fspath(self._directory / TENSORBOARD_FOLDER)
+            self._writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(folder)])
+        return self._writer
+
+
+def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the metric rows of a run, in writing order.
+
+    Args:
+      directory: the run directory.
+
+    Returns:
+      One dict a row: "step" and the values; NaN and infinities as floats. A half-written last
+      line is left out.
+
+    Raises:
+      FileNotFoundError: the directory holds no metrics.
+      ValueError: a line in the middle of the file is not JSON.
+    """
+    path = pathlib.Path(directory) / METRICS_FILE
+    rows = []
+    for number, row in enumerate(_read_rows(path), start=1):
+        for name, value in row.items():
+            if isinstance(value, bool) or not isinstance(_of_json(value), int | float):
+                raise ValueError(
+                    f"{path}:{number}: {name} is {shown(value)}, not a number: remove the line"
+                )
+        rows.append({name: _of_json(value) for name, value in row.items()})
+    return rows
+
+
+def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the tables of samples of a run, in writing order.
+
+    Args:
+      directory: the run directory.
+
+    Returns:
+      One dict per table: "step", "name" and "rows", each from column names to text.
+
+    Raises:
+      FileNotFoundError: the directory holds no samples.
+      ValueError: the file holds no table, or a line that is none.
+    """
+    path = pathlib.Path(directory) / SAMPLES_FILE
+    tables = _read_rows(path)
+    if not tables:
+        raise ValueError(f"{path} holds no table of samples")
+    for number, table in enumerate(tables, start=1):
+        check_value(table.get("rows"), Field(kinds=(list,)), f"{path}:{number}: rows")
+    return tables
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Formats rows as a Markdown table with the columns of the first row."""
+    if not rows:
+        return "(no rows)"
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[row.get(column, "") for column in columns] for row in rows]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |"
+        for line in lines
+    )
+
+
+def _number(value: Any) -> int | float:
+    """A Python number with the value's exact value."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+
+
+def _to_json(value: int | float) -> int | float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _of_json(value: Any) -> Any:
+    """What `_to_json` wrote as a string, as the number that it was."""
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def _position_of(path: pathlib.Path) -> list[int]:
+    """A file's rows, bytes and CRC-32."""
+    content = path.read_bytes() if path.exists() else b""
+    return [content.count(b"\n"), len(content), zlib.crc32(content)]
+
+
+def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        where = f"{path}:{number}"
+        try:
+            row = parse_json(line, where, dict)
+            check_value(row.get("step"), Field(kinds=(int,), least=0), f"{where}: step")
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: not a row of JSON with a step ({error}); two processes may have written "
+                "at once: remove the line to go on"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _keep_rows_until(path: pathlib.Path, step: int) -> None:
+    """Replaces the file by its rows of `step` and before, byte for byte."""
+    rows = _read_rows(path)
+    lines = path.read_bytes().split(b"\n")
+    kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= step]
+    if len(kept) == len(rows):
+        return
+    replace_file(path, b"".join(line + b"\n" for line in kept))
+
+
+def _write_session_start(folder: pathlib.Path, step: int) -> None:
+    """Writes the event on which TensorBoard drops the events of `step` and later."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    # TensorBoard reads the files by name, which begins with the second: be later than all others.
+    names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
+    seconds = [int(name[3]) for name in names if name[3].isascii() and name[3].isdigit()]
+    time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))
+    writer = EventFileWriter(os.fspath(folder), filename_suffix=".restart")
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    for _ in range(2):  # TensorBoard ignores a run's first start: it may follow a graph
+        writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
+    writer.close()

@@ -1,0 +1,360 @@
+"""What a run records beside its checkpoints: configuration, command line, commit, versions."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+
+import gkd
+from gkd.checkpoints import folders
+from gkd.checkpoints.hugging_face import is_hugging_face
+from gkd.checkpoints.t5x_format import is_t5x
+from gkd.configuration.gin_files import REPOSITORY, Binding, Source, parse_statements
+from gkd.files.atomic_files import append_lines, replace_file
+from gkd.files.json_files import Field, check_fields, parse_json
+from gkd.parallel import processes
+from gkd.runs import setting_changes
+
+CONFIG_FILE = "config.gin"  # everything that was bound
+OPERATIVE_CONFIG_FILE = "operative_config.gin"  # what the run used, defaults included
+LAUNCHES_FILE = "launches.jsonl"  # one row per launch that trained, the oldest first
+_LAUNCH_FIELDS = {
+    "started": Field(kinds=(str,)),
+    "continues_from": Field(kinds=(int,), least=0),
+    "command_line": Field(kinds=(list,)),
+    "bindings": Field(kinds=(dict,), required=True),
+}
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "clu",
+    "gin-config",
+    "numpy",
+    "seqio",
+    "sentencepiece",
+    "tensorflow",
+    "tensorflow-datasets",
+    "tensorflow-text",
+)
+
+
+@dataclasses.dataclass
+class RunDirectory:
+    """An open run directory; as a context it records the operative configuration at the end.
+
+    Opening it records nothing: a launch that is refused later leaves the record as it is.
+
+    Example:
+      with open_run(model_dir) as run:
+          ...                              # everything that can refuse
+          run.record(continues_from=16)    # once step 17 has run
+          ...                              # training
+    """
+
+    path: pathlib.Path
+    launches: tuple[dict[str, Any], ...]  # recorded before, the oldest first
+    command_line: tuple[str, ...]
+    started: str
+    recorded: bool = False
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.recorded:
+            self.write_operative_config()
+
+    def record(self, continues_from: int) -> None:
+        """Records this launch as the one that makes the steps after `continues_from`.
+
+        The job's first process writes; bindings that differ from the previous launch's are reported
+        in one line on stderr.
+
+        Args:
+          continues_from: the step that was restored, 0 for a fresh start.
+        """
+        self.recorded = True
+        if not processes.is_first():
+            return
+        config = gin.config_str()
+        bindings = config_bindings(config)
+        if self.launches:
+            changes = changed_bindings(self.launches[-1].get("bindings", {}), bindings)
+            if changes:
+                print(
+                    f"gkd: warning: {self.path} was last run with another configuration: "
+                    f"{'; '.join(changes)}",
+                    file=sys.stderr,
+                )
+        launch = {
+            "started": self.started,
+            "continues_from": continues_from,
+            "command_line": list(self.command_line),
+            **git_state(REPOSITORY),
+            **environment(),
+            "bindings": bindings,
+        }
+        append_lines(self.path / LAUNCHES_FILE, json.dumps(launch, ensure_ascii=False) + "\n")
+        replace_file(self.path / CONFIG_FILE, config)
+        self.write_operative_config()
+
+    def write_operative_config(self) -> None:
+        """Writes the bindings and defaults that the run has used so far.
+
+        A launch that used less than an earlier one changes nothing.
+        """
+        if not processes.is_first():
+            return
+        path = self.path / OPERATIVE_CONFIG_FILE
+        config = gin.operative_config_str()
+        lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+        if lines and set(config.splitlines()) <= set(lines):
+            return
+        replace_file(path, config)
+
+
+def open_run(
+    model_dir: str | os.PathLike[str], command_line: Sequence[str] | None = None
+) -> RunDirectory:
+    """Makes or re-opens a run directory; nothing is recorded yet.
+
+    Args:
+      model_dir: the directory; made with its parents by the job's first process.
+      command_line: what started the process; `sys.argv` when None.
+
+    Returns:
+      The open directory.
+
+    Raises:
+      NotADirectoryError: the path is a file.
+    """
+    path = pathlib.Path(model_dir)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
+    launches = ()
+    if processes.is_first():
+        path.mkdir(parents=True, exist_ok=True)
+        launches = tuple(read_launches(path))
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    command_line = sys.argv if command_line is None else command_line
+    return RunDirectory(path, launches, tuple(command_line), started)
+
+
+def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
+    """Refuses to continue a run with another method, data or optimisation than it began with.
+
+    Execution settings, intervals and TRAIN_STEPS may change; see `setting_changes.of_launches`.
+
+    Args:
+      model_dir: a run directory that holds checkpoints.
+      allow: ALLOW_CHANGES: continue all the same.
+
+    Raises:
+      ValueError: the settings that changed, with their old and new values.
+    """
+    launches = read_launches(model_dir) if processes.is_first() else []
+    if allow or not launches:
+        return
+    bindings = config_bindings(gin.config_str())
+    changes = setting_changes.of_launches(launches[-1].get("bindings", {}), bindings)
+    if changes:
+        raise ValueError(
+            f"{model_dir} was trained with other settings: {'; '.join(changes)}: restore them, "
+            "choose a new MODEL_DIR, or continue all the same with --gin.ALLOW_CHANGES=True"
+        )
+
+
+def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) -> None:
+    """Refuses a MODEL_DIR that would write into a checkpoint that the run reads.
+
+    Args:
+      model_dir: the run directory.
+      **sources: by macro, the checkpoints that the run reads; None where it reads none.
+
+    Raises:
+      ValueError: MODEL_DIR is one of them (also by another name), lies within one, or is another
+        format's checkpoint, a checkpoints folder or a step folder.
+    """
+    path = pathlib.Path(model_dir).resolve()
+    for name, source in sources.items():
+        if source is None:
+            continue
+        run = _run_of(pathlib.Path(source).resolve())
+        inside = run == path or run / folders.CHECKPOINTS_FOLDER in (path, *path.parents)
+        if inside or (run.exists() and path.exists() and run.samefile(path)):
+            raise ValueError(
+                f"MODEL_DIR {model_dir} is where {name} {source} lies, which training would "
+                "overwrite: choose a directory of its own for the run"
+            )
+    steps = [path, *(path / str(step) for step in folders.step_numbers(path))]
+    if any((step / folders.STATE_ITEM).is_dir() for step in steps):
+        raise ValueError(
+            f"MODEL_DIR {model_dir} holds the checkpoints of a run themselves: give the run "
+            "directory, or a new one"
+        )
+    if path.is_dir() and (is_hugging_face(path) or is_t5x(path)):
+        raise ValueError(
+            f"MODEL_DIR {model_dir} holds a checkpoint of another format: choose a directory of "
+            "its own for the run"
+        )
+
+
+def _run_of(path: pathlib.Path) -> pathlib.Path:
+    """The run directory that a path means: itself, or that of its checkpoints or step folder."""
+    folder = path.parent if path.name.isdigit() else path
+    if folder.name == folders.CHECKPOINTS_FOLDER:
+        return folder.parent
+    return path
+
+
+def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the launches recorded in a run directory, the oldest first.
+
+    A half-written last line (a process killed while recording) is left out; nothing is changed.
+
+    Args:
+      model_dir: the run directory.
+
+    Returns:
+      One dict per launch; none for a new directory.
+
+    Raises:
+      ValueError: a line in the middle of the file is not a launch, or the file is a folder.
+    """
+    path = pathlib.Path(model_dir) / LAUNCHES_FILE
+    if not path.exists():
+        return []
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: move it away")
+    launches = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            launch = parse_json(line, f"{path}:{number}", dict)
+            check_fields(launch, _LAUNCH_FIELDS, f"{path}:{number}")
+        except ValueError as error:
+            raise ValueError(f"{error}; it is no launch of this run: remove the line") from error
+        launches.append(launch)
+    return launches
+
+
+def step_spans(launches: Sequence[Mapping[str, Any]], last_step: int) -> list[dict[str, int]]:
+    """Assigns a run's steps to the launches that made them.
+
+    A launch's steps end where a later one continued: what lies past that step was made again.
+
+    Args:
+      launches: from `read_launches`; those of earlier versions name no step and are left out.
+      last_step: the newest step of the run.
+
+    Returns:
+      Spans that follow one another: first_step and last_step (both included), and launch, the
+      row's number in launches.jsonl, from 0.
+
+    Example:
+      >>> step_spans([{"continues_from": 0}, {"continues_from": 16}], 40)
+      [{'first_step': 1, 'last_step': 16, 'launch': 0},
+       {'first_step': 17, 'last_step': 40, 'launch': 1}]
+    """
+    spans, end = [], last_step
+    for number, launch in reversed(list(enumerate(launches))):
+        begin = launch.get("continues_from")
+        if begin is not None and begin < end:
+            spans.append({"first_step": begin + 1, "last_step": end, "launch": number})
+            end = begin
+    return spans[::-1]
+
+
+def config_bindings(config: str) -> dict[str, str]:
+    """Splits a configuration into its bindings.
+
+    Args:
+      config: gin text, e.g. of `gin.config_str()`.
+
+    Returns:
+      Key to value, both as gin spells them: {"LAMBDA": "0.5"}.
+    """
+    source = Source("config", [])
+    bindings = {}
+    for statement in parse_statements(config, "config"):
+        if hasattr(statement, "value"):
+            binding = Binding(*statement[:4], source, 0)
+            bindings[binding.key] = repr(binding.value)
+    return bindings
+
+
+def changed_bindings(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Lists the differences of two configurations: `LAMBDA 0.0 → 0.5`, `BETA removed (0.1)`."""
+    changes = []
+    for key in sorted(before.keys() | after.keys()):
+        if key not in after:
+            changes.append(f"{key} removed ({before[key]})")
+        elif key not in before:
+            changes.append(f"{key} added ({after[key]})")
+        elif before[key] != after[key]:
+            changes.append(f"{key} {before[key]} → {after[key]}")
+    return changes
+
+
+def git_state(folder: pathlib.Path) -> dict[str, Any]:
+    """The commit of the code, and whether tracked files differ from it.
+
+    Args:
+      folder: the root of the checkout.
+
+    Returns:
+      {"git_commit": str, "git_dirty": bool}; where there is no checkout, the commit that `git
+      archive` wrote into its copy (launch/tpu_vm.sh), and both None of any other copy.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")) != folder.resolve():
+            return _archived_commit(folder)
+        commit = git("rev-parse", "HEAD")
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return _archived_commit(folder)
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _archived_commit(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "gkd" / "COMMIT"
+    commit = file.read_text(encoding="utf-8").strip() if file.exists() else "$Format:%H$"
+    known = not commit.startswith("$")
+    return {"git_commit": commit if known else None, "git_dirty": False if known else None}
+
+
+def environment() -> dict[str, Any]:
+    """Python, devices and package versions; nothing that names the machine or its user."""
+    import jax
+
+    versions = {"gkd": gkd.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "devices": f"{len(devices)} {devices[0].device_kind} ({devices[0].platform})",
+        "processes": jax.process_count(),
+        "versions": versions,
+    }

@@ -1,0 +1,270 @@
+"""The verb `sweep`: runs every cell of a grid, lists their commands, or prints their tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gkd.cli import command_line
+from gkd.configuration import buckets
+from gkd.configuration.gin_files import references_in
+from gkd.configuration.setting_values import check_call
+from gkd.configuration.verb_settings import SWEEP
+from gkd.files.json_files import shown
+from gkd.runs import setting_changes
+from gkd.runs.lease import Lease
+from gkd.sweep import status, table
+from gkd.sweep.cells import Cell
+from gkd.sweep.runner import Runner
+from gkd.train.training_loop import SUMMARY_FILE
+
+OVER = "seed"  # by default the table averages over this axis, where there is one
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+_TRAIN = "/gkd.train.train.train."  # how bindings of the verb `train` begin
+_FIRST_VERBS = ("train", "infer")
+
+
+def sweep(
+    directory: str,
+    gin_files: Sequence[str],
+    axes: Mapping[str, Any],
+    action: str = "run",
+    overrides: Sequence[str] = (),
+    evaluations: Mapping[str, Any] | None = None,
+    first: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    over: str = OVER,
+    at_once: int = 1,
+    retries: int = 3,
+    launcher: Sequence[str] = (),
+    allow_module: Sequence[str] = (),
+) -> None:
+    """Runs every cell of the product of the axes, each in a process of its own.
+
+    A complete cell is skipped, one that crashed or was preempted is started again, a failed one is
+    reported and the rest go on; the same command continues. All cells are checked before the first
+    one starts.
+
+    Args:
+      directory: of the sweep; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
+      gin_files: what all cells begin with.
+      axes: by name, the options by name: each a list of further gin files (names in .gin) and
+        overrides (NAME=VALUE). A later axis overrides an earlier one.
+      action: 'run'; 'list' prints one shell command a cell; 'status' where each stands; 'table'
+        what came out, and writes it into the directory as table.md and table.json.
+      overrides: of every cell, the last to be applied; not of what is made first, which others may
+        share.
+      evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
+        it is complete. The table is then of them, not of the runs' last evaluation.
+      first: by name, what cells share and is made once, before them: the words of a command,
+        ['train', gin files and overrides] or ['infer', '--NAME=VALUE', …]. A cell waits for those
+        whose MODEL_DIR or output its configuration names; what no open cell needs is not made.
+      metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC (of every task).
+      over: the axis that the table averages over, where there is one of that name.
+      at_once: how many cells run at a time.
+      retries: how often a cell is started again that did not end by itself.
+      launcher: words in place of `python -m gkd`, {name} being the cell's name in them: ['env',
+        'TPU_NAME={name}', 'bash', 'launch/tpu_vm.sh', 'all']. What it runs must write where this
+        process can read it, for a cell to be complete.
+      allow_module: modules that the cells' gin files may use, as the command line was given them.
+
+    Raises:
+      ValueError: a wrong grid or configuration; cells that failed.
+      Stopped: SIGTERM or Ctrl-C came; the running cells have saved.
+    """
+    check_call(SWEEP, locals())
+    cells = plan(directory, gin_files, axes, overrides, evaluations, first, allow_module)
+    if over not in axes and over != OVER:
+        raise ValueError(f"OVER is {over!r}, but the axes are {', '.join(axes)}: choose one")
+    _check_launch_names(cells, launcher)
+    if action == "list":
+        for cell in cells:
+            print(shlex.join(cell.command(launcher)))
+        return
+    place = pathlib.Path(buckets.local(directory))
+    others = [(cell, cell.changes()) for cell in cells if cell.outcome() is not None]
+    others = [f"{cell.name} ({'; '.join(changes)})" for cell, changes in others if changes]
+    if action == "status":
+        status.console(stderr=False).print(status.table(cells))
+    elif action == "table":
+        if others:
+            print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
+        names = list(metrics or dict.fromkeys(c.best_metric for c in cells if c.best_metric))
+        rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_first]
+        outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
+        table.write(place, table.averages(outcomes, names, over))
+    elif others:
+        raise ValueError(
+            f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
+            "sweep.sweep.directory, or move what is there away"
+        )
+    else:
+        place.mkdir(parents=True, exist_ok=True)
+        with Lease(place / "sweep", f"the sweep's directory {directory}") as lease:
+            Runner(cells, launcher, at_once, retries, place / "logs", lease).run()
+
+
+def plan(
+    directory: str,
+    gin_files: Sequence[str],
+    axes: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    evaluations: Mapping[str, Any] | None = None,
+    first: Mapping[str, Any] | None = None,
+    allow_module: Sequence[str] = (),
+) -> list[Cell]:
+    """The cells of a sweep, the last axis changing fastest, each followed by its evaluations.
+
+    Before them stand the preparations.
+
+    Args:
+      As `sweep`'s.
+
+    Raises:
+      ValueError: in one line that names the axis or the cell; every configuration is checked.
+    """
+    if not axes:
+        raise ValueError("sweep.axes is empty: give at least one axis")
+    _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
+    ready: list[tuple[str, Cell]] = []
+    for name, words in (first or {}).items():
+        place, cell = _preparation(name, words, ready, allow_module)
+        if place in (other for other, _ in ready):
+            raise ValueError(f"preparation {name}: another one writes to {place} too")
+        ready.append((place, cell))
+    cells = [cell for _, cell in ready]
+    for labels in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, labels, strict=True))
+        settings = [text for axis, label in chosen.items() for text in axes[axis][label]]
+        path = "/".join([str(directory), *labels])
+        moved = [text for text in (*settings, *overrides) if text.startswith("MODEL_DIR")]
+        if moved:
+            raise ValueError(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
+        place = f"MODEL_DIR={path!r}"
+        summary = f"{path}/{SUMMARY_FILE}"
+        texts = [*gin_files, *settings, *overrides, place]
+        run = _cell("train", chosen, texts, summary, ready, allow_module)
+        cells.append(run)
+        for label, more in (evaluations or {}).items():
+            file = f"{path}/evaluation-{label}.json"
+            texts = [*gin_files, *settings, *overrides, place, *more]
+            texts.append(f"evaluate.evaluate.output={file!r}")
+            names = {**chosen, "evaluation": label}
+            cell = _cell("evaluate", names, texts, file, ready, allow_module)
+            cells.append(dataclasses.replace(cell, run=run, needs=(*cell.needs, run)))
+    return cells
+
+
+def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
+    """A checked cell of gin files and overrides, in this order."""
+    files = tuple(text for text in settings if text.endswith(".gin"))
+    values = tuple(text for text in settings if not text.endswith(".gin"))
+    command = command_line.Command(verb, files, values, tuple(allowed))
+    try:
+        reader = command_line.read_configuration(command)
+    except ValueError as error:
+        raise ValueError(f"cell {'/'.join(labels.values())}: {error}") from error
+    arguments = [verb, *(f"--gin_file={name}" for name in files)]
+    arguments += [f"--allow_module={name}" for name in allowed]
+    arguments += [f"--gin.{text}" for text in values]
+    if result is None:
+        result = f"{reader.value_of(_TRAIN + 'model_dir')}/{SUMMARY_FILE}"
+    steps, metric, mode, dry = (
+        reader.value_of(_TRAIN + name)
+        for name in ("train_steps", "best_metric", "best_mode", "dry_run")
+    )
+    set_by = setting_changes.settings_of(reader)
+    other = "evaluate." if verb == "train" else "train."
+    named = [value for key, (value, _) in set_by.items() if not key.startswith(other)]
+    needs = () if dry else _needed(named, ready)
+    return Cell(
+        labels, tuple(arguments), result, set_by, steps, metric, mode or "max", bool(dry),
+        needs=needs,
+    )  # fmt: skip
+
+
+def _preparation(
+    name: str, words: Any, ready: Sequence[tuple[str, Cell]], allowed: Sequence[str]
+) -> tuple[str, Cell]:
+    """Where a preparation writes, and what it is."""
+    texts = list(words) if isinstance(words, list | tuple) else []
+    if not texts or not all(isinstance(t, str) for t in texts) or texts[0] not in _FIRST_VERBS:
+        raise ValueError(
+            f"preparation {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
+            "['infer', '--NAME=VALUE', …]"
+        )
+    labels = {"first": "first", "name": name}
+    _check_options({"preparation": {name: []}})
+    if texts[0] == "train":
+        _check_options({"preparation": {name: texts[1:]}})
+        cell = _cell("train", labels, texts[1:], None, ready, allowed)
+        return os.path.dirname(cell.result), cell
+    try:
+        arguments = command_line.parse_arguments(texts).arguments
+    except ValueError as error:
+        raise ValueError(f"preparation {name}: {error}") from error
+    if arguments["allow_module"]:
+        raise ValueError(f"preparation {name}: give --allow_module to the sweep itself")
+    texts += [f"--allow_module={module}" for module in allowed]
+    arguments = {**arguments, "allow_module": list(allowed) or None}
+    needs = _needed(list(arguments.values()), ready)
+    result = arguments["output"]
+    return result, Cell(labels, tuple(texts), result, arguments, needs=needs)
+
+
+def _needed(named: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[Cell, ...]:
+    """The preparations whose place a configuration names."""
+    texts = {os.path.normpath(text) for text in references_in(named, str)}
+    return tuple(
+        cell
+        for place, cell in ready
+        if any(f"{text}/".startswith(f"{os.path.normpath(place)}/") for text in texts)
+    )
+
+
+def _check_launch_names(cells: Sequence[Cell], launcher: Sequence[str]) -> None:
+    """Two cells on one slice would end each other."""
+    known: dict[str, Cell] = {}
+    for cell in cells if any("{name}" in word for word in launcher) else ():
+        other = known.setdefault(cell.launch_name, cell)
+        if other is not cell:
+            raise ValueError(
+                f"cells {other.name} and {cell.name} are both {cell.launch_name} to the launcher: "
+                "rename an option"
+            )
+
+
+def _made_otherwise(others: Sequence[str]) -> str:
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"complete, but with another configuration: {others[0]}{more}"
+
+
+def _check_options(axes: Mapping[str, Any]) -> None:
+    for axis, options in axes.items():
+        if not isinstance(axis, str) or not isinstance(options, Mapping):
+            raise ValueError(
+                f"axis {shown(axis)} of the sweep is {shown(options)}: write "
+                "'axis': {'option': [gin files and overrides], …}"
+            )
+        if not options:
+            raise ValueError(f"axis {axis} of the sweep has no options")
+        for label, settings in options.items():
+            if not isinstance(label, str) or not _LABEL.fullmatch(label):
+                raise ValueError(
+                    f"axis {axis}: the option {label!r} names a folder: use text of letters, "
+                    "digits and . _ = + -, beginning with a letter or digit"
+                )
+            texts = list(settings) if isinstance(settings, list | tuple) else []
+            wrong = [t for t in texts if not isinstance(t, str) or not re.search(r"=|\.gin$", t)]
+            if not isinstance(settings, list | tuple) or wrong:
+                raise ValueError(
+                    f"axis {axis}, option {label}: {(wrong or [settings])[0]!r} in place of a list "
+                    "of gin files (NAME.gin) and overrides ('NAME=VALUE')"
+                )

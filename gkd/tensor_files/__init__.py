@@ -1,0 +1,1 @@
+"""TODO gkd.tensor_files."""

@@ -1,0 +1,92 @@
+"""A lower bound of the memory that a run's step needs, in closed form, before anything is made."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from gkd.train.step_program import StepProgram
+
+_GIGA = 1e9
+_CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
+
+
+def needed(program: StepProgram) -> float:
+    """Bytes that the step holds at once at the very least, over all devices.
+
+    Parameters, their gradients, the optimizer's state, teacher and reward model, and one layer's
+    attention weights in float32; a real step needs more.
+    """
+    state = program.state.abstract
+    others = [m.shapes for m in (program.expert, program.judge) if m is not None]
+    held = _bytes(state) + _bytes(state.params) + sum(map(_bytes, others))
+    models = [m for m in (program.learner, program.expert) if m is not None]
+    return held + max(_attention(program, model.config) for model in models)
+
+
+def _attention(program, config) -> float:
+    """The largest layer's attention weights [rows, heads, query, key] of a microbatch."""
+    rows, source = program.batch.encoder_input_tokens.shape
+    target = program.batch.decoder_target_tokens.shape[1]
+    written = rows * program.method.samples
+    weights = max(rows * source**2, written * target**2, written * target * source)
+    return 4.0 * config.num_heads * weights / program.microbatches
+
+
+def _bytes(tree: Any) -> float:
+    leaves = jax.tree.leaves(tree)
+    return float(sum(np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize for leaf in leaves))
+
+
+def available(devices: Any) -> float | None:
+    """Bytes that the devices have together; None where they do not report it.
+
+    Args:
+      devices: of the mesh; those of one host share its memory where they are CPUs.
+    """
+    hosts = {device.process_index for device in devices.flat}
+    if all(device.platform == "cpu" for device in devices.flat):
+        return len(hosts) * _host_memory()
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return None if None in limits else min(limits) * devices.size
+
+
+def _host_memory() -> float:
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        return min(memory, float(_CGROUP.read_text()))
+    except (OSError, ValueError):  # no limit
+        return memory
+
+
+def check_fits(program: StepProgram) -> None:
+    """Refuses a step that cannot run here, before it takes all memory.
+
+    Raises:
+      ValueError: in one line.
+    """
+    has, needs = available(program.mesh.devices), needed(program)
+    if has is None or needs <= has:
+        return
+    batch = program.batch
+    rows, source = batch.encoder_input_tokens.shape
+    target = batch.decoder_target_tokens.shape[1]
+    raise ValueError(
+        f"the step needs at least {needs / _GIGA:,.0f} GB, the machine has {has / _GIGA:,.0f} GB: "
+        f"INPUT_LENGTH is {source}, TARGET_LENGTH {target}, BATCH_SIZE {rows}, MICROBATCHES "
+        f"{program.microbatches}; shorten the first two, raise MICROBATCHES, or use a smaller "
+        "batch or model"
+    )
+
+
+def remark(program: StepProgram) -> str:
+    """A dry run's line where the step does not fit here: the run may be another machine's."""
+    try:
+        check_fits(program)
+    except ValueError as error:
+        return f"dry run: warning: it cannot run on this machine: {error}\n"
+    return ""

@@ -1,0 +1,203 @@
+"""What a run's step should cost in matrix products, in closed form: the check of `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gkd.distill.train_step import Part
+from gkd.models.attention_sharding import layer_rows
+from gkd.models.flops import Split, cross_flops, decoder_flops, encoder_flops, head_flops
+from gkd.parallel import mesh as meshes
+from gkd.runs.model_loading import LoadedModel
+from gkd.train.step_program import StepProgram
+
+UPDATE = "update"
+
+
+def step_flops(
+    program: StepProgram, expected_length: float | int, split: bool = True, repeats: bool = True
+) -> Mapping:
+    """Multiplications and additions of a step's matrix products by part, on one chip.
+
+    Every row is as long as the batch, padding too; attention is to all positions, masked or not;
+    a backward pass costs twice its forward pass; the loss forms its gradients in three products.
+
+    Args:
+      program: of the run.
+      expected_length: tokens after which sampling stops, at most the target's length.
+      split: with the mesh's division and its replication; else an equal share for every chip, as
+        if all divided (the model's FLOPs, of MFU).
+      repeats: whether what rematerialisation does again counts too.
+
+    Returns:
+      FLOPs of 'gkd_sampling', 'gkd_teacher', 'gkd_reward' and 'update'.
+    """
+    rows, source = program.batch.encoder_input_tokens.shape
+    target = program.batch.decoder_target_tokens.shape[1]
+    method = program.method
+    samples = method.samples
+    written = method.rollout_length or target  # tokens of an output
+    student = program.learner.config
+    on_policy = callable(method.on_policy_fraction) or method.on_policy_fraction > 0
+    again = program.microbatches > 1 or student.dropout_rate > 0 or method.rewards_on_host
+
+    def shared(config):
+        if not split:
+            return Split(rows=program.mesh.size)
+        return split_of(program, config, rows // program.microbatches)
+
+    def scored(config, tokens):
+        """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
+        ways = shared(config)
+        prompts = encoder_flops(config, rows, source, ways)
+        prompts += cross_flops(config, rows, source, ways)
+        return prompts + decoder_flops(config, rows * samples, tokens, tokens + source, ways)
+
+    ways = shared(student)
+    tokens = written if on_policy and method.on_policy_fraction == 1 else target
+    costs = dict.fromkeys((*Part, UPDATE), 0.0)
+    if on_policy:
+        outputs = rows * samples
+        costs[Part.SAMPLING] = (
+            cross_flops(student, rows, source, ways)
+            + decoder_flops(student, outputs, expected_length, written + source, ways)
+            + head_flops(student, outputs, expected_length, ways)
+        )
+        if again:
+            costs[Part.SAMPLING] += encoder_flops(student, rows, source, ways)
+    heads = 3 * head_flops(student, rows * samples, tokens, ways)
+    costs[UPDATE] = 3 * scored(student, tokens) + heads
+    if split:
+        costs[UPDATE] -= _gradients_shared_out(
+            program, ways, rows * source, rows * samples * tokens
+        )
+    if student.remat and repeats:
+        # A layer's last product is not repeated: nothing in its backward pass needs the result.
+        written_out = rows * source * student.num_encoder_layers
+        written_out += rows * samples * tokens * student.num_decoder_layers
+        last = 2 * written_out * student.emb_dim * student.mlp_dim / ways.rows / ways.mlp
+        costs[UPDATE] += scored(student, tokens) - last
+    if program.expert is not None:
+        teacher = program.expert.config
+        costs[Part.TEACHER] = scored(teacher, tokens)
+        costs[UPDATE] += head_flops(teacher, rows * samples, tokens, shared(teacher))
+    return costs
+
+
+def _gradients_shared_out(program, ways, prompts, outputs) -> float:
+    """What chips that repeat a layer save of its kernels' gradients where those are fully sharded.
+
+    Chips along a model axis that does not divide a layer have all of its activations. A gradient is
+    split over the data axis: where that divides the model axis, XLA has each of those chips form a
+    part of it, and they exchange the parts.
+
+    Args:
+      program: of the run.
+      ways: how the mesh divides the student.
+      prompts, outputs: tokens of all rows.
+    """
+    data, model = program.mesh.shape["data"], program.mesh.shape["model"]
+    config = program.learner.config
+    if program.rules["embed"] is None or model % data or config.emb_dim % data:
+        return 0.0
+    encoder, decoder = prompts * config.num_encoder_layers, outputs * config.num_decoder_layers
+    columns = 0.0  # of kernels that every chip has whole, times the tokens that they are for
+    if ways.heads == 1:
+        of_prompts = 4 * encoder + 2 * prompts * config.num_decoder_layers
+        columns += config.num_heads * config.head_dim * (of_prompts + 6 * decoder)
+    if ways.mlp == 1:
+        columns += config.mlp_dim * (len(config.mlp_activations) + 1) * (encoder + decoder)
+    return 2 * config.emb_dim * columns / ways.rows * (1 - 1 / data)
+
+
+def generation_flops(
+    program: StepProgram, loaded: LoadedModel, expected_length: float | int, scored: bool
+) -> float:
+    """The same of writing one output to each of `evaluation_rows` prompts, as `Generator` does.
+
+    Args:
+      program: of the run.
+      loaded: the model that writes.
+      expected_length: tokens after which writing stops, at most the target's length.
+      scored: whether the references' log-probabilities are computed too.
+    """
+    rows, source, target = program.evaluation_rows, *_lengths(program)
+    config, ways = loaded.config, split_of(program, loaded.config, rows)
+    prompts = encoder_flops(config, rows, source, ways)
+    cross = cross_flops(config, rows, source, ways)
+    return (
+        prompts
+        + (2 if scored else 1) * cross
+        + _decoding(config, rows, expected_length, target + source, ways)
+        + scored * _decoding(config, rows, target, target + source, ways)
+    )
+
+
+def meter_flops(program: StepProgram, expected_length: float | int) -> float:
+    """The same of `DivergenceMeter`: both models score a sample and a reference of every prompt."""
+    student, rows, target = program.learner, program.evaluation_rows, _lengths(program)[1]
+    total = generation_flops(program, student, expected_length, scored=False)
+    for loaded in (student, program.expert):
+        config, ways = loaded.config, split_of(program, loaded.config, rows)
+        source = _lengths(program)[0]
+        total += cross_flops(config, rows, source, ways)
+        total += _decoding(config, 2 * rows, target, target + source, ways)
+        if loaded is not student:
+            total += encoder_flops(config, rows, source, ways)
+    return total
+
+
+def _lengths(program):
+    return program.batch.encoder_input_tokens.shape[1], program.batch.decoder_target_tokens.shape[1]
+
+
+def _decoding(config, rows, tokens, attended, ways):
+    """The decoder's layers and its head."""
+    layers = decoder_flops(config, rows, tokens, attended, ways)
+    return layers + head_flops(config, rows, tokens, ways)
+
+
+def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
+    """FLOPs of a step on one chip, each product once: what MFU counts.
+
+    Args:
+      program: of the run.
+      sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
+    """
+    costs = dict(step_flops(program, sampled_length, split=False, repeats=False))
+    if not sampled_length:
+        costs.pop(Part.SAMPLING)
+    return sum(costs.values())
+
+
+def split_of(program: StepProgram, config, prompts: int) -> Split:
+    """How the mesh divides a model's work; what its axis does not divide is done by every chip.
+
+    Attention is divided by heads, or where they do not divide, by rows (`attention_sharding`).
+
+    Args:
+      program: of the run.
+      config: of the model.
+      prompts: that it is run on at the same time.
+    """
+    mesh, rules = program.mesh, meshes.rules_of_model(program.rules, config.num_heads, program.mesh)
+
+    def ways(axis, size):
+        name = rules.get(axis)
+        return mesh.shape[name] if name and size % mesh.shape[name] == 0 else 1
+
+    attention = ways("heads", config.num_heads)
+    if rows_are_spread(program, config, prompts):
+        attention = mesh.shape["model"]
+    return Split(
+        mesh.shape["data"],
+        attention,
+        ways("mlp", config.mlp_dim),
+        ways("vocab", config.vocab_size),
+    )
+
+
+def rows_are_spread(program: StepProgram, config, prompts: int) -> bool:
+    """Whether a model's layers have their rows over both axes, for heads that do not divide."""
+    with meshes.on_mesh(program.mesh, program.rules):
+        return bool(layer_rows(config.num_heads, prompts).spread_over)

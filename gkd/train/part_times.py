@@ -1,0 +1,54 @@
+"""How long the parts of a step take by themselves, each a program of its own."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gkd.distill import mixing
+from gkd.distill.types import Batch
+from gkd.parallel import mesh as meshes
+from gkd.train.step_program import StepProgram
+
+
+def part_seconds(
+    program: StepProgram, state: Any, teacher_params: Any, batch: Batch, repeats: int = 3
+) -> dict[str, float]:
+    """Medians of `rollout` (with the encoder) and of the teacher's forward pass.
+
+    A step is one program: what these two leave of its time is the update, and what they share.
+
+    Args:
+      program: of the run.
+      state, teacher_params, batch: as the step takes them; nothing is donated.
+      repeats: runs of each after the first, which compiles.
+
+    Returns:
+      sampling_seconds, and teacher_seconds where there is a teacher.
+    """
+    step = program.step
+    rows = meshes.batch_sharding(program.mesh)
+    rollout = jax.jit(
+        lambda state, batch: step.rollout(state, batch, mixing.step_key(state.seed, state.step)),
+        out_shardings=rows,
+    )
+
+    def timed(function, *arguments):
+        seconds = []
+        with meshes.on_mesh(program.mesh, program.rules):
+            for _ in range(repeats + 1):
+                begin = time.perf_counter()
+                result = jax.block_until_ready(function(*arguments))
+                seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds[1:]), result
+
+    taken, written = timed(rollout, state, batch)
+    found = {"sampling_seconds": taken}
+    if program.expert is not None:
+        score = jax.jit(lambda *given: jnp.sum(step.teacher_logits_fn(*given).hidden))
+        found["teacher_seconds"], _ = timed(score, teacher_params, batch, written)
+    return found

@@ -1,0 +1,371 @@
+"""The loop of a training run: steps, logs, evaluates, saves, and stops when asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gkd.checkpoints.store import CheckpointStore
+from gkd.data import pipeline
+from gkd.data.offline_teacher import OfflineTeacher
+from gkd.distill import replay
+from gkd.distill.types import TopK
+from gkd.evaluate import evaluation as evaluations
+from gkd.files.atomic_files import write_json
+from gkd.files.json_files import Field, check_fields, read_json
+from gkd.parallel import mesh as meshes
+from gkd.parallel import processes
+from gkd.runs import model_loading
+from gkd.runs.compilations import Compilations
+from gkd.runs.lease import Lease
+from gkd.runs.metrics_log import MetricsLog, markdown_table
+from gkd.runs.monitor import Monitor, described
+from gkd.runs.progress import Progress
+from gkd.runs.run_directory import read_launches, step_spans
+from gkd.runs.signals import Stopped, StopRequest
+from gkd.train import soundness
+from gkd.train.step_means import StepMeans
+
+SUMMARY_FILE = "summary.json"
+TEACHER_EVALUATION_FILE = "teacher_evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """When a run does what; all in steps, 0 is never (the last step always does everything)."""
+
+    train_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether `step` is one of those, or the last."""
+        return step == self.train_steps or (every > 0 and step % every == 0)
+
+
+@dataclasses.dataclass
+class TrainingLoop:
+    """One launch of a run: what it steps, measures and saves with."""
+
+    intervals: Intervals
+    compiled: Callable[..., Any]
+    mesh: Any
+    batches: pipeline.TrainingBatches
+    offline_teacher: OfflineTeacher | None
+    replay: replay.Replay | None
+    student: model_loading.LoadedModel
+    teacher: model_loading.LoadedModel | None
+    evaluation: evaluations.Evaluation
+    store: CheckpointStore
+    log: MetricsLog
+    monitor: Monitor
+    stop: StopRequest
+    schedule: Callable[[int], Any]
+    means: StepMeans
+    seed: int
+    stop_after_skipped: int
+    sample_rows: int
+    best_metric: str | None
+    directory: pathlib.Path
+    lease: Lease
+    record: Callable[[int], None]
+    time_parts: Callable[..., dict[str, float]] | None = None
+
+    def __post_init__(self):
+        self._key = evaluations.evaluation_key(self.seed)
+        self._generate = self.evaluation.generator(self.student)
+        self._meter = None
+        if self.teacher is not None:
+            self._meter = self.evaluation.divergences(self.student, self.teacher)
+        self._seconds: list[float] = []
+        self._clock: float | None = None
+        self._speed = ""
+        self._last_evaluation: dict[str, float] = {}
+        self._compilations = Compilations()
+        self._agreement = processes.Agreement(self.mesh)
+        self._stops = False
+
+    def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
+        """Steps until the end, a signal, or too many updates that are not finite."""
+        first, total = restored_step or 0, self.intervals.train_steps
+        if first > total:
+            raise ValueError(
+                f"TRAIN_STEPS is {total}, but {self.directory} is at step {first}: use {first} or "
+                "more"
+            )
+        # A fresh start writes everything again, also what it measured before its first step.
+        self.log.truncate_after(-1 if restored_step is None else first)
+        with self.monitor, Progress("train", total, first) as self._progress:
+            self._report_cuts()
+            self._teacher_texts = self._evaluate_teacher(first if restored_step is None else None)
+            if restored_step is None:
+                state = self._adapted(state, self._evaluate(state, 0))
+            else:
+                self._progress.print(f"resumed at step {first} of {total}")
+            pending = None
+            for number in range(first + 1, total + 1):
+                host = next(self.batches)
+                batch = meshes.place_batch(self._host_batch(host), self.mesh)
+                teacher_params = None if self.teacher is None else self.teacher.params
+                if self.time_parts is not None and number == first + 1:
+                    self._time_parts(first, state, teacher_params, batch)
+                self.monitor.begins("step", number)
+                with self._compilations.of("step"):
+                    state, metrics = self.compiled(state, teacher_params, batch)
+                self.lease.check()
+                if number == first + 1:  # nothing refuses any more
+                    self.record(first)
+                # The step before is read while this one runs.
+                self._report(pending)
+                pending = (number, metrics, host)
+                self._stops = self._agreement.poll(self.stop.requested)
+                if self._pauses_after(number) or self._stops:
+                    self._report(pending)
+                    pending = None
+                    state = self._pause(state, number)
+        return self._finish(state)
+
+    def _time_parts(self, step, *arguments):
+        self.monitor.begins("timing of a step's parts before step", step + 1)
+        parts = self.time_parts(*arguments)
+        self.monitor.write_parts(step, parts)
+        named = [f"{name.partition('_')[0]} {seconds:.3g} s" for name, seconds in parts.items()]
+        self._progress.print(f"a step's parts by themselves: {', '.join(named)}")
+
+    def _host_batch(self, host):
+        batch = evaluations.host_batch(host)
+        if self.offline_teacher is None:
+            return batch
+        known = self.offline_teacher.rows(host["rows"], host["decoder_target_tokens"])
+        return batch.replace(teacher_top_k=TopK(*known))
+
+    def _adapted(self, state, measured):
+        """The state after an evaluation, which a replay's share of the student follows."""
+        if self.replay is None:
+            return state
+        if self.replay.metric not in measured:
+            raise ValueError(
+                f"the replay follows {self.replay.metric!r}, measured are "
+                f"{', '.join(sorted(measured))}: choose one of them"
+            )
+        memory = replay.adapt(self.replay, state.replay, measured[self.replay.metric])
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.replay)
+        return state.replace(replay=jax.device_put(memory, places))
+
+    def _pauses_after(self, number):
+        every = (self.intervals.evaluate_every, self.intervals.checkpoint_every)
+        return any(self.intervals.due(number, interval) for interval in every)
+
+    def _pause(self, state, number):
+        """Evaluates and saves where it is time to, and ends the launch where a signal asks.
+
+        Returns:
+          The state to go on with.
+        """
+        self.lease.check()
+        self.monitor.begins("evaluation or checkpoint after step", number)
+        stops = self._stops and number < self.intervals.train_steps
+        measured = {}
+        if self.intervals.due(number, self.intervals.evaluate_every):
+            measured = self._evaluate(state, number)
+            state = self._adapted(state, measured)
+        # What was evaluated is saved, so that the best can be kept.
+        if measured or stops or self.intervals.due(number, self.intervals.checkpoint_every):
+            self._save(state, number, measured)
+        if stops:
+            self.store.wait()
+            saved = self.store.latest_step()
+            raise Stopped(
+                f"{self.stop.signal_name or 'another process'} at step {number}: "
+                f"{'nothing is saved yet' if saved is None else f'saved up to step {saved}'} in "
+                f"{self.directory}; the same command continues"
+            )
+        self._clock = None
+        self._progress.pause_ended()
+        return state
+
+    def _save(self, state, number, measured):
+        """Saves, but not from a streak of skipped updates: it must not displace the last good."""
+        if int(state.skipped_in_a_row) > 1:
+            self._progress.print(f"step {number}: not saved, its updates are not finite")
+            return
+        if not soundness.all_finite(state.params):
+            raise FloatingPointError(
+                f"parameters are not finite after step {number}, which is not saved: lower "
+                "LEARNING_RATE, or clip with MAX_GRADIENT_NORM"
+            )
+        self.lease.check()
+        self.log.flush()
+        log_state = self.means.state() | {"position": self.log.position()}
+        self.store.save(number, state, self.batches.state(), measured, log_state)
+
+    def _report(self, pending):
+        """Writes a step's metrics; waits for the step, so the loop is one step ahead of it."""
+        if pending is None:
+            return
+        number, metrics, host = pending
+        pairs = jax.device_get(metrics)
+        self.means.add({f"train/{name}": pair for name, pair in pairs.items()})
+        counts = ("inputs_cut", "targets_cut", "empty_examples")
+        self.means.add({f"data/{count}": (host[count], 1) for count in counts})
+        tokens = int(pairs["target_length"][0])
+        now = time.monotonic()
+        seconds = None if self._clock is None else now - self._clock
+        if seconds is not None:
+            self._seconds.append(seconds)
+        self._clock = now
+        self.monitor.step_ended(number, seconds, tokens)
+        if self.intervals.due(number, self.intervals.log_every):
+            sampled_length = self.means.sampled_length()
+            values = self.means.take()
+            values["train/learning_rate"] = float(self.schedule(number - 1))
+            self.log.write(number, values)
+            row = self.monitor.write(number, sampled_length)
+            self.log.write_events(number, {f"speed/{key}": row[key] for key in row})
+            self._speed = described(row) or self._speed
+        loss, weight = map(float, pairs["loss"])
+        self._progress.update(number, tokens, self._speed, loss=loss / max(weight, 1e-30))
+        streak = int(pairs["skipped_in_a_row"][0])
+        if streak >= self.stop_after_skipped:
+            saved = self.store.latest_step()
+            kept = f"checkpoint {saved} in {self.directory} is kept" if saved else "none was saved"
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {streak} updates in a row, up to step "
+                f"{number}: {kept}; {self._remedy(pairs, number, host)}"
+            )
+        if streak and number == self.intervals.train_steps:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in the last {streak} updates, up to step "
+                f"{number}, the last: the run is not complete; {self._remedy(pairs, number, host)}"
+            )
+
+    def _remedy(self, metrics, number, host):
+        batch = meshes.place_batch(self._host_batch(host), self.mesh)
+        with meshes.on_mesh(self.mesh, self.evaluation.rules):
+            return soundness.remedy(metrics, number, self.teacher, batch)
+
+    def _evaluate(self, state, number, write=True) -> dict[str, float]:
+        """Scores the student's outputs, and its divergences from the teacher on its own samples."""
+        with self._compilations.of("evaluation"):
+            measured, texts = self._measure(state.params, number)
+        if self.best_metric is not None and self.best_metric not in measured:
+            raise ValueError(
+                f"BEST_METRIC is {self.best_metric!r}, measured are {', '.join(sorted(measured))}: "
+                "choose one of them, or None"
+            )
+        outputs = {"student": texts}
+        if self._teacher_texts:
+            outputs["teacher"] = self._teacher_texts
+        self._table = self.evaluation.sample_table(outputs, self.sample_rows)
+        if write:
+            named = {f"evaluation/{name}": value for name, value in measured.items()}
+            self.log.write(number, named)
+            self.log.write_texts(number, f"samples/{self.evaluation.task.name}", self._table)
+        self._progress.print(f"step {number}: {_format(measured)}")
+        self._last_evaluation = measured
+        return measured
+
+    def _measure(self, params, number):
+        generated = self._generate(params)
+        soundness.check_outputs(generated.records, number)
+        measured = dict(generated.metrics)
+        if self._meter is not None:
+            key = jax.random.fold_in(self._key, number)
+            measured |= self._meter(params, self.teacher.params, key).metrics
+        return measured, generated.texts
+
+    def _evaluate_teacher(self, step) -> list[str]:
+        """Scores the teacher once a run; returns its outputs for the table of samples.
+
+        Args:
+          step: 0 for a fresh start, None where the run is resumed and its row already written.
+        """
+        if self.teacher is None:
+            return []
+        path = self.directory / TEACHER_EVALUATION_FILE
+        about = {
+            "teacher": self.teacher.checkpoint,
+            "dtype": self.teacher.config.dtype,
+            "evaluation": self.evaluation.fingerprint(),
+        }
+        kinds = {"about": dict, "metrics": dict, "outputs": list}
+        saved = self._read_or_mend(path, kinds) if processes.is_first() else {}
+        if processes.first_decides(saved.get("about") != about):
+            generated = self.evaluation.generator(self.teacher)(self.teacher.params)
+            saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
+            write_json(path, saved)
+        elif not processes.is_first():  # the first process speaks for all
+            return []
+        if step is not None:
+            named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
+            self.log.write(step, named)
+        self._progress.print(f"teacher: {_format(saved['metrics'])}")
+        return saved["outputs"]
+
+    def _read_or_mend(self, path: pathlib.Path, kinds: dict[str, type]) -> dict[str, Any]:
+        """A JSON file that this run can make again: nothing where it is missing or damaged."""
+        try:
+            saved = read_json(path, dict)
+            fields = {name: Field(kinds=(kind,), required=True) for name, kind in kinds.items()}
+            check_fields(saved, fields, path)
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            self._progress.print(f"warning: {error}: it is made again")
+            return {}
+        return saved
+
+    def _report_cuts(self):
+        """What does not fit or has no token, at the start, where it can still be changed."""
+        unknown, tokens = self.batches.count_unknown()
+        self._progress.print(
+            f"training targets: {unknown} of {tokens} tokens are unknown to the vocabulary "
+            f"(<unk>), {100 * unknown / max(tokens, 1):.2f}%"
+        )
+        cuts = self.batches.count_cuts()
+        if any(cuts.values()):
+            rows = self.batches.rows
+            facts = ", ".join(f"{count} {name}" for name, count in cuts.items() if count)
+            self._progress.print(
+                f"training data: of {rows} rows, {facts}: longer inputs and targets are cut at "
+                "INPUT_LENGTH and TARGET_LENGTH, empty examples weigh nothing"
+            )
+
+    def _finish(self, state) -> dict[str, Any]:
+        self.store.wait()
+        self.lease.check()
+        path = self.directory / SUMMARY_FILE
+        if not self._compilations.seen("step"):  # a finished run, started again
+            kinds = {"steps": int, "evaluation": dict, "parameters": int}
+            saved = self._read_or_mend(path, kinds)
+            if processes.first_decides(saved.get("steps") == int(state.step)):
+                return saved
+        if not self._last_evaluation:  # killed between its last checkpoint and its summary
+            self._evaluate(state, self.intervals.train_steps, write=False)
+        parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+        summary = {
+            "steps": int(state.step),
+            "skipped_updates": int(state.skipped),
+            "parameters": parameters,
+            "seconds_per_step": statistics.median(self._seconds) if self._seconds else None,
+            "evaluation": self._last_evaluation,
+            "best_step": self.store.best_step(),
+            "spans": step_spans(read_launches(self.directory), int(state.step)),
+            **self._compilations.summary(),
+        }
+        write_json(path, summary)
+        self._progress.print(markdown_table(self._table))
+        return summary
+
+
+def _format(values):
+    """The metrics in a line, without those of a task's parts, which may be many."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)

@@ -1,0 +1,238 @@
+"""The tokenizer files beside a checkpoint's weights: found, read within bounds, compared.
+
+A folder of transformers describes one tokenizer in up to five files; this module reads all that
+they say of ids and compares it. Standard library only: `vocabularies` makes a vocabulary
+of it, `gkd.checkpoints` carries the files along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
+
+VOCABULARY_FILE = "spiece.model"
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+# Everything that makes up a tokenizer of the T5 family; copied as it is.
+TOKENIZER_FILES = (
+    VOCABULARY_FILE,
+    TOKENIZER_FILE,
+    CONFIG_FILE,
+    "special_tokens_map.json",
+    ADDED_TOKENS_FILE,
+)
+# Tokenizers of other kinds, which are not read.
+_OTHER_FILES = (
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "sentencepiece.bpe.model",
+    "spm.model", "tekken.json",
+)  # fmt: skip
+_LARGEST_ID = 10_000_000
+_ID = Field(kinds=(int,), least=0, most=_LARGEST_ID, required=True)
+_CONTENT = Field(kinds=(str,), least=1, required=True)
+_FLAG = Field(kinds=(bool,))
+_FLAGS = ("lstrip", "rstrip", "single_word", "special")
+_TOKEN = {"content": _CONTENT} | dict.fromkeys(_FLAGS, _FLAG)
+_CONFIG = {
+    "tokenizer_class": Field(kinds=(str,), none=True),
+    "extra_ids": Field(kinds=(int,), least=0, most=1_000_000, none=True),
+    "legacy": Field(kinds=(bool,), none=True),
+    "add_prefix_space": Field(kinds=(bool,), none=True),
+    "added_tokens_decoder": Field(kinds=(dict,)),
+    "pad_token": Field(kinds=(str, dict), none=True),
+    "eos_token": Field(kinds=(str, dict), none=True),
+    "unk_token": Field(kinds=(str, dict), none=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """A token that a tokenizer looks for in a text before it splits the rest into pieces.
+
+    Attributes:
+      id: its id.
+      content: the text that it stands for.
+      lstrip, rstrip: whether it takes the white space on its left and right along.
+      single_word: whether it counts only where it is a word of its own.
+      special: whether it marks structure rather than text.
+    """
+
+    id: int
+    content: str
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    special: bool = False
+
+    @property
+    def sentinel(self) -> int | None:
+        """The number k of T5's sentinel <extra_id_k>; None of every other token."""
+        match = re.fullmatch(r"<extra_id_(\d{1,6})>", self.content)
+        return None if match is None else int(match.group(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+    """The description of a tokenizer by the files of one folder.
+
+    Attributes:
+      folder: where they lie.
+      names: those of `TOKENIZER_FILES` that exist.
+      sentencepiece: the sentencepiece model; None where there is none.
+      tokenizer_json: the path of tokenizer.json; None where there is none.
+      added: the tokens with an id of their own, ascending.
+      tokenizer_class: transformers' name of its kind; None where no file names it.
+      extra_ids: the number of sentinels; None where no file gives it.
+      legacy, add_prefix_space: transformers' two switches of T5's tokenizer.
+      pad, eos, unk: the texts of these tokens.
+      other: a tokenizer file of a kind that is not read; None where there is none.
+    """
+
+    folder: Any
+    names: tuple[str, ...] = ()
+    sentencepiece: Any | None = None
+    tokenizer_json: Any | None = None
+    added: tuple[AddedToken, ...] = ()
+    tokenizer_class: str | None = None
+    extra_ids: int | None = None
+    legacy: bool = True
+    add_prefix_space: bool = True
+    pad: str = "<pad>"
+    eos: str = "</s>"
+    unk: str = "<unk>"
+    other: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing describes a vocabulary."""
+        files = (self.sentencepiece, self.tokenizer_json, self.other)
+        return not self.is_bytes and not any(files)
+
+    def sentinels_of(self, family: str) -> int:
+        """The number of sentinels: as the files give or list it, else as the family has them.
+
+        Args:
+          family: 't5' (100 sentinels), or another (none of their own).
+        """
+        if self.extra_ids is not None:
+            return self.extra_ids
+        listed = sum(token.sentinel is not None for token in self.added)
+        return listed or (100 if family == "t5" else 0)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether its ids are UTF-8 bytes, as ByT5's."""
+        return str(self.tokenizer_class).startswith("ByT5")
+
+
+def read_tokenizer(
+    folder: Any,
+    tokenizer_class: str | None = None,
+    sentencepiece_names: Sequence[str] = (VOCABULARY_FILE,),
+) -> TokenizerFiles:
+    """Reads what the files of a folder say of its tokenizer.
+
+    Args:
+      folder: a path (pathlib or epath).
+      tokenizer_class: of the checkpoint's config.json, where tokenizer_config.json names none.
+      sentencepiece_names: names that the sentencepiece model may have, the first first.
+
+    Returns:
+      The description; one without files where the folder has none.
+
+    Raises:
+      ValueError: a damaged file, or two files that contradict each other, in one line.
+    """
+    names = tuple(name for name in TOKENIZER_FILES if (folder / name).exists())
+    models = [folder / name for name in sentencepiece_names if (folder / name).exists()]
+    config, tokens = {}, []
+    if CONFIG_FILE in names:
+        path = folder / CONFIG_FILE
+        config = read_json(path, dict)
+        check_fields(config, _CONFIG, path)
+        tokens += _of_config(config.get("added_tokens_decoder", {}), path)
+    if TOKENIZER_FILE in names:
+        path = folder / TOKENIZER_FILE
+        tokens += _of_tokenizer(read_json(path, dict), path)
+    if ADDED_TOKENS_FILE in names:
+        path = folder / ADDED_TOKENS_FILE
+        for content, token_id in read_json(path, dict).items():
+            tokens.append(_token({"id": token_id, "content": content}, path))
+    texts = {
+        name: _text(config.get(f"{name}_token"), default, folder / CONFIG_FILE)
+        for name, default in (("pad", "<pad>"), ("eos", "</s>"), ("unk", "<unk>"))
+    }
+    return TokenizerFiles(
+        folder=folder,
+        names=names,
+        sentencepiece=models[0] if models else None,
+        tokenizer_json=folder / TOKENIZER_FILE if TOKENIZER_FILE in names else None,
+        added=_merged(tokens, folder),
+        tokenizer_class=config.get("tokenizer_class") or tokenizer_class,
+        extra_ids=config.get("extra_ids"),
+        legacy=config.get("legacy") is not False,
+        add_prefix_space=config.get("add_prefix_space") is not False,
+        other=next((name for name in _OTHER_FILES if (folder / name).exists()), None),
+        **texts,
+    )
+
+
+def _of_config(decoder: Mapping[str, Any], path: Any) -> Iterable[AddedToken]:
+    for key, token in decoder.items():
+        if not re.fullmatch(r"[0-9]{1,9}", key) or not isinstance(token, dict):
+            raise ValueError(f"{path}: added_tokens_decoder has {shown(key)}, not an id")
+        yield _token({**token, "id": int(key)}, f"{path}: added_tokens_decoder {key}")
+
+
+def _of_tokenizer(raw: Mapping[str, Any], path: Any) -> Iterable[AddedToken]:
+    tokens = raw.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise ValueError(f"{path}: added_tokens is {shown(tokens)}: a list of objects is needed")
+    return [_token(token, f"{path}: added_tokens") for token in tokens]
+
+
+def _token(raw: Mapping[str, Any], where: Any) -> AddedToken:
+    check_fields(raw, {"id": _ID, **_TOKEN}, where)
+    _check_text(raw["content"], where)
+    flags = {name: raw.get(name, False) for name in _FLAGS}
+    return AddedToken(raw["id"], raw["content"], **flags)
+
+
+def _text(value: Any, default: str, path: Any) -> str:
+    """The text of a special token, which is given as such or as an object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is None:
+        return default
+    check_value(value, _CONTENT, f"{path}: a special token")
+    return value
+
+
+def _check_text(text: str, where: Any) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {text!r} is no valid text ({error.reason})") from error
+
+
+def _merged(tokens: Sequence[AddedToken], folder: Any) -> tuple[AddedToken, ...]:
+    """Each token once, as the first file describes it."""
+    by_id: dict[int, AddedToken] = {}
+    ids: dict[str, int] = {}
+    for token in tokens:
+        known = by_id.setdefault(token.id, token)
+        if known.content != token.content:
+            raise ValueError(
+                f"{folder}: the tokenizer's files disagree, id {token.id} is {known.content!r} in "
+                f"one and {token.content!r} in another: save the tokenizer again"
+            )
+        if ids.setdefault(token.content, token.id) != token.id:
+            raise ValueError(
+                f"{folder}: the tokenizer's files give {token.content!r} the ids "
+                f"{ids[token.content]} and {token.id}: save the tokenizer again"
+            )
+    return tuple(by_id[token_id] for token_id in sorted(by_id))

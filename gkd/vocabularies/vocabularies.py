@@ -1,0 +1,333 @@
+"""Vocabularies: T5's sentencepiece from a file, bytes, and the small one of the arithmetic task."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from gkd.vocabularies.hugging_face_vocabulary import (
+    AddedTokensVocabulary,
+    FolderVocabulary,
+    TokenizersVocabulary,
+)
+from gkd.vocabularies.tensorflow_host import seqio
+from gkd.vocabularies.tokenizer_files import (
+    TOKENIZER_FILE,
+    AddedToken,
+    TokenizerFiles,
+    read_tokenizer,
+)
+
+ENVIRONMENT = "GKD_VOCABULARY"
+_ARITHMETIC = pathlib.Path(__file__).with_name("arithmetic.model")
+
+
+def t5(path: str | None = None, extra_ids: int = 100) -> Any:
+    """T5's sentencepiece: 32000 pieces and 100 sentinels, 32100 usable ids.
+
+    Args:
+      path: the sentencepiece model file, or a checkpoint's folder, whose tokenizer may have tokens
+        of its own (see `from_folder`); by default what the environment's GKD_VOCABULARY names.
+      extra_ids: sentinels added after the pieces, as T5 does, where no file gives their number.
+
+    Returns:
+      A seqio vocabulary.
+
+    Raises:
+      FileNotFoundError: if no path is given or nothing is there.
+      ValueError: if the file is not a sentencepiece model, or its special ids are not T5's.
+    """
+    path = path or os.environ.get(ENVIRONMENT)
+    if not path:
+        raise FileNotFoundError(
+            f"no T5 vocabulary: set {ENVIRONMENT} or vocabularies.t5.path to a sentencepiece "
+            "model file (spiece.model of a T5 checkpoint) or a checkpoint's folder"
+        )
+    if os.path.isdir(path) or os.path.basename(path) == TOKENIZER_FILE:
+        return from_folder(path if os.path.isdir(path) else os.path.dirname(path), extra_ids)
+    return sentencepiece(path, extra_ids)
+
+
+def from_folder(path: str, extra_ids: int = 100) -> Any:
+    """The vocabulary that the tokenizer files of a folder describe.
+
+    Args:
+      path: a Hugging Face directory or a run directory.
+      extra_ids: sentinels after a sentencepiece's own ids, where no file gives their number.
+
+    Raises:
+      FileNotFoundError: no tokenizer is there.
+      ValueError: as `from_files`.
+    """
+    files = read_tokenizer(pathlib.Path(path))
+    if files.is_empty:
+        raise FileNotFoundError(
+            f"vocabulary {path}: the folder holds no tokenizer (spiece.model or {TOKENIZER_FILE})"
+        )
+    listed = any(token.sentinel is not None for token in files.added)
+    return from_files(files, files.sentinels_of("t5") if listed else extra_ids)
+
+
+def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
+    """The vocabulary that tokenizer files describe, added tokens included.
+
+    A sentencepiece model without added tokens is read by the library sentencepiece. With added
+    tokens a text is split as transformers does it: by tokenizer.json where there is one, else as
+    its T5Tokenizer and ByT5Tokenizer do.
+
+    Args:
+      files: from `gkd.vocabularies.tokenizer_files.read_tokenizer`.
+      extra_ids: sentinels after a sentencepiece's own ids, where the files do not give their
+        number.
+
+    Returns:
+      A seqio vocabulary.
+
+    Raises:
+      FileNotFoundError: the files describe no vocabulary.
+      ValueError: in one line: files of a kind that is not read, damaged, or in disagreement, or
+        special ids that are not T5's.
+    """
+    if files.extra_ids is not None:
+        extra_ids = files.extra_ids
+    if files.is_bytes:
+        base, extra_ids = byte_level(), 0 if files.extra_ids is None else files.extra_ids
+    elif files.sentencepiece is not None:
+        base = sentencepiece(str(files.sentencepiece))
+    elif files.tokenizer_json is not None:
+        return _checked(TokenizersVocabulary(files))
+    elif files.other:
+        raise ValueError(
+            f"{files.folder} has its tokenizer in {files.other}, which is not read: save it with "
+            f"transformers as {TOKENIZER_FILE} or spiece.model, or name a --vocabulary"
+        )
+    else:
+        raise FileNotFoundError(f"{files.folder} holds no tokenizer")
+    sentinels = _sentinels(base, extra_ids)
+    beyond = [token for token in files.added if not _is_known(token, base, sentinels)]
+    if files.sentencepiece is not None and files.tokenizer_json is not None:
+        from_json = _checked(TokenizersVocabulary(files))
+        if beyond:
+            return from_json
+        difference = _difference(_pieces(base), _pieces(from_json)[: base.vocab_size])
+        if difference:
+            raise ValueError(
+                f"{files.folder}: the tokenizer's files disagree, spiece.model and "
+                f"{TOKENIZER_FILE}: {difference}: save the tokenizer again, or remove one of them"
+            )
+    if beyond:
+        special = [
+            AddedToken(i, text, special=True)
+            for i, text in ((0, files.pad), (1, files.eos), (2, files.unk))
+        ]
+        own = {token.content for token in files.added}
+        others = [token for token in (*special, *sentinels) if token.content not in own]
+        return AddedTokensVocabulary(base, files, [*files.added, *others])
+    return byte_level() if files.is_bytes else sentencepiece(str(files.sentencepiece), extra_ids)
+
+
+def _sentinels(base: Any, count: int) -> list[AddedToken]:
+    """The sentinels after a base's ids: T5's count down to the last id, ByT5's count up."""
+    size = base.vocab_size
+    if is_byte_level(base):
+        return [AddedToken(size + i, f"<extra_id_{i}>", special=True) for i in range(count)]
+    return [
+        AddedToken(size + count - 1 - i, f"<extra_id_{i}>", lstrip=True, rstrip=True, special=True)
+        for i in range(count)
+    ]
+
+
+def _is_known(token: AddedToken, base: Any, sentinels: Sequence[AddedToken]) -> bool:
+    """Whether a base has a token without being told: pad, EOS, unknown, or a sentinel."""
+    if is_byte_level(base):  # their ids are left out: no byte is looked for as a sentinel
+        return token.id < 3 or token.sentinel == token.id - base.vocab_size
+    if any((token.id, token.content) == (known.id, known.content) for known in sentinels):
+        return True
+    pieces = base.tokenizer
+    if token.id >= base.vocab_size or pieces.id_to_piece(token.id) != token.content:
+        return False
+    return pieces.is_control(token.id) or pieces.is_unknown(token.id)
+
+
+def _checked(vocabulary: TokenizersVocabulary) -> TokenizersVocabulary:
+    """Raises ValueError unless pad and end of sequence are T5's ids."""
+    ids = (vocabulary.pad_id, vocabulary.eos_id)
+    if ids != (0, 1):
+        files = vocabulary.files
+        raise ValueError(
+            f"vocabulary {files.tokenizer_json} has ids {ids} for {files.pad} and {files.eos}; T5 "
+            "needs pad 0 and end of sequence 1"
+        )
+    return vocabulary
+
+
+def arithmetic() -> Any:
+    """The small sentencepiece shipped with the package, for the arithmetic task only."""
+    return sentencepiece(str(_ARITHMETIC), extra_ids=0)
+
+
+def byte_level(extra_ids: int = 0) -> Any:
+    """UTF-8 bytes, ByT5's vocabulary: pad 0, eos 1, unk 2, byte b is id b + 3.
+
+    Args:
+      extra_ids: sentinels added after the bytes.
+    """
+    return seqio.ByteVocabulary(extra_ids=extra_ids)
+
+
+def sentencepiece(path: str, extra_ids: int = 0) -> Any:
+    """The vocabulary of a sentencepiece model file whose pad, eos and unk are T5's 0, 1 and 2.
+
+    Args:
+      path: the file.
+      extra_ids: sentinels added after the pieces.
+
+    Raises:
+      FileNotFoundError, ValueError: as `t5`.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"vocabulary {path} does not exist: set {ENVIRONMENT} or vocabularies.t5.path to a "
+            "sentencepiece model file"
+        )
+    vocabulary = seqio.SentencePieceVocabulary(path, extra_ids)
+    try:
+        ids = (vocabulary.tokenizer.pad_id(), vocabulary.eos_id, vocabulary.unk_id)
+    except Exception as error:  # sentencepiece and protobuf raise different things for one cause
+        raise ValueError(f"vocabulary {path} is not a sentencepiece model ({error})") from error
+    if ids != (0, 1, 2):
+        raise ValueError(f"vocabulary {path} has pad, eos, unk ids {ids}; T5 needs (0, 1, 2)")
+    return vocabulary
+
+
+def valid_ids(vocabulary: Any, table_size: int) -> Bool[np.ndarray, " vocabulary"]:
+    """Which rows of a model's table are usable output ids.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      table_size: rows of the model's embedding table, e.g. 32128.
+
+    Returns:
+      bool [table_size]: false for pad and for ids that the vocabulary does not have.
+
+    Raises:
+      ValueError: if the table has fewer rows than the vocabulary has ids.
+    """
+    if table_size < vocabulary.vocab_size:
+        raise ValueError(
+            f"the model's table has {table_size} rows, the vocabulary {vocabulary.vocab_size} ids: "
+            "give the model a table at least as large, or choose another vocabulary"
+        )
+    valid = np.zeros(table_size, bool)
+    valid[: vocabulary.vocab_size] = [piece is not None for piece in _pieces(vocabulary)]
+    valid[vocabulary.pad_id] = False
+    return valid
+
+
+def same_vocabulary(first: Any, second: Any) -> str | None:
+    """Compare two vocabularies piece by piece.
+
+    Args:
+      first: a seqio vocabulary, e.g. the student's.
+      second: another, e.g. the teacher's.
+
+    Returns:
+      None if each id means the same in both, else one line that names the first difference.
+    """
+    if first.vocab_size != second.vocab_size:
+        return f"one has {first.vocab_size} ids, the other {second.vocab_size}"
+    if first.eos_id != second.eos_id or first.unk_id != second.unk_id:
+        return (
+            f"one has eos and unk ids {first.eos_id}, {first.unk_id}, "
+            f"the other {second.eos_id}, {second.unk_id}"
+        )
+    return _difference(_pieces(first), _pieces(second))
+
+
+def _difference(first: Sequence[str | None], second: Sequence[str | None]) -> str | None:
+    """The first id whose pieces differ, in words; None where none does."""
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        if one != other and _sentinel_name(one) != _sentinel_name(other):
+            return f"id {index} is {one!r} in one and {other!r} in the other"
+    return None
+
+
+def _sentinel_name(piece: str | None) -> str | None:
+    """A piece without the mark of a word's start that seqio writes before sentinels."""
+    return piece and re.sub(r"^▁(?=<extra_id_\d+>$)", "", piece)
+
+
+def fingerprint(vocabulary: Any) -> str:
+    """SHA-256 over what every id stands for: what a checkpoint remembers of its vocabulary."""
+    digest = hashlib.sha256()
+    for piece in _pieces(vocabulary):
+        digest.update((piece or "").encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _pieces(vocabulary: Any) -> Sequence[str | None]:
+    """The piece of every id; None for an id that stands for nothing."""
+    if isinstance(vocabulary, FolderVocabulary):
+        return vocabulary.pieces()
+    ids = range(vocabulary.vocab_size)
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return vocabulary.tokenizer.id_to_piece(list(ids))
+    return [f"<byte id {index}>" for index in ids]
+
+
+def is_byte_level(vocabulary: Any) -> bool:
+    """Whether ids are UTF-8 bytes and nothing else, so that no file describes them."""
+    return isinstance(vocabulary, seqio.ByteVocabulary)
+
+
+def sentencepiece_file(vocabulary: Any) -> str | None:
+    """The sentencepiece model that a vocabulary was read from; None where a folder describes it."""
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return None
+    return vocabulary.sentencepiece_model_file
+
+
+def tokenizer_folder(vocabulary: Any) -> Any:
+    """The folder whose tokenizer files describe a vocabulary; None where one file or none does."""
+    return vocabulary.files.folder if isinstance(vocabulary, FolderVocabulary) else None
+
+
+def encode_texts(vocabulary: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of many texts, without EOS: what seqio's tokenize gives, many times faster.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      texts: the texts.
+
+    Returns:
+      One list of ids a text.
+    """
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return vocabulary.tokenizer.encode(list(texts))
+    if isinstance(vocabulary, FolderVocabulary):
+        return vocabulary.encode_batch(texts)
+    return [vocabulary.encode(text) for text in texts]
+
+
+def decode_tokens(vocabulary: Any, tokens: Any) -> list[str]:
+    """Texts of rows of token ids: each stops at its first EOS; pad and unusable ids are dropped.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      tokens: integers [rows, length], a NumPy or JAX array or nested lists.
+
+    Returns:
+      One text a row.
+    """
+    texts = []
+    for row in tokens.tolist() if hasattr(tokens, "tolist") else tokens:
+        usable = [i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size]
+        texts.append(vocabulary.decode(usable))  # seqio stops at EOS
+    return texts

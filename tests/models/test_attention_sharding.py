@@ -1,0 +1,142 @@
+"""Rows in the layers of a model whose heads its mesh does not divide: one device is the truth."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gkd.decode.beam import beam_search
+from gkd.decode.sampling import sample
+from gkd.models import t5
+from gkd.models.attention_sharding import layer_rows
+from gkd.models.interface import project
+from gkd.parallel import mesh as meshes
+from gkd.program_cost.program_cost import program_cost
+
+PROMPTS, SOURCE, SAMPLES, LENGTH, VOCAB = 8, 7, 2, 5, 64
+EMBED, HEADS, DIM, MLP, DEPTH = 16, 3, 8, 32, 2
+
+
+def model_of(**ways):
+    return t5.as_seq2seq(
+        t5.T5Config(
+            vocab_size=VOCAB, emb_dim=EMBED, num_heads=HEADS, head_dim=DIM, mlp_dim=MLP,
+            num_encoder_layers=DEPTH, num_decoder_layers=DEPTH, **ways,
+        )
+    )  # fmt: skip
+
+
+def learn_and_write(model, params, inputs, targets):
+    """A loss, its gradients, samples and beams."""
+    valid = jnp.ones(VOCAB, bool).at[0].set(False)
+
+    def loss(params):
+        encoded = model.encode(params, inputs)
+        hidden = model.decode_hidden(params, encoded, targets).last
+        logits = project(hidden, model.head(params))
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2), encoded
+
+    (value, encoded), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    how = {"max_length": LENGTH, "valid": valid}
+    written = sample(model, params, encoded, jax.random.key(1), samples=SAMPLES, **how)
+    found = beam_search(model, params, encoded, beams=2, **how)
+    return value, gradients, written, found
+
+
+@functools.cache
+def case(prompts, **ways):
+    """(function, its arguments, what one device makes of them, boxed shapes of parameters)."""
+    model = model_of(**ways)
+    random = np.random.RandomState(0)
+    inputs = random.randint(2, VOCAB, (prompts, SOURCE))
+    inputs[::3, 4:] = 0
+    targets = random.randint(2, VOCAB, (prompts * SAMPLES, LENGTH))
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0)))
+    function = functools.partial(learn_and_write, model)
+    arguments = params, jnp.asarray(inputs), jnp.asarray(targets)
+    boxed = jax.eval_shape(model.init, jax.random.key(0))
+    return function, arguments, jax.jit(function)(*arguments), boxed
+
+
+def on_mesh(mesh, function, arguments, boxed):
+    """(compiled program, its arguments placed on the mesh)."""
+    rows, rules = meshes.batch_sharding(mesh), meshes.rules_for()
+    own = meshes.rules_of_model(rules, HEADS, mesh)
+    placements = meshes.parameter_shardings(mesh, boxed, own), rows, rows
+    with meshes.on_mesh(mesh, rules):
+        compiled = jax.jit(function, in_shardings=placements).lower(*arguments).compile()
+    return compiled, jax.device_put(arguments, placements)
+
+
+@pytest.mark.parametrize(
+    "data, model, prompts, ways",
+    [
+        (2, 4, 8, ()),
+        (1, 4, 8, ("stacked_layers", "remat")),
+        (2, 2, 4, ("relative_bias_per_layer", "logits_via_embedding")),
+        (2, 4, 4, ()),  # rows that do not divide stay whole
+    ],
+)
+def test_rows_over_both_axes_change_neither_loss_nor_gradient_nor_samples(
+    data, model, prompts, ways
+):
+    function, arguments, want, boxed = case(prompts, **dict.fromkeys(ways, True))
+    mesh = meshes.make_mesh(data, model, devices=jax.devices()[: data * model])
+    compiled, placed = on_mesh(mesh, function, arguments, boxed)
+    got = compiled(*placed)
+    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(want[1]))
+    assert scale > 1e-2, "no gradient, so the comparison would show nothing"
+    np.testing.assert_array_equal(got[2].tokens, want[2].tokens)
+    np.testing.assert_array_equal(got[3].tokens, want[3].tokens)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize(
+    "shape, heads, prompts, axes",
+    [
+        ((2, 4), 6, 8, ("data", "model")),
+        ((2, 4), 6, 16, ("data", "model")),
+        ((2, 4), 8, 8, ()),  # heads divide
+        ((2, 4), 6, 12, ()),  # prompts do not
+        ((2, 4), 6, 4, ()),
+        ((8, 1), 6, 8, ()),
+        ((1, 8), 6, 8, ("data", "model")),
+    ],
+)
+def test_rows_are_spread_where_heads_do_not_divide_and_prompts_do(shape, heads, prompts, axes):
+    with meshes.on_mesh(meshes.make_mesh(*shape)):
+        assert layer_rows(heads, prompts).spread_over == axes
+
+
+def test_without_a_mesh_rows_stay_as_they_are():
+    assert layer_rows(6, 8).spread_over == ()
+    x = jnp.ones((8, 3))
+    rows = layer_rows(6, 8)
+    assert rows.spread(x) is x and rows.gather(x) is x and rows.scatter(x) is x
+
+
+def attention_flops(rows, length, keys, kernels):
+    """Of one layer by hand: products with kernels [E, H·D], scores and mixtures of values."""
+    return 2 * rows * length * HEADS * DIM * (kernels * EMBED + 2 * keys)
+
+
+def test_chips_share_attention_and_gather_activations_only(optimized):
+    """The encoder alone: its products, and what it exchanges, by hand."""
+    function, (params, inputs, _), _, boxed = case(PROMPTS)
+    model, mesh = model_of(), meshes.make_mesh(2, 4)
+
+    def encode(params, inputs, targets):
+        return model.encode(params, inputs).hidden
+
+    compiled, _ = on_mesh(mesh, encode, (params, inputs, inputs), boxed)
+    cost = program_cost(compiled.as_text())
+    mlp = 2 * PROMPTS * SOURCE * 3 * EMBED * MLP
+    by_hand = DEPTH * (attention_flops(PROMPTS, SOURCE, SOURCE, 4) + mlp) / 8
+    assert cost.flops == pytest.approx(by_hand, rel=0.03)
+    gathered = [one for one in cost.collectives if one.kind == "all-gather"]
+    states = 4 * PROMPTS // 2 * SOURCE * EMBED  # bytes of the rows of one place on the data axis
+    assert sum(one.count for one in gathered) == DEPTH
+    assert all(one.bytes == states for one in gathered), gathered

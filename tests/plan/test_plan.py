@@ -1,0 +1,280 @@
+"""The verb `plan`: its bytes by hand, and its words."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
+from gkd.distill.train_step import Part
+from gkd.plan import programs, report
+from gkd.plan.memory import cache_bytes
+from gkd.program_cost import collectives, roofline
+from gkd.program_cost.program_cost import program_memory
+from gkd.train.model_flops import step_flops
+from tests.paths import TINY
+from tests.products import products
+
+DISTIL = (
+    "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "TEACHER_MODEL=%STUDENT_MODEL",
+)  # fmt: skip
+# Of the tiny student, by hand: kernels of attention and feed-forward layers, norms; bias tables.
+ENCODER, DECODER = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16, 8 * 16 * 16 + 3 * 16 * 32 + 3 * 16
+PARAMETERS = ENCODER + DECODER + 2 * (2 * 32 + 16) + 2 * 64 * 16
+
+
+def traced(*overrides, devices=None):
+    command = Command("train", (TINY,), ("MODEL_DIR='none'", *overrides))
+    return command_line.configure(command)(dry_run=lambda program: program, devices=devices)
+
+
+def plan(capsys, *options, code=0):
+    """The printed lines of a plan, or the error's."""
+    arguments = ["plan", f"--gin_file={TINY}", "--gin.MODEL_DIR='none'", *options]
+    assert command_line.main(arguments) == code
+    printed = capsys.readouterr()
+    return printed.out if code == 0 else printed.err
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "divided"), [(1, 16, 8), (2, 16, 8), (4, 16, 8), (4, 4, 2)]
+)
+def test_the_cache_is_what_decoding_keeps(model, rows, divided):
+    """Against the shapes that `init_cache` makes; two heads do not divide over four chips."""
+    program = traced(f"MODEL_PARALLELISM={model}")
+    learner, samples = program.learner, 3
+
+    def kept(params, tokens):
+        encoded = learner.model.encode(params, tokens)
+        weights, cache = learner.model.init_cache(params, encoded, 12, samples)
+        return cache, [(layer.cross_keys, layer.cross_values) for layer in weights.layers]
+
+    tokens = jax.ShapeDtypeStruct((rows, 24), jnp.int32)
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(kept, learner.shapes, tokens))]
+    assert cache_bytes(program, learner, rows, 12, samples) == 4 * sum(sizes) / divided
+
+
+def test_a_steps_cache_is_of_what_it_writes_at_the_same_time():
+    """Two microbatches of eight prompts, three outputs of five tokens each, 24 tokens read."""
+    writes = ("LAMBDA=0.5", "MICROBATCHES=2", "SAMPLES=3", "ROLLOUT_LENGTH=5")
+    (step,) = programs.step_programs(traced(*DISTIL, *writes)).values()
+    assert step.cache == 4 * 2 * 16 * (24 + 3 * 5) * 8 / 8  # keys and values, float32, 8 chips
+    (reads,) = programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
+    assert reads.cache == 0
+
+
+@pytest.mark.parametrize("overrides", [(), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")])
+def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimized):
+    program = traced(*DISTIL, "LAMBDA=1.0", *overrides)
+    (planned,) = programs.step_programs(program).values()
+    memory = program_memory(planned.lower().compile())
+    prompts = 4 * 16 * (24 + 1) / program.mesh.shape["data"]  # and weights; targets are not used
+    assert memory.arguments == sum(planned.held.values()) + prompts
+    assert memory.arguments <= memory.peak
+    assert memory.peak <= memory.arguments + memory.outputs - memory.aliased + memory.temporaries
+
+
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        (  # as libtpu 0.0.42.1 says it, of v5e
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (20.12G) exceeds available HBM (15.75G).",
+            20.12 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Compilation failure: Ran out of memory in memory space hbm. Used "
+            "512.5M of 15.75G hbm. Exceeded hbm capacity by 1.50G.",
+            512.5 * 2**20,
+        ),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem.", None),
+        ("INVALID_ARGUMENT: (20.12G) exceeds available HBM (15.75G).", None),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_failures(message, size):
+    assert programs.needed_memory(message) == size
+
+
+# The command
+
+
+def test_a_plan_says_what_a_chip_holds_and_takes(capsys, tmp_path):
+    output = tmp_path / "plan.json"
+    run = (*DISTIL, "LAMBDA=1.0")
+    options = [f"--gin.{override}" for override in (*run, "REMAT=True")]
+    said = plan(
+        capsys, *options, "--topology=cpu:8", "--mesh=data:4,model:2", "--programs=step",
+        "--expected_length=6", "--price=2", f"--output={output}",
+    )  # fmt: skip
+    assert "step: fits" in said
+    assert "of which the decoding cache" in said
+    found = json.loads(output.read_text())
+    step, setting = found["programs"]["step"], found["setting"]
+    assert setting["mesh"] == {"data": 4, "model": 2}
+    # Everything but the norms' vectors is split over two chips; AdamW has two moments.
+    vectors = 16 * (3 + 2 + 1 + 1)  # norms: a decoder layer's, an encoder layer's, the last ones
+    share = 4 * ((PARAMETERS - vectors) / 2 + vectors)
+    assert step["held_bytes"]["parameters"] == share
+    assert step["held_bytes"]["teacher"] == share
+    assert step["held_bytes"]["optimizer"] == pytest.approx(2 * share, abs=16)
+    assert step["flops"] == pytest.approx(step["closed_form_flops"], rel=0.03)
+    assert set(step["seconds_by_part"]) == {*Part, "update"}
+    assert all(
+        step["seconds_by_part"][name] > 0 for name in (Part.SAMPLING, Part.TEACHER, "update")
+    )
+    held = sum(step["held_bytes"].values())
+    assert held + step["temporary_bytes"] == step["peak_bytes"] == step["compiler"]["peak"]
+    assert step["cache_bytes"] == 4 * 2 * (12 + 24) * 8 * 16 / 4  # one of two heads
+    rate = 16 / step["seconds"]
+    assert step["examples_per_second"] == pytest.approx(rate)
+    assert step["price"] == pytest.approx(2 * 8 * 40 * step["seconds"] / 3600)
+    # MFU is of what the run multiplies without rematerialisation, at a cpu's 100 GFLOP/s.
+    once = traced(*run)
+    useful = 2 * products(
+        once.step.step, once.state.abstract, once.expert.shapes, once.batch, loop_trips=6
+    )
+    assert step["mfu"] == pytest.approx(useful / 8 / step["seconds"] / 1e11, rel=0.01)
+    assert step["flops"] > 1.1 * useful / 8
+
+
+def test_the_fine_tuning_of_a_student_has_no_teacher(capsys, tmp_path):
+    output = tmp_path / "plan.json"
+    options = [f"--gin.{override}" for override in (*DISTIL, "LAMBDA=1.0", "SAMPLES=2")]
+    programs = ("--topology=cpu:8", "--programs=sft", f"--output={output}")
+    assert "\nsft: fits" in plan(capsys, *options, *programs)
+    (sft,) = json.loads(output.read_text())["programs"].values()
+    assert "teacher" not in sft["held_bytes"] and sft["cache_bytes"] == 0
+    tuned = traced()  # without a divergence a run fine-tunes
+    counted = 2 * products(tuned.step.step, tuned.state.abstract, None, tuned.batch)
+    assert sft["closed_form_flops"] == pytest.approx(counted / 8, rel=0.01)
+    # The step of such a run is its fine-tuning: there is nothing else to plan.
+    assert "sft" not in plan(capsys, *programs)
+
+
+def test_what_the_model_axis_does_not_divide_is_said():
+    sizes = ("t5.T5Config.num_heads=4", "t5.T5Config.mlp_dim=30", "t5.T5Config.vocab_size=66")
+    notes = report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
+    assert notes == [
+        f"the {role}'s {part} is not split over model=4"
+        for role in ("student", "teacher")
+        for part in ("feed-forward layers (width 30)", "vocabulary (66 ids)")
+    ]
+    assert report.undivided(traced(*DISTIL, *sizes)) == []
+
+
+def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch, tmp_path):
+    """Three exchanges of 1 GB more than the compiled program has, at 2 GB/s."""
+    count = programs.program_cost
+
+    def with_three_more(text, **how):
+        cost = count(text, **how)
+        more = collectives.Collective("all-reduce", 3.0, 1e9, 1e9, 2, True, "jit(step)/add")
+        return dataclasses.replace(cost, collectives=(*cost.collectives, more))
+
+    output = tmp_path / "plan.json"
+    options = ("--topology=cpu:8", "--programs=step", f"--output={output}")
+    seconds, said = [], []
+    for network in (None, 2e9):
+        chip = dataclasses.replace(roofline.CHIPS["cpu"], network=network)
+        monkeypatch.setitem(roofline.CHIPS, "cpu", chip)
+        monkeypatch.setattr(plan_programs, "program_cost", with_three_more)
+        said.append(plan(capsys, *options))
+        seconds.append(json.loads(output.read_text())["programs"]["step"])
+    exchange = "between slices: 3 all-reduces of 3000.0 MB; a chip sends 3000.0 MB, "
+    assert exchange + "which no time here includes\n" in said[0]
+    assert exchange + "1500.00 ms\n" in said[1]
+    assert "between_slices" in seconds[0] and seconds[0]["network_seconds"] is None
+    assert seconds[1]["seconds"] - seconds[0]["seconds"] == pytest.approx(1.5)
+    parts = [step["seconds_by_part"]["update"] for step in seconds]
+    assert parts[1] - parts[0] == pytest.approx(1.5)
+
+
+def test_evaluation_has_the_whole_run_beside_it(capsys, tmp_path):
+    output = tmp_path / "plan.json"
+    overrides = (f"--gin.{override}" for override in (*DISTIL, "LAMBDA=1.0"))
+    programs = "--programs=evaluation,generation"
+    said = plan(capsys, *overrides, "--topology=cpu:8", programs, f"--output={output}")
+    found = json.loads(output.read_text())["programs"]
+    assert all(f"\n{name}: fits" in said for name in found) and len(found) == 5
+    greedy = found["evaluation: student"]
+    held = greedy["held_bytes"]
+    assert held["optimizer"] > 0 and held["teacher"] == held["parameters"]
+    # The program's own arguments are the parameters and its prompts.
+    assert (
+        greedy["peak_bytes"]
+        > greedy["compiler"]["peak"] + held["optimizer"] + 0.9 * (held["teacher"])
+    )
+    assert list(found["generation: teacher"]["held_bytes"]) == ["parameters"]
+
+
+def test_a_run_that_does_not_fit_is_told_what_to_change(capsys, monkeypatch):
+    small = roofline.Chip(1e11, 30_000, 2e10, 1e10)
+    monkeypatch.setitem(roofline.CHIPS, "cpu", small)
+    said = plan(capsys, "--topology=cpu:8", "--programs=step")
+    assert "does NOT fit" in said
+    assert "FULLY_SHARDED=True" in said and "--mesh" in said
+    assert "MICROBATCHES=2" in said and "REMAT=True" in said
+    rest = ("--gin.FULLY_SHARDED=True", "--gin.REMAT=True", "--gin.MICROBATCHES=2")
+    said = plan(capsys, "--topology=cpu:8", "--programs=step", *rest)
+    assert not any(option in said for option in rest)
+
+
+def run_out(planned, chip, share):
+    return programs.Measured(None, 20.12 * 2**30, None, {}, 1.0)
+
+
+def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
+    monkeypatch.setattr(plan_report, "measure", run_out)
+    said = plan(capsys, "--topology=cpu:8", "--programs=step")
+    assert "step: does NOT fit: 20.12 of 16.00 GiB (" in said
+    assert "change: --gin.MICROBATCHES=2" in said
+
+
+def test_a_count_that_is_not_the_closed_form_gives_no_figure(capsys, monkeypatch, tmp_path):
+    def four_percent_more(*arguments, **how):
+        return {name: 1.04 * cost for name, cost in step_flops(*arguments, **how).items()}
+
+    monkeypatch.setattr(plan_programs, "step_flops", four_percent_more)
+    output = tmp_path / "plan.json"
+    options = ("--topology=cpu:8", "--programs=step", f"--output={output}")
+    message = plan(capsys, *options, code=1)
+    assert "no estimate of step" in message
+    step = json.loads(output.read_text())["programs"]["step"]
+    assert step["fits"] and "they differ by more than" in step["refused"]
+    assert not {"flops", "bytes", "collectives", "mfu", "examples_per_second"} & set(step)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--topology=v9:4x4",), "topology is 'v9:4x4': use GENERATION:SHAPE"),
+        (("--topology=cpu:no",), "topology is cpu:no: use a number of devices"),
+        (("--topology=cpu:8", "--mesh=data:3,model:2"), "data × model is 6, the chips are 8"),
+        (("--topology=cpu:8", "--mesh=rows:8"), "write it as data:64,model:4"),
+        (("--topology=cpu:8", "--programs=steps"), "choose of step, sft, evaluation, generation"),
+        (
+            ("--topology=cpu:8", "--output=/no/such/folder/plan.json"),
+            "/no/such/folder is no folder",
+        ),
+        (
+            ("--topology=cpu:8", "--expected_length=13"),
+            "--expected_length is 13.0: outputs have at most 12",
+        ),
+    ],
+)
+def test_mistakes_get_one_line(capsys, options, message):
+    said = plan(capsys, *options, code=1)
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_an_option_that_does_not_exist_is_a_usage_error(capsys):
+    said = plan(capsys, "--topologie=cpu:8", code=2)
+    assert "unknown argument '--topologie'" in said
+    assert "python -m gkd plan --help" in said

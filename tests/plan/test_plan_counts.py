@@ -1,0 +1,209 @@
+"""The closed form of `plan` against counts of the traced step and of compiled programs."""
+
+import jax
+import pytest
+
+from gkd.distill import train_step
+from gkd.plan import programs
+from gkd.program_cost import roofline
+from gkd.program_cost.collectives import Collective
+from gkd.program_cost.program_cost import Part, ProgramCost, program_cost
+from gkd.program_cost.topologies import topology_devices
+from gkd.train.model_flops import UPDATE, step_flops, useful_flops
+from tests.plan.test_plan import DISTIL, traced
+from tests.products import products
+
+
+@pytest.mark.parametrize(
+    ("overrides", "length"),
+    [
+        ((), None),
+        ((*DISTIL, "LAMBDA=0.0"), None),
+        ((*DISTIL, "LAMBDA=1.0"), 12),
+        ((*DISTIL, "LAMBDA=0.5"), 12),
+        ((*DISTIL, "LAMBDA=1.0", "SAMPLES=3"), 12),
+        ((*DISTIL, "LAMBDA=1.0", "ROLLOUT_LENGTH=5"), 5),
+        ((*DISTIL, "LAMBDA=1.0", "MICROBATCHES=2"), 12),
+        ((*DISTIL, "LAMBDA=1.0", "DROPOUT_RATE=0.1"), 12),
+        ((*DISTIL, "LAMBDA=1.0", "REMAT=True"), 12),
+        (("REMAT=True", "STUDENT_STACKED=True"), None),
+    ],
+)
+def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
+    program = traced(*overrides)
+    arguments = program.state.abstract, program.expert and program.expert.shapes, program.batch
+    counted = 2 * products(program.step.step, *arguments, loop_trips=length)
+    costs = step_flops(program, length or 12, split=False)
+    assert sum(costs.values()) * program.mesh.size == pytest.approx(counted, rel=0.01)
+    assert (costs[train_step.Part.SAMPLING] > 0) == (length is not None)
+
+
+def test_sampling_that_ends_early_costs_less():
+    program = traced(*DISTIL, "LAMBDA=1.0")
+    all_of_it, third = (step_flops(program, length) for length in (12, 4))
+    loops = [
+        costs[train_step.Part.SAMPLING] - step_flops(program, 0)[train_step.Part.SAMPLING]
+        for costs in (all_of_it, third)
+    ]
+    assert loops[1] == pytest.approx(loops[0] / 3)
+    arguments = program.state.abstract, program.expert.shapes, program.batch
+    counted = 2 * products(program.step.step, *arguments, loop_trips=4)
+    assert sum(third.values()) == pytest.approx(counted / 8, rel=0.01)
+    assert third[UPDATE] == all_of_it[UPDATE]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"), [(1, 24), (4, 24), (4, 12)], ids=["data", "rows over both", "rows do not"]
+)
+def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows):
+    program = traced(
+        *DISTIL, "LAMBDA=1.0", f"EVALUATION_BATCH_SIZE={rows}", f"MODEL_PARALLELISM={model}"
+    )
+    planned = {
+        **programs.evaluation_programs(program),
+        **programs.generation_programs(program),
+    }
+    assert list(planned) == [
+        "evaluation: student", "evaluation: teacher", "evaluation: divergences",
+        "generation: student", "generation: teacher",
+    ]  # fmt: skip
+    for name in ("evaluation: teacher", "evaluation: divergences", "generation: student"):
+        text = planned[name].lower().compile().as_text()
+        for length in (12, 3):
+            counted = program_cost(text, expected_share=length / 12).flops
+            assert counted == pytest.approx(planned[name].flops(length), rel=0.03), name
+    assert "optimizer" in planned["evaluation: student"].held
+    assert list(planned["generation: student"].held) == ["parameters"]
+
+
+def test_a_run_without_a_teacher_measures_no_divergence():
+    program = traced()
+    assert list(programs.evaluation_programs(program)) == ["evaluation: student"]
+    assert list(programs.generation_programs(program)) == ["generation: student"]
+
+
+def test_halves_of_a_step_cost_their_closed_form(optimized):
+    rewarded = ("REWARD=@rewards.rouge", "rewards.rouge.name='rouge1'", "ALPHA=0.5", "LAMBDA=1.0")
+    program = traced(*DISTIL, *rewarded)
+    planned = programs.step_programs(program)
+    assert list(planned) == ["step: rollout", "step: update"]
+    for one in planned.values():
+        counted = program_cost(one.lower().compile().as_text()).flops
+        assert counted == pytest.approx(one.flops(12), rel=0.03)
+
+
+def test_what_a_loop_copies_and_exchanges_belongs_to_the_loops_part():
+    """A TPU's copies and exchanges between slices have no source; the loop around them has."""
+    around = ("jit(step)/jvp(gkd_sampling)/while", "jit(step)/gkd_teacher/while", "")
+    copies = [Part("copy-start", "copy.1", loop, 1.0, 0.0, 0.0, 0.0, 8.0) for loop in around]
+    sent = [Collective("all-reduce", 1.0, 4.0, 4.0, 2, True, "send.1", loop) for loop in around]
+    found = programs.parts(ProgramCost(tuple(copies), tuple(sent), ()))
+    for name, copy, one in zip(
+        ("gkd_sampling", "gkd_teacher", "update"), copies, sent, strict=True
+    ):
+        assert (found[name].parts, found[name].collectives) == ((copy,), (one,))
+    assert found["gkd_reward"].parts == ()
+
+
+STACKED = ("STUDENT_STACKED=True", "TEACHER_STACKED=True")
+LAYERS = ("t5.T5Config.num_encoder_layers=4", "t5.T5Config.num_decoder_layers=4")
+
+
+def counted_step(*overrides, devices=None):
+    """(the count of the compiled on-policy step, its closed form)."""
+    program = traced(*DISTIL, *LAYERS, "LAMBDA=1.0", *overrides, devices=devices)
+    (planned,) = programs.step_programs(program).values()
+    return program_cost(planned.lower().compile().as_text()), planned.flops(12)
+
+
+def check_loops_count_as_unrolled(devices, *overrides):
+    looped, closed_form = counted_step(*STACKED, *overrides, devices=devices)
+    unrolled, _ = counted_step(*overrides, devices=devices)
+    layers = [loop for loop in looped.loops if loop.bound == 4]
+    assert len(layers) >= 6  # the student's two stacks forward and backward, the teacher's two
+    assert not any(loop.bound == 4 for loop in unrolled.loops)
+    assert looped.flops == pytest.approx(unrolled.flops, rel=0.03)
+    assert looped.flops == pytest.approx(closed_form, rel=0.03)
+
+
+def test_a_step_of_stacked_layers_counts_as_the_unrolled_one(optimized):
+    check_loops_count_as_unrolled(None, "MODEL_PARALLELISM=2")
+
+
+def test_chips_have_the_same_work_on_a_larger_slice(optimized):
+    """Rows of a chip are the same on 2 and on 8."""
+    two, _ = counted_step("BATCH_SIZE=4", devices=jax.devices()[:2])
+    eight, _ = counted_step("BATCH_SIZE=16")
+    assert eight.flops == pytest.approx(two.flops, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("MICROBATCHES=2", "BATCH_SIZE=40"), ("REMAT=True",), ("t5.T5Config.mlp_dim=98",)],
+)
+def test_chips_that_repeat_attention_share_out_its_fully_sharded_gradients(overrides, optimized):
+    """Three heads on four chips along the model axis, kernels split over two along the other."""
+    sizes = ("t5.T5Config.num_heads=3", "t5.T5Config.emb_dim=48", "t5.T5Config.mlp_dim=96")
+    mesh = ("MODEL_PARALLELISM=4", "FULLY_SHARDED=True", "BATCH_SIZE=12")
+    program = traced(*sizes, *mesh, *overrides)
+    (planned,) = programs.step_programs(program).values()
+    cost = program_cost(planned.lower().compile().as_text())
+    assert cost.flops == pytest.approx(planned.flops(12), rel=0.01)
+
+
+def compiled_for(topology):
+    """For chips that are not here."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu")
+    return topology_devices(topology)
+
+
+@pytest.fixture
+def tpus(optimized):
+    return compiled_for("v5e:2x2")
+
+
+WIDE = (
+    "t5.T5Config.emb_dim=256", "t5.T5Config.num_heads=4", "t5.T5Config.head_dim=64",
+    "t5.T5Config.mlp_dim=512", "INPUT_LENGTH=128",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_step_of_stacked_layers_counts_as_the_unrolled_one_on_a_tpu(tpus):
+    check_loops_count_as_unrolled(tpus, *WIDE)
+    check_loops_count_as_unrolled(tpus, *WIDE, "MODEL_PARALLELISM=2", "MICROBATCHES=2")
+
+
+@pytest.mark.slow
+def test_a_chip_of_two_slices_has_the_work_of_one_and_sends_its_share_of_the_gradients(tpus):
+    one, _ = counted_step(*WIDE, "BATCH_SIZE=16", devices=tpus)
+    both = compiled_for("2*v5e:2x2")
+    two, closed_form = counted_step(*WIDE, "BATCH_SIZE=32", devices=both)
+    assert two.flops == pytest.approx(one.flops, rel=0.01) == pytest.approx(closed_form, rel=0.01)
+    assert one.network_bytes == 0
+    # Each chip has added up a quarter of its slice's gradients, and takes that to the other slice.
+    params = traced(*WIDE, *LAYERS, devices=both).state.abstract.params
+    gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert gradients / 4 <= two.network_bytes < 1.2 * gradients / 4
+
+
+@pytest.mark.slow
+def test_a_tpu_that_is_too_small_gets_a_verdict(tpus):
+    program = traced(*DISTIL, "BATCH_SIZE=16384", "INPUT_LENGTH=1024", devices=tpus)
+    (planned,) = programs.step_programs(program).values()
+    found = programs.measure(planned.lower, roofline.CHIPS["v5e"], 1.0)
+    assert found.memory is None and found.needed > roofline.CHIPS["v5e"].memory
+
+
+def test_what_is_rematerialised_is_no_use():
+    again, once = (traced("REMAT=True"), traced())
+    assert sum(step_flops(again, 12).values()) > 1.2 * sum(step_flops(once, 12).values())
+    assert useful_flops(again, 0) == useful_flops(once, 0)
+
+
+def test_a_step_that_sampled_nothing_has_the_work_of_one_that_never_does():
+    mixed, never = traced(*DISTIL, "LAMBDA=0.5"), traced(*DISTIL, "LAMBDA=0.0")
+    arguments = never.state.abstract, never.expert.shapes, never.batch
+    counted = 2 * products(never.step.step, *arguments)
+    assert useful_flops(mixed, 0) == pytest.approx(counted / 8, rel=0.01)
+    assert useful_flops(mixed, 12) > 1.1 * counted / 8

@@ -1,0 +1,83 @@
+"""A search over meshes and microbatches: what it tries, how it ranks, what stops it not."""
+
+import json
+
+import pytest
+
+from gkd.plan import programs, search
+from tests.plan.test_plan import plan, run_out
+
+
+def test_a_search_ranks_what_divides(capsys):
+    said = plan(capsys, "--topology=cpu:2", "--search", "--gin.BATCH_SIZE=2")
+    tried, ranked = said.split("ranked:")
+    assert "data:2,model:1 × 1 microbatches: fits" in tried
+    assert "data:1,model:2 × 2 microbatches: fits" in tried
+    assert "data:2,model:1 × 2 microbatches" not in tried  # one row a chip
+    times = [float(line.split("at best ")[1].split()[0]) for line in ranked.strip().splitlines()]
+    assert len(times) == 3 and times == sorted(times)
+
+
+def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):
+    """One runs out of memory, another is refused by the compiler: both are among the results."""
+    measure = programs.measure
+    fates = iter([run_out, None])
+
+    def measured(lower, chip, share):
+        fate = next(fates, measure)
+        if fate is None:
+            raise RuntimeError("INTERNAL: Mosaic failed\nto compile")
+        return fate(lower, chip, share)
+
+    monkeypatch.setattr(plan_report, "measure", measured)
+    output = tmp_path / "plan.json"
+    options = ("--topology=cpu:2", "--search", "--gin.BATCH_SIZE=2", f"--output={output}")
+    said = plan(capsys, *options)
+    assert "data:2,model:1 × 1 microbatches: does NOT fit: 20.12 of 16.00 GiB" in said
+    assert "does not compile: RuntimeError: INTERNAL: Mosaic failed to compile" in said
+    found = json.loads(output.read_text())["candidates"]
+    assert [one["fits"] for one in found] == [True, False, False]
+    assert "failed" in found[2]
+
+
+def test_a_search_in_which_nothing_fits_says_what_to_change(capsys, monkeypatch):
+    monkeypatch.setattr(plan_report, "measure", run_out)
+    said = plan(capsys, "--topology=cpu:1", "--search", "--gin.BATCH_SIZE=2")
+    assert "nothing fits" in said and "change: " in said
+
+
+@pytest.mark.parametrize(
+    ("chips", "slices", "axes"),
+    [(8, 1, {1, 2, 4, 8}), (24, 3, {1, 2, 4, 8}), (64, 2, {1, 2, 4, 8, 16})],
+)
+def test_a_model_axis_stays_inside_a_slice(chips, slices, axes):
+    tried = set()
+
+    def trace(model_parallelism, microbatches):
+        tried.add(model_parallelism)
+        raise ValueError("a batch of 7 does not divide")
+
+    with pytest.raises(ValueError, match="no mesh and number of microbatches divides the batch"):
+        search.search_meshes(trace, chips, slices, dict, print, print)
+    assert tried == axes
+
+
+def test_the_halves_of_a_step_are_one_candidate(monkeypatch):
+    """The larger half's memory, both times; refused where either is."""
+    halves = {
+        "rollout": {"fits": True, "peak_bytes": 2, "capacity_bytes": 9, "seconds": 3.0},
+        "update": {"fits": True, "peak_bytes": 5, "capacity_bytes": 9, "seconds": 4.0},
+    }
+    monkeypatch.setattr(plan_search, "step_programs", lambda program: halves)
+    saved = []
+
+    def search():
+        search.search_meshes(lambda **given: None, 1, 1, lambda _, half: half, print, saved.append)
+
+    search()
+    assert [(one["peak_bytes"], one["seconds"]) for one in saved[-1]["candidates"]] == [
+        (5, 7.0)
+    ] * 5
+    halves["rollout"] |= {"seconds": None, "refused": "they differ"}
+    search()
+    assert {one["refused"] for one in saved[-1]["candidates"]} == {"they differ"}

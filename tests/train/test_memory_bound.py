@@ -1,0 +1,40 @@
+"""The lower bound of a step's memory, beside counts by hand, and what it refuses."""
+
+import jax
+import pytest
+
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
+from gkd.train import memory_bound
+from tests.paths import TINY
+
+
+def program(*overrides):
+    settings = ("MODEL_DIR='x'", *overrides)
+    run = command_line.configure(Command("train", (TINY,), settings))
+    return run(dry_run=lambda step: step, devices=jax.devices()[:1])
+
+
+PARAMETERS = 8432  # of tiny.gin, as its dry run prints
+
+
+def test_the_bound_is_the_states_and_the_largest_attention():
+    held = 4 * PARAMETERS * 4  # parameters, gradients and AdamW's two moments, float32
+    attention = 4 * 2 * 16 * 24**2  # float32 · heads · rows · inputs²
+    assert memory_bound.needed(program()) == pytest.approx(held + attention, rel=1e-3)
+    four = memory_bound.needed(program("MICROBATCHES=4"))
+    assert four == pytest.approx(held + attention / 4, rel=1e-3)
+    long = memory_bound.needed(program("TARGET_LENGTH=1000"))
+    assert long == pytest.approx(held + 4 * 2 * 16 * 1000**2, rel=1e-3)
+
+
+def test_a_step_that_does_not_fit_is_refused_before_it_takes_memory(capsys):
+    long = program("TARGET_LENGTH=60000")
+    with pytest.raises(ValueError, match=r"needs at least 461 GB.*TARGET_LENGTH 60000"):
+        memory_bound.check_fits(long)  # 4 · 2 · 16 · 60000² bytes
+    assert memory_bound.remark(long).count("\n") == 1
+    assert memory_bound.remark(program()) == ""
+    options = [f"--gin_file={TINY}", "--gin.MODEL_DIR='x'", "--gin.TARGET_LENGTH=60000"]
+    assert command_line.main(["train", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("gkd: error: the step needs at least 461 GB") and error.count("\n") == 1

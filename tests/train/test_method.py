@@ -1,0 +1,152 @@
+"""Settings of a method that do not fit together, and the runs that new methods make."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gkd.checkpoints.params import restore_params
+from gkd.cli import command_line
+from gkd.distill import divergences, mixing
+from gkd.distill.replay import Replay
+from gkd.metrics import reward_functions
+from gkd.runs.metrics_log import read_metrics
+from gkd.train.method import Method
+from tests.train.test_train import TINY, folder, teacher, train  # noqa: F401 (fixtures)
+
+GOOD = {
+    "divergence": divergences.forward_kl, "beta": None, "on_policy_fraction": 1.0,
+    "mixing": "batch", "normalisation": "sequence", "temperature": 1.0, "samples": 1,
+    "rollout_length": None, "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
+    "reward": None, "alpha": 1.0, "advantage": "batch", "replay": None, "teacher": "runs/teacher",
+    "teacher_top_k": None, "top_k_tail": "bucket",
+}  # fmt: skip
+RL = {"reward": reward_functions.exact_number, "alpha": 0.5}
+SAMPLED = {"divergence": divergences.sampled_token_reverse_kl}
+
+
+def sampling(temperature=1.0, top_k=0, top_p=1.0):
+    return {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mixing": "row"}, "MIXING is 'row': choose one of batch, example"),
+        ({"samples": 0}, "SAMPLES is 0"),
+        ({"on_policy_fraction": 0.0, "samples": 2}, "but λ is 0: the student writes nothing"),
+        ({"rollout_length": 0}, "ROLLOUT_LENGTH is 0"),
+        ({"sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0}}, "SAMPLING_TEMPERATURE is 0"),
+        ({"temperature": (1.0, 0.0)}, r"TEMPERATURE is \(1.0, 0.0\): the divergence needs more"),
+        ({"divergence": "forward_kl"}, "write @divergences.forward_kl, without ''"),
+        ({"teacher": None}, "a divergence needs a teacher: set TEACHER"),
+        ({"beta": 0.5}, "BETA is 0.5 and DIVERGENCE forward_kl"),
+        ({"divergence": None}, "SFT would ignore the teacher"),
+        ({"divergence": None, "teacher": None}, "teaches nothing: set DIVERGENCE and TEACHER"),
+        ({"alpha": 0.5}, "ALPHA is 0.5, but no REWARD shares the loss"),
+        ({**RL, "alpha": 1.5}, "ALPHA is 1.5: use a weight"),
+        ({**RL, "on_policy_fraction": 0.0}, "a REWARD judges the student's own outputs"),
+        ({**RL, "normalisation": "token"}, "with a REWARD the loss is equation 5's"),
+        ({**RL, "sampling": {"temperature": 0.7, "top_k": 0, "top_p": 1.0}}, "needs samples of"),
+        ({**RL, "advantage": "group"}, "set SAMPLES to 2 or more"),
+        ({**RL, "divergence": None, "teacher": None}, "ALPHA is 0.5 but DIVERGENCE is not set"),
+        ({"replay": Replay()}, "λ is 1.0, but REPLAY decides who writes: set LAMBDA to 0"),
+        ({"replay": Replay(), "on_policy_fraction": 0.0, "samples": 2}, "leave SAMPLES at 1"),
+        ({"teacher_top_k": "x.jsonl"}, "TEACHER and TEACHER_TOP_K are both set"),
+        ({"teacher_top_k": "x.jsonl", "teacher": None}, "set LAMBDA to 0, or a TEACHER"),
+        ({**SAMPLED, "on_policy_fraction": 0.5}, "judges the student's own tokens, but λ is 0.5"),
+        (
+            {**SAMPLED, "sampling": sampling(top_p=0.9)},
+            "SAMPLING_TOP_K is 0 and SAMPLING_TOP_P 0.9",
+        ),
+        ({**SAMPLED, "sampling": sampling(top_k=5)}, "SAMPLING_TOP_K is 5 and SAMPLING_TOP_P 1.0"),
+        ({**SAMPLED, "sampling": sampling(temperature=0.7)}, "SAMPLING_TEMPERATURE is 0.7"),
+        ({**SAMPLED, "temperature": 2.0}, "at the student's TEMPERATURE 2.0 needs samples"),
+        ({**SAMPLED, "temperature": [2.0, 1.0]}, "at the student's TEMPERATURE 2.0 needs samples"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_clear_line(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Method(**{**GOOD, **changes})
+
+
+def test_what_fits_is_accepted():
+    Method(**GOOD)
+    Method(**{**GOOD, "on_policy_fraction": mixing.linear_schedule(0.0, 1.0, 5), "samples": 2})
+    alone = Method(**{**GOOD, **RL, "alpha": 0.0, "divergence": None, "teacher": None})
+    assert alone.rewards_on_host and not alone.scores
+    unweighed = Method(**{**GOOD, **RL, "alpha": 0.0})
+    assert not unweighed.scores, "no teacher is loaded for a divergence that weighs nothing"
+    assert not Method(**{**GOOD, "alpha": 1.0}).rewards_on_host
+    Method(**{**GOOD, **SAMPLED, "temperature": (1.0, 2.0)})
+    Method(**{**GOOD, **SAMPLED, "temperature": 0.7, "sampling": sampling(temperature=0.7)})
+
+
+def test_a_policy_gradient_refuses_dropout(capsys):
+    """The samples are of the student without dropout, the gradient would be of another."""
+    Method(**GOOD).check_dropout(True)
+    for changes in (SAMPLED, RL):
+        Method(**{**GOOD, **changes}).check_dropout(False)
+        with pytest.raises(ValueError, match="DROPOUT_RATE is above 0"):
+            Method(**{**GOOD, **changes}).check_dropout(True)
+    options = (
+        "DIVERGENCE=@divergences.sampled_token_reverse_kl", "LAMBDA=1.0", "DRY_RUN=True",
+        "TEACHER_MODEL=@t5.T5Config()",
+    )  # fmt: skip
+    assert train("unused", *options) == 0
+    assert train("unused", *options, "DROPOUT_RATE=0.1") == 1
+    assert "gkd: error: DROPOUT_RATE is above 0" in capsys.readouterr().err
+
+
+def logged(run, name):
+    rows = read_metrics(run)
+    return [row[name] for row in rows if name in row]
+
+
+def test_rewards_of_texts_come_from_the_outputs_texts(folder, teacher):  # noqa: F811
+    """Through both programs; the first step's mean reward is that of its outputs, in [0, 1]."""
+    run = folder / "reward"
+    assert train(
+        run, f"TEACHER='{teacher}'", "DIVERGENCE=@divergences.reverse_kl", "LAMBDA=1.0",
+        "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'",
+        "ALPHA=0.5", "SAMPLES=2", "ADVANTAGE='group'", "TRAIN_STEPS=3", "EVALUATE_EVERY=0",
+    ) == 0  # fmt: skip
+    values = logged(run, "train/reward")
+    assert len(values) == 3 and all(0 <= value <= 1 for value in values)
+    assert logged(run, "train/on_policy") == [1, 1, 1]
+    losses, divergence, policy = (
+        np.array(logged(run, f"train/{name}")) for name in ("loss", "divergence", "policy_gradient")
+    )
+    np.testing.assert_allclose(losses, 0.5 * divergence + 0.5 * policy, atol=1e-4)
+
+
+def test_a_replay_goes_on_where_it_stopped_bit_for_bit(folder, teacher):  # noqa: F811
+    options = (
+        f"TEACHER='{teacher}'", "DIVERGENCE=@divergences.skew_reverse_kl",
+        "REPLAY=@replay.Replay()", "replay.Replay.capacity=50", "replay.Replay.share=0.6",
+        "replay.Replay.metric='on_policy_forward_kl'", "EVALUATE_EVERY=2", "CHECKPOINT_EVERY=2",
+    )  # fmt: skip
+    assert train(folder / "whole", *options, "TRAIN_STEPS=4") == 0
+    shutil.copytree(folder / "whole", folder / "parts")
+    shutil.rmtree(folder / "parts" / "checkpoints" / "4")  # as if it had been killed at step 3
+    assert train(folder / "parts", *options, "TRAIN_STEPS=4") == 0
+    whole, parts = (restore_params(folder / name) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert logged(folder / "whole", "train/remembered")[-1] > 0
+
+
+def test_an_offline_teacher_of_all_ids_gives_the_losses_of_the_teacher_itself(folder, teacher):  # noqa: F811
+    file = folder / "scored.jsonl"
+    assert command_line.main([
+        "infer", "--model", str(teacher), "--task", TINY, "--split", "train", "--output", str(file),
+        "--gin.MODEL_DIR='unused'", "--score", "--top_k_log_probs", "50", "--input_length", "24",
+        "--max_length", "12",
+    ]) == 0  # fmt: skip
+    assert len(json.loads(file.read_text().splitlines()[0])["target_top_ids"][0]) == 50
+    short = ("DIVERGENCE=@divergences.forward_kl", "TRAIN_STEPS=3", "EVALUATE_EVERY=0")
+    assert train(folder / "offline", f"TEACHER_TOP_K='{file}'", *short) == 0
+    assert train(folder / "online", f"TEACHER='{teacher}'", *short) == 0
+    offline, online = (logged(folder / name, "train/loss") for name in ("offline", "online"))
+    np.testing.assert_allclose(offline, online, atol=2e-5)
