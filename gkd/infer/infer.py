@@ -67,12 +67,12 @@ def infer(
     with quick_interrupt():
         import jax
 
-        from gkd.infer import generator, inputs, output, requests
+        from gkd.infer import generator, inputs, output_files, requests
         from gkd.parallel import mesh as meshes
         from gkd.runs import model_loading
         from gkd.vocabularies import vocabularies
 
-    files = output.OutputFiles(pathlib.Path(output))
+    files = output_files.OutputFiles(pathlib.Path(output))
     files.check()
     if jax.process_count() > 1:
         raise ValueError("infer runs in one process: give each process its own part of the input")
@@ -109,7 +109,7 @@ def infer(
         "model_parallelism": model_parallelism,
     }
     complete = f"{output} is complete, and was written with these settings: nothing to do"
-    files = output.OutputFiles(files.output, window, source.count, samples)
+    files = output_files.OutputFiles(files.output, window, source.count, samples)
     if files.is_complete(facts):
         print(complete)
         return {}
@@ -124,11 +124,11 @@ def infer(
         loaded = model_loading.load_checkpoint(opened, mesh, rules, dtype)
         valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
         buckets = generator.length_buckets(input_length)
-        generator = generator.Generator(
+        write_outputs = generator.Generator(
             loaded, mesh, rules, valid, decoding, buckets, batch_size, score, top_k_log_probs or 0
         )
         job = requests.InferenceJob(
-            source, files, lease, generator, words, prefix, input_length, window
+            source, files, lease, write_outputs, words, prefix, input_length, window
         )
         totals = job.run(done)
         lease.check()

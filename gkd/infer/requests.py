@@ -13,7 +13,7 @@ from typing import Any
 
 from gkd.infer.generator import Generator, encode_inputs, encode_targets, ended
 from gkd.infer.inputs import Source, SplitSource
-from gkd.infer.output import OutputFiles
+from gkd.infer.output_files import OutputFiles
 from gkd.runs.lease import Lease
 from gkd.runs.progress import Progress
 from gkd.runs.signals import Stopped, StopRequest

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gkd.plan import report
+from gkd.plan import report as plan_report
 from gkd.plan.programs import Planned, step_programs
 from gkd.train.step_program import StepProgram
 
@@ -29,7 +29,7 @@ def search_meshes(
       trace: (model_parallelism, microbatches) -> the run's programs.
       chips: of the topology.
       slices: that the chips are in; a model axis stays inside one.
-      report: (program, one of its programs) -> facts of it, see `report.facts`.
+      report: (program, one of its programs) -> facts of it, see `plan_report.facts`.
       say: prints a line.
       save: keeps the facts of all candidates, the best first.
 
@@ -45,7 +45,7 @@ def search_meshes(
             found |= {"fits": False, "seconds": None, "failed": _one_line(error)}
         candidates.append(found)
         candidates.sort(key=_rank)
-        say(report.candidate(found))
+        say(plan_report.candidate(found))
         save({"candidates": candidates})
     if not candidates:
         raise ValueError("no mesh and number of microbatches divides the batch: change BATCH_SIZE")
@@ -89,7 +89,7 @@ def _rank(found: Mapping[str, Any]):
 def _ranking(candidates) -> Iterator[str]:
     yield "\nranked:"
     for number, found in enumerate(candidates, 1):
-        yield f"{number:3}. {report.candidate(found)}"
+        yield f"{number:3}. {plan_report.candidate(found)}"
     first = candidates[0]
     if not first["fits"]:
         yield "nothing fits; of the first:"

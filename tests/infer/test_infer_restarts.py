@@ -12,8 +12,8 @@ import pytest
 
 from gkd.checkpoints import save_hf
 from gkd.files import atomic_files
-from gkd.infer import generator, infer, output
-from gkd.runs import lease, lease_owner
+from gkd.infer import generator, infer, output_files
+from gkd.runs import lease, lease_owner, model_loading
 from tests.infer.inference import CONFIG, TEXTS, read
 
 
@@ -81,7 +81,7 @@ def test_a_complete_output_is_left_alone(run, monkeypatch):
     path = run.write("in.txt", TEXTS[:2])
     assert run(path, max_length=2) == 0
     before = {p: p.read_bytes() for p in run.folder.iterdir()}
-    monkeypatch.setattr(models, "load_checkpoint", None)  # not even loaded
+    monkeypatch.setattr(model_loading, "load_checkpoint", None)  # not even loaded
     assert run(path, max_length=2) == 0
     assert "is complete" in run.stdout
     assert {p: p.read_bytes() for p in run.folder.iterdir()} == before
@@ -192,7 +192,7 @@ def test_damage_in_the_middle_of_a_partial_output_is_mended_and_reported(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # all windows are written
-        patch.setattr(output.OutputFiles, "finish", killed)
+        patch.setattr(output_files.OutputFiles, "finish", killed)
         assert run(path, **SAMPLED) == 130
     partial = run.folder / "out.jsonl.partial"
     assert partial.read_bytes() == whole
@@ -245,7 +245,7 @@ def test_a_second_launch_to_the_same_output_is_refused(run, monkeypatch):
 
 def test_a_launch_that_was_taken_over_writes_nothing_more(run, small_windows, monkeypatch):
     path = run.write("in.txt", TEXTS * 2)
-    append, place = output.OutputFiles.append, run.folder / "out.jsonl"
+    append, place = output_files.OutputFiles.append, run.folder / "out.jsonl"
 
     def append_and_lose(self, text):
         append(self, text)
@@ -255,7 +255,7 @@ def test_a_launch_that_was_taken_over_writes_nothing_more(run, small_windows, mo
         lease.file_of(place, number + 1).write_bytes(successor.record(0))
         monkeypatch.setattr(lease, "_clock", lambda: 1e9)  # as after a suspension
 
-    monkeypatch.setattr(output.OutputFiles, "append", append_and_lose)
+    monkeypatch.setattr(output_files.OutputFiles, "append", append_and_lose)
     assert run(path, **SAMPLED) == 1
     run.refused("out.jsonl was taken over by another launch (host another")
     lines = (run.folder / "out.jsonl.partial").read_text().splitlines()

@@ -10,7 +10,8 @@ import pytest
 from gkd.cli import command_line
 from gkd.cli.command_line import Command
 from gkd.distill.train_step import Part
-from gkd.plan import programs, report
+from gkd.plan import programs as plan_programs
+from gkd.plan import report as plan_report
 from gkd.plan.memory import cache_bytes
 from gkd.program_cost import collectives, roofline
 from gkd.program_cost.program_cost import program_memory
@@ -63,16 +64,16 @@ def test_the_cache_is_what_decoding_keeps(model, rows, divided):
 def test_a_steps_cache_is_of_what_it_writes_at_the_same_time():
     """Two microbatches of eight prompts, three outputs of five tokens each, 24 tokens read."""
     writes = ("LAMBDA=0.5", "MICROBATCHES=2", "SAMPLES=3", "ROLLOUT_LENGTH=5")
-    (step,) = programs.step_programs(traced(*DISTIL, *writes)).values()
+    (step,) = plan_programs.step_programs(traced(*DISTIL, *writes)).values()
     assert step.cache == 4 * 2 * 16 * (24 + 3 * 5) * 8 / 8  # keys and values, float32, 8 chips
-    (reads,) = programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
+    (reads,) = plan_programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
     assert reads.cache == 0
 
 
 @pytest.mark.parametrize("overrides", [(), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")])
 def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimized):
     program = traced(*DISTIL, "LAMBDA=1.0", *overrides)
-    (planned,) = programs.step_programs(program).values()
+    (planned,) = plan_programs.step_programs(program).values()
     memory = program_memory(planned.lower().compile())
     prompts = 4 * 16 * (24 + 1) / program.mesh.shape["data"]  # and weights; targets are not used
     assert memory.arguments == sum(planned.held.values()) + prompts
@@ -98,7 +99,7 @@ def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimiz
     ],
 )
 def test_running_out_of_memory_is_told_from_other_failures(message, size):
-    assert programs.needed_memory(message) == size
+    assert plan_programs.needed_memory(message) == size
 
 
 # The command
@@ -159,18 +160,18 @@ def test_the_fine_tuning_of_a_student_has_no_teacher(capsys, tmp_path):
 
 def test_what_the_model_axis_does_not_divide_is_said():
     sizes = ("t5.T5Config.num_heads=4", "t5.T5Config.mlp_dim=30", "t5.T5Config.vocab_size=66")
-    notes = report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
+    notes = plan_report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
     assert notes == [
         f"the {role}'s {part} is not split over model=4"
         for role in ("student", "teacher")
         for part in ("feed-forward layers (width 30)", "vocabulary (66 ids)")
     ]
-    assert report.undivided(traced(*DISTIL, *sizes)) == []
+    assert plan_report.undivided(traced(*DISTIL, *sizes)) == []
 
 
 def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch, tmp_path):
     """Three exchanges of 1 GB more than the compiled program has, at 2 GB/s."""
-    count = programs.program_cost
+    count = plan_programs.program_cost
 
     def with_three_more(text, **how):
         cost = count(text, **how)
@@ -226,7 +227,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(capsys, monkeypatch):
 
 
 def run_out(planned, chip, share):
-    return programs.Measured(None, 20.12 * 2**30, None, {}, 1.0)
+    return plan_programs.Measured(None, 20.12 * 2**30, None, {}, 1.0)
 
 
 def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):

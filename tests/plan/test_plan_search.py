@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from gkd.plan import programs, search
+from gkd.plan import programs as plan_programs
+from gkd.plan import report as plan_report
+from gkd.plan import search as plan_search
 from tests.plan.test_plan import plan, run_out
 
 
@@ -20,7 +22,7 @@ def test_a_search_ranks_what_divides(capsys):
 
 def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):
     """One runs out of memory, another is refused by the compiler: both are among the results."""
-    measure = programs.measure
+    measure = plan_programs.measure
     fates = iter([run_out, None])
 
     def measured(lower, chip, share):
@@ -58,7 +60,7 @@ def test_a_model_axis_stays_inside_a_slice(chips, slices, axes):
         raise ValueError("a batch of 7 does not divide")
 
     with pytest.raises(ValueError, match="no mesh and number of microbatches divides the batch"):
-        search.search_meshes(trace, chips, slices, dict, print, print)
+        plan_search.search_meshes(trace, chips, slices, dict, print, print)
     assert tried == axes
 
 
@@ -72,7 +74,9 @@ def test_the_halves_of_a_step_are_one_candidate(monkeypatch):
     saved = []
 
     def search():
-        search.search_meshes(lambda **given: None, 1, 1, lambda _, half: half, print, saved.append)
+        plan_search.search_meshes(
+            lambda **given: None, 1, 1, lambda _, half: half, print, saved.append
+        )
 
     search()
     assert [(one["peak_bytes"], one["seconds"]) for one in saved[-1]["candidates"]] == [

@@ -16,6 +16,7 @@ import pytest
 from gkd.configuration.gin_files import REPOSITORY
 from gkd.runs import lease, lease_owner
 from gkd.sweep import table
+from tests.paths import TINY
 from tests.sweep.sweeping import launches, rows_of
 
 # The fixture's runner, in a process that can be killed.

@@ -18,6 +18,7 @@ from gkd.cli import supervisor
 from gkd.parallel import processes
 from gkd.runs.metrics_log import read_metrics
 from gkd.runs.signals import EXIT_LOST, EXIT_STOPPED
+from tests.paths import REPOSITORY, TINY
 from tests.train.test_train import saved_steps, wait_for_step
 
 SETTINGS = (
