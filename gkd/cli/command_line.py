@@ -266,7 +266,7 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     from gkd.configuration.gin_files import ConfigError
 
     reader = read_configuration(command)
-    if processes.several():
+    if processes.is_multiprocess():
         from gkd.cli import job_settings
 
         own = job_settings.facts(command.verb, command.options, reader)
@@ -374,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(command, str):
                 print(command)
                 return EXIT_OK
-            if processes.several():
+            if processes.is_multiprocess():
                 processes.join()
             run = configure(command)
     except UsageError as error:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watched = bool(os.environ.get(processes.JOINED))
     if watched:
         end_with_parent()()
-    if watched or not processes.several():
+    if watched or not processes.is_multiprocess():
         return command_line.main(rest)
     return _watch([sys.executable, "-m", "gkd", *rest])
 

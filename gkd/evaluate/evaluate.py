@@ -138,7 +138,7 @@ def evaluate(
             **report.provenance(),
         }
         lease.check()
-        if processes.is_first():
+        if processes.is_primary_process():
             report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
             write_json(path, result)
             report.print_summary(result, path)

@@ -135,5 +135,5 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     Raises:
       OSError: it cannot be written; what was there before stays.
     """
-    if processes.is_first():
+    if processes.is_primary_process():
         replace_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

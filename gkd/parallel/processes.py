@@ -1,4 +1,4 @@
-"""The processes of a job on several hosts: joining them, who writes files, agreeing to stop."""
+"""Multi-process jobs: joins the processes, names the one that writes files, agrees to stop."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from typing import Any
 
 from gkd.parallel import job_messages
 
-JOINED = "GKD_JOINED"  # where a process tells its watcher that it has found the others
-# Where a job is described by hand (launch/local_multiprocess.sh); clusters are recognised.
+JOINED = "GKD_JOINED"  # file descriptor that tells the supervisor "joined"
+# A job without a cluster manager sets these three (launch/local_multiprocess.sh).
 COORDINATOR, PROCESSES, PROCESS_ID = "GKD_COORDINATOR", "GKD_PROCESSES", "GKD_PROCESS_ID"
-HEARTBEAT = "GKD_HEARTBEAT_SECONDS"  # a process that is silent for so long is lost
+HEARTBEAT = "GKD_HEARTBEAT_SECONDS"  # how long without a heartbeat until a process is lost
 HEARTBEAT_SECONDS = 100
-START = "GKD_START_SECONDS"  # how long processes wait for each other at the start
+START = "GKD_START_SECONDS"  # timeout of the start: how long processes wait for each other
 START_SECONDS = 300
 
 
-def several() -> bool:
-    """Whether this process belongs to a job that may have more; does not import JAX.
+def is_multiprocess() -> bool:
+    """Checks if this process belongs to a job that may have other processes; imports no JAX.
 
-    By hand (`GKD_COORDINATOR` and the like), under Slurm or Open MPI with several tasks, on GKE, or
-    on a machine with TPUs, where JAX asks the cluster.
+    Returns:
+      True where the environment configures a job (`GKD_COORDINATOR` and its siblings), under Slurm
+      or Open MPI with more than one task, on GKE, and on a machine with TPUs, where JAX asks the
+      cluster.
     """
-    by_hand = any(name in os.environ for name in (COORDINATOR, PROCESSES, PROCESS_ID))
-    if by_hand or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-        return by_hand
+    configured = any(name in os.environ for name in (COORDINATOR, PROCESSES, PROCESS_ID))
+    if configured or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return configured
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_COUNT")
     return (
         any(int(os.environ.get(name, "1") or 1) > 1 for name in tasks)
@@ -38,19 +40,19 @@ def several() -> bool:
 
 
 def heartbeat_seconds() -> int:
-    """After how long a silent process is taken to be lost.
+    """Returns the heartbeat timeout in seconds (GKD_HEARTBEAT_SECONDS, or 100).
 
     Raises:
-      ValueError: the environment's value is no number of seconds.
+      ValueError: the environment's value is not a positive whole number.
     """
     return _seconds(HEARTBEAT, HEARTBEAT_SECONDS)
 
 
 def start_seconds() -> int:
-    """How long a process waits for the others of its job to come.
+    """Returns the seconds that processes wait for each other (GKD_START_SECONDS, or 300).
 
     Raises:
-      ValueError: the environment's value is no number of seconds.
+      ValueError: the environment's value is not a positive whole number.
     """
     return _seconds(START, START_SECONDS)
 
@@ -62,11 +64,14 @@ def _seconds(name, default):
     return int(value)
 
 
-def described() -> dict[str, Any]:
-    """The job as it is described by hand: what `jax.distributed.initialize` takes, or nothing.
+def coordinator_from_environment() -> dict[str, Any]:
+    """Reads the job's coordinator from GKD_COORDINATOR, GKD_PROCESSES and GKD_PROCESS_ID.
+
+    Returns:
+      Arguments of `jax.distributed.initialize`; empty where none of the three is set.
 
     Raises:
-      ValueError: the description is not complete, or makes no sense.
+      ValueError: one of the three is missing or malformed.
     """
     names = COORDINATOR, PROCESSES, PROCESS_ID
     if not any(name in os.environ for name in names):
@@ -90,21 +95,21 @@ def described() -> dict[str, Any]:
 
 
 def join() -> None:
-    """Connects this process with the others of its job, before anything asks for devices.
+    """Connects this process with the others of its job, before JAX initialises its devices.
 
     Raises:
-      ValueError: the job's description by hand is not complete.
+      ValueError: the environment's coordinator is incomplete.
       ConnectionError: process 0 cannot listen on its port.
     """
     import jax
 
-    given = described()
-    if given.get("process_id") == 0:
-        _check_port(given["coordinator_address"])
+    coordinator = coordinator_from_environment()
+    if coordinator.get("process_id") == 0:
+        _check_port(coordinator["coordinator_address"])
     jax.distributed.initialize(
         heartbeat_timeout_seconds=heartbeat_seconds(),
         initialization_timeout=start_seconds(),
-        **given,
+        **coordinator,
     )
     job_messages.watch_for_failures()
     if JOINED in os.environ:
@@ -112,7 +117,7 @@ def join() -> None:
 
 
 def _check_port(address: str) -> None:
-    """Says that process 0's port is taken, which JAX does not survive in every case."""
+    """Raises ConnectionError for an occupied port, which crashes JAX in some cases."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,61 +130,73 @@ def _check_port(address: str) -> None:
             ) from error
 
 
-def is_first() -> bool:
-    """Whether this process writes the job's files and speaks for it."""
+def is_primary_process() -> bool:
+    """Checks if this is process 0, which writes the job's files and prints."""
     import jax
 
     return jax.process_index() == 0
 
 
-def first_decides(yes: bool) -> bool:
-    """The first process's answer, in every process; all of them ask.
+def broadcast_from_primary(value: bool) -> bool:
+    """Broadcasts the primary process's value to all processes, each of which must call this.
 
-    For what is read of a shared folder: another host may see a file later.
+    Needed for facts about a shared folder: another host may see a new file later.
+
+    Args:
+      value: this process's value, ignored except in process 0.
+
+    Returns:
+      The value of process 0.
     """
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
-        return yes
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(yes)))
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 class Agreement:
-    """Whether any process of the job says yes, without waiting for the answer."""
+    """A logical or over all processes, one call late so that no process waits for it."""
 
     def __init__(self, mesh: Any) -> None:
-        """Prepares.
+        """Compiles the reduction.
 
         Args:
-          mesh: with a `data` axis, over all processes.
+          mesh: mesh with a `data` axis, over the devices of all processes.
         """
         import jax
         import jax.numpy as jnp
         from jax.sharding import NamedSharding, PartitionSpec
 
-        self._alone = jax.process_count() == 1
-        # One answer a device: those along the model axis may be of several processes.
-        self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._single_process = jax.process_count() == 1
+        # One value per device: the devices of a model axis may belong to different processes.
+        self._per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._size = mesh.size
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._running: Any = None
+        self._pending: Any = None
 
-    def poll(self, yes: bool) -> bool:
-        """Says yes or no; every process calls it equally often.
+    def poll(self, value: bool) -> bool:
+        """Contributes a value; every process must call this equally often.
+
+        Args:
+          value: this process's value.
 
         Returns:
-          The same in all: whether any said yes, where they are several at the call before.
+          The same in all processes: the or of the values of the previous call (of this call where
+          the job has one process).
         """
-        if self._alone:
-            return yes
+        if self._single_process:
+            return value
         import jax
         import numpy as np
 
-        def own(index):
-            return np.full(len(range(*index[0].indices(self._size))), yes)
+        def local_values(index):
+            return np.full(len(range(*index[0].indices(self._size))), value)
 
-        previous = self._running
-        self._running = self._any(jax.make_array_from_callback((self._size,), self._each, own))
+        previous = self._pending
+        self._pending = self._any(
+            jax.make_array_from_callback((self._size,), self._per_device, local_values)
+        )
         return previous is not None and bool(previous)

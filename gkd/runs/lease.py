@@ -338,15 +338,15 @@ def job_lease(prefix: pathlib.Path, what: str) -> Iterator[Lease]:
       LeaseLost: another launch has taken it over.
     """
     lease, refusal = Lease(prefix, what), None
-    if processes.is_first():
+    if processes.is_primary_process():
         try:
             prefix.parent.mkdir(parents=True, exist_ok=True)
             lease.take()
         except Exception as error:
             refusal = error
-    if not processes.first_decides(refusal is None):
+    if not processes.broadcast_from_primary(refusal is None):
         raise refusal or LeaseHeld(f"the job's first process cannot write to {what}")
-    with lease if processes.is_first() else contextlib.nullcontext():
+    with lease if processes.is_primary_process() else contextlib.nullcontext():
         yield lease
 
 

@@ -53,7 +53,7 @@ class MetricsLog:
           ValueError: something else lies where a file or folder is to be.
         """
         self._directory = pathlib.Path(directory)
-        self._writes = processes.is_first()
+        self._writes = processes.is_primary_process()
         self._with_tensorboard = tensorboard
         self._writer: Any = None  # made at the first write, after `truncate_after`
         self._expected = expected

@@ -79,7 +79,7 @@ def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
         sources = {VOCABULARY_FILE: pathlib.Path(pieces)}
     for name, source in sources.items():
         target = directory / name
-        if not processes.is_first() or not source.exists():
+        if not processes.is_primary_process() or not source.exists():
             continue
         content = source.read_bytes()
         if not target.is_file() or target.read_bytes() != content:  # absent, or damaged

@@ -145,7 +145,7 @@ class Monitor:
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Appends to `speed.jsonl`."""
-        if processes.is_first():
+        if processes.is_primary_process():
             append_lines(self._directory / SPEED_FILE, json.dumps(row) + "\n")
 
     def _start_trace(self) -> None:

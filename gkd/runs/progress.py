@@ -82,7 +82,7 @@ class Progress:
         """
         self._name, self._total, self._step = name, total_steps, start_step
         self._line_seconds = line_seconds
-        quiet = not processes.is_first()
+        quiet = not processes.is_primary_process()
         self._console = console or rich.console.Console(stderr=True, quiet=quiet)
         self._clock = clock
         self._rates = Rates(clock)

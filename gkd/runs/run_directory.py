@@ -87,7 +87,7 @@ class RunDirectory:
           continues_from: the step that was restored, 0 for a fresh start.
         """
         self.recorded = True
-        if not processes.is_first():
+        if not processes.is_primary_process():
             return
         config = gin.config_str()
         bindings = config_bindings(config)
@@ -116,7 +116,7 @@ class RunDirectory:
 
         A launch that used less than an earlier one changes nothing.
         """
-        if not processes.is_first():
+        if not processes.is_primary_process():
             return
         path = self.path / OPERATIVE_CONFIG_FILE
         config = gin.operative_config_str()
@@ -145,7 +145,7 @@ def open_run(
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
     launches = ()
-    if processes.is_first():
+    if processes.is_primary_process():
         path.mkdir(parents=True, exist_ok=True)
         launches = tuple(read_launches(path))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -165,7 +165,7 @@ def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
     Raises:
       ValueError: the settings that changed, with their old and new values.
     """
-    launches = read_launches(model_dir) if processes.is_first() else []
+    launches = read_launches(model_dir) if processes.is_primary_process() else []
     if allow or not launches:
         return
     bindings = config_bindings(gin.config_str())

@@ -196,7 +196,7 @@ def train(
     run_path = pathlib.Path(model_dir)
     own = run_path.resolve() / CHECKPOINTS
     saved = own.is_dir() and any(path.name.isdigit() for path in own.iterdir())
-    resumes = not dry_run and processes.first_decides(saved)
+    resumes = not dry_run and processes.broadcast_from_primary(saved)
     if resumes or (saved and dry_run is True):
         check_changes(model_dir, allow_changes)
     # A run that continues needs its start no more: its own checkpoint brings the architecture.

@@ -297,12 +297,12 @@ class TrainingLoop:
             "evaluation": self.evaluation.fingerprint(),
         }
         kinds = {"about": dict, "metrics": dict, "outputs": list}
-        saved = self._read_or_mend(path, kinds) if processes.is_first() else {}
-        if processes.first_decides(saved.get("about") != about):
+        saved = self._read_or_mend(path, kinds) if processes.is_primary_process() else {}
+        if processes.broadcast_from_primary(saved.get("about") != about):
             generated = self.evaluation.generator(self.teacher)(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
             write_json(path, saved)
-        elif not processes.is_first():  # the first process speaks for all
+        elif not processes.is_primary_process():  # the first process speaks for all
             return []
         if step is not None:
             named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
@@ -346,7 +346,7 @@ class TrainingLoop:
         if not self._compilations.seen("step"):  # a finished run, started again
             kinds = {"steps": int, "evaluation": dict, "parameters": int}
             saved = self._read_or_mend(path, kinds)
-            if processes.first_decides(saved.get("steps") == int(state.step)):
+            if processes.broadcast_from_primary(saved.get("steps") == int(state.step)):
                 return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary
             self._evaluate(state, self.intervals.train_steps, write=False)

@@ -42,8 +42,8 @@ def main(port, number):
         agreement = processes.Agreement(mesh)
         heard = [agreement.poll(number == 1 and call == 1) for call in range(4)]
         assert heard == [False, False, True, False], heard
-    assert processes.first_decides(number == 0)
-    assert not processes.first_decides(number == 1)
+    assert processes.broadcast_from_primary(number == 0)
+    assert not processes.broadcast_from_primary(number == 1)
 
 
 if __name__ == "__main__":

@@ -191,15 +191,15 @@ def _kill_child(group, number, with_signal=signal.SIGKILL):
 def test_a_job_is_recognised_by_its_environment(monkeypatch):
     for name in (processes.COORDINATOR, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
-    assert not processes.several()
+    assert not processes.is_multiprocess()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("JAX_PLATFORMS", "")
-    assert not processes.several()
+    assert not processes.is_multiprocess()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert processes.several()
+    assert processes.is_multiprocess()
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
-    assert processes.several()
+    assert processes.is_multiprocess()
 
 
 @pytest.fixture
