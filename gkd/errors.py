@@ -1,64 +1,135 @@
-"""Which errors a user can mend, and how each is printed: one line, on stderr."""
+"""Errors that a user can mend: their classes, and how every error is printed.
+
+A `UserError` is printed as one line that names the thing, its value and the remedy. Everything else
+is a mistake in the code and keeps its traceback. Each class is also the builtin exception that a
+Python caller expects.
+"""
 
 from __future__ import annotations
 
-import dis
 import errno
 import os
 import sys
 import traceback
 
-# What the caller can put right, wherever it is raised, or where GKD raises it on purpose. All
-# else is a mistake in the code and keeps its traceback.
-EXPECTED_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
+
+class UserError(Exception):
+    """An error whose message alone tells the user what to change."""
+
+
+class InvalidValue(UserError, ValueError):
+    """A setting, an argument or a combination of them that is refused."""
+
+
+class IndivisibleBatch(InvalidValue):
+    """A batch whose rows do not divide over the devices and microbatches."""
+
+
+class InvalidFile(UserError, ValueError):
+    """A file or checkpoint whose content is damaged, incomplete or of another kind."""
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A path at which nothing lies, or not what is needed."""
+
+
+class ExistingFile(UserError, FileExistsError):
+    """A path that something else has already."""
+
+
+class NotAFolder(UserError, NotADirectoryError):
+    """A file where a folder is needed."""
+
+
+class StorageError(UserError, OSError):
+    """A file system that refuses to read or write: full, read-only, not permitted, lost."""
+
+
+class NotFinite(UserError, FloatingPointError):
+    """NaN or infinity in a loss, in gradients, in parameters or in probabilities."""
+
+
+class JobError(UserError, ConnectionError):
+    """A process of the job that cannot be reached."""
+
+
+class MissingPackage(UserError, ImportError):
+    """An optional package that is not installed."""
+
+
+class OutOfMemory(UserError, MemoryError):
+    """A host or a device without room for a program or its arrays."""
+
+
+_FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
 # A read-only or full disk, a quota, a name too long, a folder in place of a file, a lost mount.
-EXPECTED_NUMBERS = {
+_STORAGE_NUMBERS = {
     errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP,
     errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOTEMPTY, errno.EMFILE, errno.ENXIO,
     errno.ENOTCONN, errno.ENOTSUP,
 }  # fmt: skip
-EXPECTED_FROM_GKD = (ValueError, OSError, FloatingPointError)
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """Translates the exceptions of Python and JAX that any line of code can meet.
+
+    Args:
+      error: a caught exception.
+
+    Returns:
+      The same error if it is a `UserError`; a `StorageError` or `OutOfMemory` with its message
+      where the machine is the cause; None for a mistake in the code.
+    """
+    if isinstance(error, UserError):
+        return error
+    if _is_out_of_memory(error):
+        remedy = "use a smaller batch, shorter sequences, more MICROBATCHES or a smaller model"
+        return OutOfMemory(f"{one_line(error)}: {remedy}")
+    if isinstance(error, _FILE_ERRORS) or _number(error) in _STORAGE_NUMBERS:
+        return StorageError(one_line(error))
+    return None
+
+
+def _number(error: BaseException | None) -> int | None:
+    """Returns an OSError's errno, also that of the copy without one which gin raises instead."""
+    while isinstance(error, OSError):
+        if error.errno is not None:
+            return error.errno
+        error = error.__context__
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether Python, NumPy or a device had no room for what was asked for.
+
+    XLA has one exception type for all its failures; only the status code that begins its message
+    distinguishes them.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    jax_errors = sys.modules.get("jax.errors")  # not imported: then JAX did not raise this
+    is_jax = jax_errors is not None and isinstance(error, jax_errors.JaxRuntimeError)
+    return is_jax and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without the call trail that gin appends, on one line."""
+    """Returns an exception's message on one line, without the call trail that gin appends.
+
+    >>> one_line(ValueError("13 steps:\\n  choose another number"))
+    '13 steps: choose another number'
+    >>> one_line(KeyError())
+    'KeyError'
+    """
     message = str(error).partition("\n  In call to configurable")[0]
     return " ".join(message.split()) or type(error).__name__
 
 
-def is_expected(error: BaseException) -> bool:
-    """Whether the message alone tells the caller what to do."""
-    if isinstance(error, EXPECTED_ERRORS) or _is_out_of_memory(error):
-        return True
-    if isinstance(error, OSError) and _is_of_storage(error):
-        return True
-    if not isinstance(error, EXPECTED_FROM_GKD):
-        return False
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    by_gkd = last.tb_frame.f_globals.get("__name__", "").split(".")[0] == "gkd"
-    # A `raise` statement, not a call into C code (NumPy's reshape) that failed.
-    return by_gkd and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+def report(error: BaseException) -> None:
+    """Prints an error to stderr: one line, after its traceback where it is a mistake in the code.
 
-
-def _is_of_storage(error: OSError) -> bool:
-    """Whether an error has an expected number, also where gin raises a copy that lacks it."""
-    if error.errno in EXPECTED_NUMBERS:
-        return True
-    return any(str(error).startswith(f"[Errno {number}] ") for number in EXPECTED_NUMBERS)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, NumPy or a device had no room for what was asked for."""
-    is_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-    return isinstance(error, MemoryError) or (is_jax and "RESOURCE_EXHAUSTED" in str(error))
-
-
-def report(error: BaseException, expected: bool) -> None:
-    """Prints an error: one line, and its traceback where it is a mistake in the code."""
-    if not expected or os.environ.get("GKD_TRACEBACK") == "1":
+    GKD_TRACEBACK=1 prints the traceback of every error.
+    """
+    mendable = as_user_error(error)
+    if mendable is None or os.environ.get("GKD_TRACEBACK") == "1":
         traceback.print_exception(error)
-    more = ": use a smaller batch, shorter sequences, more MICROBATCHES or a smaller model"
-    text = one_line(error) + (more if _is_out_of_memory(error) else "")
-    print(f"gkd: error: {text}", file=sys.stderr)
+    print(f"gkd: error: {one_line(mendable or error)}", file=sys.stderr)

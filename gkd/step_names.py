@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gkd.errors import InvalidValue
+
 BEST_OR_NEWEST = "best_or_newest"  # the best by the run's own best_metric, where it has one
 BEST, NEWEST = "best", "newest"
 NAMES = (BEST_OR_NEWEST, BEST, NEWEST)
@@ -25,4 +27,4 @@ def parse_step(text: int | str | None) -> int | str | None:
         return int(text)
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
-    raise ValueError(f"step {text!r} is no step: use {', '.join(NAMES)} or a number")
+    raise InvalidValue(f"step {text!r} is no step: use {', '.join(NAMES)} or a number")

@@ -18,6 +18,7 @@ import dataclasses
 
 import numpy
 
+from gkd.errors import InvalidValue
 from gkd.runs.signals import Stopped
 
 CALLS = []
@@ -37,7 +38,7 @@ def run(steps, model_dir="", config=None, divergence=None, mixing=0.0):
     CALLS.append(dict(steps=steps, config=config, mixing=mixing, model_dir=model_dir,
                       divergence=divergence and divergence()))
     if steps == 13:
-        raise ValueError("13 steps:\\nchoose another number")
+        raise InvalidValue("13 steps:\\nchoose another number")
     if steps == 14:
         raise KeyError("a mistake in the code")
     if steps == 15:
@@ -46,6 +47,8 @@ def run(steps, model_dir="", config=None, divergence=None, mixing=0.0):
         numpy.zeros(2).reshape(3)
     if steps == 17:
         open("/no/such/checkpoint")
+    if steps == 19:
+        raise ValueError("a mistake in the code that GKD itself raises")
     if steps == 18:
         raise KeyboardInterrupt
 """

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gkd.checkpoints import folders
+from gkd.errors import InvalidFile
 from gkd.files.json_files import read_json
 
 _SHOWN_DIFFERENCES = 5
@@ -38,7 +39,7 @@ def read_saved_shapes(folder: epath.PathLike) -> Any:
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{state} has a damaged {_ORBAX_METADATA}: {error!r}") from error
+        raise InvalidFile(f"{state} has a damaged {_ORBAX_METADATA}: {error!r}") from error
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(getattr(leaf, "shape", ()), leaf.dtype), tree
     )

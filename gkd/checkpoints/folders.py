@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from gkd.errors import InvalidFile, MissingFile
 from gkd.files.json_files import read_json
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -123,13 +124,13 @@ def locate_steps(path: epath.PathLike) -> tuple[epath.Path, list[int]]:
     """
     path = epath.Path(path).resolve()  # Orbax reads absolute paths only
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: there is no such folder")
+        raise MissingFile(f"checkpoint {path}: there is no such folder")
     if (path / STATE_ITEM).is_dir() and _is_step_name(path.name):
         return path.parent, [int(path.name)]
     for directory in (path, path / CHECKPOINTS_FOLDER):
         if steps := step_numbers(directory):
             return directory, steps
-    raise ValueError(
+    raise InvalidFile(
         f"{path} is not a checkpoint: give a run directory, its {CHECKPOINTS_FOLDER} folder "
         "or one step folder (a whole number) of this program"
     )

@@ -8,6 +8,7 @@ from gkd.checkpoints.hugging_face import find_pickle, is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
 from gkd.checkpoints.t5x_format import is_t5x, open_t5x
 from gkd.checkpoints.tensors import Checkpoint
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.step_names import BEST_OR_NEWEST, NEWEST
 
 FORMATS = ("gkd", "huggingface", "t5x")
@@ -22,16 +23,16 @@ def recognise(path: epath.PathLike) -> str:
     """
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: there is no such folder")
+        raise MissingFile(f"checkpoint {path}: there is no such folder")
     if not path.is_dir():
-        raise ValueError(f"checkpoint {path} is a file: give the folder that holds the checkpoint")
+        raise InvalidFile(f"checkpoint {path} is a file: give the folder that holds the checkpoint")
     if is_hugging_face(path):
         return "huggingface"
     if is_t5x(path):
         return "t5x"
     pickle = find_pickle(path)
     if pickle:
-        raise ValueError(
+        raise InvalidFile(
             f"{path} holds {pickle}, a pickle, which can run any code when it is read: save the "
             "weights as safetensors, with their config.json, first"
         )
@@ -50,7 +51,7 @@ def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Chec
     """
     kind = recognise(path)
     if kind != "gkd" and step not in (None, BEST_OR_NEWEST, NEWEST):
-        raise ValueError(f"step {step}: {path} is a {kind} checkpoint, only a run has steps")
+        raise InvalidValue(f"step {step}: {path} is a {kind} checkpoint, only a run has steps")
     if kind == "huggingface":
         return open_hf(path)
     if kind == "t5x":

@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
 
 HASHES_FILE = "hashes.json"
@@ -64,7 +65,7 @@ def _read_hashes(folder: epath.Path) -> dict[str, dict[str, Any]]:
     check_fields(saved, {"files": Field(kinds=(dict,), least=1, required=True)}, HASHES_FILE)
     for name, entry in saved["files"].items():
         if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            raise ValueError(f"{HASHES_FILE} names {shown(name)}, which is not below its folder")
+            raise InvalidFile(f"{HASHES_FILE} names {shown(name)}, which is not below its folder")
         check_value(entry, Field(kinds=(dict,)), f"{HASHES_FILE}: {name}")
         check_fields(entry, _ENTRY, f"{HASHES_FILE}: {name}")
     return saved["files"]
@@ -96,7 +97,7 @@ def find_damage(folder: epath.PathLike, thorough: bool = True) -> str | None:
         return f"{HASHES_FILE} is missing"
     try:
         files = _read_hashes(folder)
-    except ValueError as error:
+    except InvalidFile as error:
         return f"{HASHES_FILE} cannot be read: {error}"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         found = pool.map(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gkd.errors import InvalidFile
 from gkd.models.t5 import T5Config
 from gkd.tensor_files.tensor import Tensor
 
@@ -44,7 +45,7 @@ def read_head(raw: Mapping[str, Any], is_own: bool | None, where: Any) -> tuple[
     if is_own:
         unclear = family == "t5" or raw.get("transformers_version")  # else only version 5 writes it
         if unclear and (said or (said is None and family == "t5")):
-            raise ValueError(
+            raise InvalidFile(
                 f"{where}: the head is tied by tie_word_embeddings, but {HEAD} differs from the "
                 "embedding table: set tie_word_embeddings to false if the head is the model's own, "
                 f"or leave {HEAD} out"

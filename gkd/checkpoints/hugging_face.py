@@ -19,6 +19,7 @@ from gkd.checkpoints.hugging_face_names import (
     write_config,
 )
 from gkd.checkpoints.tensors import Checkpoint, as_tensors, check_tensors, read_finite, read_numpy
+from gkd.errors import InvalidFile, MissingFile
 from gkd.files import atomic_folders
 from gkd.files.json_files import read_json, shown
 from gkd.models.t5 import T5Config
@@ -103,7 +104,7 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: this is no Hugging Face checkpoint")
+        raise MissingFile(f"{path} does not exist: this is no Hugging Face checkpoint")
     return read_json(path, dict)
 
 
@@ -114,7 +115,7 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
         if not (directory / WEIGHTS_FILE).exists():
             pickle = find_pickle(directory)
             if pickle:
-                raise ValueError(
+                raise InvalidFile(
                     f"{directory} has its weights in {pickle}, a pickle, which can run any "
                     f"code when it is read: save them as {WEIGHTS_FILE} first"
                 )
@@ -126,12 +127,12 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
         found = open_safetensors(directory / file)
         again = next((name for name in found if name in held), None)
         if again is not None:
-            raise ValueError(f"{directory / file} holds {again}, which {held[again]} has too")
+            raise InvalidFile(f"{directory / file} holds {again}, which {held[again]} has too")
         tensors.update(found)
         held.update(dict.fromkeys(found, file))
     lost = next((name for name in sorted(places) if held.get(name) != places[name]), None)
     if lost is not None:
-        raise ValueError(f"{index} places {lost} in {places[lost]}, which does not hold it")
+        raise InvalidFile(f"{index} places {lost} in {places[lost]}, which does not hold it")
     return tensors
 
 
@@ -139,10 +140,10 @@ def _places(index: epath.Path) -> dict[str, str]:
     """The file of every tensor of a checkpoint in shards."""
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise ValueError(f"{index} has no weight_map of tensor to file")
+        raise InvalidFile(f"{index} has no weight_map of tensor to file")
     for name in set(places.values()):
         if epath.Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(
+            raise InvalidFile(
                 f"{index} names {shown(name)}: only a .safetensors file beside it is read"
             )
     return places
@@ -160,7 +161,7 @@ def _copies(files: dict[str, Tensor], directory: Any) -> tuple[tuple[str, ...], 
         files[_TABLE] = files[copies.pop(0)]
     for name in copies:
         if not same_values(files[_TABLE], files[name]):
-            raise ValueError(
+            raise InvalidFile(
                 f"{directory}: {name} differs from {_TABLE}, but a T5 has one table for both"
             )
     if HEAD not in files:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gkd.checkpoints.heads import HEAD, read_head
+from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields, shown
 from gkd.models.t5 import T5_FIELDS, T5Config
 
@@ -64,7 +65,7 @@ def check_config(raw: Mapping[str, Any], where: Any) -> None:
     check_fields(raw, _FIELDS, where)
     for name, only in _FIXED.items():
         if raw.get(name, only) not in (only, None):
-            raise ValueError(f"{where}: {name} is {raw[name]}; only {only} is supported")
+            raise InvalidFile(f"{where}: {name} is {raw[name]}; only {only} is supported")
 
 
 def read_config(
@@ -104,7 +105,7 @@ def _activations(raw: Mapping[str, Any], where: Any) -> tuple[str, ...]:
     name = "gelu_new" if projection == "gated-gelu" else name
     name = raw.get("dense_act_fn") or name
     if name not in _ACTIVATIONS:
-        raise ValueError(
+        raise InvalidFile(
             f"{where}: activation {shown(name)} ({projection}) is none of {', '.join(_ACTIVATIONS)}"
         )
     return (_ACTIVATIONS[name], "linear") if gated else (_ACTIVATIONS[name],)
@@ -126,10 +127,10 @@ def write_config(
     """
     activation, *gate = config.mlp_activations
     if gate not in ([], ["linear"]) or activation not in _ACTIVATIONS.values():
-        raise ValueError(f"transformers has no T5 with MLP activations {config.mlp_activations}")
+        raise InvalidValue(f"transformers has no T5 with MLP activations {config.mlp_activations}")
     family = "umt5" if config.relative_bias_per_layer else config.family
     if family == "umt5" and not config.relative_bias_per_layer:
-        raise ValueError("T5Config.family is 'umt5', whose layers have a relative bias each")
+        raise InvalidValue("T5Config.family is 'umt5', whose layers have a relative bias each")
     theirs = "gelu_new" if activation == "gelu" else activation
     projection = f"gated-{activation}" if gate else theirs
     raw = {

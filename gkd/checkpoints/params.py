@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from gkd.checkpoints import arrays, folders, hashes
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.files.json_files import Field, check_fields
 from gkd.step_names import BEST, BEST_OR_NEWEST, NEWEST, parse_step
 
@@ -44,13 +45,13 @@ def restore_params(
     folder, _ = choose_step(directory, step)
     saved = arrays.read_saved_shapes(folder)
     if not isinstance(saved, dict) or "params" not in saved:
-        raise ValueError(f"checkpoint {folder} holds no params")
+        raise InvalidFile(f"checkpoint {folder} holds no params")
     wanted = abstract_params
     if wanted is None:
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved["params"])
     differences = arrays.describe_differences(saved["params"], wanted, compare_types=False)
     if differences:
-        raise ValueError(f"checkpoint {folder} does not fit the model: {differences}")
+        raise InvalidFile(f"checkpoint {folder} does not fit the model: {differences}")
     return arrays.read_arrays(folder, {"params": wanted})["params"]
 
 
@@ -95,16 +96,16 @@ def choose_step(
     reason = "its newest"
     if epath.Path(path).resolve() == directory / str(steps[-1]):
         if isinstance(step, int) and step != steps[-1]:
-            raise ValueError(f"{path} is step {steps[-1]} of its run, not {step}: give only one")
+            raise InvalidValue(f"{path} is step {steps[-1]} of its run, not {step}: give only one")
         step, reason = steps[-1], "the folder given"
     elif isinstance(step, int):
         if step not in steps:
-            raise FileNotFoundError(f"{directory} has no step {step}; it has {steps}")
+            raise MissingFile(f"{directory} has no step {step}; it has {steps}")
         reason = "as asked for"
     elif step in (BEST, BEST_OR_NEWEST):
         metric, best = _recorded_best(directory, steps)
         if best is None and step == BEST:
-            raise ValueError(
+            raise InvalidValue(
                 f"{directory} has no best step: its run saved no metric to compare by ({metric}); "
                 f"give a step of {steps}"
             )
@@ -122,7 +123,7 @@ def choose_step(
                 _LOG.warning("%s; step %d is used instead", line, candidate)
             return folder, f"step {candidate}, {reason}"
         damages.append(f"checkpoint {folder} is damaged ({damage})")
-    raise ValueError("; ".join(damages) + ": give an intact step")
+    raise InvalidFile("; ".join(damages) + ": give an intact step")
 
 
 def _recorded_best(directory: epath.Path, steps: list[int]) -> tuple[str | None, int | None]:

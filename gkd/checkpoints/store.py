@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from gkd.checkpoints import arrays, folders, hashes
+from gkd.errors import InvalidFile, InvalidValue, StorageError
 from gkd.files import atomic_folders
 from gkd.files.json_files import Field, check_fields
 
@@ -82,13 +83,13 @@ class CheckpointStore:
           ValueError: a number or mode that makes no sense, or the path of a file.
         """
         if keep_last < 1 or keep_best < 0:
-            raise ValueError(f"keep_last={keep_last} must be ≥ 1 and keep_best={keep_best} ≥ 0")
+            raise InvalidValue(f"keep_last={keep_last} must be ≥ 1 and keep_best={keep_best} ≥ 0")
         if best_mode not in ("max", "min"):
-            raise ValueError(f"best_mode={best_mode!r} must be 'max' or 'min'")
+            raise InvalidValue(f"best_mode={best_mode!r} must be 'max' or 'min'")
         folders.silence_orbax()
         self.directory = epath.Path(directory).resolve()
         if self.directory.exists() and not self.directory.is_dir():
-            raise ValueError(
+            raise InvalidFile(
                 f"checkpoints cannot go to {self.directory}: it is a file, not a folder"
             )
         self._best_metric, self._best_mode = best_metric, best_mode
@@ -211,7 +212,7 @@ class CheckpointStore:
         self.wait()
         step = self._newest_intact(thorough=True)
         if step == _ALL_DAMAGED:
-            raise ValueError(
+            raise InvalidFile(
                 f"no intact checkpoint is left in {self.directory}; the damaged ones are under "
                 f"{_DAMAGED_FOLDER}/: restore one from a copy, or train in a new folder"
             )
@@ -223,7 +224,7 @@ class CheckpointStore:
             arrays.read_saved_shapes(folder), abstract_state, compare_types=True
         )
         if differences:
-            raise ValueError(f"checkpoint {folder} does not fit this run: {differences}")
+            raise InvalidFile(f"checkpoint {folder} does not fit this run: {differences}")
         state = arrays.read_arrays(folder, abstract_state)
         return Restored(step, state, *_saved_data(folder))
 
@@ -293,10 +294,10 @@ class CheckpointStore:
             raise self._save_failed(error) from error
         self._delete_dropped()
 
-    def _save_failed(self, error: Exception) -> OSError:
+    def _save_failed(self, error: Exception) -> StorageError:
         reason = atomic_folders.storage_reason(error)
         reason = f"{reason}: put that right, and the same command continues" if reason else error
-        return OSError(f"saving step {self._saving} in {self.directory} failed: {reason}")
+        return StorageError(f"saving step {self._saving} in {self.directory} failed: {reason}")
 
     def _delete_dropped(self) -> None:
         if jax.process_index() == 0:
@@ -329,4 +330,4 @@ def _saved_data(folder: epath.Path) -> tuple[bytes, dict[str, Any]]:
     try:
         return base64.b64decode(saved["0"], validate=True), saved.get("log", {})
     except ValueError as error:
-        raise ValueError(f"{folder}: the data position is damaged: {error}") from error
+        raise InvalidFile(f"{folder}: the data position is damaged: {error}") from error

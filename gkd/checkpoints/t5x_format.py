@@ -29,6 +29,7 @@ from gkd.checkpoints.tensors import (
     read_finite,
     read_numpy,
 )
+from gkd.errors import InvalidFile, MissingFile
 from gkd.files import atomic_folders
 from gkd.models.t5 import T5Config
 from gkd.tensor_files.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
@@ -94,12 +95,12 @@ def find_t5x(path: epath.PathLike) -> epath.Path:
     """
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: there is no such folder")
+        raise MissingFile(f"checkpoint {path}: there is no such folder")
     if _has_index(path):
         return path
     steps = _steps(path)
     if not steps:
-        raise ValueError(
+        raise InvalidFile(
             f"{path} is no T5X checkpoint: it holds neither a file `{INDEX_FILE}` nor a complete "
             "folder checkpoint_N"
         )
@@ -170,7 +171,7 @@ def _target(index: epath.Path) -> dict[str, Any]:
     target = tree.get("optimizer", tree)
     target = target.get("target") if isinstance(target, dict) else None
     if not isinstance(target, dict) or not target:
-        raise ValueError(f"{index} holds no parameters: neither optimizer/target nor target")
+        raise InvalidFile(f"{index} holds no parameters: neither optimizer/target nor target")
     return target
 
 
@@ -200,7 +201,9 @@ def _stored(target: dict[str, Any], folder: epath.Path) -> dict[str, _Stored]:
             found[name] = _Stored(value.shape, FLOAT_TYPES[value.type_name], read)
         else:
             kind = value.type_name if isinstance(value, StoredArray) else repr(value)[:60]
-            raise ValueError(f"{folder / INDEX_FILE}: {name} is {kind}, not floating-point weights")
+            raise InvalidFile(
+                f"{folder / INDEX_FILE}: {name} is {kind}, not floating-point weights"
+            )
     return found
 
 
@@ -227,7 +230,7 @@ def _in_our_layout(stored: Mapping[str, _Stored], index: epath.Path) -> dict[str
             tensors[name] = _tensor(name, leaf, leaf.shape, where, None)
             continue
         if len(leaf.shape) < 2 or not 0 < leaf.shape[1] <= _MOST_LAYERS:
-            raise ValueError(f"{where} is {list(leaf.shape)}: the second axis counts its layers")
+            raise InvalidFile(f"{where} is {list(leaf.shape)}: the second axis counts its layers")
         shape = (leaf.shape[0], *leaf.shape[2:])
         for i in range(leaf.shape[1]):
             ours = f"{side}/layers_{i}{rest.removeprefix(side)}"
@@ -256,7 +259,7 @@ def _read_gin(folder: epath.Path) -> str:
             try:
                 return path.read_text()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 (byte {error.start})") from error
+                raise InvalidFile(f"{path} is not UTF-8 (byte {error.start})") from error
     return ""
 
 
@@ -268,7 +271,7 @@ def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Con
     def shape(name: str) -> tuple[int, int]:
         found = tensors[name].shape if name in tensors else ()
         if len(found) != 2 or not all(0 < size < _LARGEST_SIZE for size in found):
-            raise ValueError(
+            raise InvalidFile(
                 f"{folder}: {name} is {list(found) or 'missing'}: these are not a T5's parameters"
             )
         return found
@@ -280,7 +283,7 @@ def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Con
     vocab_size, emb_dim = shape("token_embedder/embedding")
     heads, joined = shape(bias)[0], shape(f"{layer}/attention/query/kernel")[1]
     if joined % heads:
-        raise ValueError(f"{folder}: {joined} columns of a query kernel are not {heads} heads")
+        raise InvalidFile(f"{folder}: {joined} columns of a query kernel are not {heads} heads")
     return T5Config(
         vocab_size=vocab_size,
         emb_dim=emb_dim,
@@ -302,7 +305,7 @@ def _depth(tensors: Mapping[str, Tensor], side: str, folder: epath.Path) -> int:
     count = layer_count(tensors, side)
     there = {name.split("/")[1] for name in tensors if name.startswith(f"{side}/layers_")}
     if len(there) != count:
-        raise ValueError(
+        raise InvalidFile(
             f"{folder}: the {side} has layers up to {count - 1}, but {len(there)} here"
         )
     return count

@@ -9,6 +9,7 @@ from typing import Any
 
 from gin import config_parser
 
+from gkd.errors import InvalidFile
 from gkd.files.json_files import check_value, shown
 from gkd.models.t5 import T5_FIELDS
 
@@ -60,7 +61,7 @@ def read_t5_config(text: str, where: Any) -> dict[str, Any]:
       ValueError: the text is no gin, in one line.
     """
     if len(text) > _LONGEST:
-        raise ValueError(f"{where} has {len(text)} characters: no config.gin is that long")
+        raise InvalidFile(f"{where} has {len(text)} characters: no config.gin is that long")
     arguments: dict[str, Any] = {}
     macros: dict[str, Any] = {}
     try:
@@ -76,7 +77,7 @@ def read_t5_config(text: str, where: Any) -> dict[str, Any]:
                 arguments[name] = statement.value
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{where} is no gin that can be read: {reason}") from error
+        raise InvalidFile(f"{where} is no gin that can be read: {reason}") from error
     return {name: _resolved(value, macros) for name, value in arguments.items()}
 
 
@@ -96,7 +97,7 @@ def activations(bound: Mapping[str, Any], gated: bool, where: Any) -> tuple[str,
         return ("gelu", "linear") if gated else ("relu",)
     names = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
     if not names or len(value) != 1 + gated:
-        raise ValueError(
+        raise InvalidFile(
             f"{where} says mlp_activations = {shown(value)}, wanted "
             f"{'two names, the MLPs are gated' if gated else 'one name'}: give the architecture"
         )

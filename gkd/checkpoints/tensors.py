@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from gkd.errors import InvalidFile
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.tensor_files.tensor import Tensor
 from gkd.vocabularies.tokenizer_files import TokenizerFiles
@@ -105,7 +106,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: T5Config, where: Any) -
     parts = [("missing", missing), ("left over", left_over), ("wrong shape", reshaped)]
     found = [f"{kind}: {_listed(names)}" for kind, names in parts if names]
     if found:
-        raise ValueError(f"checkpoint {where} does not fit its architecture: {'; '.join(found)}")
+        raise InvalidFile(f"checkpoint {where} does not fit its architecture: {'; '.join(found)}")
 
 
 def _listed(names: list[str]) -> str:
@@ -136,11 +137,11 @@ def read_finite(tensor: Tensor) -> np.ndarray:
     """
     array = tensor.read()
     if tuple(array.shape) != tuple(tensor.shape):
-        raise ValueError(f"{tensor.where} is {list(array.shape)}, announced {list(tensor.shape)}")
+        raise InvalidFile(f"{tensor.where} is {list(array.shape)}, announced {list(tensor.shape)}")
     # One pass and no copy: the sum of finite values is finite (in float64), else something is not.
     if not np.isfinite(np.sum(array, dtype=np.float64)):
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise ValueError(f"{tensor.where} has {bad} of {array.size} values that are not finite")
+        raise InvalidFile(f"{tensor.where} has {bad} of {array.size} values that are not finite")
     return array
 
 

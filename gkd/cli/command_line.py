@@ -12,8 +12,7 @@ from typing import Any
 
 from gkd.cli import plain_arguments
 from gkd.configuration import buckets
-from gkd.errors import is_expected as _is_expected
-from gkd.errors import one_line, report
+from gkd.errors import UserError, one_line, report
 from gkd.parallel import job_messages, processes
 from gkd.runs.signals import (
     EXIT_INTERRUPTED,
@@ -101,7 +100,7 @@ environment: GKD_TRACEBACK=1 shows where an error was raised; GKD_BUCKETS=FOLDER
 """
 
 
-class UsageError(ValueError):
+class UsageError(UserError, ValueError):
     """Arguments that make no command."""
 
 
@@ -332,7 +331,7 @@ def _is_registered(function: Callable[..., Any]) -> bool:
 
 
 def _fail(error: BaseException, code: int) -> int:
-    report(error, code == EXIT_USAGE or _is_expected(error))
+    report(error)
     job_messages.end_job(one_line(error), code)
     return code
 

@@ -12,6 +12,7 @@ from typing import Any
 from gkd.configuration import setting_values
 from gkd.configuration.setting_values import Setting
 from gkd.configuration.verb_settings import CONVERT, INFER, PLAN, PROGRAMS
+from gkd.errors import UserError
 from gkd.step_names import BEST_OR_NEWEST
 
 STEP_HELP = "of a run: best_or_newest, best, newest or a number"
@@ -54,7 +55,7 @@ def _option(
     def parsed(given: str) -> Any:
         try:
             return value_of(given, setting.items or setting, name.lstrip("-"))
-        except ValueError as error:
+        except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     literal = setting.literal

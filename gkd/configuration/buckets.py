@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from gkd.errors import MissingFile
+
 ENVIRONMENT = "GKD_BUCKETS"  # the folder with a mount for each bucket, by the bucket's name
 SCHEME = "gs://"
 _ALSO = ("GKD_DATA", "GKD_VOCABULARY")  # environment variables that name files
@@ -28,7 +30,7 @@ def local(path: str) -> str:
     folder = os.path.join(root, bucket)
     if not root or not bucket or not os.path.isdir(folder):
         where = f"{folder} is no folder" if root else f"{ENVIRONMENT} is not set"
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{path}: bucket {bucket!r} is not mounted ({where}): mount it, `gcsfuse "
             f"--implicit-dirs {bucket} FOLDER/{bucket}`, and set {ENVIRONMENT}=FOLDER; "
             "launch/tpu_vm.sh and gke_xpk.sh do both"

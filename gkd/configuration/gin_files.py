@@ -12,11 +12,13 @@ from typing import Any
 
 from gin import config_parser
 
+from gkd.errors import UserError
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _SHOWN = 80  # characters of a token that an error shows
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot run; the message is one line."""
 
 

@@ -23,6 +23,7 @@ from gkd.configuration.gin_files import (
     references_in,
 )
 from gkd.configuration.verb_settings import SETTINGS
+from gkd.errors import UserError
 
 DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 _SINGLETON = "gin.singleton"
@@ -150,7 +151,7 @@ def _refuse(binding: Binding, function: Any, *arguments: Any) -> None:
     """Calls a check; its error gets the place where a file has the value."""
     try:
         function(*arguments)
-    except ValueError as error:
+    except UserError as error:
         place = f"{binding.place}: " if binding.source.path else ""
         raise ConfigError(f"{place}{error}") from None
 

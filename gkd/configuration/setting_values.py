@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from gkd.errors import InvalidValue
 from gkd.files.json_files import Field, check_value, shown
 
 LARGEST_COUNT = 2**31 - 1  # steps and rows are int32 on the device
@@ -141,7 +142,7 @@ def check(value: Any, setting: Setting, name: str, trusted: Collection[str] = ()
         for key, item in value.items():
             if not isinstance(key, str) or (setting.keys and key not in setting.keys):
                 wanted = ", ".join(map(repr, setting.keys)) or "strings"
-                raise ValueError(f"{name} has the key {shown(key)}: use {wanted}")
+                raise InvalidValue(f"{name} has the key {shown(key)}: use {wanted}")
             check(item, setting.values, f"{name}[{key!r}]", trusted)
     else:
         _check_literal(value, setting, name)
@@ -152,7 +153,7 @@ def _check_length(value, setting, name):
     if not least <= len(value) <= most:
         wanted = f"{least}" if least == most else f"{least} or more"
         wanted = f"{most} or fewer" if len(value) > most > least else wanted
-        raise ValueError(f"{name} is {shown(value)}: use {wanted} elements")
+        raise InvalidValue(f"{name} is {shown(value)}: use {wanted} elements")
 
 
 def _check_literal(value, setting, name):
@@ -160,13 +161,13 @@ def _check_literal(value, setting, name):
     if isinstance(value, str) and str in kinds:
         check_text(value, name)
         if setting.pattern and not re.fullmatch(setting.pattern[0], value):
-            raise ValueError(f"{name} is {shown(value)}: use {setting.pattern[1]}")
+            raise InvalidValue(f"{name} is {shown(value)}: use {setting.pattern[1]}")
         if setting.literal.choices and value not in setting.literal.choices:
             choices = ", ".join((*setting.literal.choices, *setting.words))
-            raise ValueError(f"{name} is {shown(value)}: choose one of {choices}")
+            raise InvalidValue(f"{name} is {shown(value)}: choose one of {choices}")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if float in kinds and isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} is {shown(value)}: use a finite number")
+        raise InvalidValue(f"{name} is {shown(value)}: use a finite number")
     # Only where the type is right can the message be about the range.
     if type(value) in kinds or (is_number and float in kinds):
         check_value(value, setting.literal, name)
@@ -174,18 +175,18 @@ def _check_literal(value, setting, name):
     for path in (*setting.functions, *setting.results):
         if isinstance(value, str) and value == path.rpartition(".")[2]:
             call = "" if path in setting.functions else "()"
-            raise ValueError(f"{name} is {shown(value)}: write @{_short(path)}{call}, without ''")
-    raise ValueError(f"{name} is {shown(value)}: use {expected(setting)}")
+            raise InvalidValue(f"{name} is {shown(value)}: write @{_short(path)}{call}, without ''")
+    raise InvalidValue(f"{name} is {shown(value)}: use {expected(setting)}")
 
 
 def check_text(value: str, name: str) -> None:
     """Raises ValueError for a string that no file name or text file can hold."""
     if "\0" in value:
-        raise ValueError(f"{name} is {shown(value)}: text cannot hold a NUL character")
+        raise InvalidValue(f"{name} is {shown(value)}: text cannot hold a NUL character")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{name} is {shown(value)}: it holds half of a character") from None
+        raise InvalidValue(f"{name} is {shown(value)}: it holds half of a character") from None
 
 
 def _check_function(value, setting, name, trusted):
@@ -196,8 +197,8 @@ def _check_function(value, setting, name, trusted):
     if value.path in (setting.functions if value.evaluated else setting.results):
         bare = value.text.removesuffix("()")
         correct = f"{bare}, without ()" if value.evaluated else f"{bare}()"
-        raise ValueError(f"{name} is {value.text}: write {correct}")
-    raise ValueError(f"{name} is {value.text}: use {expected(setting)}")
+        raise InvalidValue(f"{name} is {value.text}: write {correct}")
+    raise InvalidValue(f"{name} is {value.text}: use {expected(setting)}")
 
 
 def is_within(path: str, modules: Collection[str]) -> bool:

@@ -13,6 +13,8 @@ import hashlib
 import random
 from typing import NamedTuple
 
+from gkd.errors import InvalidValue
+
 NAMES = ("Tom", "Ann", "Ben", "Eva", "Max", "Zoe")
 ITEMS = ("coins", "cards", "books", "pens", "cups", "keys")
 GAINS = ("finds", "wins", "buys", "gets")
@@ -81,7 +83,7 @@ def problems(
         if numbers in seen or split_of(numbers) != split:
             misses += 1
             if misses > _DRAWS_WITHOUT_A_NEW_PROBLEM:
-                raise ValueError(
+                raise InvalidValue(
                     f"arithmetic: only {len(made)} distinct {split} problems found with steps="
                     f"{steps}, digits={digits}, {rows} asked for: ask for fewer rows or more steps"
                 )
@@ -96,14 +98,16 @@ def _check(
     split: str, rows: int, steps: int, minimum_steps: int | None, digits: int, solution: str
 ) -> None:
     if split not in SPLITS:
-        raise ValueError(f"arithmetic has no split {split!r}; it has {', '.join(SPLITS)}")
+        raise InvalidValue(f"arithmetic has no split {split!r}; it has {', '.join(SPLITS)}")
     if solution not in SOLUTIONS:
-        raise ValueError(f"arithmetic: solution={solution!r} is not one of {', '.join(SOLUTIONS)}")
+        raise InvalidValue(
+            f"arithmetic: solution={solution!r} is not one of {', '.join(SOLUTIONS)}"
+        )
     for name, value in (("rows", rows), ("steps", steps), ("digits", digits)):
         if value < 1:
-            raise ValueError(f"arithmetic: {name}={value} must be at least 1")
+            raise InvalidValue(f"arithmetic: {name}={value} must be at least 1")
     if minimum_steps is not None and not 1 <= minimum_steps <= steps:
-        raise ValueError(f"arithmetic: minimum_steps={minimum_steps} is not in 1 … steps={steps}")
+        raise InvalidValue(f"arithmetic: minimum_steps={minimum_steps} is not in 1 … steps={steps}")
 
 
 def _below(source: random.Random, bound: int) -> int:

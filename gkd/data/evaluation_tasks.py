@@ -12,6 +12,7 @@ from typing import Any
 from gkd.data import few_shot, mixtures, prompts, sources
 from gkd.data.few_shot import Exemplars, Question
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
+from gkd.errors import InvalidValue
 from gkd.metrics import metrics
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import ONE_LINE, rule_of
@@ -101,7 +102,7 @@ def bbh(
       Others: as `mmlu`'s.
     """
     if chain_of_thought and scoring == "options":
-        raise ValueError(f"{name}: options are scored without a chain of thought; choose one")
+        raise InvalidValue(f"{name}: options are scored without a chain of thought; choose one")
 
     def read(split: str) -> list[Question]:
         rows = sources.configured_rows(files[split], ("task", "input", "target"), directory)
@@ -118,7 +119,9 @@ def bbh(
 
     def exemplars_of(task: str) -> Exemplars:
         if not re.fullmatch(r"\w+", task):  # it becomes a part of a path
-            raise ValueError(f"task name {task!r} holds more than letters, digits and underscores")
+            raise InvalidValue(
+                f"task name {task!r} holds more than letters, digits and underscores"
+            )
         path = os.path.join(sources.resolved(exemplars, directory), f"{task}.txt")
         return few_shot.bbh_exemplars(sources.read_text(path), chain_of_thought)
 
@@ -173,7 +176,7 @@ def mgsm(
 def _lookup(groups: Callable[[], Mapping[str, Exemplars]], file: str) -> Callable[[str], Exemplars]:
     def exemplars_of(group: str) -> Exemplars:
         if group not in groups():
-            raise ValueError(f"exemplars {file} have none of {group!r}; {', '.join(groups())}")
+            raise InvalidValue(f"exemplars {file} have none of {group!r}; {', '.join(groups())}")
         return groups()[group]
 
     return exemplars_of
@@ -193,7 +196,7 @@ def _few_shot_task(
     answers: Mapping[str, Callable[[str], Any]],
 ) -> TaskSpec:
     if scoring not in SCORINGS:
-        raise ValueError(f"{name}: scoring={scoring!r} is not one of {', '.join(SCORINGS)}")
+        raise InvalidValue(f"{name}: scoring={scoring!r} is not one of {', '.join(SCORINGS)}")
     check_max_examples(max_examples)
     vocabulary = vocabulary or vocabularies.t5()
     rule = rule_of(vocabulary)
@@ -226,7 +229,7 @@ def _few_shot_task(
 
     def row_of(text: str) -> Question:
         if text not in by_input():
-            raise ValueError(f"task {name} has no row {text[-60:]!r}")
+            raise InvalidValue(f"task {name} has no row {text[-60:]!r}")
         return by_input()[text]
 
     def choices(text: str, target: str) -> tuple[tuple[str, ...], int]:

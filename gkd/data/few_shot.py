@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gkd.errors import InvalidFile, InvalidValue
+
 SEPARATOR = "\n\n"  # between description, examples and question
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _THINK = "Let's think step by step."
@@ -96,7 +98,7 @@ def checked(exemplars: Exemplars, shots: int, group: str) -> Exemplars:
       ValueError: if there are fewer, or the number is negative.
     """
     if not 0 <= shots <= len(exemplars.examples):
-        raise ValueError(
+        raise InvalidValue(
             f"shots={shots} is not in 0 … {len(exemplars.examples)}, the exemplars of {group}"
         )
     return exemplars
@@ -123,7 +125,7 @@ def mmlu_answer(row: Mapping[str, Any]) -> str:
     """
     answer, choices = row["answer"].strip(), row["choices"]
     if not re.fullmatch(r"[0-9]+", answer) or int(answer) >= min(len(choices), len(LETTERS)):
-        raise ValueError(f"MMLU answer {answer!r} is no index of the {len(choices)} choices")
+        raise InvalidFile(f"MMLU answer {answer!r} is no index of the {len(choices)} choices")
     return LETTERS[int(answer)]
 
 
@@ -165,7 +167,7 @@ def bbh_exemplars(text: str, chain_of_thought: bool) -> Exemplars:
         question, _, reasoning = block.partition("\nA: ")
         answer = _BBH_ANSWER.search(reasoning)
         if answer is None:
-            raise ValueError(f"exemplar {question[:40]!r} has no `So the answer is` at its end")
+            raise InvalidFile(f"exemplar {question[:40]!r} has no `So the answer is` at its end")
         answer = reasoning if chain_of_thought else answer.group(1)
         examples.append(f"Q: {question}\nA: {answer}")
     after = f"A: {_THINK}" if chain_of_thought else "A:"
@@ -205,4 +207,4 @@ def mgsm_exemplars(text: str) -> dict[str, Exemplars]:
             languages[language] = Exemplars("", examples, before, after)
         return languages
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"not MGSM's exemplars ({type(error).__name__}: {error})") from error
+        raise InvalidFile(f"not MGSM's exemplars ({type(error).__name__}: {error})") from error

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gkd.data.permutation import permutation
+from gkd.errors import InvalidValue
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 _ROWS_AT_ONCE = 1024
@@ -98,7 +99,7 @@ def read_texts(source: Any, texts: Callable[[Any], Any], split: str) -> Texts:
     dataset = source.get_dataset(split, shuffle=False).batch(_ROWS_AT_ONCE).map(texts)
     blocks = list(dataset.as_numpy_iterator())
     if not blocks:
-        raise ValueError(f"split {split!r} of a mixture's component has no rows")
+        raise InvalidValue(f"split {split!r} of a mixture's component has no rows")
     return {
         name: np.concatenate([block[name] for block in blocks])
         for name in ("inputs", "targets", "empty")
@@ -156,7 +157,7 @@ def component_finder(components: Mapping[str, Any]) -> Callable[[str, str], str]
                     for row in zip(part["inputs"], part["targets"], strict=True):
                         known.setdefault((row[0].decode(), row[1].decode()), name)
         if (text, target) not in known:
-            raise ValueError(f"no component of the mixture has the row {text[:60]!r}")
+            raise InvalidValue(f"no component of the mixture has the row {text[:60]!r}")
         return known[text, target]
 
     return find

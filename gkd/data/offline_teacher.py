@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gkd.data import sources
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
 
 _FIELDS = ("index", "sample", "target_tokens", "target_top_ids", "target_top_log_probs")
 _ROUNDING = 1e-4  # a probability, as it was written, may be so much above 1
@@ -59,9 +60,9 @@ class OfflineTeacher:
           ValueError: in one line, with file and line number: damaged, no top-k, a line missing.
         """
         if target_length < 1:
-            raise ValueError(f"target_length={target_length} must be at least 1")
+            raise InvalidValue(f"target_length={target_length} must be at least 1")
         if not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"TEACHER_TOP_K {path} does not exist: write it with infer --task … --score "
                 "--top_k_log_probs K"
             )
@@ -71,7 +72,7 @@ class OfflineTeacher:
             if _check_fields(row, where)["sample"] > 0:
                 continue
             if row["index"] != len(tokens):
-                raise ValueError(
+                raise InvalidFile(
                     f"{where}: index is {row['index']}, but {len(tokens)} comes next: lines are "
                     "missing, or out of order; write the file again"
                 )
@@ -80,9 +81,9 @@ class OfflineTeacher:
             for column, values in zip((tokens, ids, log_probs), scored, strict=True):
                 column.append(values[:target_length])
         if not tokens:
-            raise ValueError(f"{path} has no rows")
+            raise InvalidFile(f"{path} has no rows")
         if rows is not None and len(tokens) != rows:
-            raise ValueError(
+            raise InvalidFile(
                 f"{path} has {len(tokens)} rows, the split {rows}: it was written for another "
                 "split or other rows of it, or is not complete"
             )
@@ -110,18 +111,18 @@ class OfflineTeacher:
         count, length = self.target_tokens.shape
         outside = row_numbers[(row_numbers < 0) | (row_numbers >= count)]
         if len(outside):
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.path} has {count} rows, the batch needs row {outside[0]}: it was written "
                 "for another split, or is not complete"
             )
         if decoder_target_tokens.shape[1] != length:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.path} was read for targets of {length} tokens, the batch has "
                 f"{decoder_target_tokens.shape[1]}"
             )
         other = (self.target_tokens[row_numbers] != decoder_target_tokens).any(axis=1)
         if other.any():
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.path}: row {row_numbers[other][0]} has other target tokens than the batch: "
                 "the file was written from another data set, order or vocabulary, or with a "
                 "max_length below the run's TARGET_LENGTH"
@@ -132,13 +133,13 @@ class OfflineTeacher:
 def _check_fields(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     missing = [name for name in _FIELDS if name not in row]
     if missing:
-        raise ValueError(
+        raise InvalidFile(
             f"{where}: no field {missing[0]!r}: write the file with infer --score "
             "--top_k_log_probs K"
         )
     for name in ("index", "sample"):
         if type(row[name]) is not int or row[name] < 0:
-            raise ValueError(f"{where}: {name} is {row[name]!r}, needs a number from 0")
+            raise InvalidFile(f"{where}: {name} is {row[name]!r}, needs a number from 0")
     return row
 
 
@@ -150,18 +151,18 @@ def _scores(row, where, k, vocabulary_size):
     wanted = (len(tokens), k or ids.shape[1])
     for name, array in (("target_top_ids", ids), ("target_top_log_probs", log_probs)):
         if array.shape != wanted:
-            raise ValueError(
+            raise InvalidFile(
                 f"{where}: {name} has shape {array.shape}, needs {wanted}: one row a target token, "
                 "equally many ids in all lines"
             )
     mass = np.exp(log_probs).sum(axis=1)
     if not np.all(mass <= 1 + _ROUNDING):  # nor where it is NaN
-        raise ValueError(f"{where}: target_top_log_probs hold more than probability 1")
+        raise InvalidFile(f"{where}: target_top_log_probs hold more than probability 1")
     size = vocabulary_size or 1 << 31
     if min(tokens.min(), ids.min()) < 0 or max(tokens.max(), ids.max()) >= size:
-        raise ValueError(f"{where}: an id is not in 0 … {size - 1}: is it the same vocabulary?")
+        raise InvalidFile(f"{where}: an id is not in 0 … {size - 1}: is it the same vocabulary?")
     if (np.diff(np.sort(ids, axis=1), axis=1) == 0).any():
-        raise ValueError(f"{where}: target_top_ids name an id twice at one token")
+        raise InvalidFile(f"{where}: target_top_ids name an id twice at one token")
     return tokens, ids, log_probs
 
 
@@ -173,7 +174,7 @@ def _array(row, name, kinds, dimensions, where):
         array = np.array(None)
     if array.dtype.kind not in kinds or array.ndim != dimensions or not array.size:
         shape = "a list of numbers" if dimensions == 1 else "lists, of one length, of numbers"
-        raise ValueError(f"{where}: {name} is not {shape}: the file is damaged")
+        raise InvalidFile(f"{where}: {name} is not {shape}: the file is damaged")
     return array
 
 

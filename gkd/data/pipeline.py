@@ -17,6 +17,7 @@ import numpy as np
 
 from gkd.data.permutation import permutation
 from gkd.data.tasks import TaskSpec
+from gkd.errors import InvalidFile, InvalidValue
 from gkd.vocabularies import vocabularies
 
 _STATE_FORMAT = 1
@@ -80,7 +81,7 @@ def tokenized_split(
     """
     if split not in task.splits:
         known = ", ".join(task.splits)
-        raise ValueError(f"task {task.name} has no split {split!r}; it has {known}")
+        raise InvalidValue(f"task {task.name} has no split {split!r}; it has {known}")
     dataset = task.task.source.get_dataset(split, shuffle=False)
     if max_examples is not None:
         dataset = dataset.take(max_examples)
@@ -97,7 +98,7 @@ def tokenized_split(
             columns[name] += column if texts else []
         empty.append(block["empty"])
     if not empty:
-        raise ValueError(f"task {task.name}: split {split!r} has no rows")
+        raise InvalidValue(f"task {task.name}: split {split!r} has no rows")
     offsets = {
         name: np.concatenate([[0], np.cumsum(np.concatenate(lengths[name]))]) for name in lengths
     }
@@ -166,7 +167,7 @@ def _check_sizes(
     sizes = (("batch_size", batch_size), ("input_length", input_length))
     for name, value in (*sizes, ("target_length", target_length)):
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            raise InvalidValue(f"{name}={value} must be at least 1")
     own = np.arange(batch_size) if own_rows is None else own_rows
     if not len(own) or (np.diff(own) < 1).any() or own[0] < 0 or own[-1] >= batch_size:
         raise ValueError(f"own_rows are {own.tolist()}: rows of a batch of {batch_size}, ascending")
@@ -263,12 +264,12 @@ class TrainingBatches:
             saved = json.loads(state)
             position = saved.pop("position")
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"the data position is damaged ({error})") from error
+            raise InvalidFile(f"the data position is damaged ({error})") from error
         if type(position) is not int or position < 0:
-            raise ValueError(f"the data position is damaged (position {position!r})")
+            raise InvalidFile(f"the data position is damaged (position {position!r})")
         for name, value in self._order.items():
             if saved.get(name) != value:
-                raise ValueError(
+                raise InvalidFile(
                     f"the data position belongs to another order: {name} was {saved.get(name)!r}, "
                     f"now {value!r}; restore the data and settings it was saved with, or start anew"
                 )
@@ -311,9 +312,9 @@ def training_batches(
     task.check_batch(batch_size)
     data = tokenized_split(task, split)
     if data.empty.all():
-        raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
+        raise InvalidValue(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
     if data.rows < batch_size:
-        raise ValueError(
+        raise InvalidValue(
             f"task {task.name}: split {split!r} has {data.rows} rows, fewer than a batch of "
             f"{batch_size}, which would hold rows twice: lower BATCH_SIZE, or give more rows"
         )
@@ -368,11 +369,11 @@ def evaluation_batches(
     """
     own = _check_sizes(batch_size, input_length, target_length, own_rows)
     if max_examples is not None and max_examples < 1:
-        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
+        raise InvalidValue(f"max_examples={max_examples} must be at least 1, or None for all rows")
     data = tokenized_split(task, split, texts=True, max_examples=max_examples)
     rows = np.flatnonzero(~data.empty)
     if not len(rows):
-        raise ValueError(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
+        raise InvalidValue(f"task {task.name}: all {data.rows} rows of split {split!r} are empty")
     batches = []
     for start in range(0, len(rows), batch_size):
         numbers = start + own

@@ -6,6 +6,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gkd.errors import InvalidValue
 from gkd.vocabularies.tensorflow_host import tf
 from gkd.vocabularies.white_space import ONE_LINE, WhiteSpaceRule
 
@@ -105,7 +106,7 @@ def chain_of_thought(
       ValueError: if shots is not in 0 … 4.
     """
     if not 0 <= shots <= len(EXEMPLARS):
-        raise ValueError(f"gsm8k_cot: shots={shots} is not in 0 … {len(EXEMPLARS)}")
+        raise InvalidValue(f"gsm8k_cot: shots={shots} is not in 0 … {len(EXEMPLARS)}")
     before = "".join(
         f"Q: {question} {_THINK} {solution} #### {answer} "
         for question, solution, answer in EXEMPLARS[:shots]
@@ -136,11 +137,11 @@ def template_fields(templates: Sequence[Sequence[str]]) -> list[str]:
     fields: dict[str, None] = {}
     for pair in templates:
         if isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"template {pair!r} is not a pair of an input and a target")
+            raise InvalidValue(f"template {pair!r} is not a pair of an input and a target")
         for text in pair:
             fields.update(dict.fromkeys(field for _, field in _pieces(text) if field is not None))
     if not fields:
-        raise ValueError("templates name no field: write fields in braces, e.g. 'Q: {question}'")
+        raise InvalidValue("templates name no field: write fields in braces, e.g. 'Q: {question}'")
     return list(fields)
 
 
@@ -149,10 +150,10 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}") from error
+        raise InvalidValue(f"template {template!r}: {error}") from error
     for _, field, form, conversion in parsed:
         if field is not None and (not field.isidentifier() or form or conversion):
-            raise ValueError(f"template {template!r}: {field!r} is not the name of a field")
+            raise InvalidValue(f"template {template!r}: {field!r} is not the name of a field")
     return [(words, field) for words, field, _, _ in parsed]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gkd.data.permutation import permutation
 from gkd.data.tsv import tsv_rows
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 ENVIRONMENT = "GKD_DATA"
@@ -55,7 +56,7 @@ def read_rows(
     _check_exists(path)
     rows = numbered_rows(path, columns, escapes)
     if rows is None:
-        raise ValueError(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
+        raise InvalidValue(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
     wanted = {**dict.fromkeys(fields, False), **dict.fromkeys(lists, True)}
     return [
         {field: _field(row, field, many, f"{path}:{number}") for field, many in wanted.items()}
@@ -65,7 +66,7 @@ def read_rows(
 
 def _field(row: Mapping[str, Any], field: str, many: bool, where: str) -> Any:
     if field not in row:
-        raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(map(str, row))}")
+        raise InvalidFile(f"{where}: no field {field!r}; the row has {', '.join(map(str, row))}")
     value = row[field]
     if many and isinstance(value, list) and all(isinstance(text, str) for text in value):
         for text in value:
@@ -73,7 +74,7 @@ def _field(row: Mapping[str, Any], field: str, many: bool, where: str) -> Any:
         return value
     if many or not isinstance(value, str):
         needs = "a list of texts" if many else "text"
-        raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, needs {needs}")
+        raise InvalidFile(f"{where}: field {field!r} is {type(value).__name__}, needs {needs}")
     check_encodes(value, f"{where}: field {field!r}")
     return value
 
@@ -89,7 +90,7 @@ def check_encodes(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        raise ValueError(
+        raise InvalidFile(
             f"{name} is no valid text: character {error.start} is {half!r}, half of a surrogate "
             "pair: correct or drop the row"
         ) from error
@@ -110,12 +111,12 @@ def read_text(path: str) -> str:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason})") from error
+        raise InvalidFile(f"{path}: not UTF-8 ({error.reason})") from error
 
 
 def _check_exists(path: str) -> None:
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFile(
             f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "
             "macro DATA) to the directory that relative paths start from"
         )
@@ -160,11 +161,11 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise InvalidFile(
                 f"{path}:{number}: not UTF-8 ({error.reason}): save it as UTF-8"
             ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip after line {number} ({error})") from error
+            raise InvalidFile(f"{path}: damaged gzip after line {number} ({error})") from error
 
 
 def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -183,9 +184,9 @@ def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: malformed JSON ({error})") from error
+            raise InvalidFile(f"{path}:{number}: malformed JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: {type(row).__name__}, needs an object with fields")
+            raise InvalidFile(f"{path}:{number}: {type(row).__name__}, needs an object with fields")
         yield number, row
 
 
@@ -227,7 +228,7 @@ def configured_rows(
     path = resolved(parts["path"], directory)
     rows = read_rows(path, fields, columns, lists, escapes)[start:stop]
     if not rows:
-        raise ValueError(f"data file {file} has no rows")
+        raise InvalidFile(f"data file {file} has no rows")
     return rows
 
 
@@ -299,7 +300,7 @@ def tfds_source(name: str, splits: Mapping[str, str], max_examples: int | None =
             dataset = source.get_dataset(split, shuffle=False)
         except Exception as error:  # TFDS raises a dozen types for missing data and no network
             cause = str(error).strip().splitlines() or [type(error).__name__]
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"TFDS has no {name} here ({cause[0]}): prepare it with `tfds build "
                 f"{name.split(':')[0]}`, or give local `files` to the task"
             ) from error
@@ -321,7 +322,7 @@ def provider_source(provider: str, max_examples: int | None = None) -> Any:
     try:
         found = seqio.get_mixture_or_task(provider)
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValue(
             f"seqio knows no task or mixture {provider!r}: import the module that registers it in "
             "the gin file, and allow that with --allow_module"
         ) from error
@@ -334,7 +335,7 @@ def provider_source(provider: str, max_examples: int | None = None) -> Any:
             settings |= {"num_epochs": 1, "copy_pretokenized": True}
         dataset = found.get_dataset(**settings)
         if not set(PRETOKENIZED) <= set(dataset.element_spec):
-            raise ValueError(
+            raise InvalidFile(
                 f"seqio's {provider} keeps no {PRETOKENIZED[0]}: its tokenize step needs "
                 "copy_pretokenized=True"
             )

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gkd.errors import InvalidValue
 from gkd.metrics import calculator, sample_metrics, word_tokens
 from gkd.vocabularies.tensorflow_host import seqio
 
@@ -65,7 +66,7 @@ class TaskSpec:
           batch_size: rows of a batch over all hosts.
         """
         if self.max_examples is not None and self.max_examples < batch_size:
-            raise ValueError(
+            raise InvalidValue(
                 f"MAX_EXAMPLES is {self.max_examples}, fewer than a batch of {batch_size}, which "
                 "would hold rows twice: raise it, or lower BATCH_SIZE"
             )
@@ -182,4 +183,4 @@ def make_task(
 def check_max_examples(max_examples: int | None) -> None:
     """Raises ValueError if a number of rows is below 1; None stands for all rows."""
     if max_examples is not None and max_examples < 1:
-        raise ValueError(f"max_examples={max_examples} must be at least 1, or None for all rows")
+        raise InvalidValue(f"max_examples={max_examples} must be at least 1, or None for all rows")

@@ -8,6 +8,7 @@ from typing import Any
 from gkd.data import arithmetic as arithmetic_problems
 from gkd.data import mixtures, prompts, sources
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
+from gkd.errors import InvalidValue
 from gkd.metrics import metrics
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
@@ -154,7 +155,7 @@ def local_text(
       As `summarization`'s.
     """
     if not files:
-        raise ValueError("local_text.files is empty: give a file for at least one split")
+        raise InvalidValue("local_text.files is empty: give a file for at least one split")
     return summarization(**locals())
 
 
@@ -182,7 +183,7 @@ def instructions(
       Others: as `summarization`'s.
     """
     if not files and not (tfds_name and tfds_splits):
-        raise ValueError(f"task {name}: give `files`, or `tfds_name` and `tfds_splits`")
+        raise InvalidValue(f"task {name}: give `files`, or `tfds_name` and `tfds_splits`")
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.instructions(templates, rule_of(chosen))
     fields = prompts.template_fields(templates)
@@ -267,7 +268,7 @@ def from_seqio(
     check_max_examples(max_examples)
     name = name or f"{provider}_texts"
     if name == provider:
-        raise ValueError(f"task {name!r} would replace the one it reads: give another name")
+        raise InvalidValue(f"task {name!r} would replace the one it reads: give another name")
     source = sources.provider_source(provider, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(*sources.PRETOKENIZED, rule=rule_of(chosen))
@@ -336,15 +337,19 @@ def _check_mixture(
 ) -> None:
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) != len(names):
-        raise ValueError(f"a mixture needs tasks with different names, not {names}")
+        raise InvalidValue(f"a mixture needs tasks with different names, not {names}")
     for task in tasks[1:]:
         difference = vocabularies.same_vocabulary(tasks[0].vocabulary, task.vocabulary)
         if difference:
-            raise ValueError(f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}")
+            raise InvalidValue(
+                f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}"
+            )
     if rates is not None and (len(rates) != len(tasks) or min(rates) <= 0):
-        raise ValueError(f"rates {list(rates)}: give a positive one to each of {', '.join(names)}")
+        raise InvalidValue(
+            f"rates {list(rates)}: give a positive one to each of {', '.join(names)}"
+        )
     if rows is not None and rows < 1:
-        raise ValueError(f"rows={rows} of a mixture must be at least 1, or None")
+        raise InvalidValue(f"rows={rows} of a mixture must be at least 1, or None")
 
 
 def _source(

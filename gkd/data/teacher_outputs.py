@@ -6,6 +6,7 @@ import dataclasses
 
 from gkd.data import mixtures, prompts, sources
 from gkd.data.task_spec import TaskSpec, check_max_examples, make_task
+from gkd.errors import InvalidValue
 from gkd.vocabularies.white_space import rule_of
 
 
@@ -35,7 +36,7 @@ def with_teacher_outputs(
       ValueError: no file is named.
     """
     if file is None:
-        raise ValueError(
+        raise InvalidValue(
             "SeqKD needs the teacher's outputs: set TEACHER_OUTPUTS to the JSONL file that "
             "`python -m gkd infer` wrote for the training prompts"
         )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import sentencepiece
 
 from gkd.data import sources
+from gkd.errors import InvalidValue
 
 
 def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int) -> bytes:
@@ -49,7 +50,7 @@ def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int
         )
     except RuntimeError as error:
         names = ", ".join(files)
-        raise ValueError(f"{size} pieces cannot be learnt from {names}: {error}") from error
+        raise InvalidValue(f"{size} pieces cannot be learnt from {names}: {error}") from error
     return model.getvalue()
 
 

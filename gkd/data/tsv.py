@@ -11,6 +11,8 @@ import collections
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from gkd.errors import InvalidFile
+
 _INSIDE = r'[^"]*(?:""[^"]*)*'
 _QUOTED = re.compile(f'"({_INSIDE})"(?=\\t|\\Z)')
 _OPEN = re.compile(f'"{_INSIDE}\\Z')  # a quoted cell whose end is not in sight
@@ -55,7 +57,7 @@ def tsv_rows(
 def _check_columns(columns: Sequence[str], where: str) -> None:
     repeated = next((name for name in columns if list(columns).count(name) > 1), None)
     if repeated is not None:
-        raise ValueError(f"{where}: two columns are named {repeated!r}: give each its own name")
+        raise InvalidFile(f"{where}: two columns are named {repeated!r}: give each its own name")
 
 
 class _Lines:
@@ -111,7 +113,7 @@ def _row(reader: _Lines, number: int, text: str, columns: Sequence[str], path: s
     if is_open:
         cells = _row_over_lines(reader, number, text, len(columns), path) or cells
     if len(cells) != len(columns):
-        raise ValueError(
+        raise InvalidFile(
             f"{path}:{number}: {len(cells)} columns, needs {len(columns)} ({', '.join(columns)})"
         )
     return cells
@@ -137,7 +139,7 @@ def _row_over_lines(
         if len(cells) != count or any("\n" in cell and not quoted for cell, quoted in cells):
             break
         if all(are_rows):
-            raise ValueError(
+            raise InvalidFile(
                 f"{path}:{number}: a cell opens a quote that line {line[0]} closes, but every line "
                 'of them is a row by itself: double the quote ("") if it is text, or give JSONL'
             )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from gkd.errors import InvalidValue
 from gkd.models.interface import EOS_ID, Encoded, Seq2SeqModel, project
 
 _IMPOSSIBLE = -jnp.inf
@@ -59,13 +60,13 @@ class _Search:
 
 def _check(max_length, beams, length_penalty, eos_id, vocab):
     if max_length < 1:
-        raise ValueError(f"max_length is {max_length}: write at least one token")
+        raise InvalidValue(f"max_length is {max_length}: write at least one token")
     if beams < 1:
-        raise ValueError(f"beams is {beams}: use 1 or more")
+        raise InvalidValue(f"beams is {beams}: use 1 or more")
     if not 0 <= length_penalty < math.inf:
-        raise ValueError(f"length_penalty is {length_penalty}: use 0 (none) or more, T5's is 0.6")
+        raise InvalidValue(f"length_penalty is {length_penalty}: use 0 (none) or more, T5's is 0.6")
     if not 0 <= eos_id < vocab:
-        raise ValueError(f"eos_id is {eos_id}: use one of the vocabulary's {vocab} ids")
+        raise InvalidValue(f"eos_id is {eos_id}: use one of the vocabulary's {vocab} ids")
 
 
 def _score(log_probs, length, length_penalty):

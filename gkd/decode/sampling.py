@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gkd.errors import InvalidValue
 from gkd.models.interface import (
     EOS_ID,
     Encoded,
@@ -130,13 +131,13 @@ def _invert(mass, uniform):
 
 def _check(max_length, temperature, top_k, top_p):
     if max_length < 1:
-        raise ValueError(f"max_length is {max_length}: sample at least one token")
+        raise InvalidValue(f"max_length is {max_length}: sample at least one token")
     if temperature < 0:
-        raise ValueError(f"temperature is {temperature}: use 0 (greedy) or more")
+        raise InvalidValue(f"temperature is {temperature}: use 0 (greedy) or more")
     if top_k < 0:
-        raise ValueError(f"top_k is {top_k}: use 0 (all ids) or more")
+        raise InvalidValue(f"top_k is {top_k}: use 0 (all ids) or more")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: use a probability in (0, 1]")
+        raise InvalidValue(f"top_p is {top_p}: use a probability in (0, 1]")
 
 
 def sample(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from gkd.errors import InvalidValue
+
 KINDS = ("batch", "group", "group_standardised", "none")
 
 
 def check_kind(kind: str, samples: int) -> None:
     """Raises ValueError for an unknown kind, or one of several samples where there is one."""
     if kind not in KINDS:
-        raise ValueError(f"ADVANTAGE is {kind!r}: choose one of {', '.join(KINDS)}")
+        raise InvalidValue(f"ADVANTAGE is {kind!r}: choose one of {', '.join(KINDS)}")
     if kind.startswith("group") and samples < 2:
-        raise ValueError(
+        raise InvalidValue(
             f"ADVANTAGE is {kind!r}, which compares a prompt's samples: set SAMPLES to 2 or more"
         )
 

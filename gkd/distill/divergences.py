@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gkd.errors import InvalidValue
+
 # Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
 _LOWEST_LOGIT = -1e32
 # Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
@@ -268,7 +270,7 @@ DIVERGENCES: dict[str, Callable[..., Float[Array, "..."]]] = {
 def check_same_vocabulary(student_vocabulary: int, teacher_vocabulary: int) -> None:
     """Raises a ValueError that says what to do unless both models have the same ids."""
     if student_vocabulary != teacher_vocabulary:
-        raise ValueError(
+        raise InvalidValue(
             f"teacher vocabulary has {teacher_vocabulary} ids, student {student_vocabulary}: "
             "distillation needs one vocabulary; convert one model or choose two of the same family"
         )
@@ -347,4 +349,4 @@ def _check_mixture(function, argument, value, *, at_zero, at_one=None):
     ends = f"for {argument}=0 use {at_zero}"
     if at_one:
         ends += f", for {argument}=1 use {at_one}"
-    raise ValueError(f"{function} needs 0 < {argument} < 1, got {value}: {ends}")
+    raise InvalidValue(f"{function} needs 0 < {argument} < 1, got {value}: {ends}")

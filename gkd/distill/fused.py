@@ -23,6 +23,7 @@ from gkd.distill.logits import (
     take_block,
     take_teacher_block,
 )
+from gkd.errors import InvalidValue
 
 # One float32 block of logits; a handful of them are alive at a time.
 _BLOCK_BYTES = 16 * 2**20
@@ -194,6 +195,6 @@ def _check(student, teacher, coefficients, data_shards):
             f"student logits score {shape[:2]} tokens, the rollout has {coefficients.shape}"
         )
     if shape[0] % data_shards:
-        raise ValueError(
+        raise InvalidValue(
             f"{shape[0]} rows do not divide over {data_shards} devices: change the batch size"
         )

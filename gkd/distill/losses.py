@@ -19,6 +19,7 @@ from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import Logits, TeacherLogits, TopKLogits
 from gkd.distill.truncated_teacher import comparable
 from gkd.distill.types import Rollout
+from gkd.errors import InvalidValue
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]
@@ -47,7 +48,7 @@ def token_coefficients(
     if normalisation == "token":
         return weights, jnp.sum(weights)
     if normalisation != "sequence":
-        raise ValueError(f"normalisation is {normalisation!r}: choose 'sequence' or 'token'")
+        raise InvalidValue(f"normalisation is {normalisation!r}: choose 'sequence' or 'token'")
     tokens = jnp.sum(weights != 0, axis=1, keepdims=True)
     coefficients = weights / jnp.maximum(tokens, 1)
     return coefficients, jnp.sum(coefficients)
@@ -179,7 +180,7 @@ def divergence_of_tokens(
         scale, mask = temperature, valid
         if isinstance(teacher, TopKLogits):
             if takes_targets:
-                raise ValueError("a sampled token may lie outside of the teacher's top-k ids")
+                raise InvalidValue("a sampled token may lie outside of the teacher's top-k ids")
             student_logits, teacher, scale, mask = comparable(
                 student_logits, teacher, temperature, valid
             )

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gkd.errors import InvalidValue
+
 # Keys of a step that are no row's: far above any row number.
 COIN = 0x7FFFFFFF
 DROPOUT = 0x7FFFFFFE
@@ -67,7 +69,7 @@ def linear_schedule(start: float, end: float, steps: int, after: int = 0) -> Cal
     for fraction in (start, end):
         check_fraction(fraction)
     if steps < 1 or after < 0:
-        raise ValueError(f"a λ schedule of {steps} steps after {after}: use 1 or more, after 0")
+        raise InvalidValue(f"a λ schedule of {steps} steps after {after}: use 1 or more, after 0")
 
     def fraction_at(step):
         return start + (end - start) * jnp.clip((step - after) / steps, 0.0, 1.0)
@@ -78,7 +80,7 @@ def linear_schedule(start: float, end: float, steps: int, after: int = 0) -> Cal
 def check_fraction(on_policy_fraction: Fraction) -> None:
     """Raises ValueError for a λ outside of [0, 1]; a schedule is checked by nobody."""
     if not callable(on_policy_fraction) and not 0 <= on_policy_fraction <= 1:
-        raise ValueError(
+        raise InvalidValue(
             f"the on-policy fraction λ is {on_policy_fraction}: use a number in [0, 1] "
             "(0 is supervised distillation, 1 is on-policy)"
         )

@@ -10,6 +10,7 @@ import optax
 from flax import traverse_util
 
 from gkd.distill.factoring import scale_by_factored_rms
+from gkd.errors import InvalidValue
 
 _STACK = "layers"
 
@@ -102,7 +103,7 @@ def warmup_constant_cooldown(
       ValueError: the rise and the fall do not fit into the run.
     """
     if warmup_steps + cooldown_steps > total_steps:
-        raise ValueError(
+        raise InvalidValue(
             f"warm-up ({warmup_steps} steps) and cool-down ({cooldown_steps}) exceed the run's "
             f"{total_steps} steps: shorten them"
         )

@@ -21,6 +21,7 @@ from gkd.distill import mixing
 from gkd.distill.rollouts import rollout_from_targets
 from gkd.distill.train_step import Metrics, TrainStep
 from gkd.distill.types import Batch, Rollout, TrainState
+from gkd.errors import InvalidValue
 
 _DRAW = 0x7FFFFFFD  # folded into the step's key: no row draws from it
 
@@ -50,12 +51,12 @@ class Replay:
 
     def __post_init__(self):
         if self.capacity < 1:
-            raise ValueError(f"capacity of a replay is {self.capacity}: use 1 row or more")
+            raise InvalidValue(f"capacity of a replay is {self.capacity}: use 1 row or more")
         for name in ("share", "increase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} of a replay is {getattr(self, name)}: use [0, 1]")
+                raise InvalidValue(f"{name} of a replay is {getattr(self, name)}: use [0, 1]")
         if self.margin < 0:
-            raise ValueError(f"margin of a replay is {self.margin}: use 0 or more")
+            raise InvalidValue(f"margin of a replay is {self.margin}: use 0 or more")
 
 
 @flax.struct.dataclass

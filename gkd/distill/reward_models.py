@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gkd.distill.divergences import token_log_prob
+from gkd.errors import InvalidValue
 from gkd.models.interface import EOS_ID, Seq2SeqModel, project
 
 
@@ -64,7 +65,7 @@ class Entailment:
         rows, length = target_tokens.shape
         around = len(self.premise_ids) + len(self.hypothesis_ids) + length + 1  # 1: EOS
         if self.input_length <= around:
-            raise ValueError(
+            raise InvalidValue(
                 f"entailment's input_length is {self.input_length}, but the template and a sample "
                 f"of {length} tokens take {around} and leave none for the document: make it longer"
             )

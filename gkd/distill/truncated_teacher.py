@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from gkd.distill.divergences import UNUSABLE_LOGIT, Temperature, forward_kl, reverse_kl
 from gkd.distill.logits import TopKLogits
 from gkd.distill.types import Batch, Rollout
+from gkd.errors import InvalidValue
 
 TAILS = ("bucket", "renormalise")
 # A tail bucket never holds less: stored log-probabilities are rounded, and K may be all ids.
@@ -29,16 +30,16 @@ def check_top_k(divergence: Callable, tail: str, temperature: Temperature) -> No
         teacher's temperature other than 1 with a bucket (the tail's ids would have to be known).
     """
     if tail not in TAILS:
-        raise ValueError(f"TOP_K_TAIL is {tail!r}: choose one of {', '.join(TAILS)}")
+        raise InvalidValue(f"TOP_K_TAIL is {tail!r}: choose one of {', '.join(TAILS)}")
     name = getattr(divergence, "__name__", "")  # gin wraps functions: they are not the same object
     if tail == "renormalise" and name == reverse_kl.__name__:
-        raise ValueError(
+        raise InvalidValue(
             "reverse_kl is infinite where a renormalised top-k teacher has no probability: set "
             "TOP_K_TAIL to 'bucket', or choose another divergence"
         )
     pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
     if tail == "bucket" and pair[1] != 1:
-        raise ValueError(
+        raise InvalidValue(
             f"the teacher's temperature is {pair[1]}, but its tail bucket was filled at 1: use "
             "TEMPERATURE = (the student's, 1.0), or TOP_K_TAIL = 'renormalise'"
         )

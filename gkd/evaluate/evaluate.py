@@ -9,6 +9,7 @@ from typing import Any
 from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import EVALUATE
 from gkd.data.tasks import TaskSpec
+from gkd.errors import InvalidValue, MissingFile
 from gkd.evaluate import evaluation as evaluations
 from gkd.evaluate import report as report
 from gkd.evaluate.reward_scoring import load_judge
@@ -85,7 +86,7 @@ def evaluate(
     ways = decodings(task, target_length, temperatures, samples, beams, length_penalty, seed)
     path = pathlib.Path(output) if output else _default_output(checkpoint, split)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
+        raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
     with job_lease(path, f"output {path}") as lease:
         mesh = meshes.make_mesh(model=model_parallelism)
         rules = meshes.rules_for(fully_sharded)
@@ -165,22 +166,22 @@ def decodings(
     temperatures = temperatures if isinstance(temperatures, Sequence) else (temperatures,)
     if task.choices is not None:
         if temperatures or beams or samples != 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"task {task.name} scores its options, nothing is written: leave out "
                 "EVALUATION_TEMPERATURES, EVALUATION_SAMPLES and EVALUATION_BEAMS"
             )
         return {"options": None}
     if samples < 1:
-        raise ValueError(f"EVALUATION_SAMPLES is {samples}: use 1 or more")
+        raise InvalidValue(f"EVALUATION_SAMPLES is {samples}: use 1 or more")
     if samples > 1 and not temperatures:
-        raise ValueError(
+        raise InvalidValue(
             f"EVALUATION_SAMPLES is {samples} but nothing is sampled: set EVALUATION_TEMPERATURES"
         )
     ways: dict[str, Decoding | None] = {"greedy": Decoding(target_length)}
     for temperature in temperatures:
         name = f"temperature_{temperature}"
         if not isinstance(temperature, int | float) or temperature <= 0 or name in ways:
-            raise ValueError(
+            raise InvalidValue(
                 f"EVALUATION_TEMPERATURES are {tuple(temperatures)}: use different numbers above 0 "
                 "(0, greedy, is always measured)"
             )

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from gkd.errors import StorageError
 from gkd.parallel import processes
 
 _TAIL_BYTES = 1 << 16
@@ -115,10 +116,10 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def cannot_write(path: pathlib.Path, error: OSError) -> OSError:
+def cannot_write(path: pathlib.Path, error: OSError) -> StorageError:
     """The error that says which file could not be written, and why."""
     reason = error.strerror or str(error)
-    made = OSError(
+    made = StorageError(
         f"cannot write {path} ({reason}): put that right, and the same command continues"
     )
     made.errno = error.errno

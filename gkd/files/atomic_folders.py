@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from gkd.errors import ExistingFile, StorageError
+
 _UNFINISHED = ".unfinished-"
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
@@ -31,7 +33,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     path = epath.Path(path)
     final = path if "://" in str(path) else path.resolve()
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise FileExistsError(f"{path} exists already: remove it or choose another name")
+        raise ExistingFile(f"{path} exists already: remove it or choose another name")
     temporary = final.parent / f".{final.name}{_UNFINISHED}{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)
     try:
@@ -43,7 +45,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         temporary.rmtree(missing_ok=True)
         reason = isinstance(error, Exception) and storage_reason(error)
         if reason or (isinstance(error, OSError) and not isinstance(error, FileExistsError)):
-            raise OSError(
+            raise StorageError(
                 f"{path} could not be written, nothing is left of it: {reason or error}"
             ) from error
         raise

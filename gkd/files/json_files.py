@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gkd.errors import InvalidFile
+
 DEEPEST = 100  # levels of nesting: far more than any of our files has, far fewer than a stack holds
 LARGEST = 200_000_000  # bytes of one JSON document: a tokenizer.json has tens of megabytes
 _SHOWN = 60  # characters of a value that an error message shows
@@ -63,7 +65,7 @@ def read_json(path: Any, kind: type | None = None) -> Any:
     size = path.stat()
     length = getattr(size, "st_size", None) or getattr(size, "length", 0)
     if length > LARGEST:
-        raise ValueError(f"{path} has {length} bytes: no JSON file of this program is that large")
+        raise InvalidFile(f"{path} has {length} bytes: no JSON file of this program is that large")
     return parse_json(path.read_bytes(), path, kind)
 
 
@@ -85,16 +87,16 @@ def parse_json(text: bytes | str, name: Any, kind: type | None = None) -> Any:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is not UTF-8 (byte {error.start})") from error
+            raise InvalidFile(f"{name} is not UTF-8 (byte {error.start})") from error
     if not text.strip():
-        raise ValueError(f"{name} is empty: JSON was expected")
+        raise InvalidFile(f"{name} is empty: JSON was expected")
     _check_depth(text, name)
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, name))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON, damaged or cut: {error}") from error
+        raise InvalidFile(f"{name} is not JSON, damaged or cut: {error}") from error
     if kind is not None and not isinstance(value, kind):
-        raise ValueError(f"{name} holds {_type_name(value)}, not {_KIND_NAMES[kind]}")
+        raise InvalidFile(f"{name} holds {_type_name(value)}, not {_KIND_NAMES[kind]}")
     return value
 
 
@@ -105,7 +107,7 @@ def _check_depth(text: str, name: Any) -> None:
         if token in "[{":
             depth += 1
             if depth > DEEPEST:
-                raise ValueError(f"{name} is nested more than {DEEPEST} levels deep")
+                raise InvalidFile(f"{name} is nested more than {DEEPEST} levels deep")
         elif token in "]}":
             depth -= 1
 
@@ -115,7 +117,7 @@ def _object(pairs: list[tuple[str, Any]], name: Any) -> dict[str, Any]:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{name} has the key {shown(repeated)} twice in one object")
+        raise InvalidFile(f"{name} has the key {shown(repeated)} twice in one object")
     return value
 
 
@@ -137,11 +139,11 @@ def check_fields(
         if key in values:
             check_value(values[key], field, f"{name}: {key}")
         elif field.required:
-            raise ValueError(f"{name} has no {key}")
+            raise InvalidFile(f"{name} has no {key}")
     if not unknown:
         for key in values:
             if key not in fields:
-                raise ValueError(f"{name} has the unknown field {shown(key)}")
+                raise InvalidFile(f"{name} has the unknown field {shown(key)}")
 
 
 def check_value(value: Any, field: Field, name: str) -> None:
@@ -154,20 +156,20 @@ def check_value(value: Any, field: Field, name: str) -> None:
         return
     if not _has_kind(value, field.kinds):
         wanted = " or ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in field.kinds)
-        raise ValueError(f"{name} is {shown(value)}: {wanted} is needed")
+        raise InvalidFile(f"{name} is {shown(value)}: {wanted} is needed")
     if field.choices and value not in field.choices:
         choices = ", ".join(repr(choice) for choice in field.choices)
-        raise ValueError(f"{name} is {shown(value)}: choose one of {choices}")
+        raise InvalidFile(f"{name} is {shown(value)}: choose one of {choices}")
     is_sized = isinstance(value, str | list | tuple | dict)
     size, noun = (len(value), "a length of ") if is_sized else (value, "")
     if field.least is not None and size < field.least:
-        raise ValueError(f"{name} is {shown(value)}: use {noun}{field.least} or more")
+        raise InvalidFile(f"{name} is {shown(value)}: use {noun}{field.least} or more")
     if field.most is not None and size > field.most:
-        raise ValueError(f"{name} is {shown(value)}: use {noun}{field.most} or less")
+        raise InvalidFile(f"{name} is {shown(value)}: use {noun}{field.most} or less")
     if field.above is not None and not size > field.above:
-        raise ValueError(f"{name} is {shown(value)}: use more than {field.above}")
+        raise InvalidFile(f"{name} is {shown(value)}: use more than {field.above}")
     if field.below is not None and not size < field.below:
-        raise ValueError(f"{name} is {shown(value)}: use less than {field.below}")
+        raise InvalidFile(f"{name} is {shown(value)}: use less than {field.below}")
 
 
 def _has_kind(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from gkd.errors import InvalidValue
+
 LENGTH_PENALTY = 0.6  # T5X's
 
 
@@ -36,34 +38,34 @@ class Decoding:
     def __post_init__(self):
         for name, least in (("max_length", 1), ("samples", 1), ("beams", 0), ("top_k", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: use {least} or more")
+                raise InvalidValue(f"{name} is {getattr(self, name)}: use {least} or more")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}: use 0 (greedy) or more")
+            raise InvalidValue(f"temperature is {self.temperature}: use 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: use a probability in (0, 1]")
+            raise InvalidValue(f"top_p is {self.top_p}: use a probability in (0, 1]")
         if self.beams:
             self._check_beams()
         elif self.length_penalty is not None:
-            raise ValueError("length_penalty is of a beam search: set beams too")
+            raise InvalidValue("length_penalty is of a beam search: set beams too")
         elif not self.temperature and self.samples > 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.samples} greedy samples are all the same: set temperature above 0, or beams"
             )
         elif not self.temperature and (self.top_k or self.top_p < 1):
-            raise ValueError("top_k and top_p are of sampling: set temperature above 0 too")
+            raise InvalidValue("top_k and top_p are of sampling: set temperature above 0 too")
 
     def _check_beams(self):
         if self.temperature or self.top_k or self.top_p < 1:
-            raise ValueError(
+            raise InvalidValue(
                 "beams search, temperature, top_k and top_p sample: set one or the other"
             )
         if self.samples > self.beams:
-            raise ValueError(
+            raise InvalidValue(
                 f"samples is {self.samples} and beams {self.beams}: a beam search gives at most "
                 f"{self.beams} outputs an input"
             )
         if not 0 <= self.penalty < float("inf"):
-            raise ValueError(f"length_penalty is {self.length_penalty}: use 0 (none) or more")
+            raise InvalidValue(f"length_penalty is {self.length_penalty}: use 0 (none) or more")
 
     @property
     def penalty(self) -> float | int | None:

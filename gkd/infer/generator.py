@@ -20,6 +20,7 @@ from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.rollouts import shift_right
 from gkd.distill.teacher_top_k import most_probable_ids
+from gkd.errors import InvalidValue
 from gkd.infer.decode_options import Decoding
 from gkd.models.interface import EOS_ID
 from gkd.parallel import mesh as meshes
@@ -105,7 +106,7 @@ class BatchedProgram:
         """
         shards = mesh.shape["data"]
         if batch_size < 1 or batch_size % shards:
-            raise ValueError(
+            raise InvalidValue(
                 f"batch_size {batch_size} does not divide over {shards} devices: use a multiple"
             )
         self._mesh, self._rules = mesh, rules
@@ -193,7 +194,7 @@ class Generator:
         """
         usable = int(np.sum(np.asarray(valid)))
         if top_k_log_probs > usable:
-            raise ValueError(
+            raise InvalidValue(
                 f"top_k_log_probs is {top_k_log_probs}, but only {usable} ids can be written: use "
                 f"{usable} or fewer"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import INFER
+from gkd.errors import InvalidValue
 from gkd.runs.signals import quick_interrupt
 from gkd.step_names import BEST_OR_NEWEST
 
@@ -75,7 +76,7 @@ def infer(
     files = output_files.OutputFiles(pathlib.Path(output))
     files.check()
     if jax.process_count() > 1:
-        raise ValueError("infer runs in one process: give each process its own part of the input")
+        raise InvalidValue("infer runs in one process: give each process its own part of the input")
     decoding = generator.Decoding(
         max_length, temperature, top_k, top_p, samples, beams, length_penalty, seed
     )
@@ -139,18 +140,18 @@ def infer(
 
 def _check_top_k(top_k_log_probs, score) -> None:
     if top_k_log_probs is not None and not score:
-        raise ValueError("top_k_log_probs are of the targets' tokens: give --score too")
+        raise InvalidValue("top_k_log_probs are of the targets' tokens: give --score too")
 
 
 def _is_task(input, task, split, gin, of_files) -> bool:
     """Whether a task is read; ValueError unless there is one source, with its own options only."""
     if (input is None) == (task is None):
-        raise ValueError("give either --input=FILE or --task=FILE.gin")
+        raise InvalidValue("give either --input=FILE or --task=FILE.gin")
     if task is None and (split or gin):
-        raise ValueError("--split and --gin.NAME are of --task: give that instead of --input")
+        raise InvalidValue("--split and --gin.NAME are of --task: give that instead of --input")
     for option, value in of_files.items():
         if task is not None and value:
-            raise ValueError(
+            raise InvalidValue(
                 f"{option} is of --input: a task has its own, change it with --gin.NAME=VALUE"
             )
     return task is not None

@@ -13,6 +13,7 @@ from typing import Any
 from gkd.configuration.task_files import read_task
 from gkd.data import mixtures, sources
 from gkd.data.tasks import TaskSpec
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.vocabularies import vocabularies
 
 INPUT_FIELDS = ("input", "inputs", "text", "prompt")
@@ -115,7 +116,7 @@ class SplitSource:
         """Raises ValueError unless the task's ids are those of `vocabulary`."""
         difference = vocabularies.same_vocabulary(vocabulary, self.task.vocabulary)
         if difference:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.path}: the model's ids are not those of task {self.task.name} "
                 f"({difference}): its top-k would be no teacher of that task"
             )
@@ -138,7 +139,7 @@ def open_split(
     """
     task = read_task(path, overrides, allowed)
     if split not in task.splits:
-        raise ValueError(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
+        raise InvalidValue(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
     texts = mixtures.read_texts(task.task.source, task.texts, split)
     inputs, targets = texts["inputs"].tolist(), texts["targets"].tolist()
     return SplitSource(path, task, split, inputs, targets, "input", "target" if score else None)
@@ -159,9 +160,9 @@ def open_source(
       ValueError: of another kind, without rows, or a bad line (with its number).
     """
     if target_field is not None and not score:
-        raise ValueError("target_field is read only with --score: give that too")
+        raise InvalidValue("target_field is read only with --score: give that too")
     if path.removesuffix(".gz").endswith(".txt") and (input_field or score):
-        raise ValueError(f"input {path} is plain text, without fields: use TSV or JSONL for them")
+        raise InvalidValue(f"input {path} is plain text, without fields: use TSV or JSONL for them")
     count = 0
     for number, row in _read_rows(path):
         where = f"{path}:{number}"
@@ -172,7 +173,7 @@ def open_source(
             _check_text(row, field, where)
         count += 1
     if not count:
-        raise ValueError(f"input {path} has no rows")
+        raise InvalidFile(f"input {path} has no rows")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Source(path, input_field, target_field, count, digest)
@@ -182,7 +183,7 @@ def _first_of(names, row, where, option) -> str:
     for name in names:
         if name in row:
             return name
-    raise ValueError(
+    raise InvalidFile(
         f"{where}: no field {' or '.join(names)}; the row has {', '.join(row)}: choose one with "
         f"--{option}"
     )
@@ -190,22 +191,22 @@ def _first_of(names, row, where, option) -> str:
 
 def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
     if field not in row:
-        raise ValueError(f"{where}: no field {field!r}; the row has {', '.join(row)}")
+        raise InvalidFile(f"{where}: no field {field!r}; the row has {', '.join(row)}")
     if not isinstance(row[field], str):
-        raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
+        raise InvalidFile(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
     sources.check_encodes(row[field], f"{where}: field {field!r}")
 
 
 def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Numbered rows of a file of any kind."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"input {path} does not exist, or is no file")
+        raise MissingFile(f"input {path} does not exist, or is no file")
     if path.removesuffix(".gz").endswith(".txt"):
         yield from ((number, {"input": text}) for number, text in _text_lines(path))
         return
     rows = sources.numbered_rows(path)
     if rows is None:
-        raise ValueError(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
+        raise InvalidValue(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
     yield from rows
 
 

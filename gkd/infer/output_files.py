@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from gkd.configuration.gin_files import REPOSITORY
+from gkd.errors import ExistingFile, InvalidFile, InvalidValue, MissingFile
 from gkd.files.atomic_files import (
     append_lines,
     cannot_write,
@@ -63,11 +64,11 @@ class OutputFiles:
     def check(self) -> None:
         """Raises FileNotFoundError or ValueError where the output cannot be written."""
         if self.output.suffix != ".jsonl":
-            raise ValueError(f"output {self.output} holds JSON lines: give it a name in .jsonl")
+            raise InvalidValue(f"output {self.output} holds JSON lines: give it a name in .jsonl")
         if not self.output.parent.is_dir():
-            raise FileNotFoundError(f"output {self.output}: {self.output.parent} is no folder")
+            raise MissingFile(f"output {self.output}: {self.output.parent} is no folder")
         if self.output.is_dir():
-            raise ValueError(f"output {self.output} is a folder: give the name of a file")
+            raise InvalidValue(f"output {self.output} is a folder: give the name of a file")
 
     def lease(self) -> Lease:
         """The lease under which one launch at a time writes the output."""
@@ -102,7 +103,7 @@ class OutputFiles:
                 for number in range(wanted):
                     problem = problem or self._problem_of(file.readline(), number)
         if problem:
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.output} {problem}: it was damaged or changed after it was complete; delete "
                 "it to make it again, or choose another --output"
             )
@@ -142,7 +143,7 @@ class OutputFiles:
         if not self.settings.exists():
             for path in (self.output, self.partial):
                 if path.exists():
-                    raise FileExistsError(
+                    raise ExistingFile(
                         f"{path} exists, but not {self.settings}, which would say how it was made: "
                         + new.format("it")
                     )
@@ -151,12 +152,12 @@ class OutputFiles:
             record = json.loads(self.settings.read_bytes())
             before, launches = dict(record["settings"]), list(record["launches"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.settings} is damaged ({error}): " + new.format(f"{self.output}*")
             ) from error
         for name in (*settings, *before):
             if before.get(name) != settings.get(name):
-                raise FileExistsError(
+                raise ExistingFile(
                     f"{self.output} was begun with {name} {before.get(name)!r}, this is "
                     f"{settings.get(name)!r}: give the same to continue, "
                     + new.format(f"{self.output}*")
@@ -259,7 +260,7 @@ class OutputFiles:
         """
         lines, size, sha256 = _measure(self.partial)
         if lines != self.count * self.samples:
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.partial} has {lines} of {self.count * self.samples} lines: it was changed "
                 "while it was written; the same command continues after what is sound"
             )

@@ -11,6 +11,7 @@ import math
 import time
 from typing import Any
 
+from gkd.errors import NotFinite
 from gkd.infer.generator import Generator, encode_inputs, encode_targets, ended
 from gkd.infer.inputs import Source, SplitSource
 from gkd.infer.output_files import OutputFiles
@@ -150,7 +151,7 @@ class InferenceJob:
     def _number(self, value: float, index: int) -> float | None:
         """A log-probability for JSON: None for −inf, which only an empty output has."""
         if math.isnan(value):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{self.source.path}: input {index} gives NaN log-probabilities: try --dtype "
                 "float32, or another checkpoint"
             )

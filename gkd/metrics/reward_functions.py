@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from gkd.errors import InvalidValue
 from gkd.metrics import answers, metrics, word_tokens
 from gkd.metrics.calculator import final_number
 from gkd.vocabularies import vocabularies
@@ -123,7 +124,7 @@ def rouge(
     """
     del prompts
     if name not in metrics.ROUGE_NAMES:
-        raise ValueError(
+        raise InvalidValue(
             f"rewards.rouge.name is {name!r}: choose one of {', '.join(metrics.ROUGE_NAMES)}"
         )
     word_tokens.warn_where_blind("rouge", tokenize, references)
@@ -196,7 +197,7 @@ def entailment(
         texts = (premise, hypothesis, prompt_prefix, entailment)
         ids = [tuple(row) for row in vocabularies.encode_texts(vocabulary, texts)]
         if not ids[3] or vocabulary.unk_id in ids[3][:1]:
-            raise ValueError(
+            raise InvalidValue(
                 f"rewards.entailment.entailment is {entailment!r}, which has no token in the "
                 "vocabulary: give the word that the NLI model answers"
             )
@@ -248,7 +249,7 @@ def rewards_of_rows(
     wrong = [value for value in values if not abs(value) <= _LARGEST]  # or NaN
     if len(values) != len(samples) or wrong:
         found = f"the reward {wrong[0]}" if wrong else f"{len(values)} rewards"
-        raise ValueError(
+        raise InvalidValue(
             f"{getattr(reward, '__name__', reward)} gave {found} for {len(samples)} samples: a "
             "reward is one finite float32 number a sample"
         )

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from gkd.errors import InvalidValue
 from gkd.metrics import metrics, word_tokens
 
 
@@ -85,7 +86,7 @@ def self_bleu(samples: Sequence[Sequence[str]], tokenize: str | None = None) -> 
     """
     size = _number_of_samples(samples)
     if size < 2:
-        raise ValueError("Self-BLEU compares a prompt's samples: it needs two or more, not 1")
+        raise InvalidValue("Self-BLEU compares a prompt's samples: it needs two or more, not 1")
     name = tokenize or word_tokens.by_script([text for row in samples for text in row])
     scorer = metrics.bleu_scorer(name, effective_order=True)
     word_tokens.note_signature("self_bleu", self_bleu_signature(name))

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import sacrebleu
 
+from gkd.errors import InvalidValue
+
 _LOG = logging.getLogger(__name__)
 DEFAULT = "13a"
 _WITH_PACKAGE = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
@@ -59,14 +61,14 @@ def tokenizer(name: str) -> Callable[[str], str]:
     """
     known = sorted(sacrebleu.BLEU.TOKENIZERS)
     if name not in known:
-        raise ValueError(f"TOKENIZE is {name!r}: choose one of {', '.join(known)}, or None")
+        raise InvalidValue(f"TOKENIZE is {name!r}: choose one of {', '.join(known)}, or None")
     try:
         return sacrebleu.BLEU(tokenize=name).tokenizer
     except (RuntimeError, ImportError, OSError, AssertionError) as error:
         need = "a model that sacreBLEU downloads into ~/.sacrebleu/models: " + str(error)[:80]
         if name in _WITH_PACKAGE:
             need = f"a package: pip install '{_WITH_PACKAGE[name]}'"
-        raise ValueError(
+        raise InvalidValue(
             f"TOKENIZE is {name!r}, which needs {need}; or leave it at None: chosen by script"
         ) from error
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from gkd.errors import InvalidValue
+
 MASKED = -1e10  # added to attention logits that must not be attended to
 RELATIVE_BUCKETS = 32
 RELATIVE_MAX_DISTANCE = 128
@@ -66,7 +68,9 @@ def activate(pieces: Sequence[Array], activations: Sequence[str]) -> Array:
     functions = {"linear": lambda x: x, "gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu}
     unknown = [name for name in activations if name not in functions]
     if unknown:
-        raise ValueError(f"unknown MLP activation {unknown[0]!r}: choose from {sorted(functions)}")
+        raise InvalidValue(
+            f"unknown MLP activation {unknown[0]!r}: choose from {sorted(functions)}"
+        )
     product = functions[activations[0]](pieces[0])
     for name, piece in zip(activations[1:], pieces[1:], strict=True):
         product = product * functions[name](piece)

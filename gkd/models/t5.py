@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gkd.errors import InvalidValue
 from gkd.files.json_files import Field, check_fields, shown
 from gkd.models import cached
 from gkd.models.attention_sharding import layer_rows
@@ -97,10 +98,10 @@ class T5Config:
         for name in ("mlp_activations", "embedding_copies"):  # JSON and gin know lists only
             names = tuple(getattr(self, name))
             if not all(isinstance(each, str) for each in names):
-                raise ValueError(f"T5Config: {name} is {shown(names)}: names are needed")
+                raise InvalidValue(f"T5Config: {name} is {shown(names)}: names are needed")
             object.__setattr__(self, name, names)
         if len(self.mlp_activations) not in (1, 2):
-            raise ValueError(
+            raise InvalidValue(
                 f"T5Config.mlp_activations is {self.mlp_activations}: one (v1.0) or two (gated)"
             )
         if self.scale_logits == self.logits_via_embedding:  # one form of each model: they compare

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from flax.linen import partitioning
 
+from gkd.errors import InvalidValue
 from gkd.models.interface import Encoded, Hidden, Seq2SeqModel
 from gkd.models.t5 import T5Config, as_seq2seq, head_of
 
@@ -92,7 +93,7 @@ def _config_of(module: Any) -> T5Config:
     absent = [name for name in (*_SAME_FIELDS, "dtype") if not hasattr(theirs, name)]
     absent += [name for name in ("encode", "decode") if not hasattr(module, name)]
     if absent:
-        raise ValueError(
+        raise InvalidValue(
             f"{type(module).__name__} is no T5X Transformer: it has no {', '.join(absent)}; give "
             "t5x.examples.t5.network.Transformer"
         )
@@ -106,7 +107,7 @@ def _check_parameters(module: nn.Module, config: T5Config) -> None:
     ours = _shapes(jax.eval_shape(as_seq2seq(config).init, key))
     if theirs != ours:
         names = sorted({name for name, _ in theirs.items() ^ ours.items()})
-        raise ValueError(
+        raise InvalidValue(
             f"{type(module).__name__} has other parameters than T5X's examples.t5 Transformer: "
             f"{', '.join(names[:3])}, …; give that one, whose layers are not scanned"
         )

@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from gkd.errors import InvalidValue, JobError
+
 _FAILED, _ENDED = "gkd/failed", "gkd/ended"
 _POLL_SECONDS = 1.0
 _SHOWN = 5  # differences that a message lists
@@ -47,13 +49,13 @@ def check_same(subject: str, facts: Mapping[str, str], timeout_seconds: float | 
     try:
         same = client.blocking_key_value_get(f"{key}/digest", int(timeout_seconds * 1000)) == digest
     except RuntimeError as error:
-        raise ConnectionError(
+        raise JobError(
             f"process 0 of the job has not sent its {subject} within {timeout_seconds} s: start "
             "all of them again"
         ) from error
     if not same:
         first = json.loads(client.blocking_key_value_get(f"{key}/facts", 10_000))
-        raise ValueError(
+        raise InvalidValue(
             f"process {number} of the job has other {subject} than process 0: "
             f"{described_differences(first, facts)}: start every process with the same command, "
             "code and files"

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gkd.errors import IndivisibleBatch, InvalidValue
+
 # Logical axis -> mesh axis. `fully_sharded` adds embed -> data.
 RULES: Mapping[str, str | None] = {
     "batch": "data",
@@ -49,7 +51,7 @@ def make_mesh(data: int = 0, model: int = 1, devices: list | None = None) -> Mes
     devices = jax.devices() if devices is None else devices
     data = data or max(1, len(devices) // model)
     if data * model != len(devices):
-        raise ValueError(
+        raise InvalidValue(
             f"a mesh of data={data} × model={model} needs {data * model} devices, "
             f"{len(devices)} are here: choose factors of {len(devices)}"
         )
@@ -65,10 +67,10 @@ def _grid(devices, model) -> np.ndarray:
         slices.setdefault(index or 0, []).append(device)
     sizes = {len(chips) for chips in slices.values()}
     if len(sizes) > 1:
-        raise ValueError(f"slices have {sorted(sizes)} devices: use slices of one size")
+        raise InvalidValue(f"slices have {sorted(sizes)} devices: use slices of one size")
     (size,) = sizes
     if size % model:
-        raise ValueError(
+        raise InvalidValue(
             f"MODEL_PARALLELISM is {model}, but a slice has {size} devices (there are "
             f"{len(slices)}): use a divisor of {size}, the model axis stays inside a slice"
         )
@@ -290,7 +292,7 @@ def check_batch_divides(rows: int, mesh: Mesh, microbatches: int = 1) -> None:
     """Raises ValueError if a batch does not divide over the mesh and microbatches."""
     unit = mesh.shape["data"] * microbatches
     if rows % unit:
-        raise ValueError(
+        raise IndivisibleBatch(
             f"a batch of {rows} does not divide over {mesh.shape['data']} devices of the data axis "
             f"× {microbatches} microbatches: set BATCH_SIZE (or EVALUATION_BATCH_SIZE) to a "
             f"multiple of {unit}"

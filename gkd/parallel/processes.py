@@ -9,6 +9,7 @@ import re
 import socket
 from typing import Any
 
+from gkd.errors import InvalidValue, JobError
 from gkd.parallel import job_messages
 
 JOINED = "GKD_JOINED"  # file descriptor that tells the supervisor "joined"
@@ -60,7 +61,7 @@ def start_seconds() -> int:
 def _seconds(name, default):
     value = os.environ.get(name, str(default))
     if not value.isdigit() or not int(value):
-        raise ValueError(f"{name} is {value!r}: use whole seconds, 1 or more")
+        raise InvalidValue(f"{name} is {value!r}: use whole seconds, 1 or more")
     return int(value)
 
 
@@ -79,11 +80,11 @@ def coordinator_from_environment() -> dict[str, Any]:
     address, count, number = (os.environ.get(name, "") for name in names)
     port = re.fullmatch(r".+:(\d+)", address)
     if not port or not 0 < int(port.group(1)) < 2**16:
-        raise ValueError(
+        raise InvalidValue(
             f"{COORDINATOR} is {address!r}: use HOST:PORT of process 0, a port that is free there"
         )
     if not (count.isdigit() and number.isdigit()) or int(number) >= int(count):
-        raise ValueError(
+        raise InvalidValue(
             f"{COORDINATOR} is set, {PROCESSES} is {count!r} and {PROCESS_ID} {number!r}: set a "
             "number of processes, and this one's below it"
         )
@@ -124,7 +125,7 @@ def _check_port(address: str) -> None:
             probe.bind(("::", int(address.rpartition(":")[2])))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ConnectionError(
+            raise JobError(
                 f"{COORDINATOR} is {address}, but another program of this host listens on that "
                 "port: use a free one"
             ) from error

@@ -14,6 +14,7 @@ import rich.console
 from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import PLAN
 from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
+from gkd.errors import InvalidValue, MissingFile
 from gkd.plan import programs as plan_programs
 from gkd.plan import report as plan_report
 from gkd.plan.search import search_meshes
@@ -68,7 +69,7 @@ def plan(
         jax.config.update("jax_enable_compilation_cache", False)
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: {path} cannot be written there")
+        raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
     given = {"model_parallelism": _model_axis(mesh, len(devices))} if mesh else {}
     trace = functools.partial(run, dry_run=lambda program: program, devices=devices)
     console = rich.console.Console(soft_wrap=True, highlight=False)
@@ -95,7 +96,7 @@ def _names(programs):
     names = [name for name in programs.split(",") if name]
     unknown = [name for name in names if name not in PROGRAMS]
     if unknown or not names:
-        raise ValueError(f"--programs is {programs!r}: choose of {', '.join(PROGRAMS)}")
+        raise InvalidValue(f"--programs is {programs!r}: choose of {', '.join(PROGRAMS)}")
     return names
 
 
@@ -103,11 +104,11 @@ def _model_axis(mesh: str, chips: int) -> int:
     """The size of the model axis in 'data:64,model:4'; the two must make up all chips."""
     parts = dict(part.partition(":")[::2] for part in mesh.split(","))
     if not set(parts) <= {"data", "model"} or not all(size.isdigit() for size in parts.values()):
-        raise ValueError(f"--mesh is {mesh!r}: write it as data:64,model:4")
+        raise InvalidValue(f"--mesh is {mesh!r}: write it as data:64,model:4")
     model = int(parts.get("model", 1))
     data = int(parts.get("data", chips // max(model, 1)))
     if data * model != chips:
-        raise ValueError(
+        raise InvalidValue(
             f"--mesh is {mesh!r}: data × model is {data * model}, the chips are {chips}"
         )
     return model
@@ -130,4 +131,4 @@ def _measure(trace, given, names, report, say, save):
             save({"setting": setting, "programs": results})
     refused = [label for label, found in results.items() if "refused" in found]
     if refused:
-        raise ValueError(f"no estimate of {', '.join(refused)}: its FLOPs cannot be trusted")
+        raise InvalidValue(f"no estimate of {', '.join(refused)}: its FLOPs cannot be trusted")

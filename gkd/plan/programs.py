@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from gkd.distill.train_step import Part
 from gkd.evaluate.divergence_meter import DivergenceMeter
 from gkd.infer import generator
@@ -179,7 +181,7 @@ def measure(lower: Callable[[], Any], chip: Chip, expected_share: float | int) -
     begin = time.perf_counter()
     try:
         compiled = lower().compile()
-    except Exception as error:  # jaxlib's own kind; only its text tells running out of memory
+    except jax.errors.JaxRuntimeError as error:  # only its text tells running out of memory
         needed = needed_memory(str(error))
         if needed is None:
             raise

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd.distill.train_step import Part
+from gkd.errors import InvalidValue
 from gkd.plan.memory import advice
 from gkd.plan.programs import Measured, Planned, measure, parts
 from gkd.program_cost.roofline import Chip, roofline
@@ -38,7 +39,7 @@ def measured(
     longest = program.batch.decoder_target_tokens.shape[1]
     length = longest if expected_length is None else expected_length
     if not 0 < length <= longest:
-        raise ValueError(f"--expected_length is {length}: outputs have at most {longest}")
+        raise InvalidValue(f"--expected_length is {length}: outputs have at most {longest}")
     length = min(length, planned.bound)
     compiled = measure(planned.lower, chip, length / planned.bound)
     return facts(program, planned, compiled, chip, length, prices)

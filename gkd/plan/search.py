@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from gkd.errors import IndivisibleBatch, InvalidValue
 from gkd.plan import report as plan_report
 from gkd.plan.programs import Planned, step_programs
 from gkd.train.step_program import StepProgram
@@ -48,9 +49,11 @@ def search_meshes(
         say(plan_report.candidate(found))
         save({"candidates": candidates})
     if not candidates:
-        raise ValueError("no mesh and number of microbatches divides the batch: change BATCH_SIZE")
+        raise InvalidValue(
+            "no mesh and number of microbatches divides the batch: change BATCH_SIZE"
+        )
     if all("failed" in found for found in candidates):
-        raise ValueError(f"no candidate compiles; the first: {candidates[0]['failed']}")
+        raise InvalidValue(f"no candidate compiles; the first: {candidates[0]['failed']}")
     say("\n".join(_ranking(candidates)))
 
 
@@ -61,9 +64,8 @@ def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram
         given = {"model_parallelism": model, "microbatches": microbatches}
         try:
             yield given, trace(**given)
-        except ValueError as error:
-            if "does not divide" not in str(error):
-                raise
+        except IndivisibleBatch:
+            continue
 
 
 def _step(program, report) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from gkd.errors import InvalidValue, MissingPackage
 from gkd.program_cost.roofline import CHIPS, Chip
 
 
@@ -35,12 +36,12 @@ def _parts(name):
     generation, _, shape = one.partition(":")
     if generation not in CHIPS or not shape:
         known = ", ".join(generation for generation in CHIPS)
-        raise ValueError(
+        raise InvalidValue(
             f"topology is {name!r}: use GENERATION:SHAPE, v5e:4x4 or 2*v5e:4x4 for two such "
             f"slices, of {known}"
         )
     if several and (not slices.isdigit() or not int(slices) or generation == "cpu"):
-        raise ValueError(f"topology is {name!r}: use a number of TPU slices, as 2*v5e:4x4")
+        raise InvalidValue(f"topology is {name!r}: use a number of TPU slices, as 2*v5e:4x4")
     return int(slices or 1), generation, shape
 
 
@@ -63,7 +64,7 @@ def topology_devices(name: str) -> list[Any]:
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "compiling for a TPU needs libtpu: pip install 'jax[tpu]', in the version of jax here"
         ) from error
     from jax.experimental import topologies
@@ -76,16 +77,16 @@ def topology_devices(name: str) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=one, **options)
     except Exception as error:  # libtpu's own words, in several kinds of exception
         reason = " ".join(str(error).split())
-        raise ValueError(f"topology {name} cannot be made: {reason}") from error
+        raise InvalidValue(f"topology {name} cannot be made: {reason}") from error
     return list(found.devices)
 
 
 def _fake(count):
     if not count.isdigit() or not int(count):
-        raise ValueError(f"topology is cpu:{count}: use a number of devices, as cpu:8")
+        raise InvalidValue(f"topology is cpu:{count}: use a number of devices, as cpu:8")
     with contextlib.suppress(RuntimeError):  # they exist already
         jax.config.update("jax_num_cpu_devices", int(count))
     devices = jax.devices("cpu")
     if len(devices) < int(count):
-        raise ValueError(f"topology is cpu:{count}: {len(devices)} devices are here")
+        raise InvalidValue(f"topology is cpu:{count}: {len(devices)} devices are here")
     return devices[: int(count)]

@@ -14,8 +14,8 @@ import rich.console
 import rich.table
 import rich.text
 
-from gkd import errors
 from gkd.cli import command_line
+from gkd.errors import as_user_error, report
 from gkd.files.atomic_files import replace_file
 from gkd.files.json_files import read_json
 from gkd.runs.metrics_log import read_metrics, read_samples
@@ -147,8 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replace_file(folder / "quickstart.json", json.dumps(results, indent=1) + "\n")
         console = rich.console.Console()
         _print_samples(console, places)
-    except (OSError, ValueError) as error:  # a damaged file of a run, a full disk
-        errors.report(error, True)
+    except Exception as error:  # a damaged file of a run, a full disk
+        if as_user_error(error) is None:
+            raise
+        report(error)
         return command_line.EXIT_FAILED
     console.print(table)
     print(f"figure: {folder / 'quickstart.png'}   {time.monotonic() - began:.0f} s")

@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from gkd.errors import ExistingFile, NotAFolder, StorageError
 from gkd.files.atomic_files import cannot_write
 from gkd.parallel import processes
 from gkd.runs.lease_owner import RECORD_BYTES, Owner, check_readable, lease_seconds
@@ -34,11 +35,11 @@ _BEATS = 12  # of an owner within that time
 _FIRST_BEAT_SECONDS = 1.0
 
 
-class LeaseHeld(FileExistsError):
+class LeaseHeld(ExistingFile):
     """Another launch writes to this output."""
 
 
-class LeaseLost(OSError):
+class LeaseLost(StorageError):
     """Another launch has taken this output over from this one."""
 
 
@@ -319,7 +320,7 @@ def run_lease(model_dir: str | os.PathLike[str]) -> contextlib.AbstractContextMa
     """
     path = pathlib.Path(model_dir)
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
+        raise NotAFolder(f"MODEL_DIR {path} is a file: choose a directory for the run")
     return job_lease(run_prefix(path), f"MODEL_DIR {path}")
 
 

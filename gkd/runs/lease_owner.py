@@ -13,6 +13,8 @@ import socket
 import uuid
 from typing import Any
 
+from gkd.errors import InvalidValue, StorageError
+
 SECONDS = "GKD_LEASE_SECONDS"  # an owner on another host that is silent for so long is dead
 DEFAULT_SECONDS = 60
 RECORD_BYTES = 1024  # a constant length, so that a beat overwrites the record in place
@@ -108,7 +110,7 @@ def lease_seconds() -> float:
     """
     value = os.environ.get(SECONDS, str(DEFAULT_SECONDS))
     if not re.fullmatch(r"[1-9]\d{0,4}", value):
-        raise ValueError(f"{SECONDS} is {value!r}: use whole seconds, from 1 to 86399")
+        raise InvalidValue(f"{SECONDS} is {value!r}: use whole seconds, from 1 to 86399")
     return float(min(int(value), 86399))
 
 
@@ -132,7 +134,7 @@ def check_readable(path: pathlib.Path) -> None:
     if path.is_symlink():
         reason = reason or "it is a link"
     if reason:
-        raise OSError(
+        raise StorageError(
             f"cannot read the lease {path} ({reason}): if no launch writes there, move it away"
         )
 

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gkd.errors import InvalidFile, StorageError
 from gkd.files.atomic_files import append_lines, cut_unfinished_line, replace_file
 from gkd.files.atomic_folders import storage_reason
 from gkd.files.json_files import Field, check_value, parse_json, shown
@@ -63,10 +64,10 @@ class MetricsLog:
         self._directory.mkdir(parents=True, exist_ok=True)
         events = self._directory / TENSORBOARD_FOLDER
         if tensorboard and events.exists() and not events.is_dir():
-            raise ValueError(f"{events} is a file: move it away, TensorBoard's events go there")
+            raise InvalidFile(f"{events} is a file: move it away, TensorBoard's events go there")
         for name in (METRICS_FILE, SAMPLES_FILE):
             if (self._directory / name).is_dir():
-                raise ValueError(f"{self._directory / name} is a folder: move it away")
+                raise InvalidFile(f"{self._directory / name} is a folder: move it away")
             cut_unfinished_line(self._directory / name)
             self._position[name] = _position_of(self._directory / name)
 
@@ -189,7 +190,7 @@ class MetricsLog:
             reason = storage_reason(error)
             if reason is None:
                 raise
-            raise OSError(
+            raise StorageError(
                 f"cannot write {self._directory / TENSORBOARD_FOLDER} ({reason}): put that right, "
                 "and the same command continues"
             ) from error
@@ -222,7 +223,7 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, row in enumerate(_read_rows(path), start=1):
         for name, value in row.items():
             if isinstance(value, bool) or not isinstance(_of_json(value), int | float):
-                raise ValueError(
+                raise InvalidFile(
                     f"{path}:{number}: {name} is {shown(value)}, not a number: remove the line"
                 )
         rows.append({name: _of_json(value) for name, value in row.items()})
@@ -245,7 +246,7 @@ def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = pathlib.Path(directory) / SAMPLES_FILE
     tables = _read_rows(path)
     if not tables:
-        raise ValueError(f"{path} holds no table of samples")
+        raise InvalidFile(f"{path} holds no table of samples")
     for number, table in enumerate(tables, start=1):
         check_value(table.get("rows"), Field(kinds=(list,)), f"{path}:{number}: rows")
     return tables
@@ -294,8 +295,8 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
         try:
             row = parse_json(line, where, dict)
             check_value(row.get("step"), Field(kinds=(int,), least=0), f"{where}: step")
-        except ValueError as error:
-            raise ValueError(
+        except InvalidFile as error:
+            raise InvalidFile(
                 f"{where}: not a row of JSON with a step ({error}); two processes may have written "
                 "at once: remove the line to go on"
             ) from None

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from gkd.checkpoints import formats
 from gkd.checkpoints.tensors import Checkpoint, check_tensors, read_onto
 from gkd.data.tasks import TaskSpec
+from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
 from gkd.models.interface import Seq2SeqModel
 from gkd.models.t5 import T5Config, as_seq2seq
@@ -142,7 +143,7 @@ def load_model(
       FileNotFoundError: the checkpoint does not exist.
     """
     if checkpoint is None and architecture is None:
-        raise ValueError(f"set {role} (a checkpoint) or {_macro(role)} (an architecture)")
+        raise InvalidValue(f"set {role} (a checkpoint) or {_macro(role)} (an architecture)")
     opened = None
     if checkpoint is not None:
         opened = open_model(role, checkpoint, step)
@@ -150,7 +151,7 @@ def load_model(
     ways = {"dtype": dtype, "stacked_layers": stacked_layers, "remat": remat}
     config, model = _build(role, opened, architecture, ways)
     if config.vocab_size < task.vocabulary.vocab_size:
-        raise ValueError(
+        raise InvalidValue(
             f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
             f"{task.vocabulary.vocab_size}: set {_macro(role)}'s vocab_size to that or more"
         )
@@ -255,7 +256,7 @@ def _build(role, opened, architecture, ways):
     if is_module(architecture):
         if any(value is not None for value in ways.values()):
             wrong = next(name for name, value in ways.items() if value is not None)
-            raise ValueError(f"{_macro(role)} is a T5X module: set its {wrong} in its own gin")
+            raise InvalidValue(f"{_macro(role)} is a T5X module: set its {wrong} in its own gin")
         if opened is not None:
             check_tensors(opened.tensors, architecture.config, opened.path)
         return architecture.config, architecture.model
@@ -278,7 +279,7 @@ def _check_agrees(role, opened, architecture) -> None:
             continue
         wanted, found = (getattr(c, field.name) for c in (architecture, opened.config))
         if wanted != found:
-            raise ValueError(
+            raise InvalidValue(
                 f"{_macro(role)} has {field.name}={wanted}, but the checkpoint {opened.path} "
                 f"{found}: leave {_macro(role)} at None, or choose the checkpoint it describes"
             )
@@ -327,7 +328,7 @@ def shared_valid_ids(student: LoadedModel, teacher: LoadedModel | None, task: Ta
     """
     size = student.config.vocab_size
     if teacher is not None and teacher.config.vocab_size != size:
-        raise ValueError(
+        raise InvalidValue(
             f"teacher vocabulary has {teacher.config.vocab_size} ids, student {size}: distillation "
             "needs one vocabulary; use a student with the teacher's table size"
         )
@@ -342,7 +343,7 @@ def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
     """
     difference = _vocabulary_difference(role, opened, task.vocabulary)
     if difference:
-        raise ValueError(
+        raise InvalidValue(
             f"{role} {opened.path} has another vocabulary than task {task.name}: {difference}; "
             "distillation needs one vocabulary, use the task's with which that model was trained"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from gkd.errors import InvalidValue
 from gkd.files.atomic_files import append_lines
 from gkd.parallel import processes
 from gkd.program_cost.roofline import CHIPS, Chip
@@ -56,7 +57,9 @@ class Monitor:
           ValueError: profile_steps are not a range of steps.
         """
         if profile_steps and not 1 <= profile_steps[0] <= profile_steps[1]:
-            raise ValueError(f"PROFILE_STEPS is {profile_steps}: give the first and the last step")
+            raise InvalidValue(
+                f"PROFILE_STEPS is {profile_steps}: give the first and the last step"
+            )
         self._directory, self._step_flops = directory, step_flops
         self._profile, self._tracing = profile_steps, False
         self._clock, self._begin = clock, clock()

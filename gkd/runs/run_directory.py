@@ -19,6 +19,7 @@ from gkd.checkpoints import folders
 from gkd.checkpoints.hugging_face import is_hugging_face
 from gkd.checkpoints.t5x_format import is_t5x
 from gkd.configuration.gin_files import REPOSITORY, Binding, Source, parse_statements
+from gkd.errors import InvalidFile, InvalidValue, NotAFolder
 from gkd.files.atomic_files import append_lines, replace_file
 from gkd.files.json_files import Field, check_fields, parse_json
 from gkd.parallel import processes
@@ -143,7 +144,7 @@ def open_run(
     """
     path = pathlib.Path(model_dir)
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"MODEL_DIR {path} is a file: choose a directory for the run")
+        raise NotAFolder(f"MODEL_DIR {path} is a file: choose a directory for the run")
     launches = ()
     if processes.is_primary_process():
         path.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
     bindings = config_bindings(gin.config_str())
     changes = setting_changes.of_launches(launches[-1].get("bindings", {}), bindings)
     if changes:
-        raise ValueError(
+        raise InvalidValue(
             f"{model_dir} was trained with other settings: {'; '.join(changes)}: restore them, "
             "choose a new MODEL_DIR, or continue all the same with --gin.ALLOW_CHANGES=True"
         )
@@ -195,18 +196,18 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
         run = _run_of(pathlib.Path(source).resolve())
         inside = run == path or run / folders.CHECKPOINTS_FOLDER in (path, *path.parents)
         if inside or (run.exists() and path.exists() and run.samefile(path)):
-            raise ValueError(
+            raise InvalidValue(
                 f"MODEL_DIR {model_dir} is where {name} {source} lies, which training would "
                 "overwrite: choose a directory of its own for the run"
             )
     steps = [path, *(path / str(step) for step in folders.step_numbers(path))]
     if any((step / folders.STATE_ITEM).is_dir() for step in steps):
-        raise ValueError(
+        raise InvalidValue(
             f"MODEL_DIR {model_dir} holds the checkpoints of a run themselves: give the run "
             "directory, or a new one"
         )
     if path.is_dir() and (is_hugging_face(path) or is_t5x(path)):
-        raise ValueError(
+        raise InvalidValue(
             f"MODEL_DIR {model_dir} holds a checkpoint of another format: choose a directory of "
             "its own for the run"
         )
@@ -238,14 +239,14 @@ def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: move it away")
+        raise InvalidFile(f"{path} is a folder: move it away")
     launches = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             launch = parse_json(line, f"{path}:{number}", dict)
             check_fields(launch, _LAUNCH_FIELDS, f"{path}:{number}")
-        except ValueError as error:
-            raise ValueError(f"{error}; it is no launch of this run: remove the line") from error
+        except InvalidFile as error:
+            raise InvalidFile(f"{error}; it is no launch of this run: remove the line") from error
         launches.append(launch)
     return launches
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import rich.live
 import rich.table
 
+from gkd.errors import InvalidValue
 from gkd.runs.lease import Lease, LeaseLost, Watch
 from gkd.runs.signals import EXIT_STOPPED, Stopped, StopRequest, end_with_parent
 from gkd.sweep import status
@@ -86,7 +87,7 @@ class Runner:
             if state.startswith("failed")
         ]
         if failed:
-            raise ValueError(
+            raise InvalidValue(
                 f"{len(failed)} of {len(self._cells)} cells failed: {', '.join(failed)}; the same "
                 "command tries them again"
             )

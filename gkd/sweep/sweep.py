@@ -17,6 +17,7 @@ from gkd.configuration import buckets
 from gkd.configuration.gin_files import references_in
 from gkd.configuration.setting_values import check_call
 from gkd.configuration.verb_settings import SWEEP
+from gkd.errors import InvalidValue, UserError
 from gkd.files.json_files import shown
 from gkd.runs import setting_changes
 from gkd.runs.lease import Lease
@@ -82,7 +83,7 @@ def sweep(
     check_call(SWEEP, locals())
     cells = plan(directory, gin_files, axes, overrides, evaluations, first, allow_module)
     if over not in axes and over != OVER:
-        raise ValueError(f"OVER is {over!r}, but the axes are {', '.join(axes)}: choose one")
+        raise InvalidValue(f"OVER is {over!r}, but the axes are {', '.join(axes)}: choose one")
     _check_launch_names(cells, launcher)
     if action == "list":
         for cell in cells:
@@ -101,7 +102,7 @@ def sweep(
         outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
         table.write(place, table.averages(outcomes, names, over))
     elif others:
-        raise ValueError(
+        raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
             "sweep.sweep.directory, or move what is there away"
         )
@@ -131,13 +132,13 @@ def plan(
       ValueError: in one line that names the axis or the cell; every configuration is checked.
     """
     if not axes:
-        raise ValueError("sweep.axes is empty: give at least one axis")
+        raise InvalidValue("sweep.axes is empty: give at least one axis")
     _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
     ready: list[tuple[str, Cell]] = []
     for name, words in (first or {}).items():
         place, cell = _preparation(name, words, ready, allow_module)
         if place in (other for other, _ in ready):
-            raise ValueError(f"preparation {name}: another one writes to {place} too")
+            raise InvalidValue(f"preparation {name}: another one writes to {place} too")
         ready.append((place, cell))
     cells = [cell for _, cell in ready]
     for labels in itertools.product(*axes.values()):
@@ -146,7 +147,7 @@ def plan(
         path = "/".join([str(directory), *labels])
         moved = [text for text in (*settings, *overrides) if text.startswith("MODEL_DIR")]
         if moved:
-            raise ValueError(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
+            raise InvalidValue(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
         place = f"MODEL_DIR={path!r}"
         summary = f"{path}/{SUMMARY_FILE}"
         texts = [*gin_files, *settings, *overrides, place]
@@ -169,8 +170,8 @@ def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
     command = command_line.Command(verb, files, values, tuple(allowed))
     try:
         reader = command_line.read_configuration(command)
-    except ValueError as error:
-        raise ValueError(f"cell {'/'.join(labels.values())}: {error}") from error
+    except UserError as error:
+        raise InvalidValue(f"cell {'/'.join(labels.values())}: {error}") from error
     arguments = [verb, *(f"--gin_file={name}" for name in files)]
     arguments += [f"--allow_module={name}" for name in allowed]
     arguments += [f"--gin.{text}" for text in values]
@@ -196,7 +197,7 @@ def _preparation(
     """Where a preparation writes, and what it is."""
     texts = list(words) if isinstance(words, list | tuple) else []
     if not texts or not all(isinstance(t, str) for t in texts) or texts[0] not in _FIRST_VERBS:
-        raise ValueError(
+        raise InvalidValue(
             f"preparation {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
             "['infer', '--NAME=VALUE', …]"
         )
@@ -208,10 +209,10 @@ def _preparation(
         return os.path.dirname(cell.result), cell
     try:
         arguments = command_line.parse_arguments(texts).arguments
-    except ValueError as error:
-        raise ValueError(f"preparation {name}: {error}") from error
+    except UserError as error:
+        raise InvalidValue(f"preparation {name}: {error}") from error
     if arguments["allow_module"]:
-        raise ValueError(f"preparation {name}: give --allow_module to the sweep itself")
+        raise InvalidValue(f"preparation {name}: give --allow_module to the sweep itself")
     texts += [f"--allow_module={module}" for module in allowed]
     arguments = {**arguments, "allow_module": list(allowed) or None}
     needs = _needed(list(arguments.values()), ready)
@@ -235,7 +236,7 @@ def _check_launch_names(cells: Sequence[Cell], launcher: Sequence[str]) -> None:
     for cell in cells if any("{name}" in word for word in launcher) else ():
         other = known.setdefault(cell.launch_name, cell)
         if other is not cell:
-            raise ValueError(
+            raise InvalidValue(
                 f"cells {other.name} and {cell.name} are both {cell.launch_name} to the launcher: "
                 "rename an option"
             )
@@ -249,22 +250,22 @@ def _made_otherwise(others: Sequence[str]) -> str:
 def _check_options(axes: Mapping[str, Any]) -> None:
     for axis, options in axes.items():
         if not isinstance(axis, str) or not isinstance(options, Mapping):
-            raise ValueError(
+            raise InvalidValue(
                 f"axis {shown(axis)} of the sweep is {shown(options)}: write "
                 "'axis': {'option': [gin files and overrides], …}"
             )
         if not options:
-            raise ValueError(f"axis {axis} of the sweep has no options")
+            raise InvalidValue(f"axis {axis} of the sweep has no options")
         for label, settings in options.items():
             if not isinstance(label, str) or not _LABEL.fullmatch(label):
-                raise ValueError(
+                raise InvalidValue(
                     f"axis {axis}: the option {label!r} names a folder: use text of letters, "
                     "digits and . _ = + -, beginning with a letter or digit"
                 )
             texts = list(settings) if isinstance(settings, list | tuple) else []
             wrong = [t for t in texts if not isinstance(t, str) or not re.search(r"=|\.gin$", t)]
             if not isinstance(settings, list | tuple) or wrong:
-                raise ValueError(
+                raise InvalidValue(
                     f"axis {axis}, option {label}: {(wrong or [settings])[0]!r} in place of a list "
                     "of gin files (NAME.gin) and overrides ('NAME=VALUE')"
                 )

@@ -11,6 +11,8 @@ from typing import Any
 
 from scipy import stats
 
+from gkd.errors import InvalidValue
+
 CONFIDENCE = 0.95
 _UNNAMED = ("evaluation", "metrics", "student", "greedy")  # what a metric is of by default
 
@@ -37,7 +39,7 @@ def averages(
       ValueError: no metric, or one that no complete run has.
     """
     if not metrics:
-        raise ValueError("a table needs metrics: set METRICS, e.g. ['rouge2']")
+        raise InvalidValue("a table needs metrics: set METRICS, e.g. ['rouge2']")
     groups: dict[tuple[str, ...], list[tuple[Mapping[str, str], Any]]] = {}
     for labels, outcome in runs:
         key = tuple(label for axis, label in labels.items() if axis != over)
@@ -56,7 +58,9 @@ def averages(
             }
         )
     if known and (unknown := [name for name in metrics if name not in known]):
-        raise ValueError(f"no run has the metric {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise InvalidValue(
+            f"no run has the metric {unknown[0]!r}; known: {', '.join(sorted(known))}"
+        )
     return {"over": over, "confidence": CONFIDENCE, "rows": rows}
 
 
@@ -96,7 +100,7 @@ def _values(outcomes: Sequence[dict[str, float]], name: str) -> list[float]:
     """The metric of every run of a row; of none, where the row's task has another metric."""
     values = [numbers[name] for numbers in outcomes if name in numbers]
     if len(values) not in (0, len(outcomes)):
-        raise ValueError(f"{len(values)} of {len(outcomes)} runs of one row have {name!r}")
+        raise InvalidValue(f"{len(values)} of {len(outcomes)} runs of one row have {name!r}")
     return values
 
 

@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from gkd.errors import InvalidFile
+
 FLOAT_TYPES = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -78,19 +80,19 @@ def index_msgpack(path: epath.PathLike, keep: Callable[[tuple[str, ...]], bool])
     with path.open("rb") as file:
         reader = _Reader(file, path, size, keep)
         if size == 0:
-            raise ValueError(f"{path} is empty: it is no checkpoint, or was cut off")
+            raise InvalidFile(f"{path} is empty: it is no checkpoint, or was cut off")
         if file.read(1) == b"\x80" and size > 1:  # in msgpack an empty map; pickle starts so
-            raise ValueError(
+            raise InvalidFile(
                 f"{path} looks like a pickle file, which can run any code when it is read: it is "
                 "not opened"
             )
         reader.go_to(0)
         kind, length = reader.header()
         if kind != "map":
-            raise ValueError(f"{path} is no msgpack checkpoint: it begins with a {kind}")
+            raise InvalidFile(f"{path} is no msgpack checkpoint: it begins with a {kind}")
         tree = reader.read_map(length, ())
         if reader.position != size:
-            raise ValueError(f"{path} is damaged: {size - reader.position} bytes follow its end")
+            raise InvalidFile(f"{path} is damaged: {size - reader.position} bytes follow its end")
     return tree
 
 
@@ -117,7 +119,9 @@ def read_array(path: epath.PathLike, array: StoredArray) -> np.ndarray:
             while filled < end:
                 block = file.read(min(_LARGEST_READ, end - filled))
                 if not block:
-                    raise ValueError(f"{path} ended while it was read: was it cut in the meantime?")
+                    raise InvalidFile(
+                        f"{path} ended while it was read: was it cut in the meantime?"
+                    )
                 target[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
                 filled += len(block)
     return result
@@ -136,13 +140,13 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.position:
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.path} is truncated or damaged: at byte {self.position} it claims {count} "
                 f"more bytes and has {self.size - self.position}"
             )
         data = self.file.read(count)
         if len(data) != count:
-            raise ValueError(f"{self.path} ended while it was read: was it cut in the meantime?")
+            raise InvalidFile(f"{self.path} ended while it was read: was it cut in the meantime?")
         self.position += count
         return data
 
@@ -165,7 +169,7 @@ class _Reader:
             form = _NUMBERS[first]
             return "number", struct.unpack(form, self.take(struct.calcsize(form)))[0]
         if first not in _LENGTHS:
-            raise ValueError(f"{self.path} is damaged: no msgpack at byte {self.position - 1}")
+            raise InvalidFile(f"{self.path} is damaged: no msgpack at byte {self.position - 1}")
         kind, width = _LENGTHS[first]
         length = int.from_bytes(self.take(width), "big")
         self.check(kind, length)
@@ -175,7 +179,7 @@ class _Reader:
         """Refuses a length that the rest of the file cannot hold: every entry has a byte."""
         needed = {"map": 2 * length, "list": length, "ext": length + 1}.get(kind, length)
         if needed > self.size - self.position:
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.path} is truncated or damaged: a {kind} at byte {self.position} claims "
                 f"{length} {'entries' if kind in ('map', 'list') else 'bytes'} and "
                 f"{self.size - self.position} bytes follow"
@@ -197,20 +201,22 @@ class _Reader:
 
     def text(self, kind: str, length: Any) -> str:
         if kind not in ("str", "bin") or length > _LONGEST_TEXT:
-            raise ValueError(f"{self.path} is damaged: no name at byte {self.position}")
+            raise InvalidFile(f"{self.path} is damaged: no name at byte {self.position}")
         try:
             return self.take(length).decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path} is damaged: no name at byte {self.position}") from error
+            raise InvalidFile(f"{self.path} is damaged: no name at byte {self.position}") from error
 
     def read_map(self, length: int, keys: tuple[str, ...]) -> Any:
         if len(keys) > _DEEPEST:
-            raise ValueError(f"{self.path} is damaged: maps nested more than {_DEEPEST} deep")
+            raise InvalidFile(f"{self.path} is damaged: maps nested more than {_DEEPEST} deep")
         tree: dict[str, Any] = {}
         for _ in range(length):
             key = self.text(*self.header())
             if key in tree:
-                raise ValueError(f"{self.path} is damaged: {'/'.join((*keys, key))} is there twice")
+                raise InvalidFile(
+                    f"{self.path} is damaged: {'/'.join((*keys, key))} is there twice"
+                )
             if self.keep((*keys, key)):
                 tree[key] = self.read((*keys, key))
             else:
@@ -223,14 +229,14 @@ class _Reader:
             return self.read_map(length, keys)
         if kind == "list":
             if len(keys) > _DEEPEST:
-                raise ValueError(f"{self.path} is damaged: lists nested more than {_DEEPEST} deep")
+                raise InvalidFile(f"{self.path} is damaged: lists nested more than {_DEEPEST} deep")
             return [self.read((*keys, str(i))) for i in range(length)]
         if kind == "str":
             return self.text(kind, length)
         if kind == "ext":
             return self.read_extension(length, keys)
         if kind == "bin":
-            raise ValueError(f"{self.path}: {'/'.join(keys)} is bytes, not an array")
+            raise InvalidFile(f"{self.path}: {'/'.join(keys)} is bytes, not an array")
         return length
 
     def read_extension(self, length: int, keys: tuple[str, ...]) -> StoredArray:
@@ -238,18 +244,18 @@ class _Reader:
         end = self.position + length
         name = "/".join(keys)
         if code not in _ARRAY_EXTENSIONS:
-            raise ValueError(f"{self.path}: {name} is of msgpack extension {code}, not an array")
+            raise InvalidFile(f"{self.path}: {name} is of msgpack extension {code}, not an array")
         self.check("value", length)
         if self.header() != ("list", 3):
-            raise ValueError(f"{self.path} is damaged: {name} is no array")
+            raise InvalidFile(f"{self.path} is damaged: {name} is no array")
         kind, rank = self.header()
         if kind != "list" or rank > _LARGEST_RANK:
-            raise ValueError(f"{self.path} is damaged: {name} is no array")
+            raise InvalidFile(f"{self.path} is damaged: {name} is no array")
         shape = tuple(self.header()[1] for _ in range(rank))
         type_name = self.text(*self.header())
         kind, count = self.header()
         if kind not in ("bin", "str") or self.position + count != end or not _are_sizes(shape):
-            raise ValueError(f"{self.path} is damaged: {name} is no array")
+            raise InvalidFile(f"{self.path} is damaged: {name} is no array")
         array = StoredArray(shape, type_name, ((self.position, count),))
         self.check_size(array, name)
         self.go_to(end)
@@ -259,7 +265,7 @@ class _Reader:
         stored = sum(length for _, length in array.pieces)
         wanted = FLOAT_TYPES.get(array.type_name)
         if wanted is not None and math.prod(array.shape) * wanted.itemsize != stored:
-            raise ValueError(
+            raise InvalidFile(
                 f"{self.path} is damaged: {name} of shape {list(array.shape)} and type "
                 f"{array.type_name} cannot be {stored} bytes"
             )
@@ -270,9 +276,9 @@ class _Reader:
         shape, pieces = _in_order(tree.get("shape")), _in_order(tree.get("chunks"))
         types = {piece.type_name for piece in pieces if isinstance(piece, StoredArray)}
         if len(types) != 1 or not _are_sizes(shape):
-            raise ValueError(f"{self.path} is damaged: {name} is no array in pieces")
+            raise InvalidFile(f"{self.path} is damaged: {name} is no array in pieces")
         if not all(isinstance(piece, StoredArray) for piece in pieces):
-            raise ValueError(f"{self.path} is damaged: {name} is no array in pieces")
+            raise InvalidFile(f"{self.path} is damaged: {name} is no array in pieces")
         spans = tuple(span for piece in pieces for span in piece.pieces)
         array = StoredArray(tuple(shape), types.pop(), spans)
         self.check_size(array, name)

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from gkd.errors import InvalidFile, MissingFile
 from gkd.files.json_files import Field, check_fields, parse_json, shown
 from gkd.tensor_files.tensor import Tensor
 
@@ -50,12 +51,12 @@ def open_safetensors(path: epath.PathLike) -> dict[str, Tensor]:
     """
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: the checkpoint is not complete")
+        raise MissingFile(f"{path} does not exist: the checkpoint is not complete")
     size = path.stat().length
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_LONGEST_HEADER, size - 8):
-            raise ValueError(
+            raise InvalidFile(
                 f"{path} is no safetensors file or is truncated: {size} bytes, header of {length}"
             )
         header = _parse(file.read(length), path)
@@ -66,16 +67,16 @@ def _parse(text: bytes, path: epath.Path) -> dict[str, Any]:
     try:
         header = parse_json(text, "header")
     except ValueError as error:
-        raise ValueError(f"{path} has a damaged header: {error}") from error
+        raise InvalidFile(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict):
-        raise ValueError(f"{path} has a damaged header: not a table of tensors")
+        raise InvalidFile(f"{path} has a damaged header: not a table of tensors")
     metadata = header.pop("__metadata__", None) or {}
     texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     if not texts:
-        raise ValueError(f"{path} has a damaged header: __metadata__ is {shown(metadata)}")
+        raise InvalidFile(f"{path} has a damaged header: __metadata__ is {shown(metadata)}")
     unclear = next((name for name in header if not name.isprintable()), None)
     if unclear is not None:
-        raise ValueError(f"{path} has a damaged header: a tensor's name is {shown(unclear)}")
+        raise InvalidFile(f"{path} has a damaged header: a tensor's name is {shown(unclear)}")
     return header
 
 
@@ -83,26 +84,26 @@ def _tensors(header: dict[str, Any], path: epath.Path, start: int, size: int) ->
     tensors, spans = {}, []
     for name, entry in header.items():
         if not isinstance(entry, dict):
-            raise ValueError(f"{path} has a damaged entry for {name}: {shown(entry)}")
+            raise InvalidFile(f"{path} has a damaged entry for {name}: {shown(entry)}")
         check_fields(entry, _ENTRY, f"{path} has a damaged entry for {name}")
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(
+            raise InvalidFile(
                 f"{path}: {name} is {shown(entry['dtype'])}; weights are one of "
                 f"{', '.join(_DTYPES)}"
             )
         dtype = _DTYPES[entry["dtype"]]
         if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-            raise ValueError(
+            raise InvalidFile(
                 f"{path}: {name} has shape {shown(list(shape))} at bytes {shown([begin, end])}"
             )
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(
+            raise InvalidFile(
                 f"{path}: {name} of shape {shown(list(shape))} and type {entry['dtype']} cannot be "
                 f"{end - begin} bytes"
             )
         if start + end > size:
-            raise ValueError(
+            raise InvalidFile(
                 f"{path} is truncated or damaged: {name} would end at byte {start + end} of {size}"
             )
         spans.append((begin, end, name))
@@ -117,9 +118,9 @@ def _check_cover(spans: list[tuple[int, int, str]], size: int, path: epath.Path)
     reached, before = 0, "the header"
     for begin, end, name in [*sorted(spans), (size, size, "the end of the file")]:
         if begin < reached:
-            raise ValueError(f"{path} is damaged: {before} and {name} share bytes")
+            raise InvalidFile(f"{path} is damaged: {before} and {name} share bytes")
         if begin > reached:
-            raise ValueError(
+            raise InvalidFile(
                 f"{path} is damaged: {begin - reached} bytes between {before} and {name} belong to "
                 "no tensor"
             )
@@ -135,7 +136,7 @@ def _read(path: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
         while filled < len(view):
             count = file.readinto(view[filled:])
             if not count:
-                raise ValueError(f"{path} ended while it was read: was it cut in the meantime?")
+                raise InvalidFile(f"{path} ended while it was read: was it cut in the meantime?")
             filled += count
     return array
 

@@ -16,6 +16,7 @@ import numpy as np
 import tensorstore
 from etils import epath
 
+from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, shown
 from gkd.tensor_files.msgpack_file import FLOAT_TYPES
 from gkd.tensor_files.zarr_chunks import (
@@ -81,16 +82,16 @@ def locate_zarr(specification: Mapping[str, Any], root: epath.Path, name: str) -
     # TensorStore before 0.1.14 had the path beside the store.
     parts = [store.get("path", ""), specification.get("path", "")]
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"{root}: {name} has no path in the index")
+        raise InvalidFile(f"{root}: {name} has no path in the index")
     path = "/".join(part.rstrip("/") for part in parts if part)
     _check_path(root, path, name)
     shape = metadata.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"{root}: {name} has no shape in the index: {shown(shape)}")
+        raise InvalidFile(f"{root}: {name} has no shape in the index: {shown(shape)}")
     types = {form: type_name for type_name, form in _ZARR_TYPES.items()}
     type_name = specification.get("dtype", types.get(str(metadata.get("dtype"))))
     if type_name not in FLOAT_TYPES:
-        raise ValueError(
+        raise InvalidFile(
             f"{root}: {name} is of type {shown(type_name)}: weights are floating-point"
         )
     return ZarrArray(root, path, tuple(shape), FLOAT_TYPES[type_name])
@@ -99,7 +100,7 @@ def locate_zarr(specification: Mapping[str, Any], root: epath.Path, name: str) -
 def _check_path(root: epath.Path, path: str, name: str) -> None:
     parts = path.split("/")
     if not path.strip("/.") or path.startswith("/") or ".." in parts or re.search(r"[:\\\0]", path):
-        raise ValueError(f"{root}: {name} has the path {path!r}, which leaves the folder: refused")
+        raise InvalidFile(f"{root}: {name} has the path {path!r}, which leaves the folder: refused")
     _check_inside(root, root / path, name)
 
 
@@ -109,7 +110,7 @@ def _check_inside(root: epath.Path, path: epath.Path, name: str) -> None:
         return
     home, target = os.path.realpath(root), os.path.realpath(path)  # epath's keeps links
     if os.path.commonpath([home, target]) != home:
-        raise ValueError(f"{root}: {name} lies at {target}, outside of the folder: refused")
+        raise InvalidFile(f"{root}: {name} lies at {target}, outside of the folder: refused")
 
 
 def _is_remote(path: epath.Path) -> bool:
@@ -139,13 +140,13 @@ def read_zarr(
     folder = array.root / array.path
     where = f"{folder}"
     if not (folder / DESCRIPTION_FILE).exists():
-        raise ValueError(f"{where}/{DESCRIPTION_FILE} is missing: the checkpoint is not complete")
+        raise InvalidFile(f"{where}/{DESCRIPTION_FILE} is missing: the checkpoint is not complete")
     stored = _stored_bytes(array)
     try:
         read_zarr_description(folder)
         store = tensorstore.open(_specification(array), context=context, open=True).result()
     except Exception as error:  # TensorStore raises many types for damaged metadata
-        raise ValueError(f"{where} cannot be opened: {_first_line(error)}") from error
+        raise InvalidFile(f"{where} cannot be opened: {_first_line(error)}") from error
     compressor, chunk = _check_store(array, store, stored, where)
     if verified is None or where not in verified:
         check_chunks(folder, compressor, chunk, array.dtype.itemsize)
@@ -154,7 +155,7 @@ def read_zarr(
     try:
         return (store if layer is None else store[:, layer]).read(order="C").result()
     except Exception as error:
-        raise ValueError(f"{where} is damaged or not complete: {_first_line(error)}") from error
+        raise InvalidFile(f"{where} is damaged or not complete: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -176,7 +177,9 @@ def _specification(array: ZarrArray) -> dict[str, Any]:
     else:
         scheme, _, rest = str(array.root).partition("://")
         if scheme != "gs":
-            raise ValueError(f"{array.root}: T5X checkpoints are read from local folders and gs://")
+            raise InvalidFile(
+                f"{array.root}: T5X checkpoints are read from local folders and gs://"
+            )
         bucket, _, folder = rest.partition("/")
         store = {"driver": "gcs", "bucket": bucket, "path": f"{folder}/{array.path}/"}
     return {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
@@ -191,7 +194,7 @@ def _check_store(
       The name of its compressor and the shape of its chunks.
     """
     if store.dtype.numpy_dtype != array.dtype or tuple(store.shape) != array.shape:
-        raise ValueError(
+        raise InvalidFile(
             f"{where} is {store.dtype.name}{list(store.shape)}, but the index says "
             f"{array.dtype.name}{list(array.shape)}"
         )
@@ -200,12 +203,12 @@ def _check_store(
     compressor = (metadata.get("compressor") or {"id": None})["id"]
     most = _BEST_COMPRESSION.get(compressor)
     if most is not None and wanted > most * stored:
-        raise ValueError(
+        raise InvalidFile(
             f"{where} claims {wanted} bytes, but {stored} bytes are there: truncated or damaged"
         )
     chunk = metadata["chunks"]
     if any(part > max(1, whole) for part, whole in zip(chunk, array.shape, strict=True)):
-        raise ValueError(f"{where} has chunks of {list(chunk)}, larger than {list(array.shape)}")
+        raise InvalidFile(f"{where} has chunks of {list(chunk)}, larger than {list(array.shape)}")
     return compressor, list(chunk)
 
 
@@ -226,7 +229,7 @@ def write_zarr(root: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]
     """
     type_name = array.dtype.name
     if type_name not in _ZARR_TYPES:
-        raise ValueError(f"{path} is of type {type_name}: weights are floating-point")
+        raise InvalidFile(f"{path} is of type {type_name}: weights are floating-point")
     row = array.dtype.itemsize * max(1, math.prod(array.shape[1:]))
     rows = max(1, min(array.shape[0], _CHUNK_BYTES // row))
     chunks = [rows, *array.shape[1:]]

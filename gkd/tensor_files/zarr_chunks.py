@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, read_json
 
 DESCRIPTION_FILE = ".zarray"
@@ -86,7 +87,7 @@ def check_chunks(folder: epath.Path, compressor: str | None, chunk: list[int], w
         damages = pool.map(lambda path: _damage(path, _DECODERS[compressor](), size), files)
         for path, damage in zip(files, damages, strict=True):
             if damage is not None:
-                raise ValueError(f"{path} is damaged or not complete: {damage}")
+                raise InvalidFile(f"{path} is damaged or not complete: {damage}")
 
 
 def _damage(path: epath.Path, decoder: Any, size: int) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gkd.errors import InvalidValue
 from gkd.train.step_program import StepProgram
 
 _GIGA = 1e9
@@ -75,7 +76,7 @@ def check_fits(program: StepProgram) -> None:
     batch = program.batch
     rows, source = batch.encoder_input_tokens.shape
     target = batch.decoder_target_tokens.shape[1]
-    raise ValueError(
+    raise InvalidValue(
         f"the step needs at least {needs / _GIGA:,.0f} GB, the machine has {has / _GIGA:,.0f} GB: "
         f"INPUT_LENGTH is {source}, TARGET_LENGTH {target}, BATCH_SIZE {rows}, MICROBATCHES "
         f"{program.microbatches}; shorten the first two, raise MICROBATCHES, or use a smaller "

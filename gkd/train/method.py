@@ -11,6 +11,7 @@ import numpy as np
 
 from gkd.decode.sampling import sample
 from gkd.distill import advantages, divergences, losses, replay, train_step, truncated_teacher
+from gkd.errors import InvalidValue
 from gkd.metrics.reward_functions import InProgram
 from gkd.runs.model_loading import LoadedModel
 
@@ -58,7 +59,7 @@ class Method:
         if self.reward is not None:
             self._check_reward()
         elif self.alpha != 1:
-            raise ValueError(f"ALPHA is {self.alpha}, but no REWARD shares the loss: set one")
+            raise InvalidValue(f"ALPHA is {self.alpha}, but no REWARD shares the loss: set one")
         if self.replay is not None:
             self._check_replay()
         if self.teacher_top_k is not None:
@@ -76,18 +77,18 @@ class Method:
 
     def _check_rollouts(self):
         if self.mixing not in MIXINGS:
-            raise ValueError(f"MIXING is {self.mixing!r}: choose one of {', '.join(MIXINGS)}")
+            raise InvalidValue(f"MIXING is {self.mixing!r}: choose one of {', '.join(MIXINGS)}")
         if self.samples < 1:
-            raise ValueError(f"SAMPLES is {self.samples}: use 1 or more")
+            raise InvalidValue(f"SAMPLES is {self.samples}: use 1 or more")
         if self.rollout_length is not None and self.rollout_length < 1:
-            raise ValueError(f"ROLLOUT_LENGTH is {self.rollout_length}: use 1 or more, or None")
+            raise InvalidValue(f"ROLLOUT_LENGTH is {self.rollout_length}: use 1 or more, or None")
         if not self._on_policy and (self.samples > 1 or self.rollout_length is not None):
-            raise ValueError(
+            raise InvalidValue(
                 f"SAMPLES is {self.samples} and ROLLOUT_LENGTH {self.rollout_length}, but λ is 0: "
                 "the student writes nothing; raise LAMBDA"
             )
         if self.sampling["temperature"] <= 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"SAMPLING_TEMPERATURE is {self.sampling['temperature']}: use more than 0"
             )
 
@@ -100,20 +101,20 @@ class Method:
         temperature = self.temperature
         pair = temperature if isinstance(temperature, tuple | list) else (temperature,)
         if min(pair) <= 0:
-            raise ValueError(f"TEMPERATURE is {temperature}: the divergence needs more than 0")
+            raise InvalidValue(f"TEMPERATURE is {temperature}: the divergence needs more than 0")
         if self.divergence is None:
             self._check_no_divergence()
             return
         if not callable(self.divergence):
-            raise ValueError(
+            raise InvalidValue(
                 f"DIVERGENCE is {self.divergence!r}: write @divergences.forward_kl, without ''"
             )
         name = self.divergence.__name__
         if self.teacher is None and self.teacher_top_k is None:
-            raise ValueError("a divergence needs a teacher: set TEACHER to a checkpoint")
+            raise InvalidValue("a divergence needs a teacher: set TEACHER to a checkpoint")
         needs_beta = name == "generalized_jsd"
         if needs_beta != (self.beta is not None):
-            raise ValueError(
+            raise InvalidValue(
                 f"BETA is {self.beta} and DIVERGENCE {name}: generalized_jsd needs a BETA in "
                 "(0, 1), no other divergence has one"
             )
@@ -122,7 +123,7 @@ class Method:
             object.__setattr__(self, "divergence", bound)
         if self._is_sampled_token:
             if self.on_policy_fraction != 1 or self.replay is not None:
-                raise ValueError(
+                raise InvalidValue(
                     f"sampled_token_reverse_kl judges the student's own tokens, but λ is "
                     f"{self.on_policy_fraction}: set LAMBDA to 1.0, without REPLAY"
                 )
@@ -134,7 +135,7 @@ class Method:
     def _check_sampled_token(self):
         """Refuses samples that are not of the distribution Q of the loss: biased otherwise."""
         if self.sampling["top_k"] != 0 or self.sampling["top_p"] != 1.0:
-            raise ValueError(
+            raise InvalidValue(
                 f"sampled_token_reverse_kl needs samples of the student's whole distribution, but "
                 f"SAMPLING_TOP_K is {self.sampling['top_k']} and SAMPLING_TOP_P "
                 f"{self.sampling['top_p']}: leave them at 0 and 1.0"
@@ -142,7 +143,7 @@ class Method:
         temperature = _pair(self.temperature)
         student = temperature[0] if isinstance(temperature, tuple) else temperature
         if student != self.sampling["temperature"]:
-            raise ValueError(
+            raise InvalidValue(
                 f"sampled_token_reverse_kl at the student's TEMPERATURE {student} needs samples "
                 f"drawn at it, but SAMPLING_TEMPERATURE is {self.sampling['temperature']}: set "
                 "both to one number"
@@ -151,32 +152,32 @@ class Method:
     def _check_no_divergence(self):
         if self.reward is not None:
             if self.alpha != 0:
-                raise ValueError(
+                raise InvalidValue(
                     f"ALPHA is {self.alpha} but DIVERGENCE is not set: set it, or ALPHA to 0"
                 )
             return
         if self.teacher is not None or self.teacher_top_k is not None:
-            raise ValueError("TEACHER is set but DIVERGENCE is not: SFT would ignore the teacher")
+            raise InvalidValue("TEACHER is set but DIVERGENCE is not: SFT would ignore the teacher")
         if self._on_policy:
-            raise ValueError(
+            raise InvalidValue(
                 f"fine-tuning on the student's own samples (λ={self.on_policy_fraction}) teaches "
                 "nothing: set DIVERGENCE and TEACHER, or λ to 0"
             )
 
     def _check_reward(self):
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"ALPHA is {self.alpha}: use a weight of the divergence in [0, 1]")
+            raise InvalidValue(f"ALPHA is {self.alpha}: use a weight of the divergence in [0, 1]")
         if not self._on_policy or self.replay is not None:
-            raise ValueError("a REWARD judges the student's own outputs: raise LAMBDA, no REPLAY")
+            raise InvalidValue("a REWARD judges the student's own outputs: raise LAMBDA, no REPLAY")
         if self.normalisation != "sequence":
-            raise ValueError(
+            raise InvalidValue(
                 f"NORMALISATION is {self.normalisation!r}: with a REWARD the loss is equation 5's, "
                 "'sequence'"
             )
         if (self.sampling["temperature"], self.sampling["top_k"], self.sampling["top_p"]) != (
             1.0, 0, 1.0,
         ):  # fmt: skip
-            raise ValueError(
+            raise InvalidValue(
                 "a policy gradient needs samples of the student's own distribution: leave "
                 "SAMPLING_TEMPERATURE at 1.0, SAMPLING_TOP_K at 0 and SAMPLING_TOP_P at 1.0"
             )
@@ -184,20 +185,20 @@ class Method:
 
     def _check_replay(self):
         if self.on_policy_fraction != 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"λ is {self.on_policy_fraction}, but REPLAY decides who writes: set LAMBDA to 0"
             )
         if self.samples != 1 or self.rollout_length is not None or self.divergence is None:
-            raise ValueError(
+            raise InvalidValue(
                 "REPLAY keeps one whole output a prompt, for a divergence: leave SAMPLES at 1 and "
                 "ROLLOUT_LENGTH at None, set DIVERGENCE and TEACHER"
             )
 
     def _check_top_k(self):
         if self.teacher is not None:
-            raise ValueError("TEACHER and TEACHER_TOP_K are both set: one of them scores")
+            raise InvalidValue("TEACHER and TEACHER_TOP_K are both set: one of them scores")
         if self._on_policy:
-            raise ValueError(
+            raise InvalidValue(
                 "TEACHER_TOP_K scored the data set's outputs only: set LAMBDA to 0, or a TEACHER"
             )
         truncated_teacher.check_top_k(self.divergence, self.top_k_tail, _pair(self.temperature))
@@ -210,7 +211,7 @@ class Method:
             are not of the distribution whose gradient is taken.
         """
         if dropout and (self.reward is not None or self._is_sampled_token):
-            raise ValueError(
+            raise InvalidValue(
                 "DROPOUT_RATE is above 0, but a policy gradient needs samples of the very "
                 "distribution that is trained, and sampling uses no dropout: set it to 0.0"
             )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gkd.distill.rollouts import shift_right
+from gkd.errors import NotFinite
 from gkd.runs.model_loading import LoadedModel
 
 
@@ -39,7 +40,7 @@ def check_outputs(records: Sequence[Sequence[Mapping[str, Any]]], number: int) -
         advice = "lower LEARNING_RATE, or clip with MAX_GRADIENT_NORM"
         if number == 0:
             advice = "look at the STUDENT it starts from, and at STUDENT_DTYPE"
-        raise FloatingPointError(
+        raise NotFinite(
             f"the student's probabilities are NaN after step {number}, which is not saved: {advice}"
         )
 

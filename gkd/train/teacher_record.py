@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from gkd.errors import InvalidFile
 from gkd.files.atomic_files import write_json
 from gkd.files.json_files import Field, check_fields, read_json
 from gkd.runs import model_loading
@@ -24,7 +25,7 @@ def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) 
             text = Field(kinds=(str,), required=True, none=True)
             check_fields(saved, {"teacher": text, "step_folder": text}, path)
         except ValueError as error:
-            raise ValueError(f"{error}; {then}") from error
+            raise InvalidFile(f"{error}; {then}") from error
         if saved["teacher"] == teacher:
             return saved["step_folder"]
     return teacher

@@ -17,6 +17,7 @@ from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
+from gkd.errors import InvalidValue, NotAFolder, StorageError
 from gkd.evaluate import evaluation as evaluations
 from gkd.evaluate.reward_scoring import load_judge
 from gkd.parallel import job_messages, processes
@@ -323,13 +324,15 @@ def _check_settings(given: Mapping[str, Any]) -> None:
     """Refuses settings that do not fit together, before anything is read or compiled."""
     rollout, target = given["rollout_length"], given["target_length"]
     if rollout is not None and rollout > target:
-        raise ValueError(
+        raise InvalidValue(
             f"ROLLOUT_LENGTH is {rollout} and TARGET_LENGTH {target}: the student writes at most "
             "TARGET_LENGTH tokens; shorten one, or leave ROLLOUT_LENGTH at None"
         )
     first, last = given["profile_steps"] or (1, 1)
     if first > last:
-        raise ValueError(f"PROFILE_STEPS is {given['profile_steps']}: give the first and the last")
+        raise InvalidValue(
+            f"PROFILE_STEPS is {given['profile_steps']}: give the first and the last"
+        )
     _check_teacher_differs(given)
     if not callable(given["dry_run"]):  # `plan` is of another machine
         _check_writable(given["model_dir"])
@@ -340,9 +343,9 @@ def _check_writable(model_dir: str) -> None:
     path = pathlib.Path(model_dir)
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir():
-        raise NotADirectoryError(f"MODEL_DIR {path}: {existing} is a file: choose a directory")
+        raise NotAFolder(f"MODEL_DIR {path}: {existing} is a file: choose a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"MODEL_DIR {path}: {existing} cannot be written to")
+        raise StorageError(f"MODEL_DIR {path}: {existing} cannot be written to")
 
 
 def _check_teacher_differs(given: Mapping[str, Any]) -> None:
@@ -357,7 +360,7 @@ def _check_teacher_differs(given: Mapping[str, Any]) -> None:
     temperature = given["temperature"]
     pair = temperature if isinstance(temperature, tuple | list) else (temperature, temperature)
     if given["teacher_step"] is None and given["reward"] is None and pair[0] == pair[1]:
-        raise ValueError(
+        raise InvalidValue(
             f"TEACHER and STUDENT are both {given['teacher']!r}: their divergence is 0 at the "
             "start, and nothing is learnt; choose another TEACHER, or another of its steps with "
             "TEACHER_STEP"

@@ -17,6 +17,7 @@ from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.distill import replay
 from gkd.distill.types import TopK
+from gkd.errors import InvalidValue, NotFinite
 from gkd.evaluate import evaluation as evaluations
 from gkd.files.atomic_files import write_json
 from gkd.files.json_files import Field, check_fields, read_json
@@ -97,7 +98,7 @@ class TrainingLoop:
         """Steps until the end, a signal, or too many updates that are not finite."""
         first, total = restored_step or 0, self.intervals.train_steps
         if first > total:
-            raise ValueError(
+            raise InvalidValue(
                 f"TRAIN_STEPS is {total}, but {self.directory} is at step {first}: use {first} or "
                 "more"
             )
@@ -152,7 +153,7 @@ class TrainingLoop:
         if self.replay is None:
             return state
         if self.replay.metric not in measured:
-            raise ValueError(
+            raise InvalidValue(
                 f"the replay follows {self.replay.metric!r}, measured are "
                 f"{', '.join(sorted(measured))}: choose one of them"
             )
@@ -198,7 +199,7 @@ class TrainingLoop:
             self._progress.print(f"step {number}: not saved, its updates are not finite")
             return
         if not soundness.all_finite(state.params):
-            raise FloatingPointError(
+            raise NotFinite(
                 f"parameters are not finite after step {number}, which is not saved: lower "
                 "LEARNING_RATE, or clip with MAX_GRADIENT_NORM"
             )
@@ -237,12 +238,12 @@ class TrainingLoop:
         if streak >= self.stop_after_skipped:
             saved = self.store.latest_step()
             kept = f"checkpoint {saved} in {self.directory} is kept" if saved else "none was saved"
-            raise FloatingPointError(
+            raise NotFinite(
                 f"loss or gradient was not finite in {streak} updates in a row, up to step "
                 f"{number}: {kept}; {self._remedy(pairs, number, host)}"
             )
         if streak and number == self.intervals.train_steps:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"loss or gradient was not finite in the last {streak} updates, up to step "
                 f"{number}, the last: the run is not complete; {self._remedy(pairs, number, host)}"
             )
@@ -257,7 +258,7 @@ class TrainingLoop:
         with self._compilations.of("evaluation"):
             measured, texts = self._measure(state.params, number)
         if self.best_metric is not None and self.best_metric not in measured:
-            raise ValueError(
+            raise InvalidValue(
                 f"BEST_METRIC is {self.best_metric!r}, measured are {', '.join(sorted(measured))}: "
                 "choose one of them, or None"
             )

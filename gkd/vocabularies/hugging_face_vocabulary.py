@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from gkd.errors import InvalidFile
 from gkd.vocabularies.tensorflow_host import seqio, tf
 from gkd.vocabularies.tokenizer_files import AddedToken, TokenizerFiles
 
@@ -229,7 +230,7 @@ class TokenizersVocabulary(FolderVocabulary):
         pieces = self.pieces()
         for token in files.added:
             if token.id >= len(pieces) or pieces[token.id] != token.content:
-                raise ValueError(
+                raise InvalidFile(
                     f"{files.folder}: the tokenizer's files disagree, {token.content!r} has id "
                     f"{token.id} but not in {files.tokenizer_json}: save the tokenizer again"
                 )
@@ -249,7 +250,7 @@ class TokenizersVocabulary(FolderVocabulary):
     def _pieces(self) -> tuple[str | None, ...]:
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         if not ids:
-            raise ValueError(f"{self.files.tokenizer_json} has no tokens")
+            raise InvalidFile(f"{self.files.tokenizer_json} has no tokens")
         pieces: list[str | None] = [None] * (max(ids.values()) + 1)
         for piece, token_id in ids.items():
             pieces[token_id] = piece
@@ -302,4 +303,4 @@ def _guarded(path: Any, trouble: str, function: Any, argument: Any) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} {trouble} by the library tokenizers ({cause})") from error
+        raise InvalidFile(f"{path} {trouble} by the library tokenizers ({cause})") from error

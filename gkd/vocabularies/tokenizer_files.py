@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
 
 VOCABULARY_FILE = "spiece.model"
@@ -184,14 +185,14 @@ def read_tokenizer(
 def _of_config(decoder: Mapping[str, Any], path: Any) -> Iterable[AddedToken]:
     for key, token in decoder.items():
         if not re.fullmatch(r"[0-9]{1,9}", key) or not isinstance(token, dict):
-            raise ValueError(f"{path}: added_tokens_decoder has {shown(key)}, not an id")
+            raise InvalidFile(f"{path}: added_tokens_decoder has {shown(key)}, not an id")
         yield _token({**token, "id": int(key)}, f"{path}: added_tokens_decoder {key}")
 
 
 def _of_tokenizer(raw: Mapping[str, Any], path: Any) -> Iterable[AddedToken]:
     tokens = raw.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
-        raise ValueError(f"{path}: added_tokens is {shown(tokens)}: a list of objects is needed")
+        raise InvalidFile(f"{path}: added_tokens is {shown(tokens)}: a list of objects is needed")
     return [_token(token, f"{path}: added_tokens") for token in tokens]
 
 
@@ -216,7 +217,7 @@ def _check_text(text: str, where: Any) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {text!r} is no valid text ({error.reason})") from error
+        raise InvalidFile(f"{where}: {text!r} is no valid text ({error.reason})") from error
 
 
 def _merged(tokens: Sequence[AddedToken], folder: Any) -> tuple[AddedToken, ...]:
@@ -226,12 +227,12 @@ def _merged(tokens: Sequence[AddedToken], folder: Any) -> tuple[AddedToken, ...]
     for token in tokens:
         known = by_id.setdefault(token.id, token)
         if known.content != token.content:
-            raise ValueError(
+            raise InvalidFile(
                 f"{folder}: the tokenizer's files disagree, id {token.id} is {known.content!r} in "
                 f"one and {token.content!r} in another: save the tokenizer again"
             )
         if ids.setdefault(token.content, token.id) != token.id:
-            raise ValueError(
+            raise InvalidFile(
                 f"{folder}: the tokenizer's files give {token.content!r} the ids "
                 f"{ids[token.content]} and {token.id}: save the tokenizer again"
             )

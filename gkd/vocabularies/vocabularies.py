@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.vocabularies.hugging_face_vocabulary import (
     AddedTokensVocabulary,
     FolderVocabulary,
@@ -46,7 +47,7 @@ def t5(path: str | None = None, extra_ids: int = 100) -> Any:
     """
     path = path or os.environ.get(ENVIRONMENT)
     if not path:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"no T5 vocabulary: set {ENVIRONMENT} or vocabularies.t5.path to a sentencepiece "
             "model file (spiece.model of a T5 checkpoint) or a checkpoint's folder"
         )
@@ -68,7 +69,7 @@ def from_folder(path: str, extra_ids: int = 100) -> Any:
     """
     files = read_tokenizer(pathlib.Path(path))
     if files.is_empty:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"vocabulary {path}: the folder holds no tokenizer (spiece.model or {TOKENIZER_FILE})"
         )
     listed = any(token.sentinel is not None for token in files.added)
@@ -104,12 +105,12 @@ def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
     elif files.tokenizer_json is not None:
         return _checked(TokenizersVocabulary(files))
     elif files.other:
-        raise ValueError(
+        raise InvalidFile(
             f"{files.folder} has its tokenizer in {files.other}, which is not read: save it with "
             f"transformers as {TOKENIZER_FILE} or spiece.model, or name a --vocabulary"
         )
     else:
-        raise FileNotFoundError(f"{files.folder} holds no tokenizer")
+        raise MissingFile(f"{files.folder} holds no tokenizer")
     sentinels = _sentinels(base, extra_ids)
     beyond = [token for token in files.added if not _is_known(token, base, sentinels)]
     if files.sentencepiece is not None and files.tokenizer_json is not None:
@@ -118,7 +119,7 @@ def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
             return from_json
         difference = _difference(_pieces(base), _pieces(from_json)[: base.vocab_size])
         if difference:
-            raise ValueError(
+            raise InvalidFile(
                 f"{files.folder}: the tokenizer's files disagree, spiece.model and "
                 f"{TOKENIZER_FILE}: {difference}: save the tokenizer again, or remove one of them"
             )
@@ -161,7 +162,7 @@ def _checked(vocabulary: TokenizersVocabulary) -> TokenizersVocabulary:
     ids = (vocabulary.pad_id, vocabulary.eos_id)
     if ids != (0, 1):
         files = vocabulary.files
-        raise ValueError(
+        raise InvalidFile(
             f"vocabulary {files.tokenizer_json} has ids {ids} for {files.pad} and {files.eos}; T5 "
             "needs pad 0 and end of sequence 1"
         )
@@ -193,7 +194,7 @@ def sentencepiece(path: str, extra_ids: int = 0) -> Any:
       FileNotFoundError, ValueError: as `t5`.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(
+        raise MissingFile(
             f"vocabulary {path} does not exist: set {ENVIRONMENT} or vocabularies.t5.path to a "
             "sentencepiece model file"
         )
@@ -201,9 +202,9 @@ def sentencepiece(path: str, extra_ids: int = 0) -> Any:
     try:
         ids = (vocabulary.tokenizer.pad_id(), vocabulary.eos_id, vocabulary.unk_id)
     except Exception as error:  # sentencepiece and protobuf raise different things for one cause
-        raise ValueError(f"vocabulary {path} is not a sentencepiece model ({error})") from error
+        raise InvalidFile(f"vocabulary {path} is not a sentencepiece model ({error})") from error
     if ids != (0, 1, 2):
-        raise ValueError(f"vocabulary {path} has pad, eos, unk ids {ids}; T5 needs (0, 1, 2)")
+        raise InvalidFile(f"vocabulary {path} has pad, eos, unk ids {ids}; T5 needs (0, 1, 2)")
     return vocabulary
 
 
@@ -221,7 +222,7 @@ def valid_ids(vocabulary: Any, table_size: int) -> Bool[np.ndarray, " vocabulary
       ValueError: if the table has fewer rows than the vocabulary has ids.
     """
     if table_size < vocabulary.vocab_size:
-        raise ValueError(
+        raise InvalidValue(
             f"the model's table has {table_size} rows, the vocabulary {vocabulary.vocab_size} ids: "
             "give the model a table at least as large, or choose another vocabulary"
         )

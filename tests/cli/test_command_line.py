@@ -278,7 +278,7 @@ def test_the_environment_can_ask_for_the_traceback(fake_verb, monkeypatch):
     assert "Traceback" in error and error.splitlines()[-1].startswith("gkd: error: 13 steps")
 
 
-@pytest.mark.parametrize("steps", [14, 16])  # a KeyError; a ValueError from inside NumPy
+@pytest.mark.parametrize("steps", [14, 16, 19])  # a KeyError; ValueErrors of NumPy and of gkd
 def test_mistakes_in_the_code_keep_their_traceback(fake_verb, steps):
     code, error = fake_verb(fake_verb.write("a.gin", RUN), f"--gin.STEPS={steps}")
     assert code == 1

@@ -6,6 +6,7 @@ import types
 import pytest
 
 from gkd.cli import command_line
+from gkd.errors import InvalidValue
 from gkd.runs.signals import Stopped
 from tests.cli.test_command_line import assert_one_line
 
@@ -24,7 +25,7 @@ def plain_verb(monkeypatch):
     def copy(**keywords):
         calls.append(keywords)
         if keywords["times"] == 13:
-            raise ValueError("13 times:\nchoose another number")
+            raise InvalidValue("13 times:\nchoose another number")
         if keywords["times"] == 14:
             raise Stopped("SIGTERM after 9; saved")
 

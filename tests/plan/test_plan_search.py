@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gkd.errors import IndivisibleBatch
 from gkd.plan import programs as plan_programs
 from gkd.plan import report as plan_report
 from gkd.plan import search as plan_search
@@ -57,7 +58,7 @@ def test_a_model_axis_stays_inside_a_slice(chips, slices, axes):
 
     def trace(model_parallelism, microbatches):
         tried.add(model_parallelism)
-        raise ValueError("a batch of 7 does not divide")
+        raise IndivisibleBatch("a batch of 7 does not divide")
 
     with pytest.raises(ValueError, match="no mesh and number of microbatches divides the batch"):
         plan_search.search_meshes(trace, chips, slices, dict, print, print)
