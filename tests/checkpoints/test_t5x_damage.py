@@ -19,7 +19,7 @@ from etils import epath
 from flax import serialization
 
 from gkd.checkpoints import t5x_format
-from gkd.cli.command_line import _is_expected
+from gkd.errors import UserError
 from gkd.tensor_files import zarr_arrays
 from gkd.tensor_files.msgpack_file import index_msgpack
 from tests.checkpoints.test_t5x_format import TINY, random_params, write_inline
@@ -45,7 +45,7 @@ def refused(message, error=ValueError):
     """What is inside fails with one line that the command line prints without a traceback."""
     with pytest.raises(error, match=message) as caught:
         yield
-    assert _is_expected(caught.value)
+    assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
 
 
@@ -83,7 +83,7 @@ def test_flipped_bytes_of_an_index_never_do_worse_than_one_line(tmp_path):
         try:
             t5x_format._stored(t5x_format._target(file), folder)
         except ValueError as error:
-            assert _is_expected(error) and "\n" not in str(error), error
+            assert isinstance(error, UserError) and "\n" not in str(error), error
             failures += 1
     assert 75 < failures < 300
 
