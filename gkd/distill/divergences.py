@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gkd.distill.divergence_records import (
+    DivergenceRecord,
+    divergence,
+    registered_divergences,
+)
+from gkd.distill.logits import (
+    Temperature,
+    check_same_vocabulary,
+    log_softmax,
+    temperature_pair,
+    token_log_prob,
+)
 from gkd.errors import InvalidValue
 
-# Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
-_LOWEST_LOGIT = -1e32
-# Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
-UNUSABLE_LOGIT = -1e34
 
-_Scalar = float | Float[Array, ""]
-Temperature = _Scalar | tuple[_Scalar, _Scalar]
-
-
+@divergence(reported={"forward_kl": {}})
 def forward_kl(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -59,6 +63,7 @@ def forward_kl(
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
 
 
+@divergence(finite_on_truncation=False, reported={"reverse_kl": {}})
 def reverse_kl(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -79,6 +84,7 @@ def reverse_kl(
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
 
 
+@divergence(reported={"total_variation": {}})
 def total_variation(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -100,6 +106,11 @@ def total_variation(
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
 
 
+@divergence(
+    parameters=("beta",),
+    options=("rescale",),
+    reported={f"jsd_{beta}": {"beta": beta} for beta in (0.1, 0.5, 0.9)},
+)
 def generalized_jsd(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -143,6 +154,7 @@ def generalized_jsd(
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
 
 
+@divergence(options=("alpha",), reported={"skew_forward_kl_0.1": {"alpha": 0.1}})
 def skew_forward_kl(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -173,6 +185,7 @@ def skew_forward_kl(
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
 
 
+@divergence(options=("alpha",), reported={"skew_reverse_kl_0.1": {"alpha": 0.1}})
 def skew_reverse_kl(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -203,17 +216,7 @@ def skew_reverse_kl(
     return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
 
 
-def entropy(
-    logits: Float[Array, "... vocabulary"],
-    *,
-    temperature: float = 1.0,
-    valid: Bool[Array, " valid_vocabulary"] | None = None,
-) -> Float[Array, "..."]:
-    """Entropy of softmax(logits / temperature) over the valid ids, in nats, float32 [...]."""
-    log_p = _log_softmax(logits.astype(jnp.float32) / temperature, valid)
-    return -_sum(jnp.exp(log_p) * log_p)
-
-
+@divergence(needs_sampled_token=True, on_policy_only=True, finite_on_truncation=False)
 def sampled_token_reverse_kl(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
@@ -234,46 +237,24 @@ def sampled_token_reverse_kl(
     Source: arXiv 2604.17535 (OPSDL), the sampled-token form.
     """
     check_same_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1])
-    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    log_q = token_log_prob(student_logits.astype(jnp.float32) / pair[0], targets, valid)
-    log_p = token_log_prob(teacher_logits.astype(jnp.float32) / pair[1], targets, valid)
+    pair = temperature_pair(temperature)
+    log_q = token_log_prob(student_logits.astype(jnp.float32) / pair.student, targets, valid)
+    log_p = token_log_prob(teacher_logits.astype(jnp.float32) / pair.teacher, targets, valid)
     against = jax.lax.stop_gradient(log_q - log_p)  # −A
     return against + against * (log_q - jax.lax.stop_gradient(log_q))
 
 
-def token_log_prob(
-    logits: Float[Array, "... vocabulary"],
-    targets: Int[Array, "..."],
-    valid: Bool[Array, " valid_vocabulary"] | None = None,
-) -> Float[Array, "..."]:
-    """Log-probability of the target ids, in nats, float32 [...]: raw, or over the valid ids only.
+def reported_divergences() -> dict[str, DivergenceRecord]:
+    """Lists the divergences that evaluation reports, by metric name, with their parameters bound.
 
-    A comparison picks the target instead of a gather: it fuses, its gradient is no scatter, and it
-    works on a vocabulary that is spread over devices.
+    >>> list(reported_divergences())[:3]
+    ['forward_kl', 'reverse_kl', 'total_variation']
     """
-    log_p = _log_softmax(logits.astype(jnp.float32), valid)
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return _sum(jnp.where(is_target, log_p, 0.0))
-
-
-DIVERGENCES: dict[str, Callable[..., Float[Array, "..."]]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jsd_0.1": functools.partial(generalized_jsd, beta=0.1),
-    "jsd_0.5": functools.partial(generalized_jsd, beta=0.5),
-    "jsd_0.9": functools.partial(generalized_jsd, beta=0.9),
-    "total_variation": total_variation,
-}
-"""Every divergence that an evaluation reports, by its column's name."""
-
-
-def check_same_vocabulary(student_vocabulary: int, teacher_vocabulary: int) -> None:
-    """Raises a ValueError that says what to do unless both models have the same ids."""
-    if student_vocabulary != teacher_vocabulary:
-        raise InvalidValue(
-            f"teacher vocabulary has {teacher_vocabulary} ids, student {student_vocabulary}: "
-            "distillation needs one vocabulary; convert one model or choose two of the same family"
-        )
+    return {
+        metric: record.bind(**values)
+        for record in registered_divergences()
+        for metric, values in record.reported.items()
+    }
 
 
 def _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid):
@@ -289,15 +270,15 @@ def _divergence(value_and_gradient, student_logits, teacher_logits, temperature,
             f"the valid mask has {valid.shape[0]} ids, the logits {student_logits.shape[-1]}: "
             "pass one entry for each id"
         )
-    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    student = student_logits.astype(jnp.float32) / pair[0]
-    teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32) / pair[1])
+    pair = temperature_pair(temperature)
+    student = student_logits.astype(jnp.float32) / pair.student
+    teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32) / pair.teacher)
     return _value(value_and_gradient, student, teacher, valid)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _value(value_and_gradient, student, teacher, valid):
-    value, _ = value_and_gradient(_log_softmax(teacher, valid), _log_softmax(student, valid))
+    value, _ = value_and_gradient(log_softmax(teacher, valid), log_softmax(student, valid))
     # No divergence is negative: what rounding leaves below zero is zero.
     return jnp.maximum(value, 0.0)
 
@@ -305,18 +286,9 @@ def _value(value_and_gradient, student, teacher, valid):
 @_value.defjvp
 def _value_jvp(value_and_gradient, primals, tangents):
     student, teacher, valid = primals
-    log_p, log_q = _log_softmax(teacher, valid), _log_softmax(student, valid)
+    log_p, log_q = log_softmax(teacher, valid), log_softmax(student, valid)
     value, gradient = value_and_gradient(log_p, log_q)
     return jnp.maximum(value, 0.0), _sum(gradient * tangents[0])
-
-
-def _log_softmax(logits, valid):
-    """Log-probabilities that are always finite: at worst a huge negative number."""
-    logits = jnp.maximum(logits, _LOWEST_LOGIT)
-    if valid is not None:
-        logits = jnp.where(valid, logits, UNUSABLE_LOGIT)
-    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
 
 
 def _log_mixture_ratios(log_p, log_q, teacher_share):

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gkd.distill.divergences import check_same_vocabulary
 from gkd.distill.logits import (
     Logits,
     ProjectedLogits,
     TeacherLogits,
     TopKLogits,
+    check_same_vocabulary,
     dense,
     hidden_gradient,
     kernel_gradient,

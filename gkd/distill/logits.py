@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gkd.errors import InvalidValue
 from gkd.models import interface
+
+# Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
+_LOWEST_LOGIT = -1e32
+# Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
+UNUSABLE_LOGIT = -1e34
+
+_Scalar = int | float | Float[Array, ""]
+Temperature = _Scalar | tuple[_Scalar, _Scalar] | list[_Scalar]
+
+
+class Temperatures(NamedTuple):
+    """The numbers that the student's and the teacher's logits are divided by."""
+
+    student: Any
+    teacher: Any
+
+
+def temperature_pair(temperature: Temperature) -> Temperatures:
+    """Splits a temperature into the student's and the teacher's.
+
+    Args:
+      temperature: a number for both models, or a tuple or list (the student's, the teacher's).
+
+    Returns:
+      The two temperatures.
+
+    Raises:
+      ValueError: a tuple or list of another length than 2.
+
+    >>> temperature_pair(2.0)
+    Temperatures(student=2.0, teacher=2.0)
+    >>> temperature_pair([0.7, 1.0])
+    Temperatures(student=0.7, teacher=1.0)
+    """
+    if not isinstance(temperature, tuple | list):
+        return Temperatures(temperature, temperature)
+    if len(temperature) != 2:
+        raise InvalidValue(
+            f"TEMPERATURE is {temperature}: use a number, or (the student's, the teacher's)"
+        )
+    return Temperatures(*temperature)
 
 
 @flax.struct.dataclass
@@ -134,3 +176,49 @@ def _precision(hidden):
     """As in `interface.project`: float32 states are multiplied without rounding the operands."""
     bfloat16 = hidden.dtype == jnp.bfloat16
     return jax.lax.Precision.DEFAULT if bfloat16 else jax.lax.Precision.HIGHEST
+
+
+def log_softmax(
+    logits: Float[Array, "... vocabulary"], valid: Bool[Array, " valid_vocabulary"] | None
+) -> Float[Array, "... vocabulary"]:
+    """Log-probabilities that are always finite: at worst a huge negative number."""
+    logits = jnp.maximum(logits, _LOWEST_LOGIT)
+    if valid is not None:
+        logits = jnp.where(valid, logits, UNUSABLE_LOGIT)
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
+
+
+def entropy(
+    logits: Float[Array, "... vocabulary"],
+    *,
+    temperature: float = 1.0,
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """Entropy of softmax(logits / temperature) over the valid ids, in nats, float32 [...]."""
+    log_p = log_softmax(logits.astype(jnp.float32) / temperature, valid)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def token_log_prob(
+    logits: Float[Array, "... vocabulary"],
+    targets: Int[Array, "..."],
+    valid: Bool[Array, " valid_vocabulary"] | None = None,
+) -> Float[Array, "..."]:
+    """Log-probability of the target ids, in nats, float32 [...]: raw, or over the valid ids only.
+
+    A comparison picks the target instead of a gather: it fuses, its gradient is no scatter, and it
+    works on a vocabulary that is spread over devices.
+    """
+    log_p = log_softmax(logits.astype(jnp.float32), valid)
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return jnp.sum(jnp.where(is_target, log_p, 0.0), axis=-1)
+
+
+def check_same_vocabulary(student_vocabulary: int, teacher_vocabulary: int) -> None:
+    """Raises a ValueError that says what to do unless both models have the same ids."""
+    if student_vocabulary != teacher_vocabulary:
+        raise InvalidValue(
+            f"teacher vocabulary has {teacher_vocabulary} ids, student {student_vocabulary}: "
+            "distillation needs one vocabulary; convert one model or choose two of the same family"
+        )

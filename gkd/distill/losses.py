@@ -8,21 +8,28 @@ gives 0. Weights depend on the rollout only, so the denominator is known before 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gkd.distill.divergences import Temperature, entropy, token_log_prob
+from gkd.distill.divergence_records import DivergenceRecord, record_of
 from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import Logits, TeacherLogits, TopKLogits
-from gkd.distill.truncated_teacher import comparable
+from gkd.distill.logits import (
+    Logits,
+    TeacherLogits,
+    Temperature,
+    TopKLogits,
+    entropy,
+    token_log_prob,
+)
+from gkd.distill.truncated_teacher import restrict_to_top_k
 from gkd.distill.types import Rollout
 from gkd.errors import InvalidValue
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Float[Array, ""], dict[str, Pair]]
+Divergence = Callable[..., Float[Array, "..."]] | DivergenceRecord
 DivergenceLoss = Callable[[Logits, TeacherLogits | None, Rollout], Loss]
 
 
@@ -64,7 +71,7 @@ def divergence_loss(
     teacher: TeacherLogits | None,
     rollout: Rollout,
     *,
-    divergence: Callable[..., Float[Array, "..."]],
+    divergence: Divergence,
     normalisation: str = "sequence",
     temperature: Temperature = 1.0,
     valid: Bool[Array, " vocabulary"] | None = None,
@@ -78,7 +85,7 @@ def divergence_loss(
       student: logits of the rollout's tokens, N rows of T.
       teacher: the teacher's; no gradient flows into them.
       rollout: tokens and weights.
-      divergence: a function of gkd.distill.divergences, with β or α bound.
+      divergence: a function of gkd.distill.divergences or its record, with its parameters bound.
       normalisation: "sequence" (the paper's) or "token".
       temperature: divides both models' logits, or a pair (student's, teacher's).
       valid: bool [V], false for ids that carry no probability.
@@ -112,7 +119,7 @@ def reward_and_divergence_loss(
     rollout: Rollout,
     *,
     alpha: float,
-    divergence: Callable[..., Float[Array, "..."]] | None,
+    divergence: Divergence | None,
     temperature: Temperature = 1.0,
     valid: Bool[Array, " vocabulary"] | None = None,
     block_size: int | None = None,
@@ -169,23 +176,22 @@ def reward_and_divergence_loss(
 
 
 def divergence_of_tokens(
-    divergence: Callable[..., Float[Array, "..."]],
+    divergence: Divergence,
     temperature: Temperature,
     valid: Bool[Array, " vocabulary"] | None,
 ) -> Callable[..., Float[Array, "rows size"]]:
     """A divergence as `fused_token_loss` calls it: (student, teacher, target ids) of a block."""
-    takes_targets = "targets" in inspect.signature(divergence).parameters
+    record = record_of(divergence)
 
     def token_loss(student_logits, teacher, targets):
         scale, mask = temperature, valid
         if isinstance(teacher, TopKLogits):
-            if takes_targets:
+            if record.needs_sampled_token:
                 raise InvalidValue("a sampled token may lie outside of the teacher's top-k ids")
-            student_logits, teacher, scale, mask = comparable(
+            student_logits, teacher, scale, mask = restrict_to_top_k(
                 student_logits, teacher, temperature, valid
             )
-        more = (targets,) if takes_targets else ()
-        return divergence(student_logits, teacher, *more, temperature=scale, valid=mask)
+        return record(student_logits, teacher, targets, temperature=scale, valid=mask)
 
     return token_loss
 
@@ -230,7 +236,7 @@ def cross_entropy_loss(
 
 
 def make_divergence_loss(
-    divergence: Callable[..., Float[Array, "..."]],
+    divergence: Divergence,
     normalisation: str = "sequence",
     temperature: Temperature = 1.0,
     valid: Bool[Array, " vocabulary"] | None = None,

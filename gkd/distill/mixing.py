@@ -17,6 +17,15 @@ DROPOUT = 0x7FFFFFFE
 Fraction = int | float | Callable[[Array], Array]
 
 
+def student_generates(on_policy_fraction: Fraction) -> bool:
+    """Returns whether the student generates sequences at any step: λ is above 0 or a schedule.
+
+    >>> student_generates(0.0), student_generates(0.5), student_generates(lambda step: step / 100)
+    (False, True, True)
+    """
+    return callable(on_policy_fraction) or on_policy_fraction > 0
+
+
 def step_key(seed: Array, step: Int[Array, ""]) -> Array:
     """The key from which all randomness of a step comes: the same on every host and resume."""
     return jax.random.fold_in(seed, step)

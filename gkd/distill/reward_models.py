@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gkd.distill.divergences import token_log_prob
+from gkd.distill.logits import token_log_prob
 from gkd.errors import InvalidValue
 from gkd.models.interface import EOS_ID, Seq2SeqModel, project
 

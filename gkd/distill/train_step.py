@@ -240,7 +240,7 @@ class TrainStep:
     @property
     def _samples(self) -> bool:
         """Whether any step samples at all; decided before tracing."""
-        return callable(self.on_policy_fraction) or self.on_policy_fraction > 0
+        return mixing.student_generates(self.on_policy_fraction)
 
     def _write(self, params, encoded, batch, step, rng, rows, reward_params=None) -> Rollout:
         """The sequences of some rows: data, samples, or what the coins say; and their rewards."""

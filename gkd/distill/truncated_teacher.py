@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gkd.distill.divergences import UNUSABLE_LOGIT, Temperature, forward_kl, reverse_kl
-from gkd.distill.logits import TopKLogits
+from gkd.distill.divergence_records import record_of
+from gkd.distill.divergences import forward_kl
+from gkd.distill.logits import UNUSABLE_LOGIT, Temperature, TopKLogits, temperature_pair
 from gkd.distill.types import Batch, Rollout
 from gkd.errors import InvalidValue
 
@@ -31,21 +32,23 @@ def check_top_k(divergence: Callable, tail: str, temperature: Temperature) -> No
     """
     if tail not in TAILS:
         raise InvalidValue(f"TOP_K_TAIL is {tail!r}: choose one of {', '.join(TAILS)}")
-    name = getattr(divergence, "__name__", "")  # gin wraps functions: they are not the same object
-    if tail == "renormalise" and name == reverse_kl.__name__:
+    record = record_of(divergence)
+    if record.needs_sampled_token:
+        raise InvalidValue("a sampled token may lie outside of the teacher's top-k ids")
+    if tail == "renormalise" and not record.finite_on_truncation:
         raise InvalidValue(
-            "reverse_kl is infinite where a renormalised top-k teacher has no probability: set "
+            f"{record.name} is infinite where a renormalised top-k teacher has no probability: set "
             "TOP_K_TAIL to 'bucket', or choose another divergence"
         )
-    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    if tail == "bucket" and pair[1] != 1:
+    pair = temperature_pair(temperature)
+    if tail == "bucket" and pair.teacher != 1:
         raise InvalidValue(
-            f"the teacher's temperature is {pair[1]}, but its tail bucket was filled at 1: use "
-            "TEMPERATURE = (the student's, 1.0), or TOP_K_TAIL = 'renormalise'"
+            f"the teacher's temperature is {pair.teacher}, but its tail bucket was filled at 1: "
+            "use TEMPERATURE = (the student's, 1.0), or TOP_K_TAIL = 'renormalise'"
         )
 
 
-def comparable(
+def restrict_to_top_k(
     student_logits: Float[Array, "rows size vocabulary"],
     teacher: TopKLogits,
     temperature: Temperature,
@@ -67,8 +70,7 @@ def comparable(
         whole = jnp.full(student_logits.shape, UNUSABLE_LOGIT, jnp.float32)
         whole = jnp.put_along_axis(whole, teacher.ids, teacher.log_probs, axis=-1, inplace=False)
         return student_logits, whole, temperature, valid
-    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    logits = student_logits / pair[0]
+    logits = student_logits / temperature_pair(temperature).student
     if valid is not None:
         logits = jnp.where(valid, logits, UNUSABLE_LOGIT)
     log_q = jax.nn.log_softmax(logits)
@@ -105,7 +107,7 @@ def truncation_bias(
     usable = teacher_logits if valid is None else jnp.where(valid, teacher_logits, UNUSABLE_LOGIT)
     log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(usable.astype(jnp.float32)), k)
     cut = TopKLogits(ids, log_probs, tail)
-    student, teacher, _, mask = comparable(student_logits, cut, 1.0, valid)
+    student, teacher, _, mask = restrict_to_top_k(student_logits, cut, 1.0, valid)
     whole = divergence(student_logits, teacher_logits, valid=valid)
     return divergence(student, teacher, valid=mask), whole
 

@@ -29,7 +29,7 @@ class Divergences:
     """How far a student is from its teacher.
 
     Attributes:
-      metrics: on_policy_NAME and reference_NAME for each of `divergences.DIVERGENCES`: the mean
+      metrics: on_policy_NAME and reference_NAME for each of `reported_divergences`: the mean
         over a sequence's tokens, then over sequences (equation 2 of arXiv 2306.13649), in nats
         (total_variation: 0 … 1).
       by_position: what shows exposure bias: of `free_running` (the student's own samples) and
@@ -118,7 +118,7 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
             coefficients,
             token_metrics=lambda student_logits, teacher_logits, _: {
                 name: divergence(student_logits, teacher_logits, valid=valid)
-                for name, divergence in divergences.DIVERGENCES.items()
+                for name, divergence in divergences.reported_divergences().items()
             },
             data_shards=data_shards,
         )
@@ -172,7 +172,7 @@ def _divided(totals) -> Divergences:
         zip(PREFIXES, ("free_running", "teacher_forced"), strict=True)
     ):
         weight = max(totals["weight"][i], 1e-9)
-        for name in divergences.DIVERGENCES:
+        for name in divergences.reported_divergences():
             metrics[f"{prefix}_{name}"] = float(totals[name][i] / weight)
         rows = totals["at/rows"][i]
         rows = rows[rows > 0]  # a row that has a position has all before it

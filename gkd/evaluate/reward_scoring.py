@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gkd.infer.generator import BatchedProgram, padded
-from gkd.metrics.reward_functions import InProgram
+from gkd.metrics.reward_functions import ModelReward
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
 
@@ -27,7 +27,7 @@ def load_judge(
     Raises:
       ValueError, FileNotFoundError: no checkpoint is named, or none is there.
     """
-    if not isinstance(reward, InProgram):
+    if not isinstance(reward, ModelReward):
         return None
     return model_loading.load_model(
         "REWARD_MODEL", mesh, rules, task, architecture, checkpoint,

@@ -15,9 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gkd.decode.sampling import sample
-from gkd.distill.divergences import token_log_prob
 from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import ProjectedLogits
+from gkd.distill.logits import ProjectedLogits, token_log_prob
 from gkd.distill.rollouts import shift_right
 from gkd.distill.teacher_top_k import most_probable_ids
 from gkd.errors import InvalidValue

@@ -1,7 +1,7 @@
 """Rewards of a run: functions of texts, on the host, or models that score in the step's program.
 
 A host reward is a function (prompts, samples, references) -> one number a sample, in [0, 1]; gin
-binds its other arguments. A reward that a model gives on the devices is an `InProgram`, which
+binds its other arguments. A reward that a model gives on the devices is a `ModelReward`, which
 `entailment` makes. A run names one as REWARD = @rewards.exact_number or @rewards.entailment().
 """
 
@@ -26,7 +26,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
-class InProgram:
+class ModelReward:
     """A reward that a model gives inside the step's program, on the devices.
 
     Attributes:
@@ -173,7 +173,7 @@ def entailment(
     prompt_prefix: str = "summarize: ",
     input_length: int = 1024,
     hypothesis_first: bool = False,
-) -> InProgram:
+) -> ModelReward:
     """Textual entailment of the sample by its prompt's document, from a T5 NLI model.
 
     The defaults are those of the TRUE NLI model (google/t5_xxl_true_nli_mixture). For T5's own
@@ -203,7 +203,7 @@ def entailment(
             )
         return Entailment(ids[0], ids[1], ids[3][0], input_length, ids[2], hypothesis_first)
 
-    return InProgram(build)
+    return ModelReward(build)
 
 
 def rewards_of_rows(

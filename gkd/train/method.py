@@ -10,9 +10,11 @@ import jax
 import numpy as np
 
 from gkd.decode.sampling import sample
-from gkd.distill import advantages, divergences, losses, replay, train_step, truncated_teacher
+from gkd.distill import advantages, losses, mixing, replay, train_step, truncated_teacher
+from gkd.distill.divergence_records import DivergenceRecord, record_of
+from gkd.distill.logits import temperature_pair
 from gkd.errors import InvalidValue
-from gkd.metrics.reward_functions import InProgram
+from gkd.metrics.reward_functions import ModelReward
 from gkd.runs.model_loading import LoadedModel
 
 MIXINGS = ("batch", "example")
@@ -73,7 +75,7 @@ class Method:
     @property
     def rewards_on_host(self) -> bool:
         """Whether rewards are computed from texts, between two programs."""
-        return self.reward is not None and not isinstance(self.reward, InProgram)
+        return self.reward is not None and not isinstance(self.reward, ModelReward)
 
     def _check_rollouts(self):
         if self.mixing not in MIXINGS:
@@ -94,14 +96,26 @@ class Method:
 
     @property
     def _on_policy(self) -> bool:
-        fraction = self.on_policy_fraction
-        return self.replay is not None or callable(fraction) or fraction != 0
+        return self.replay is not None or mixing.student_generates(self.on_policy_fraction)
+
+    @property
+    def _divergence_record(self) -> DivergenceRecord | None:
+        """The divergence with its parameters bound; None where there is none."""
+        if self.divergence is None:
+            return None
+        record = record_of(self.divergence)
+        try:
+            return record.bind(**({} if self.beta is None else {"beta": self.beta}))
+        except ValueError as error:
+            raise InvalidValue(
+                f"BETA is {self.beta} and DIVERGENCE {record.name}: {error}"
+            ) from None
 
     def _check_divergence(self):
-        temperature = self.temperature
-        pair = temperature if isinstance(temperature, tuple | list) else (temperature,)
-        if min(pair) <= 0:
-            raise InvalidValue(f"TEMPERATURE is {temperature}: the divergence needs more than 0")
+        if min(temperature_pair(self.temperature)) <= 0:
+            raise InvalidValue(
+                f"TEMPERATURE is {self.temperature}: the divergence needs more than 0"
+            )
         if self.divergence is None:
             self._check_no_divergence()
             return
@@ -109,42 +123,32 @@ class Method:
             raise InvalidValue(
                 f"DIVERGENCE is {self.divergence!r}: write @divergences.forward_kl, without ''"
             )
-        name = self.divergence.__name__
         if self.teacher is None and self.teacher_top_k is None:
             raise InvalidValue("a divergence needs a teacher: set TEACHER to a checkpoint")
-        needs_beta = name == "generalized_jsd"
-        if needs_beta != (self.beta is not None):
+        record = self._divergence_record
+        if record.on_policy_only and (self.on_policy_fraction != 1 or self.replay is not None):
             raise InvalidValue(
-                f"BETA is {self.beta} and DIVERGENCE {name}: generalized_jsd needs a BETA in "
-                "(0, 1), no other divergence has one"
+                f"{record.name} judges the student's own tokens, but λ is "
+                f"{self.on_policy_fraction}: set LAMBDA to 1.0, without REPLAY"
             )
-        if needs_beta:
-            bound = functools.partial(self.divergence, beta=self.beta)
-            object.__setattr__(self, "divergence", bound)
-        if self._is_sampled_token:
-            if self.on_policy_fraction != 1 or self.replay is not None:
-                raise InvalidValue(
-                    f"sampled_token_reverse_kl judges the student's own tokens, but λ is "
-                    f"{self.on_policy_fraction}: set LAMBDA to 1.0, without REPLAY"
-                )
-            self._check_sampled_token()
-            return
+        if record.needs_sampled_token:
+            self._check_sampled_token(record)
         logits = jax.ShapeDtypeStruct((1, 2), np.float32)
-        jax.eval_shape(self.divergence, logits, logits)  # a β or α out of range is said now
+        tokens = jax.ShapeDtypeStruct((1,), np.int32)
+        jax.eval_shape(record, logits, logits, tokens)  # a β or α out of range is an error now
 
-    def _check_sampled_token(self):
+    def _check_sampled_token(self, record):
         """Refuses samples that are not of the distribution Q of the loss: biased otherwise."""
         if self.sampling["top_k"] != 0 or self.sampling["top_p"] != 1.0:
             raise InvalidValue(
-                f"sampled_token_reverse_kl needs samples of the student's whole distribution, but "
+                f"{record.name} needs samples of the student's whole distribution, but "
                 f"SAMPLING_TOP_K is {self.sampling['top_k']} and SAMPLING_TOP_P "
                 f"{self.sampling['top_p']}: leave them at 0 and 1.0"
             )
-        temperature = _pair(self.temperature)
-        student = temperature[0] if isinstance(temperature, tuple) else temperature
+        student = temperature_pair(self.temperature).student
         if student != self.sampling["temperature"]:
             raise InvalidValue(
-                f"sampled_token_reverse_kl at the student's TEMPERATURE {student} needs samples "
+                f"{record.name} at the student's TEMPERATURE {student} needs samples "
                 f"drawn at it, but SAMPLING_TEMPERATURE is {self.sampling['temperature']}: set "
                 "both to one number"
             )
@@ -201,7 +205,7 @@ class Method:
             raise InvalidValue(
                 "TEACHER_TOP_K scored the data set's outputs only: set LAMBDA to 0, or a TEACHER"
             )
-        truncated_teacher.check_top_k(self.divergence, self.top_k_tail, _pair(self.temperature))
+        truncated_teacher.check_top_k(self._divergence_record, self.top_k_tail, self.temperature)
 
     def check_dropout(self, dropout: bool) -> None:
         """Raises ValueError where a policy gradient would be trained with dropout.
@@ -210,16 +214,13 @@ class Method:
           dropout: whether the student is trained with dropout. Sampling uses none, so the samples
             are not of the distribution whose gradient is taken.
         """
-        if dropout and (self.reward is not None or self._is_sampled_token):
+        record = self._divergence_record
+        sampled = record is not None and record.needs_sampled_token
+        if dropout and (self.reward is not None or sampled):
             raise InvalidValue(
                 "DROPOUT_RATE is above 0, but a policy gradient needs samples of the very "
                 "distribution that is trained, and sampling uses no dropout: set it to 0.0"
             )
-
-    @property
-    def _is_sampled_token(self) -> bool:
-        name = getattr(self.divergence, "__name__", "")  # gin hands out wrapped functions
-        return name == divergences.sampled_token_reverse_kl.__name__
 
     def make_step(
         self,
@@ -272,20 +273,20 @@ class Method:
         return step if self.replay is None else replay.ReplayStep(step, train_steps)
 
     def _loss_fn(self, valid, data_shards):
-        temperature = _pair(self.temperature)
+        divergence = self._divergence_record
         if self.reward is not None and self.alpha < 1:
             return functools.partial(
-                losses.reward_and_divergence_loss, alpha=self.alpha, divergence=self.divergence,
-                temperature=temperature, valid=valid, data_shards=data_shards,
+                losses.reward_and_divergence_loss, alpha=self.alpha, divergence=divergence,
+                temperature=self.temperature, valid=valid, data_shards=data_shards,
             )  # fmt: skip
-        if self.divergence is None:
+        if divergence is None:
             return losses.make_cross_entropy_loss(self.normalisation, data_shards=data_shards)
         return losses.make_divergence_loss(
-            self.divergence, self.normalisation, temperature, valid, data_shards=data_shards
+            divergence, self.normalisation, self.temperature, valid, data_shards=data_shards
         )
 
     def _reward_fn(self, judge, vocabulary):
-        if not isinstance(self.reward, InProgram):
+        if not isinstance(self.reward, ModelReward):
             return None
         scorer = self.reward.build(vocabulary)
 
@@ -294,8 +295,3 @@ class Method:
             return scorer.score(judge.model, params, tokens, written.target_tokens)
 
         return reward_fn
-
-
-def _pair(temperature):
-    """gin gives lists and tuples alike; the divergences take a number or a tuple."""
-    return tuple(temperature) if isinstance(temperature, list) else temperature

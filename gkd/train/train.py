@@ -17,6 +17,7 @@ from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.data.tasks import TaskSpec
 from gkd.distill import optimizers
+from gkd.distill.logits import temperature_pair
 from gkd.errors import InvalidValue, NotAFolder, StorageError
 from gkd.evaluate import evaluation as evaluations
 from gkd.evaluate.reward_scoring import load_judge
@@ -357,9 +358,9 @@ def _check_teacher_differs(given: Mapping[str, Any]) -> None:
     names = [given["student"], given["teacher"]]
     if None in names or len({os.path.realpath(name) for name in names}) > 1:
         return
-    temperature = given["temperature"]
-    pair = temperature if isinstance(temperature, tuple | list) else (temperature, temperature)
-    if given["teacher_step"] is None and given["reward"] is None and pair[0] == pair[1]:
+    pair = temperature_pair(given["temperature"])
+    same = given["teacher_step"] is None and pair.student == pair.teacher
+    if same and given["reward"] is None:
         raise InvalidValue(
             f"TEACHER and STUDENT are both {given['teacher']!r}: their divergence is 0 at the "
             "start, and nothing is learnt; choose another TEACHER, or another of its steps with "

@@ -28,7 +28,7 @@ OTHERS = {
     "gkd.metrics.answers": {"agree", "is_right"},
     "gkd.metrics.metrics": {"bleu_signature", "rouge_of"},
     "gkd.vocabularies.vocabularies": None,
-    "gkd.distill.divergences": {"entropy", "token_log_prob", "check_same_vocabulary"},
+    "gkd.distill.divergences": {"reported_divergences"},
     "gkd.distill.mixing": None,
     "gkd.distill.optimizers": {"warmup_constant_cooldown", "update_if", "per_layer"},
     "gkd.distill.replay": None,

@@ -28,9 +28,9 @@ def from_probabilities(name, p, q):
         return kullback_leibler(q, p)
     if name == "total_variation":
         return 0.5 * np.abs(p - q).sum(axis=-1)
-    if name == "skew_forward_kl":
+    if name in ("skew_forward_kl", "skew_forward_kl_0.1"):
         return kullback_leibler(p, 0.1 * p + 0.9 * q)
-    if name == "skew_reverse_kl":
+    if name in ("skew_reverse_kl", "skew_reverse_kl_0.1"):
         return kullback_leibler(q, 0.9 * p + 0.1 * q)
     beta = float(name.removeprefix("jsd_"))
     mixture = beta * p + (1 - beta) * q

@@ -9,7 +9,7 @@ import pytest
 
 from gkd.distill import divergences, losses
 from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import DenseLogits
+from gkd.distill.logits import DenseLogits, token_log_prob
 from gkd.distill.types import Rollout
 from tests.distill import references
 
@@ -108,7 +108,7 @@ def test_what_a_loss_or_metric_makes_of_padding_is_dropped():
 
     def token_loss(student, teacher, targets):
         ids, scale = targets
-        return scale * divergences.token_log_prob(student, ids, jnp.asarray(VALID)) / (ids > 0)
+        return scale * token_log_prob(student, ids, jnp.asarray(VALID)) / (ids > 0)
 
     def total(student):
         value, per_token, metrics = fused_token_loss(

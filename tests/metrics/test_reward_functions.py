@@ -133,7 +133,7 @@ def test_rows_that_do_not_belong_together_are_refused():
 
 def test_entailment_is_built_from_the_tasks_vocabulary():
     reward = reward_functions.entailment(entailment="yes", input_length=64)
-    assert isinstance(reward, reward_functions.InProgram)
+    assert isinstance(reward, reward_functions.ModelReward)
     built = reward.build(BYTES)
     assert bytes(i - 3 for i in built.premise_ids) == b"premise: "
     assert bytes(i - 3 for i in built.hypothesis_ids) == b" hypothesis: "

@@ -1,5 +1,7 @@
 """Settings of a method that do not fit together, and the runs that new methods make."""
 
+import dataclasses
+import functools
 import json
 import shutil
 
@@ -82,6 +84,28 @@ def test_what_fits_is_accepted():
     assert not Method(**{**GOOD, "alpha": 1.0}).rewards_on_host
     Method(**{**GOOD, **SAMPLED, "temperature": (1.0, 2.0)})
     Method(**{**GOOD, **SAMPLED, "temperature": 0.7, "sampling": sampling(temperature=0.7)})
+
+
+def test_a_partial_of_a_divergence_is_a_divergence():
+    """functools.partial has no __name__: it raised AttributeError."""
+    bound = functools.partial(divergences.generalized_jsd, beta=0.1)
+    Method(**{**GOOD, "divergence": bound})
+    with pytest.raises(ValueError, match="beta of generalized_jsd is already bound to 0.1"):
+        Method(**{**GOOD, "divergence": bound, "beta": 0.5})
+    sampled = functools.partial(divergences.sampled_token_reverse_kl)
+    with pytest.raises(ValueError, match="but λ is 0.5"):
+        Method(**{**GOOD, "divergence": sampled, "on_policy_fraction": 0.5})
+
+
+def test_a_method_with_a_parameter_of_its_divergence_can_be_changed():
+    """It bound β when it was made: a copy had bound it twice."""
+    method = Method(**{**GOOD, "divergence": divergences.generalized_jsd, "beta": 0.1})
+    copy = dataclasses.replace(method, normalisation="token")
+    assert (copy.beta, copy.divergence, copy.normalisation) == (
+        0.1, divergences.generalized_jsd, "token",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="0 < beta < 1, got 1.0"):
+        dataclasses.replace(method, beta=1.0)
 
 
 def test_a_policy_gradient_refuses_dropout(capsys):
