@@ -140,10 +140,10 @@ SWEEP = {
     "action": choice("run", "list", "status", "table"),
     "overrides": _WORDS,
     "evaluations": dataclasses.replace(_GRID, none=True),
-    "first": dataclasses.replace(_GRID, none=True),
+    "prerequisites": dataclasses.replace(_GRID, none=True),
     "metrics": sequence(text(), none=True),
-    "over": text(),
-    "at_once": whole(1, 10_000),
+    "average_over": text(),
+    "max_parallel": whole(1, 10_000),
     "retries": whole(0),
     # They choose which programs run: a file that somebody else wrote must not.
     "launcher": sequence(text(), from_files=False),

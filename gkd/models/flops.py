@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class ShardCounts:
     """Into how many equal parts the work is divided among chips, by what it belongs to.
 
     Attributes:
@@ -21,23 +21,27 @@ class Split:
     vocab: int = 1
 
 
-def encoder_flops(config: Any, rows: float | int, source: int, split: Split = Split()) -> float:
+def encoder_flops(
+    config: Any, rows: float | int, source: int, shards: ShardCounts = ShardCounts()
+) -> float:
     """Of encoding prompts [rows, source], padding too, on one chip.
 
     Args:
       config: a `T5Config`.
       rows: of all chips.
       source: tokens of a row.
-      split: among chips.
+      shards: how many parts the chips divide the work into.
     """
-    layer = _attention(config, 4, source, split) + _mlp(config, split)
-    return 2 * rows * source * config.num_encoder_layers * layer / split.rows
+    layer = _attention(config, 4, source, shards) + _mlp(config, shards)
+    return 2 * rows * source * config.num_encoder_layers * layer / shards.rows
 
 
-def cross_flops(config: Any, rows: float | int, source: int, split: Split = Split()) -> float:
+def cross_flops(
+    config: Any, rows: float | int, source: int, shards: ShardCounts = ShardCounts()
+) -> float:
     """Of the keys and values that the decoder's layers take from prompts [rows, source]."""
-    kernels = 2 * config.emb_dim * _joined(config) / split.heads
-    return 2 * rows * source * config.num_decoder_layers * kernels / split.rows
+    kernels = 2 * config.emb_dim * _joined(config) / shards.heads
+    return 2 * rows * source * config.num_decoder_layers * kernels / shards.rows
 
 
 def decoder_flops(
@@ -45,36 +49,36 @@ def decoder_flops(
     rows: float | int,
     tokens: float | int,
     attended: float | int,
-    split: Split = Split(),
+    shards: ShardCounts = ShardCounts(),
 ) -> float:
     """Of the decoder's layers on tokens [rows, tokens], its head and `cross_flops` left out.
 
     Args:
-      config, rows, split: as in `encoder_flops`.
+      config, rows, shards: as in `encoder_flops`.
       tokens: of a row.
       attended: what each token attends to: own positions (the whole target, or the whole cache;
         masks save nothing) and the prompt's.
     """
-    layer = _attention(config, 6, attended, split) + _mlp(config, split)
-    return 2 * rows * tokens * config.num_decoder_layers * layer / split.rows
+    layer = _attention(config, 6, attended, shards) + _mlp(config, shards)
+    return 2 * rows * tokens * config.num_decoder_layers * layer / shards.rows
 
 
 def head_flops(
-    config: Any, rows: float | int, tokens: float | int, split: Split = Split()
+    config: Any, rows: float | int, tokens: float | int, shards: ShardCounts = ShardCounts()
 ) -> float:
     """Of one product with the head, for tokens [rows, tokens]."""
-    return 2 * rows * tokens * config.emb_dim * config.vocab_size / split.rows / split.vocab
+    return 2 * rows * tokens * config.emb_dim * config.vocab_size / shards.rows / shards.vocab
 
 
 def _joined(config):
     return config.num_heads * config.head_dim
 
 
-def _attention(config, kernels, attended, split):
+def _attention(config, kernels, attended, shards):
     """Multiplications of a token with square-ish kernels and with what it attends to."""
-    return _joined(config) * (kernels * config.emb_dim + 2 * attended) / split.heads
+    return _joined(config) * (kernels * config.emb_dim + 2 * attended) / shards.heads
 
 
-def _mlp(config, split):
+def _mlp(config, shards):
     kernels = len(config.mlp_activations) + 1
-    return kernels * config.emb_dim * config.mlp_dim / split.mlp
+    return kernels * config.emb_dim * config.mlp_dim / shards.mlp

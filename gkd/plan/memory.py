@@ -11,7 +11,7 @@ import numpy as np
 
 from gkd.program_cost.roofline import Chip
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.model_flops import split_of
+from gkd.train.model_flops import shard_counts_of
 from gkd.train.step_program import StepProgram
 
 _GIB = 2**30
@@ -53,10 +53,10 @@ def cache_bytes(
     Returns:
       Of all decoder layers, a layout's tiles not filled up.
     """
-    config, ways = loaded.config, split_of(program, loaded.config, prompts)
+    config, shards = loaded.config, shard_counts_of(program, loaded.config, prompts)
     tokens = program.batch.encoder_input_tokens.shape[1] + samples * written
-    width = config.num_heads * config.head_dim / ways.heads
-    numbers = 2 * config.num_decoder_layers * width * tokens * prompts / ways.rows
+    width = config.num_heads * config.head_dim / shards.heads
+    numbers = 2 * config.num_decoder_layers * width * tokens * prompts / shards.rows
     return numbers * jnp.dtype(config.dtype).itemsize
 
 

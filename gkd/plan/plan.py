@@ -15,9 +15,8 @@ from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import PLAN
 from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
 from gkd.errors import InvalidValue, MissingFile
-from gkd.plan import programs as plan_programs
-from gkd.plan import report as plan_report
-from gkd.plan.search import search_meshes
+from gkd.plan import program_report, programs
+from gkd.plan.mesh_search import search_meshes
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 
 # What makes a run of any method a fine-tuning of the same student on the same data.
@@ -27,10 +26,10 @@ SFT = {
     "reward": None, "alpha": 1.0, "replay": None,
 }  # fmt: skip
 PROGRAMS = {
-    "step": plan_programs.step_programs,
-    "sft": functools.partial(plan_programs.step_programs, name="sft"),
-    "evaluation": plan_programs.evaluation_programs,
-    "generation": plan_programs.generation_programs,
+    "step": programs.step_programs,
+    "sft": functools.partial(programs.step_programs, name="sft"),
+    "evaluation": programs.evaluation_programs,
+    "generation": programs.generation_programs,
 }
 
 
@@ -77,7 +76,7 @@ def plan(
     result = {"topology": topology, "expected_length": expected_length}
 
     def report(program, planned):
-        return plan_report.measured(program, planned, chip, expected_length, prices)
+        return program_report.measured(program, planned, chip, expected_length, prices)
 
     def save(found):
         result.update(found)
@@ -117,8 +116,8 @@ def _model_axis(mesh: str, chips: int) -> int:
 def _measure(trace, given, names, report, say, save):
     """Every program of one setting; what is done is saved, for the next one may take minutes."""
     step = trace(**given)
-    say(plan_report.heading(step))
-    setting, results = plan_report.setting(step), {}
+    say(program_report.heading(step))
+    setting, results = program_report.setting(step), {}
     for name in names:
         program = step
         if name == "sft":
@@ -127,7 +126,7 @@ def _measure(trace, given, names, report, say, save):
             program = trace(**given, **SFT)
         for label, planned in PROGRAMS[name](program).items():
             results[label] = report(program, planned)
-            say("\n".join(plan_report.lines(label, results[label])))
+            say("\n".join(program_report.lines(label, results[label])))
             save({"setting": setting, "programs": results})
     refused = [label for label, found in results.items() if "refused" in found]
     if refused:

@@ -100,7 +100,7 @@ class ProgramCost:
         return self._sent(between_slices=False)
 
     @property
-    def network_bytes(self) -> float:
+    def dcn_bytes(self) -> float:
         """Bytes that one chip sends to other slices."""
         return self._sent(between_slices=True)
 
@@ -228,9 +228,9 @@ class _Counter:
 
     def _operations(self, computation, instruction: Instruction, executions, around):
         """(FLOPs, with passes, elementwise) of one execution; collectives are noted on the way."""
-        exchange = collective(self.program, computation, instruction, executions, around)
-        if exchange is not None:
-            self.collectives.append(exchange)
+        found_collective = collective(self.program, computation, instruction, executions, around)
+        if found_collective is not None:
+            self.collectives.append(found_collective)
         flops = matrix_flops(computation, instruction)
         passes = multiplier_passes(computation, instruction) if flops else 1
         total = [flops, flops * passes, elementwise_operations(computation, instruction)]

@@ -25,7 +25,7 @@ class Chip:
     memory: int
     bandwidth: float
     interconnect: float
-    network: float | None = None
+    dcn: float | None = None
 
 
 _GIB = 2**30
@@ -61,13 +61,13 @@ class Roofline:
     compute: float
     memory: float
     interconnect: float
-    network: float
-    one_by_one: float
+    dcn: float
+    no_overlap: float
 
     @property
     def seconds(self) -> float:
         """The bound of the whole program: max(compute, memory) + interconnect + network."""
-        return max(self.compute, self.memory) + self.interconnect + self.network
+        return max(self.compute, self.memory) + self.interconnect + self.dcn
 
 
 def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
@@ -85,7 +85,7 @@ def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
       Its terms, and what a chip without any overlap between instructions would take.
     """
     interconnect = cost.wire_bytes / chip.interconnect
-    network = cost.network_bytes / chip.network if chip.network else 0.0
+    dcn = cost.dcn_bytes / chip.dcn if chip.dcn else 0.0
     slower = (
         max(part.multiplier_flops / chip.flops, part.bytes / chip.bandwidth) for part in cost.parts
     )
@@ -93,6 +93,6 @@ def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
         cost.multiplier_flops / chip.flops,
         cost.bytes / chip.bandwidth,
         interconnect,
-        network,
-        math.fsum(slower) + interconnect + network,
+        dcn,
+        math.fsum(slower) + interconnect + dcn,
     )

@@ -1,4 +1,4 @@
-"""A sweep's cells and preparations: their commands, and what they have written so far."""
+"""The cells and prerequisites of a sweep: their commands, and the results and progress on disk."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _TAIL_BYTES = 65536
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """One run of a sweep, an evaluation of it, or what several runs need and is made first.
+    """One training run of a sweep, an evaluation of such a run, or a prerequisite of several runs.
 
     Attributes:
-      labels: the option of each axis, in the axes' order; an evaluation's own comes last. Of a
-        preparation, 'first' and its name.
-      arguments: what follows `python -m gkd`.
-      result: the file that it writes at its end; also a gs:// path.
-      settings: what its configuration sets, for `changes`.
-      train_steps: of a run, the step at which it is complete.
-      best_metric, best_mode: of a run, what its configuration names.
-      dry_run: it traces only, and completes nothing.
-      run: of an evaluation, the run that it measures.
-      needs: what must be complete before it begins.
+      labels: the option chosen on each axis, in the order of the axes; the name of an evaluation
+        comes last. A prerequisite has the labels 'prerequisite' and its name.
+      arguments: the command line after `python -m gkd`.
+      result: path of the file written when the cell completes; may be a gs:// path.
+      settings: the values that its configuration sets, compared by `changes`.
+      train_steps: the step at which a training run is complete.
+      best_metric, best_mode: name of a training run's best metric; 'max' or 'min'.
+      dry_run: true if the cell only traces its program and never completes.
+      run: the training run that an evaluation measures.
+      needs: the cells that must be complete before this one starts.
     """
 
     labels: Mapping[str, str]
@@ -54,17 +54,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The options joined; a run's is its directory within the sweep's."""
+        """The labels joined by '/'; for a run, its directory relative to the sweep's."""
         return "/".join(self.labels.values())
 
     @property
-    def is_first(self) -> bool:
-        """Whether it is a preparation."""
-        return "first" in self.labels
+    def is_prerequisite(self) -> bool:
+        """True for a prerequisite."""
+        return "prerequisite" in self.labels
 
     @property
     def launch_name(self) -> str:
-        """The name as clouds allow it: short, small letters, digits and hyphens, a letter first."""
+        """A name that cloud services accept: lower-case letters, digits, hyphens; 32 at most."""
         name = re.sub("[^a-z0-9]+", "-", self.name.lower()).strip("-")
         name = name if name[0].isalpha() else f"c-{name}"
         if len(name) > _LAUNCH_NAME_LENGTH:
@@ -74,39 +74,52 @@ class Cell:
 
     @property
     def path(self) -> pathlib.Path:
-        """Where the result is read."""
+        """The local path of the result."""
         return pathlib.Path(buckets.local(self.result))
 
     @property
     def lease_prefix(self) -> pathlib.Path:
-        """Where the lease on what it writes lies, see `gkd.runs.lease`."""
+        """The path prefix of the lease on the cell's output, see `gkd.runs.lease`."""
         if self.arguments[0] == "train":
             return run_prefix(self.path.parent)
         return self.path
 
     def command(self, launcher: Sequence[str] = ()) -> list[str]:
-        """The command, with this process's own Python or a launcher, see `sweep`."""
+        """Builds the command that runs the cell.
+
+        Args:
+          launcher: words in place of `python -m gkd`, see `sweep`; by default this Python.
+        """
         words = [word.replace("{name}", self.launch_name) for word in launcher]
         return [*(words or [sys.executable, "-m", "gkd"]), *self.arguments]
 
     def outcome(self) -> dict[str, Any] | None:
-        """What it wrote; None while it is not complete, or its run has been trained since."""
-        if self.arguments[0] == "infer":  # the file has its name when it is complete
+        """Reads the result.
+
+        Returns:
+          The JSON of the result; None while the cell is incomplete, or if the run that an
+          evaluation measures has been trained further since.
+        """
+        if self.arguments[0] == "infer":  # the file gets its final name once it is complete
             record = self._infer_record()
-            known = (record.get("output") or {}).get("bytes")
-            if not self.path.exists() or known not in (None, self.path.stat().st_size):
+            size = (record.get("output") or {}).get("bytes")
+            if not self.path.exists() or size not in (None, self.path.stat().st_size):
                 return None
             return record
-        found = _read_json(self.path)
+        result = _read_json(self.path)
         if self.run is None:
-            return found if found.get("steps") == self.train_steps else None
-        if not found or self.run.outcome() is None:
+            return result if result.get("steps") == self.train_steps else None
+        if not result or self.run.outcome() is None:
             return None
         measured, trained = (path.stat().st_mtime_ns for path in (self.path, self.run.path))
-        return found if measured >= trained else None
+        return result if measured >= trained else None
 
     def changes(self) -> list[str]:
-        """In what the configuration differs from the one that made a complete cell's result."""
+        """Compares the configuration with the one that produced a complete cell's result.
+
+        Returns:
+          One text per setting that differs: 'seed 0 → 3'.
+        """
         if self.arguments[0] == "infer":
             launches = self._infer_record().get("launches") or [{}]
             words = launches[-1].get("command_line", ["gkd", *self.arguments])[1:]
@@ -116,9 +129,10 @@ class Cell:
         return setting_changes.of_bindings(record.get("bindings"), self.settings, self.arguments[0])
 
     def progress(self) -> tuple[int | None, int | None, float | None]:
-        """How far it is: the last logged step, how often it was started, the best metric so far.
+        """Reads a cell's progress.
 
-        Each is None where it is not known.
+        Returns:
+          The last logged step, the number of starts, the best metric so far; None where unknown.
         """
         if self.arguments[0] == "infer":
             return None, len(self._infer_record().get("launches", [])) or None, None
@@ -142,7 +156,7 @@ class Cell:
         return _tail_rows(self.path.parent / LAUNCHES_FILE, whole=True)
 
     def _launch_of_result(self) -> dict[str, Any]:
-        """The run's last launch that can have made the result: a later one found it complete."""
+        """The last launch that began before the result was written; later ones changed nothing."""
         written = datetime.datetime.fromtimestamp(self.path.stat().st_mtime, datetime.UTC)
         launches = self._launches() or [{}]
         before = [launch for launch in launches if _started(launch) <= written]
@@ -150,7 +164,7 @@ class Cell:
 
 
 def _started(launch: Mapping[str, Any]) -> datetime.datetime:
-    """When a launch began; long ago where its row does not say."""
+    """The start time of a launch; the year 2000 if its row lacks one."""
     try:
         started = datetime.datetime.fromisoformat(launch["started"])
     except (KeyError, TypeError, ValueError):
@@ -159,16 +173,19 @@ def _started(launch: Mapping[str, Any]) -> datetime.datetime:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """What a file holds; nothing where there is none, or it is cut off."""
+    """Reads a JSON object; an empty one if the file is missing or truncated."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _tail_rows(path: pathlib.Path, whole: bool = False) -> list[dict[str, Any]]:
-    """The complete rows at a file's end, or all; nothing is changed, as a run may be writing."""
+    """Reads the complete rows in the last 64 KiB of a JSON Lines file, or all of its rows.
+
+    The file is not modified: a run may be appending to it.
+    """
     try:
         with path.open("rb") as file:
             if not whole:
@@ -180,6 +197,6 @@ def _tail_rows(path: pathlib.Path, whole: bool = False) -> list[dict[str, Any]]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the first, where the tail begins
+        except ValueError:  # the first line of the tail may be truncated
             continue
     return [row for row in rows if isinstance(row, dict)]

@@ -1,4 +1,4 @@
-"""Runs a sweep's cells: what they share first, several at a time, again after a crash."""
+"""Runs the cells of a sweep: prerequisites first, some in parallel, with retries after crashes."""
 
 from __future__ import annotations
 
@@ -21,61 +21,61 @@ from gkd.sweep import status
 from gkd.sweep.cells import Cell
 
 _POLL_SECONDS = 0.2
-_REFRESH_SECONDS = 5.0  # of the table on a terminal: it reads every cell's files
-_FAILED = (1, 2)  # what a run says of itself: trying again would end the same way
+_REFRESH_SECONDS = 5.0  # between updates of the table on a terminal: it reads every cell's files
+_FAILED = (1, 2)  # exit codes of errors that a retry would repeat
 
 
 class Runner:
-    """What of a sweep is complete, runs, waits or has failed."""
+    """Runs the cells of a sweep, and tracks which are complete, running, waiting or failed."""
 
     def __init__(
         self,
         cells: Sequence[Cell],
         launcher: Sequence[str],
-        at_once: int,
+        max_parallel: int,
         retries: int,
         logs: pathlib.Path,
         lease: Lease,
     ):
-        """Prepares.
+        """Prepares to run the cells; nothing is started yet.
 
         Args:
-          cells: of `sweep.plan`.
-          launcher: see `sweep.sweep`.
-          at_once: how many processes at a time.
-          retries: how often a cell that crashed or was preempted is started again.
-          logs: the folder for what the cells print, where several of them run at a time.
-          lease: on the sweep's directory; it is held.
+          cells: the cells from `sweep.plan`, in the order in which they start.
+          launcher: words in place of `python -m gkd`, see `sweep.sweep`.
+          max_parallel: greatest number of cells that run at the same time.
+          retries: number of restarts of a cell that crashed or was preempted.
+          logs: folder for the cells' output if they run in parallel.
+          lease: the lease on the sweep's directory, held by the caller.
         """
         self._cells, self._launcher = list(cells), tuple(launcher)
-        self._at_once, self._retries, self._logs = at_once, retries, logs
+        self._max_parallel, self._retries, self._logs = max_parallel, retries, logs
         self._tries = [0] * len(self._cells)
         self._lease = lease
         self._running: dict[int, subprocess.Popen] = {}
         self._watches = [Watch(cell.lease_prefix) for cell in self._cells]
-        self._elsewhere: dict[int, str] = {}  # cells that another process runs, and which
+        self._elsewhere: dict[int, str] = {}  # cells run by another process, and its description
         self._end_with_runner = end_with_parent()
-        self._ended: dict[int, str] = {}  # how cells stand that are not started (again)
+        self._ended: dict[int, str] = {}  # states of cells that are not started (again)
         self._console = status.console(stderr=True)
 
     def run(self) -> None:
-        """Runs what is not complete.
+        """Runs the incomplete cells.
 
         Raises:
-          ValueError: cells failed.
-          Stopped: SIGTERM or Ctrl-C came; the running cells have saved.
+          ValueError: at least one cell failed.
+          Stopped: SIGTERM or Ctrl-C was received; the running cells have saved.
         """
         self._skip()
         try:
             with StopRequest() as stop, self._shown() as show:
                 self._loop(stop, show)
-        except LeaseLost:  # another runner waits for these cells to end
+        except LeaseLost:  # another runner has taken over and waits for these cells to end
             for process in self._running.values():
                 process.send_signal(signal.SIGTERM)
             for process in self._running.values():
                 process.wait()
             raise
-        except BaseException:  # a second Ctrl-C: at once
+        except BaseException:  # a second Ctrl-C: kill immediately
             for process in self._running.values():
                 process.kill()
                 process.wait()
@@ -93,17 +93,17 @@ class Runner:
             )
 
     def _skip(self) -> None:
-        """Notes what is complete, and which preparations nothing waits for."""
+        """Marks the complete cells, and the prerequisites that no incomplete cell needs."""
         for number, cell in enumerate(self._cells):
             if cell.outcome() is not None:
                 self._ended[number] = "complete"
         _report(f"{len(self._cells)} cells, {len(self._ended)} complete")
         for number in self._ended:
             _report(f"{self._place(number)}: complete")
-        for number in reversed(range(len(self._cells))):  # one may wait for another
+        for number in reversed(range(len(self._cells))):  # a prerequisite may need another
             cell = self._cells[number]
             waiting = [c for i, c in enumerate(self._cells) if i not in self._ended]
-            if cell.is_first and not any(cell in other.needs for other in waiting):
+            if cell.is_prerequisite and not any(cell in other.needs for other in waiting):
                 self._ended.setdefault(number, "not needed")
 
     def _loop(self, stop: StopRequest, show) -> None:
@@ -128,9 +128,9 @@ class Runner:
             time.sleep(_POLL_SECONDS)
 
     def _start(self) -> None:
-        """Starts cells in order, while there is room; each waits for what it needs."""
+        """Starts cells in order, up to `max_parallel`; a cell waits for its prerequisites."""
         for number, cell in enumerate(self._cells):
-            if len(self._running) >= self._at_once:
+            if len(self._running) >= self._max_parallel:
                 return
             if number in self._ended or number in self._running or self._awaited(cell):
                 continue
@@ -141,7 +141,7 @@ class Runner:
             self._tries[number] += 1
             with contextlib.ExitStack() as stack:
                 streams = {}
-                if self._at_once > 1:  # they would write over one another
+                if self._max_parallel > 1:  # keep the outputs of parallel cells apart
                     log = self._log(cell)
                     log.parent.mkdir(parents=True, exist_ok=True)
                     streams["stdout"] = stack.enter_context(log.open("ab"))
@@ -154,9 +154,9 @@ class Runner:
                 )  # fmt: skip
 
     def _runs_elsewhere(self, number: int) -> bool:
-        """Whether another process writes a cell's output: one that a killed runner left, say.
+        """True while another process writes a cell's output, for example one of a killed runner.
 
-        When that has ended, the cell is complete or starts.
+        Once that process has ended, the cell is complete or can start.
         """
         cell = self._cells[number]
         if cell.dry_run:
@@ -166,7 +166,7 @@ class Runner:
             owner = sight.owner.describe() if sight.owner else "a damaged lease"
             if self._elsewhere.get(number) != owner:
                 self._elsewhere[number] = owner
-                _report(f"{self._place(number)}: its output is in use ({owner}): it waits for that")
+                _report(f"{self._place(number)}: waits, its output is in use by {owner}")
             return True
         if self._elsewhere.pop(number, None) and cell.outcome() is not None:
             self._ended[number] = "complete"
@@ -174,7 +174,7 @@ class Runner:
         return False
 
     def _awaited(self, cell: Cell) -> list[str]:
-        """The names of what a cell needs and that is not complete."""
+        """The names of the prerequisites of a cell that are not complete."""
         numbers = {cell: number for number, cell in enumerate(self._cells)}
         return [c.name for c in cell.needs if self._ended.get(numbers[c]) != "complete"]
 
@@ -184,25 +184,25 @@ class Runner:
         if stopping and code in (0, EXIT_STOPPED):
             return
         if code and not cell.dry_run and self._watches[number].look().state == "held":
-            self._tries[number] -= 1  # it was refused: another process runs this cell
+            self._tries[number] -= 1  # refused, because another process runs this cell
             return
         if code and code not in _FAILED and self._tries[number] <= self._retries:
-            _report(f"{self._place(number)}: exit code {code}, it is started again")
+            _report(f"{self._place(number)}: exit code {code}, restarting")
             return
         state = f"failed: exit code {code}"
         if code == 0:
             state = "complete"
             if cell.outcome() is None:
-                state = f"failed: ended, but {cell.result} does not say that it is complete"
+                state = f"failed: ended, but {cell.result} does not mark it complete"
             state = "traced" if cell.dry_run else state
         self._ended[number] = state
         if state.startswith("failed"):
             _report(f"{self._place(number)}: {state}{self._last_line(cell)}")
-        elif self._at_once > 1:
+        elif self._max_parallel > 1:
             _report(f"{self._place(number)}: {state}")
 
     def _table(self) -> rich.table.Table:
-        """Where each cell stands."""
+        """The state of every cell, as a table."""
         states = dict(self._ended)
         for number, cell in enumerate(self._cells):
             if number in self._running:
@@ -215,8 +215,8 @@ class Runner:
 
     @contextlib.contextmanager
     def _shown(self):
-        """Gives a function that shows the table on a terminal, now and then."""
-        if self._at_once == 1 or not self._console.is_terminal:
+        """Yields a function that updates the table on a terminal, every few seconds at most."""
+        if self._max_parallel == 1 or not self._console.is_terminal:
             yield lambda: None
             return
         with rich.live.Live(console=self._console, transient=True, auto_refresh=False) as live:
@@ -234,8 +234,8 @@ class Runner:
         return self._logs / f"{cell.name}.log"
 
     def _last_line(self, cell: Cell) -> str:
-        """What a failed cell said last, and where all of it is."""
-        if self._at_once == 1:
+        """The last line of a failed cell's output, and the path of its log."""
+        if self._max_parallel == 1:
             return ""
         log = self._log(cell)
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

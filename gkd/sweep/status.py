@@ -1,4 +1,4 @@
-"""Where each cell of a sweep stands, as a table."""
+"""The table of a sweep's progress: state, step, starts and best metric of every cell."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from gkd.runs.lease import Watch
 from gkd.sweep.cells import Cell
 
 _STYLES = {"complete": "green", "runs": "cyan", "failed": "red", "another": "red"}
-_WIDTH = 120  # of what is not a terminal: enough for long names
+_WIDTH = 120  # columns where the output is no terminal: enough for long names
 
 
 def console(stderr: bool) -> rich.console.Console:
-    """Where the table is printed."""
+    """Builds the console that prints the table.
+
+    Args:
+      stderr: print to standard error, not to standard output.
+    """
     made = rich.console.Console(stderr=stderr)
     return made if made.is_terminal else rich.console.Console(stderr=stderr, width=_WIDTH)
 
@@ -25,13 +29,13 @@ def console(stderr: bool) -> rich.console.Console:
 def table(
     cells: Sequence[Cell], states: Mapping[int, str] | None = None, tries: Sequence[int] = ()
 ) -> rich.table.Table:
-    """Name, state, the step reached, starts and the best metric so far of each cell.
+    """Builds a table with a row per cell: name, state, last step, starts, best metric so far.
 
     Args:
-      cells: of `sweep.plan`.
-      states: of those that a launch of the sweep knows about, by number; the others' come from what
-        is on disk.
-      tries: how often this launch started each, where its directory does not say.
+      cells: the cells from `sweep.plan`.
+      states: states by the cell's index, as the running sweep tracks them; the states of the other
+        cells are read from their files.
+      tries: number of starts of each cell by this sweep, used if the files do not record it.
     """
     made = rich.table.Table(box=rich.box.SIMPLE)
     for name in ("cell", "state", "step", "starts", "best so far"):
@@ -51,11 +55,14 @@ def table(
 
 
 def state_on_disk(cell: Cell, begun: bool) -> str:
-    """What its files say.
+    """Reads the state of a cell from its files.
 
     Args:
-      cell: of the sweep.
-      begun: whether it was ever started.
+      cell: a cell of the sweep.
+      begun: true if the cell was started before.
+
+    Returns:
+      'complete', 'another configuration: …', 'runs: …', 'begun' or 'open'.
     """
     if cell.outcome() is not None:
         changes = cell.changes()

@@ -26,10 +26,10 @@ from gkd.sweep.cells import Cell
 from gkd.sweep.runner import Runner
 from gkd.train.training_loop import SUMMARY_FILE
 
-OVER = "seed"  # by default the table averages over this axis, where there is one
+AVERAGE_OVER = "seed"  # by default the table averages over this axis, where there is one
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _TRAIN = "/gkd.train.train.train."  # how bindings of the verb `train` begin
-_FIRST_VERBS = ("train", "infer")
+_PREREQUISITE_VERBS = ("train", "infer")
 
 
 def sweep(
@@ -39,51 +39,56 @@ def sweep(
     action: str = "run",
     overrides: Sequence[str] = (),
     evaluations: Mapping[str, Any] | None = None,
-    first: Mapping[str, Any] | None = None,
+    prerequisites: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
-    over: str = OVER,
-    at_once: int = 1,
+    average_over: str = AVERAGE_OVER,
+    max_parallel: int = 1,
     retries: int = 3,
     launcher: Sequence[str] = (),
     allow_module: Sequence[str] = (),
 ) -> None:
-    """Runs every cell of the product of the axes, each in a process of its own.
+    """Runs every cell of the product of the axes, each in its own process.
 
-    A complete cell is skipped, one that crashed or was preempted is started again, a failed one is
-    reported and the rest go on; the same command continues. All cells are checked before the first
-    one starts.
+    Complete cells are skipped, cells that crashed or were preempted are restarted, and a failed
+    cell is reported while the others go on; the same command continues a stopped sweep. All cells
+    are checked before the first one starts.
 
     Args:
-      directory: of the sweep; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
-      gin_files: what all cells begin with.
-      axes: by name, the options by name: each a list of further gin files (names in .gin) and
-        overrides (NAME=VALUE). A later axis overrides an earlier one.
-      action: 'run'; 'list' prints one shell command a cell; 'status' where each stands; 'table'
-        what came out, and writes it into the directory as table.md and table.json.
-      overrides: of every cell, the last to be applied; not of what is made first, which others may
-        share.
-      evaluations: by name, such lists for the verb `evaluate`: what each run is measured with once
-        it is complete. The table is then of them, not of the runs' last evaluation.
-      first: by name, what cells share and is made once, before them: the words of a command,
+      directory: the sweep's directory; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
+      gin_files: gin files that every cell includes first.
+      axes: for each axis, its options by name: each a list of further gin files (names in .gin)
+        and overrides (NAME=VALUE). A later axis overrides an earlier one.
+      action: 'run'; 'list' to print one shell command per cell; 'status' to print the state of
+        every cell; 'table' to print the results and write table.md and table.json.
+      overrides: overrides applied last to every cell, but not to prerequisites, which other sweeps
+        may share.
+      evaluations: by name, lists of gin files and overrides for the verb `evaluate`, with which
+        each complete run is evaluated. The table then shows these evaluations, not the last one
+        during training.
+      prerequisites: by name, commands whose results several cells need, run once and before them:
         ['train', gin files and overrides] or ['infer', '--NAME=VALUE', …]. A cell waits for those
-        whose MODEL_DIR or output its configuration names; what no open cell needs is not made.
-      metrics: of the table, e.g. 'rouge2', 'seconds_per_step'; None is BEST_METRIC (of every task).
-      over: the axis that the table averages over, where there is one of that name.
-      at_once: how many cells run at a time.
-      retries: how often a cell is started again that did not end by itself.
-      launcher: words in place of `python -m gkd`, {name} being the cell's name in them: ['env',
-        'TPU_NAME={name}', 'bash', 'launch/tpu_vm.sh', 'all']. What it runs must write where this
-        process can read it, for a cell to be complete.
-      allow_module: modules that the cells' gin files may use, as the command line was given them.
+        whose MODEL_DIR or output its configuration names; those that no incomplete cell needs are
+        not run.
+      metrics: columns of the table, e.g. 'rouge2', 'seconds_per_step'; by default the BEST_METRIC
+        of every task.
+      average_over: the axis that the table averages over, if the sweep has it.
+      max_parallel: greatest number of cells that run at the same time.
+      retries: number of restarts of a cell that crashed or was preempted.
+      launcher: words in place of `python -m gkd`, in which {name} stands for the cell's name:
+        ['env', 'TPU_NAME={name}', 'bash', 'launch/tpu_vm.sh', 'all']. The command must write to a
+        place that this process can read, or the cell never counts as complete.
+      allow_module: modules that the cells' gin files may import.
 
     Raises:
-      ValueError: a wrong grid or configuration; cells that failed.
-      Stopped: SIGTERM or Ctrl-C came; the running cells have saved.
+      ValueError: the grid or a configuration is wrong, or cells failed.
+      Stopped: SIGTERM or Ctrl-C was received; the running cells have saved.
     """
     check_call(SWEEP, locals())
-    cells = plan(directory, gin_files, axes, overrides, evaluations, first, allow_module)
-    if over not in axes and over != OVER:
-        raise InvalidValue(f"OVER is {over!r}, but the axes are {', '.join(axes)}: choose one")
+    cells = plan(directory, gin_files, axes, overrides, evaluations, prerequisites, allow_module)
+    if average_over not in axes and average_over != AVERAGE_OVER:
+        raise InvalidValue(
+            f"AVERAGE_OVER is {average_over!r}, but the axes are {', '.join(axes)}: choose one"
+        )
     _check_launch_names(cells, launcher)
     if action == "list":
         for cell in cells:
@@ -98,9 +103,9 @@ def sweep(
         if others:
             print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
         names = list(metrics or dict.fromkeys(c.best_metric for c in cells if c.best_metric))
-        rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_first]
+        rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
         outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
-        table.write(place, table.averages(outcomes, names, over))
+        table.write(place, table.averages(outcomes, names, average_over))
     elif others:
         raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
@@ -109,7 +114,7 @@ def sweep(
     else:
         place.mkdir(parents=True, exist_ok=True)
         with Lease(place / "sweep", f"the sweep's directory {directory}") as lease:
-            Runner(cells, launcher, at_once, retries, place / "logs", lease).run()
+            Runner(cells, launcher, max_parallel, retries, place / "logs", lease).run()
 
 
 def plan(
@@ -118,27 +123,30 @@ def plan(
     axes: Mapping[str, Any],
     overrides: Sequence[str] = (),
     evaluations: Mapping[str, Any] | None = None,
-    first: Mapping[str, Any] | None = None,
+    prerequisites: Mapping[str, Any] | None = None,
     allow_module: Sequence[str] = (),
 ) -> list[Cell]:
-    """The cells of a sweep, the last axis changing fastest, each followed by its evaluations.
-
-    Before them stand the preparations.
+    """Builds and checks the cells of a sweep.
 
     Args:
-      As `sweep`'s.
+      directory, gin_files, axes, overrides, evaluations, prerequisites, allow_module: as in
+        `sweep`.
+
+    Returns:
+      The prerequisites, then the runs, the last axis changing fastest, each run followed by its
+      evaluations.
 
     Raises:
-      ValueError: in one line that names the axis or the cell; every configuration is checked.
+      ValueError: a configuration is wrong; the one-line text names the axis or the cell.
     """
     if not axes:
         raise InvalidValue("sweep.axes is empty: give at least one axis")
     _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
     ready: list[tuple[str, Cell]] = []
-    for name, words in (first or {}).items():
-        place, cell = _preparation(name, words, ready, allow_module)
+    for name, words in (prerequisites or {}).items():
+        place, cell = _prerequisite(name, words, ready, allow_module)
         if place in (other for other, _ in ready):
-            raise InvalidValue(f"preparation {name}: another one writes to {place} too")
+            raise InvalidValue(f"prerequisite {name}: another one writes to {place} too")
         ready.append((place, cell))
     cells = [cell for _, cell in ready]
     for labels in itertools.product(*axes.values()):
@@ -164,7 +172,7 @@ def plan(
 
 
 def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
-    """A checked cell of gin files and overrides, in this order."""
+    """Builds a cell from gin files and overrides, and checks its configuration."""
     files = tuple(text for text in settings if text.endswith(".gin"))
     values = tuple(text for text in settings if not text.endswith(".gin"))
     command = command_line.Command(verb, files, values, tuple(allowed))
@@ -191,28 +199,32 @@ def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
     )  # fmt: skip
 
 
-def _preparation(
+def _prerequisite(
     name: str, words: Any, ready: Sequence[tuple[str, Cell]], allowed: Sequence[str]
 ) -> tuple[str, Cell]:
-    """Where a preparation writes, and what it is."""
+    """Builds and checks a prerequisite; returns the path it writes to, and its cell."""
     texts = list(words) if isinstance(words, list | tuple) else []
-    if not texts or not all(isinstance(t, str) for t in texts) or texts[0] not in _FIRST_VERBS:
+    if (
+        not texts
+        or not all(isinstance(t, str) for t in texts)
+        or texts[0] not in _PREREQUISITE_VERBS
+    ):
         raise InvalidValue(
-            f"preparation {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
+            f"prerequisite {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
             "['infer', '--NAME=VALUE', …]"
         )
-    labels = {"first": "first", "name": name}
-    _check_options({"preparation": {name: []}})
+    labels = {"prerequisite": "prerequisite", "name": name}
+    _check_options({"prerequisite": {name: []}})
     if texts[0] == "train":
-        _check_options({"preparation": {name: texts[1:]}})
+        _check_options({"prerequisite": {name: texts[1:]}})
         cell = _cell("train", labels, texts[1:], None, ready, allowed)
         return os.path.dirname(cell.result), cell
     try:
         arguments = command_line.parse_arguments(texts).arguments
     except UserError as error:
-        raise InvalidValue(f"preparation {name}: {error}") from error
+        raise InvalidValue(f"prerequisite {name}: {error}") from error
     if arguments["allow_module"]:
-        raise InvalidValue(f"preparation {name}: give --allow_module to the sweep itself")
+        raise InvalidValue(f"prerequisite {name}: give --allow_module to the sweep itself")
     texts += [f"--allow_module={module}" for module in allowed]
     arguments = {**arguments, "allow_module": list(allowed) or None}
     needs = _needed(list(arguments.values()), ready)
@@ -221,7 +233,7 @@ def _preparation(
 
 
 def _needed(named: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[Cell, ...]:
-    """The preparations whose place a configuration names."""
+    """The prerequisites whose output a configuration names."""
     texts = {os.path.normpath(text) for text in references_in(named, str)}
     return tuple(
         cell
@@ -231,7 +243,7 @@ def _needed(named: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[Cell, ...]:
 
 
 def _check_launch_names(cells: Sequence[Cell], launcher: Sequence[str]) -> None:
-    """Two cells on one slice would end each other."""
+    """Refuses two cells with one launch name: on one slice they would stop each other."""
     known: dict[str, Cell] = {}
     for cell in cells if any("{name}" in word for word in launcher) else ():
         other = known.setdefault(cell.launch_name, cell)

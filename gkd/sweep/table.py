@@ -1,4 +1,4 @@
-"""What a sweep came to: means over seeds with Student's t intervals, as Markdown and JSON."""
+"""The results of a sweep: means over seeds with Student's t intervals, as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -14,41 +14,49 @@ from scipy import stats
 from gkd.errors import InvalidValue
 
 CONFIDENCE = 0.95
-_UNNAMED = ("evaluation", "metrics", "student", "greedy")  # what a metric is of by default
+_UNNAMED = ("evaluation", "metrics", "student", "greedy")  # left out of the names of metrics
 
 
 def averages(
     runs: Sequence[tuple[Mapping[str, str], Mapping[str, Any] | None]],
     metrics: Sequence[str],
-    over: str,
+    average_over: str,
 ) -> dict[str, Any]:
     """Averages the metrics of complete runs over one axis.
 
     Args:
-      runs: each run's options by axis, and the JSON it wrote (None while it is not complete).
-      metrics: names in it: `rouge2` of the student, greedy; `temperature_0.5/rouge2`,
-        `teacher/rouge2`, `divergences/…`.
-      over: the axis to average over; without an axis of that name every run is a row.
+      runs: each run's options by axis, and its result as JSON (None while it is incomplete).
+      metrics: names of metrics in the results: `rouge2` (the student's greedy completions),
+        `temperature_0.5/rouge2`, `teacher/rouge2`, `divergences/…`.
+      average_over: the axis to average over; without an axis of that name every run is a row.
 
     Returns:
-      {"over", "confidence", "rows": [{"options", "complete", "runs", "metrics": {name: {"values",
-      "mean", "interval"}}}]}; `interval` is half the width of the 95% interval of the mean,
-      t·s/√n with n−1 degrees of freedom, None of fewer than two runs; `mean` is None of none.
+      {"average_over", "confidence", "rows": [{"options", "complete", "runs", "metrics": {name:
+      {"values", "mean", "interval"}}}]}. `interval` is half the width of the 95% confidence
+      interval of the mean, t·s/√n with n−1 degrees of freedom, and None for fewer than two runs;
+      `mean` is None for no run.
 
     Raises:
-      ValueError: no metric, or one that no complete run has.
+      ValueError: no metric is given, or no complete run has one of them.
+
+    Two seeds have a mean of 2 and s = √2, t(0.975, 1) = 12.71:
+
+    >>> runs = [({"seed": "0"}, {"bleu": 1.0}), ({"seed": "1"}, {"bleu": 3.0})]
+    >>> row = averages(runs, ["bleu"], "seed")["rows"][0]["metrics"]["bleu"]
+    >>> row["mean"], round(row["interval"], 2)
+    (2.0, 12.71)
     """
     if not metrics:
         raise InvalidValue("a table needs metrics: set METRICS, e.g. ['rouge2']")
     groups: dict[tuple[str, ...], list[tuple[Mapping[str, str], Any]]] = {}
     for labels, outcome in runs:
-        key = tuple(label for axis, label in labels.items() if axis != over)
+        key = tuple(label for axis, label in labels.items() if axis != average_over)
         groups.setdefault(key, []).append((labels, outcome))
     rows, known = [], set()
     for group in groups.values():
         complete = [dict(_numbers(outcome)) for _, outcome in group if outcome is not None]
         known.update(*complete)
-        options = {axis: label for axis, label in group[0][0].items() if axis != over}
+        options = {axis: label for axis, label in group[0][0].items() if axis != average_over}
         rows.append(
             {
                 "options": options,
@@ -61,14 +69,14 @@ def averages(
         raise InvalidValue(
             f"no run has the metric {unknown[0]!r}; known: {', '.join(sorted(known))}"
         )
-    return {"over": over, "confidence": CONFIDENCE, "rows": rows}
+    return {"average_over": average_over, "confidence": CONFIDENCE, "rows": rows}
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table as Markdown: one line a row, `mean ± interval`, runs as complete/all.
+    """Renders the table as Markdown: `mean ± interval`, and runs as complete/all.
 
     Args:
-      table: from `averages`.
+      table: the result of `averages`.
     """
     first = table["rows"][0]
     head = [*first["options"], "runs", *first["metrics"]]
@@ -84,8 +92,8 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
     """Prints the table, and writes it into the directory as table.md and table.json.
 
     Args:
-      directory: of the sweep; made where it does not exist.
-      table: from `averages`.
+      directory: the sweep's directory; created if missing.
+      table: the result of `averages`.
     """
     text = markdown(table)
     directory.mkdir(parents=True, exist_ok=True)
@@ -97,7 +105,7 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
 
 
 def _values(outcomes: Sequence[dict[str, float]], name: str) -> list[float]:
-    """The metric of every run of a row; of none, where the row's task has another metric."""
+    """The metric's value in every run of a row; empty if the task of the row lacks the metric."""
     values = [numbers[name] for numbers in outcomes if name in numbers]
     if len(values) not in (0, len(outcomes)):
         raise InvalidValue(f"{len(values)} of {len(outcomes)} runs of one row have {name!r}")
@@ -105,7 +113,7 @@ def _values(outcomes: Sequence[dict[str, float]], name: str) -> list[float]:
 
 
 def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a run's or an evaluation's JSON, by their paths without _UNNAMED."""
+    """All numbers in the JSON of a run or an evaluation, by path, without the keys in _UNNAMED."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, path if key in _UNNAMED else f"{path}{key}/")

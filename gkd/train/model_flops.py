@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gkd.distill.train_step import Part
 from gkd.models.attention_sharding import layer_rows
-from gkd.models.flops import Split, cross_flops, decoder_flops, encoder_flops, head_flops
+from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.train.step_program import StepProgram
@@ -43,39 +43,39 @@ def step_flops(
 
     def shared(config):
         if not split:
-            return Split(rows=program.mesh.size)
-        return split_of(program, config, rows // program.microbatches)
+            return ShardCounts(rows=program.mesh.size)
+        return shard_counts_of(program, config, rows // program.microbatches)
 
     def scored(config, tokens):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
-        ways = shared(config)
-        prompts = encoder_flops(config, rows, source, ways)
-        prompts += cross_flops(config, rows, source, ways)
-        return prompts + decoder_flops(config, rows * samples, tokens, tokens + source, ways)
+        shards = shared(config)
+        prompts = encoder_flops(config, rows, source, shards)
+        prompts += cross_flops(config, rows, source, shards)
+        return prompts + decoder_flops(config, rows * samples, tokens, tokens + source, shards)
 
-    ways = shared(student)
+    shards = shared(student)
     tokens = written if on_policy and method.on_policy_fraction == 1 else target
     costs = dict.fromkeys((*Part, UPDATE), 0.0)
     if on_policy:
         outputs = rows * samples
         costs[Part.SAMPLING] = (
-            cross_flops(student, rows, source, ways)
-            + decoder_flops(student, outputs, expected_length, written + source, ways)
-            + head_flops(student, outputs, expected_length, ways)
+            cross_flops(student, rows, source, shards)
+            + decoder_flops(student, outputs, expected_length, written + source, shards)
+            + head_flops(student, outputs, expected_length, shards)
         )
         if again:
-            costs[Part.SAMPLING] += encoder_flops(student, rows, source, ways)
-    heads = 3 * head_flops(student, rows * samples, tokens, ways)
+            costs[Part.SAMPLING] += encoder_flops(student, rows, source, shards)
+    heads = 3 * head_flops(student, rows * samples, tokens, shards)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
     if split:
-        costs[UPDATE] -= _gradients_shared_out(
-            program, ways, rows * source, rows * samples * tokens
+        costs[UPDATE] -= _reduce_scattered_gradients(
+            program, shards, rows * source, rows * samples * tokens
         )
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
         written_out = rows * source * student.num_encoder_layers
         written_out += rows * samples * tokens * student.num_decoder_layers
-        last = 2 * written_out * student.emb_dim * student.mlp_dim / ways.rows / ways.mlp
+        last = 2 * written_out * student.emb_dim * student.mlp_dim / shards.rows / shards.mlp
         costs[UPDATE] += scored(student, tokens) - last
     if program.expert is not None:
         teacher = program.expert.config
@@ -84,16 +84,16 @@ def step_flops(
     return costs
 
 
-def _gradients_shared_out(program, ways, prompts, outputs) -> float:
+def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
     """What chips that repeat a layer save of its kernels' gradients where those are fully sharded.
 
     Chips along a model axis that does not divide a layer have all of its activations. A gradient is
     split over the data axis: where that divides the model axis, XLA has each of those chips form a
-    part of it, and they exchange the parts.
+    part of it, and collectives combine the parts.
 
     Args:
       program: of the run.
-      ways: how the mesh divides the student.
+      shards: how the mesh divides the student.
       prompts, outputs: tokens of all rows.
     """
     data, model = program.mesh.shape["data"], program.mesh.shape["model"]
@@ -102,12 +102,12 @@ def _gradients_shared_out(program, ways, prompts, outputs) -> float:
         return 0.0
     encoder, decoder = prompts * config.num_encoder_layers, outputs * config.num_decoder_layers
     columns = 0.0  # of kernels that every chip has whole, times the tokens that they are for
-    if ways.heads == 1:
+    if shards.heads == 1:
         of_prompts = 4 * encoder + 2 * prompts * config.num_decoder_layers
         columns += config.num_heads * config.head_dim * (of_prompts + 6 * decoder)
-    if ways.mlp == 1:
+    if shards.mlp == 1:
         columns += config.mlp_dim * (len(config.mlp_activations) + 1) * (encoder + decoder)
-    return 2 * config.emb_dim * columns / ways.rows * (1 - 1 / data)
+    return 2 * config.emb_dim * columns / shards.rows * (1 - 1 / data)
 
 
 def generation_flops(
@@ -122,14 +122,14 @@ def generation_flops(
       scored: whether the references' log-probabilities are computed too.
     """
     rows, source, target = program.evaluation_rows, *_lengths(program)
-    config, ways = loaded.config, split_of(program, loaded.config, rows)
-    prompts = encoder_flops(config, rows, source, ways)
-    cross = cross_flops(config, rows, source, ways)
+    config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
+    prompts = encoder_flops(config, rows, source, shards)
+    cross = cross_flops(config, rows, source, shards)
     return (
         prompts
         + (2 if scored else 1) * cross
-        + _decoding(config, rows, expected_length, target + source, ways)
-        + scored * _decoding(config, rows, target, target + source, ways)
+        + _decoding(config, rows, expected_length, target + source, shards)
+        + scored * _decoding(config, rows, target, target + source, shards)
     )
 
 
@@ -138,12 +138,12 @@ def meter_flops(program: StepProgram, expected_length: float | int) -> float:
     student, rows, target = program.learner, program.evaluation_rows, _lengths(program)[1]
     total = generation_flops(program, student, expected_length, scored=False)
     for loaded in (student, program.expert):
-        config, ways = loaded.config, split_of(program, loaded.config, rows)
+        config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
         source = _lengths(program)[0]
-        total += cross_flops(config, rows, source, ways)
-        total += _decoding(config, 2 * rows, target, target + source, ways)
+        total += cross_flops(config, rows, source, shards)
+        total += _decoding(config, 2 * rows, target, target + source, shards)
         if loaded is not student:
-            total += encoder_flops(config, rows, source, ways)
+            total += encoder_flops(config, rows, source, shards)
     return total
 
 
@@ -151,10 +151,10 @@ def _lengths(program):
     return program.batch.encoder_input_tokens.shape[1], program.batch.decoder_target_tokens.shape[1]
 
 
-def _decoding(config, rows, tokens, attended, ways):
+def _decoding(config, rows, tokens, attended, shards):
     """The decoder's layers and its head."""
-    layers = decoder_flops(config, rows, tokens, attended, ways)
-    return layers + head_flops(config, rows, tokens, ways)
+    layers = decoder_flops(config, rows, tokens, attended, shards)
+    return layers + head_flops(config, rows, tokens, shards)
 
 
 def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
@@ -170,7 +170,7 @@ def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
     return sum(costs.values())
 
 
-def split_of(program: StepProgram, config, prompts: int) -> Split:
+def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:
     """How the mesh divides a model's work; what its axis does not divide is done by every chip.
 
     Attention is divided by heads, or where they do not divide, by rows (`attention_sharding`).
@@ -182,18 +182,18 @@ def split_of(program: StepProgram, config, prompts: int) -> Split:
     """
     mesh, rules = program.mesh, meshes.rules_of_model(program.rules, config.num_heads, program.mesh)
 
-    def ways(axis, size):
+    def parts(axis, size):
         name = rules.get(axis)
         return mesh.shape[name] if name and size % mesh.shape[name] == 0 else 1
 
-    attention = ways("heads", config.num_heads)
+    attention = parts("heads", config.num_heads)
     if rows_are_spread(program, config, prompts):
         attention = mesh.shape["model"]
-    return Split(
+    return ShardCounts(
         mesh.shape["data"],
         attention,
-        ways("mlp", config.mlp_dim),
-        ways("vocab", config.vocab_size),
+        parts("mlp", config.mlp_dim),
+        parts("vocab", config.vocab_size),
     )
 
 

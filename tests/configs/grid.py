@@ -64,7 +64,7 @@ def cells(name: str) -> tuple[sweep.Cell, ...]:
     ):
         command_line.configure(Command("sweep", (name,), ()))()
     gin.clear_config()
-    return tuple(cell for cell in found if not cell.is_first)
+    return tuple(cell for cell in found if not cell.is_prerequisite)
 
 
 def command_of(cell: sweep.Cell) -> Command:

@@ -291,7 +291,7 @@ def test_a_sweep_imports_nothing_for_its_cells_unless_the_user_allows_it(
     options = [f"--gin_file={sweep}", "--gin.ACTION='list'"]
     assert command_line.main(["sweep", *options]) == 1
     assert "import of evil" in capsys.readouterr().err and not mark.exists()
-    first = "--gin.FIRST={'a': ['infer', '--model=m', '--output=o', '--allow_module=evil']}"
+    first = "--gin.PREREQUISITES={'a': ['infer', '--model=m', '--output=o', '--allow_module=evil']}"
     assert command_line.main(["sweep", *options, "--gin.sweep.sweep.gin_files=[]", first]) == 1
     assert "give --allow_module to the sweep itself" in capsys.readouterr().err
     assert command_line.main(["sweep", *options, "--allow_module=evil"]) == 0

@@ -37,7 +37,7 @@ def sweep(cloud, monkeypatch):
 
 @pytest.mark.parametrize("launcher", [TPU, GKE])
 def test_a_sweep_runs_on_slices_of_its_own(cloud, sweep, launcher):
-    assert sweep(launcher, "AT_ONCE=4") == 0
+    assert sweep(launcher, "MAX_PARALLEL=4") == 0
     summaries = sorted(cloud.folder.glob("out/*/*/summary.json"))
     assert [json.loads(path.read_text())["steps"] for path in summaries] == [40, 30, 40, 30]
     made = [call for call in cloud.calls() if "create" in call]
@@ -45,7 +45,9 @@ def test_a_sweep_runs_on_slices_of_its_own(cloud, sweep, launcher):
     assert sorted(named) == sorted(NAMES)
     assert sum("delete" in call for call in cloud.calls()) == 4
     calls = len(cloud.calls())
-    assert sweep(launcher, "AT_ONCE=4") == 0 and len(cloud.calls()) == calls  # all are complete
+    assert (
+        sweep(launcher, "MAX_PARALLEL=4") == 0 and len(cloud.calls()) == calls
+    )  # all are complete
 
 
 def test_a_launcher_that_does_not_wait_is_found_out(cloud, sweep, capfd):

@@ -10,8 +10,7 @@ import pytest
 from gkd.cli import command_line
 from gkd.cli.command_line import Command
 from gkd.distill.train_step import Part
-from gkd.plan import programs as plan_programs
-from gkd.plan import report as plan_report
+from gkd.plan import program_report, programs
 from gkd.plan.memory import cache_bytes
 from gkd.program_cost import collectives, roofline
 from gkd.program_cost.program_cost import program_memory
@@ -64,16 +63,16 @@ def test_the_cache_is_what_decoding_keeps(model, rows, divided):
 def test_a_steps_cache_is_of_what_it_writes_at_the_same_time():
     """Two microbatches of eight prompts, three outputs of five tokens each, 24 tokens read."""
     writes = ("LAMBDA=0.5", "MICROBATCHES=2", "SAMPLES=3", "ROLLOUT_LENGTH=5")
-    (step,) = plan_programs.step_programs(traced(*DISTIL, *writes)).values()
+    (step,) = programs.step_programs(traced(*DISTIL, *writes)).values()
     assert step.cache == 4 * 2 * 16 * (24 + 3 * 5) * 8 / 8  # keys and values, float32, 8 chips
-    (reads,) = plan_programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
+    (reads,) = programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
     assert reads.cache == 0
 
 
 @pytest.mark.parametrize("overrides", [(), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")])
 def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimized):
     program = traced(*DISTIL, "LAMBDA=1.0", *overrides)
-    (planned,) = plan_programs.step_programs(program).values()
+    (planned,) = programs.step_programs(program).values()
     memory = program_memory(planned.lower().compile())
     prompts = 4 * 16 * (24 + 1) / program.mesh.shape["data"]  # and weights; targets are not used
     assert memory.arguments == sum(planned.held.values()) + prompts
@@ -99,7 +98,7 @@ def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimiz
     ],
 )
 def test_running_out_of_memory_is_told_from_other_failures(message, size):
-    assert plan_programs.needed_memory(message) == size
+    assert programs.needed_memory(message) == size
 
 
 # The command
@@ -121,15 +120,15 @@ def test_a_plan_says_what_a_chip_holds_and_takes(capsys, tmp_path):
     # Everything but the norms' vectors is split over two chips; AdamW has two moments.
     vectors = 16 * (3 + 2 + 1 + 1)  # norms: a decoder layer's, an encoder layer's, the last ones
     share = 4 * ((PARAMETERS - vectors) / 2 + vectors)
-    assert step["held_bytes"]["parameters"] == share
-    assert step["held_bytes"]["teacher"] == share
-    assert step["held_bytes"]["optimizer"] == pytest.approx(2 * share, abs=16)
+    assert step["resident_bytes"]["parameters"] == share
+    assert step["resident_bytes"]["teacher"] == share
+    assert step["resident_bytes"]["optimizer"] == pytest.approx(2 * share, abs=16)
     assert step["flops"] == pytest.approx(step["closed_form_flops"], rel=0.03)
     assert set(step["seconds_by_part"]) == {*Part, "update"}
     assert all(
         step["seconds_by_part"][name] > 0 for name in (Part.SAMPLING, Part.TEACHER, "update")
     )
-    held = sum(step["held_bytes"].values())
+    held = sum(step["resident_bytes"].values())
     assert held + step["temporary_bytes"] == step["peak_bytes"] == step["compiler"]["peak"]
     assert step["cache_bytes"] == 4 * 2 * (12 + 24) * 8 * 16 / 4  # one of two heads
     rate = 16 / step["seconds"]
@@ -150,7 +149,7 @@ def test_the_fine_tuning_of_a_student_has_no_teacher(capsys, tmp_path):
     programs = ("--topology=cpu:8", "--programs=sft", f"--output={output}")
     assert "\nsft: fits" in plan(capsys, *options, *programs)
     (sft,) = json.loads(output.read_text())["programs"].values()
-    assert "teacher" not in sft["held_bytes"] and sft["cache_bytes"] == 0
+    assert "teacher" not in sft["resident_bytes"] and sft["cache_bytes"] == 0
     tuned = traced()  # without a divergence a run fine-tunes
     counted = 2 * products(tuned.step.step, tuned.state.abstract, None, tuned.batch)
     assert sft["closed_form_flops"] == pytest.approx(counted / 8, rel=0.01)
@@ -160,18 +159,18 @@ def test_the_fine_tuning_of_a_student_has_no_teacher(capsys, tmp_path):
 
 def test_what_the_model_axis_does_not_divide_is_said():
     sizes = ("t5.T5Config.num_heads=4", "t5.T5Config.mlp_dim=30", "t5.T5Config.vocab_size=66")
-    notes = plan_report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
+    notes = program_report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
     assert notes == [
         f"the {role}'s {part} is not split over model=4"
         for role in ("student", "teacher")
         for part in ("feed-forward layers (width 30)", "vocabulary (66 ids)")
     ]
-    assert plan_report.undivided(traced(*DISTIL, *sizes)) == []
+    assert program_report.undivided(traced(*DISTIL, *sizes)) == []
 
 
 def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch, tmp_path):
     """Three exchanges of 1 GB more than the compiled program has, at 2 GB/s."""
-    count = plan_programs.program_cost
+    count = programs.program_cost
 
     def with_three_more(text, **how):
         cost = count(text, **how)
@@ -181,16 +180,16 @@ def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch
     output = tmp_path / "plan.json"
     options = ("--topology=cpu:8", "--programs=step", f"--output={output}")
     seconds, said = [], []
-    for network in (None, 2e9):
-        chip = dataclasses.replace(roofline.CHIPS["cpu"], network=network)
+    for dcn in (None, 2e9):
+        chip = dataclasses.replace(roofline.CHIPS["cpu"], dcn=dcn)
         monkeypatch.setitem(roofline.CHIPS, "cpu", chip)
-        monkeypatch.setattr(plan_programs, "program_cost", with_three_more)
+        monkeypatch.setattr(programs, "program_cost", with_three_more)
         said.append(plan(capsys, *options))
         seconds.append(json.loads(output.read_text())["programs"]["step"])
-    exchange = "between slices: 3 all-reduces of 3000.0 MB; a chip sends 3000.0 MB, "
-    assert exchange + "which no time here includes\n" in said[0]
-    assert exchange + "1500.00 ms\n" in said[1]
-    assert "between_slices" in seconds[0] and seconds[0]["network_seconds"] is None
+    sent = "DCN traffic: 3 all-reduces of 3000.0 MB; 3000.0 MB sent per chip, "
+    assert sent + "not included in the times\n" in said[0]
+    assert sent + "1500.00 ms\n" in said[1]
+    assert "dcn_collectives" in seconds[0] and seconds[0]["dcn_seconds"] is None
     assert seconds[1]["seconds"] - seconds[0]["seconds"] == pytest.approx(1.5)
     parts = [step["seconds_by_part"]["update"] for step in seconds]
     assert parts[1] - parts[0] == pytest.approx(1.5)
@@ -204,14 +203,14 @@ def test_evaluation_has_the_whole_run_beside_it(capsys, tmp_path):
     found = json.loads(output.read_text())["programs"]
     assert all(f"\n{name}: fits" in said for name in found) and len(found) == 5
     greedy = found["evaluation: student"]
-    held = greedy["held_bytes"]
+    held = greedy["resident_bytes"]
     assert held["optimizer"] > 0 and held["teacher"] == held["parameters"]
     # The program's own arguments are the parameters and its prompts.
     assert (
         greedy["peak_bytes"]
         > greedy["compiler"]["peak"] + held["optimizer"] + 0.9 * (held["teacher"])
     )
-    assert list(found["generation: teacher"]["held_bytes"]) == ["parameters"]
+    assert list(found["generation: teacher"]["resident_bytes"]) == ["parameters"]
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(capsys, monkeypatch):
@@ -227,11 +226,11 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(capsys, monkeypatch):
 
 
 def run_out(planned, chip, share):
-    return plan_programs.Measured(None, 20.12 * 2**30, None, {}, 1.0)
+    return programs.Measured(None, 20.12 * 2**30, None, {}, 1.0)
 
 
 def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
-    monkeypatch.setattr(plan_report, "measure", run_out)
+    monkeypatch.setattr(program_report, "measure", run_out)
     said = plan(capsys, "--topology=cpu:8", "--programs=step")
     assert "step: does NOT fit: 20.12 of 16.00 GiB (" in said
     assert "change: --gin.MICROBATCHES=2" in said
@@ -241,7 +240,7 @@ def test_a_count_that_is_not_the_closed_form_gives_no_figure(capsys, monkeypatch
     def four_percent_more(*arguments, **how):
         return {name: 1.04 * cost for name, cost in step_flops(*arguments, **how).items()}
 
-    monkeypatch.setattr(plan_programs, "step_flops", four_percent_more)
+    monkeypatch.setattr(programs, "step_flops", four_percent_more)
     output = tmp_path / "plan.json"
     options = ("--topology=cpu:8", "--programs=step", f"--output={output}")
     message = plan(capsys, *options, code=1)

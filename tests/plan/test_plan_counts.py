@@ -180,11 +180,11 @@ def test_a_chip_of_two_slices_has_the_work_of_one_and_sends_its_share_of_the_gra
     both = compiled_for("2*v5e:2x2")
     two, closed_form = counted_step(*WIDE, "BATCH_SIZE=32", devices=both)
     assert two.flops == pytest.approx(one.flops, rel=0.01) == pytest.approx(closed_form, rel=0.01)
-    assert one.network_bytes == 0
+    assert one.dcn_bytes == 0
     # Each chip has added up a quarter of its slice's gradients, and takes that to the other slice.
     params = traced(*WIDE, *LAYERS, devices=both).state.abstract.params
     gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert gradients / 4 <= two.network_bytes < 1.2 * gradients / 4
+    assert gradients / 4 <= two.dcn_bytes < 1.2 * gradients / 4
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_what_a_chip_sends_to_other_slices(kind, target, shapes, expected, whole
     cost = program_cost(transfer(kind, target, *shapes))
     assert cost.by_kind() == {} and cost.wire_bytes == 0
     assert cost.by_kind(between_slices=True) == {expected: (1, whole * KILOBYTES)}
-    assert cost.network_bytes == sent * KILOBYTES
+    assert cost.dcn_bytes == sent * KILOBYTES
     (one,) = cost.collectives
     assert one.source == "jit(step)/gkd_teacher/neg"
 
@@ -118,16 +118,16 @@ def test_a_transfer_that_cannot_be_read_is_refused(kind, target, message):
 
 def test_the_network_has_a_bandwidth_of_its_own():
     cost = program_cost(transfer("ALL_REDUCE", TWO))
-    chip = Chip(1.0, 1, bandwidth=float("inf"), interconnect=1.0, network=64.0)
-    assert roofline(cost, chip).network == KILOBYTES / 64 == roofline(cost, chip).seconds
-    assert roofline(cost, chip).one_by_one == KILOBYTES / 64
-    assert roofline(cost, CHIPS["v4"]).network == 0  # not published
+    chip = Chip(1.0, 1, bandwidth=float("inf"), interconnect=1.0, dcn=64.0)
+    assert roofline(cost, chip).dcn == KILOBYTES / 64 == roofline(cost, chip).seconds
+    assert roofline(cost, chip).no_overlap == KILOBYTES / 64
+    assert roofline(cost, CHIPS["v4"]).dcn == 0  # not published
 
 
 def test_the_networks_bandwidth_is_what_the_chips_pages_say():
     """Of a v5e host's two and a v6e host's four cards, 8 chips; of a pod of 256; of a v5p chip."""
     published = {"v5e": 2 * 100e9 / 8, "v6e": 4 * 200e9 / 8, "v5p": 50e9}
     for name, bits in published.items():
-        assert CHIPS[name].network == bits / 8
-    assert CHIPS["v5e"].network == 6.4e12 / 256 / 8
-    assert CHIPS["v6e"].network == 25.6e12 / 256 / 8
+        assert CHIPS[name].dcn == bits / 8
+    assert CHIPS["v5e"].dcn == 6.4e12 / 256 / 8
+    assert CHIPS["v6e"].dcn == 25.6e12 / 256 / 8

@@ -396,4 +396,4 @@ def test_the_roofline_is_the_slower_of_compute_and_memory_plus_the_exchanges():
     busy = dataclasses.replace(cost, parts=(part, *cost.parts[1:]))
     assert roofline(busy, chip).seconds == pytest.approx(1e6 + sent / 3)
     idle = moved - cost.parts[0].bytes
-    assert roofline(busy, chip).one_by_one == pytest.approx(1e6 + idle / 2 + sent / 3)
+    assert roofline(busy, chip).no_overlap == pytest.approx(1e6 + idle / 2 + sent / 3)

@@ -81,7 +81,7 @@ def test_a_crashed_cell_is_started_again_and_no_other(grid, capfd):
     assert grid("RETRIES=2") == 1
     assert launches().count("out/sft/1") == 3 and len(launches()) == 6
     errors = capfd.readouterr().err
-    assert "[2/4] sft/1: exit code -9, it is started again" in errors
+    assert "[2/4] sft/1: exit code -9, restarting" in errors
     assert "sft/1 (exit code -9)" in errors.splitlines()[-1]
     assert any("sft/1" in line and line.rstrip().endswith("3") for line in errors.splitlines())
 
@@ -89,7 +89,7 @@ def test_a_crashed_cell_is_started_again_and_no_other(grid, capfd):
 def test_cells_run_side_by_side(grid):
     """Every cell waits until three have begun: one after the other, none would end."""
     pathlib.Path("together").write_text("3")
-    assert grid("AT_ONCE=3", "OVERRIDES=['BATCH_SIZE=8']") == 0
+    assert grid("MAX_PARALLEL=3", "OVERRIDES=['BATCH_SIZE=8']") == 0
     assert len(launches()) == 4
 
 
@@ -232,15 +232,15 @@ def test_rows_of_different_metrics_and_rows_that_disagree():
     ("override", "part"),
     [
         ("ACTION='tabel'", "ACTION is 'tabel': choose one of run, list, status, table"),
-        ("AT_ONCE=0", "AT_ONCE is 0: use 1 or more"),
+        ("MAX_PARALLEL=0", "MAX_PARALLEL is 0: use 1 or more"),
         ("RETRIES=-1", "RETRIES is -1: use 0 or more"),
-        ("OVER='sed'", "OVER is 'sed', but the axes are method, seed: choose one"),
+        ("AVERAGE_OVER='sed'", "AVERAGE_OVER is 'sed', but the axes are method, seed: choose one"),
         ("sweep.sweep.axes={}", "axes is empty"),
         ("sweep.sweep.axes=['seed']", "axes is ['seed']: use a dictionary"),
         ("sweep.sweep.axes={'seed': 3}", "axis 'seed' of the sweep is 3: write"),
         ("sweep.sweep.axes={'seed': {'0': 3}}", "option 0: 3 in place of a list"),
-        ("FIRST=3", "FIRST is 3: use a dictionary"),
-        ("FIRST={'a': 3}", "preparation a is 3: write"),
+        ("PREREQUISITES=3", "PREREQUISITES is 3: use a dictionary"),
+        ("PREREQUISITES={'a': 3}", "prerequisite a is 3: write"),
         ("sweep.sweep.axes={'seed': {}}", "axis seed of the sweep has no options"),
         ("sweep.sweep.axes={'seed': {'..': []}}", "the option '..' names a folder"),
         ("sweep.sweep.axes={'seed': {'a/b': []}}", "the option 'a/b' names a folder"),
@@ -319,7 +319,8 @@ def test_a_cell_that_another_process_runs_is_waited_for(grid, capfd):
     thread.join()
     assert launches() == ["out/sft/0", "out/jsd_0.1/0", "out/jsd_0.1/1"]
     errors = capfd.readouterr().err
-    assert f"[2/4] sft/1: its output is in use (host {lease_owner.socket.gethostname()}" in errors
+    owner = f"host {lease_owner.socket.gethostname()}"
+    assert f"[2/4] sft/1: waits, its output is in use by {owner}" in errors
     assert "[2/4] sft/1: complete" in errors
 
 

@@ -8,7 +8,7 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from gkd.cli import command_line
-from gkd.plan import report
+from gkd.plan import program_report
 from gkd.plan.memory import resident
 from gkd.program_cost.hlo import parse
 from gkd.program_cost.program_cost import program_cost
@@ -24,7 +24,7 @@ LOGITS = 4 * ROWS * TARGET * VOCABULARY
 WIDE = (*DISTIL, "LAMBDA=1.0", f"t5.T5Config.vocab_size={VOCABULARY}")
 
 
-def exchanges(*overrides):
+def compiled_collectives(*overrides):
     program = traced(*WIDE, *overrides)
     text = program.lower()["step"]().compile().as_text()
     return program, program_cost(text).collectives
@@ -35,7 +35,7 @@ def exchanges(*overrides):
     [("MODEL_PARALLELISM=2",), ("MODEL_PARALLELISM=4",), ("FULLY_SHARDED=True",)],
 )
 def test_no_chip_gathers_the_vocabulary_of_all_tokens(overrides):
-    program, collectives = exchanges(*overrides)
+    program, collectives = compiled_collectives(*overrides)
     kernel = 4 * 16 * VOCABULARY
     assert 10 * kernel < LOGITS
     assert collectives
@@ -55,8 +55,8 @@ def test_attention_is_split_by_heads_or_by_rows_or_not_at_all():
     for program in (heads, rows):
         assert sum(step_flops(program, 12).values()) == pytest.approx(ideal)
     assert sum(step_flops(whole, 12).values()) > 1.5 * ideal
-    assert report.split_by_rows(heads) == report.undivided(heads) == []
-    assert report.undivided(rows) == [] and report.split_by_rows(whole) == []
+    assert program_report.split_by_rows(heads) == program_report.undivided(heads) == []
+    assert program_report.undivided(rows) == [] and program_report.split_by_rows(whole) == []
     said = "the student's 2 heads do not divide over model=8: its attention is split by rows"
     assert said in report.heading(rows)
     said = "the teacher's attention (2 heads, nor do 4 rows divide over all chips) is not split"
@@ -85,7 +85,7 @@ def test_rows_over_both_axes_gather_states_and_no_weights(optimized):
     A token gathers the rows of a layer before its feed-forward block, the last states, and twice in
     its draw; the update a layer's rows forward and backward.
     """
-    _, collectives = exchanges(*UNEQUAL)
+    _, collectives = compiled_collectives(*UNEQUAL)
     gathers = [one for one in collectives if one.kind == "all-gather"]
     in_loop = [one for one in gathers if "gkd_sampling" in one.source]
     assert 2 * TARGET <= sum(one.count for one in in_loop) <= (1 + 1 + 2) * TARGET

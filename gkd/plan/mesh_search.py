@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gkd.errors import IndivisibleBatch, InvalidValue
-from gkd.plan import report as plan_report
+from gkd.plan import program_report
 from gkd.plan.programs import Planned, step_programs
 from gkd.train.step_program import StepProgram
 
@@ -30,7 +30,7 @@ def search_meshes(
       trace: (model_parallelism, microbatches) -> the run's programs.
       chips: of the topology.
       slices: that the chips are in; a model axis stays inside one.
-      report: (program, one of its programs) -> facts of it, see `plan_report.facts`.
+      report: (program, one of its programs) -> facts of it, see `program_report.facts`.
       say: prints a line.
       save: keeps the facts of all candidates, the best first.
 
@@ -39,20 +39,20 @@ def search_meshes(
     """
     candidates: list[dict[str, Any]] = []
     for given, program in _divisible(trace, chips // slices):
-        found = {**given, "data": chips // given["model_parallelism"]}
+        estimate = {**given, "data": chips // given["model_parallelism"]}
         try:
-            found |= _step(program, report)
+            estimate |= _step(program, report)
         except Exception as error:  # the compiler's, of many kinds: the others may still compile
-            found |= {"fits": False, "seconds": None, "failed": _one_line(error)}
-        candidates.append(found)
+            estimate |= {"fits": False, "seconds": None, "failed": _one_line(error)}
+        candidates.append(estimate)
         candidates.sort(key=_rank)
-        say(plan_report.candidate(found))
+        say(program_report.candidate(estimate))
         save({"candidates": candidates})
     if not candidates:
         raise InvalidValue(
             "no mesh and number of microbatches divides the batch: change BATCH_SIZE"
         )
-    if all("failed" in found for found in candidates):
+    if all("failed" in estimate for estimate in candidates):
         raise InvalidValue(f"no candidate compiles; the first: {candidates[0]['failed']}")
     say("\n".join(_ranking(candidates)))
 
@@ -71,27 +71,27 @@ def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram
 def _step(program, report) -> dict[str, Any]:
     """The facts of the step; where it is two programs, the larger one's memory and both times."""
     parts = [report(program, planned) for planned in step_programs(program).values()]
-    largest = max(parts, key=lambda found: (not found["fits"], found["peak_bytes"]))
-    found = dict(largest)
+    largest = max(parts, key=lambda estimate: (not estimate["fits"], estimate["peak_bytes"]))
+    estimate = dict(largest)
     times = [part["seconds"] for part in parts]
-    found["seconds"] = None if None in times else sum(times)
+    estimate["seconds"] = None if None in times else sum(times)
     refused = [part["refused"] for part in parts if "refused" in part]
-    return found | ({"refused": refused[0]} if refused else {})
+    return estimate | ({"refused": refused[0]} if refused else {})
 
 
-def _rank(found: Mapping[str, Any]):
+def _rank(estimate: Mapping[str, Any]):
     """What fits, the fastest first; then what needs least memory; then what does not compile."""
-    seconds = found["seconds"]
-    known = "failed" not in found
-    if known and found["fits"]:
+    seconds = estimate["seconds"]
+    known = "failed" not in estimate
+    if known and estimate["fits"]:
         return 0, seconds is None, seconds or 0.0
-    return (1, False, found["peak_bytes"]) if known else (2, False, 0.0)
+    return (1, False, estimate["peak_bytes"]) if known else (2, False, 0.0)
 
 
 def _ranking(candidates) -> Iterator[str]:
     yield "\nranked:"
-    for number, found in enumerate(candidates, 1):
-        yield f"{number:3}. {plan_report.candidate(found)}"
+    for number, estimate in enumerate(candidates, 1):
+        yield f"{number:3}. {program_report.candidate(estimate)}"
     first = candidates[0]
     if not first["fits"]:
         yield "nothing fits; of the first:"

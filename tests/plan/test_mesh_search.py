@@ -5,9 +5,7 @@ import json
 import pytest
 
 from gkd.errors import IndivisibleBatch
-from gkd.plan import programs as plan_programs
-from gkd.plan import report as plan_report
-from gkd.plan import search as plan_search
+from gkd.plan import mesh_search, program_report, programs
 from tests.plan.test_plan import plan, run_out
 
 
@@ -17,13 +15,16 @@ def test_a_search_ranks_what_divides(capsys):
     assert "data:2,model:1 × 1 microbatches: fits" in tried
     assert "data:1,model:2 × 2 microbatches: fits" in tried
     assert "data:2,model:1 × 2 microbatches" not in tried  # one row a chip
-    times = [float(line.split("at best ")[1].split()[0]) for line in ranked.strip().splitlines()]
+    times = [
+        float(line.split("roofline lower bound ")[1].split()[0])
+        for line in ranked.strip().splitlines()
+    ]
     assert len(times) == 3 and times == sorted(times)
 
 
 def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):
     """One runs out of memory, another is refused by the compiler: both are among the results."""
-    measure = plan_programs.measure
+    measure = programs.measure
     fates = iter([run_out, None])
 
     def measured(lower, chip, share):
@@ -32,7 +33,7 @@ def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):
             raise RuntimeError("INTERNAL: Mosaic failed\nto compile")
         return fate(lower, chip, share)
 
-    monkeypatch.setattr(plan_report, "measure", measured)
+    monkeypatch.setattr(program_report, "measure", measured)
     output = tmp_path / "plan.json"
     options = ("--topology=cpu:2", "--search", "--gin.BATCH_SIZE=2", f"--output={output}")
     said = plan(capsys, *options)
@@ -44,7 +45,7 @@ def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):
 
 
 def test_a_search_in_which_nothing_fits_says_what_to_change(capsys, monkeypatch):
-    monkeypatch.setattr(plan_report, "measure", run_out)
+    monkeypatch.setattr(program_report, "measure", run_out)
     said = plan(capsys, "--topology=cpu:1", "--search", "--gin.BATCH_SIZE=2")
     assert "nothing fits" in said and "change: " in said
 
@@ -61,7 +62,7 @@ def test_a_model_axis_stays_inside_a_slice(chips, slices, axes):
         raise IndivisibleBatch("a batch of 7 does not divide")
 
     with pytest.raises(ValueError, match="no mesh and number of microbatches divides the batch"):
-        plan_search.search_meshes(trace, chips, slices, dict, print, print)
+        mesh_search.search_meshes(trace, chips, slices, dict, print, print)
     assert tried == axes
 
 
@@ -71,11 +72,11 @@ def test_the_halves_of_a_step_are_one_candidate(monkeypatch):
         "rollout": {"fits": True, "peak_bytes": 2, "capacity_bytes": 9, "seconds": 3.0},
         "update": {"fits": True, "peak_bytes": 5, "capacity_bytes": 9, "seconds": 4.0},
     }
-    monkeypatch.setattr(plan_search, "step_programs", lambda program: halves)
+    monkeypatch.setattr(mesh_search, "step_programs", lambda program: halves)
     saved = []
 
     def search():
-        plan_search.search_meshes(
+        mesh_search.search_meshes(
             lambda **given: None, 1, 1, lambda _, half: half, print, saved.append
         )
 

@@ -15,7 +15,7 @@ from gkd.sweep import cells
 from tests.paths import TINY
 from tests.sweep.sweeping import launches, rows_of
 
-FIRST = f"""{{
+PREREQUISITES = f"""{{
     'teacher': ['train', '{TINY}', "MODEL_DIR='shared/teacher'"],
     'start': ['train', '{TINY}', "MODEL_DIR='shared/start'", 'TRAIN_STEPS=30'],
     'outputs': ['infer', '--model=shared/teacher', '--task=configs/tasks/arithmetic.gin',
@@ -31,7 +31,12 @@ NEEDS = """{
 
 
 def first(*overrides, cells=NEEDS):
-    return [f"FIRST={FIRST}", f"sweep.sweep.axes={cells}", "ACTION='run'", *overrides]
+    return [
+        f"PREREQUISITES={PREREQUISITES}",
+        f"sweep.sweep.axes={cells}",
+        "ACTION='run'",
+        *overrides,
+    ]
 
 
 def test_what_cells_share_is_made_once_and_first(grid, capfd):
@@ -48,7 +53,13 @@ def test_what_cells_share_is_made_once_and_first(grid, capfd):
     assert launches() == [*shared, "out/sft", "out/seqkd"]
     assert [row[:2] for row in rows_of(capfd.readouterr().err)][-5:] == [
         [name, "complete"]
-        for name in ("first/teacher", "first/start", "first/outputs", "sft", "seqkd")
+        for name in (
+            "prerequisite/teacher",
+            "prerequisite/start",
+            "prerequisite/outputs",
+            "sft",
+            "seqkd",
+        )
     ]
     assert grid(*first()) == 0 and len(launches()) == 5
     # What is gone is made again only where an open cell needs it.
@@ -57,20 +68,22 @@ def test_what_cells_share_is_made_once_and_first(grid, capfd):
     shutil.rmtree("out/sft")
     assert grid(*first()) == 0
     assert launches()[5:] == ["shared/start", "out/sft"]
-    assert ["first/teacher", "not", "needed"] in [r[:3] for r in rows_of(capfd.readouterr().err)]
+    assert ["prerequisite/teacher", "not", "needed"] in [
+        r[:3] for r in rows_of(capfd.readouterr().err)
+    ]
 
 
 def test_cells_wait_for_what_they_need_only(grid, capfd):
     """The teacher fails, and with it what needs it; the other cell has its start."""
     pathlib.Path("fail").write_text("shared/teacher")
-    assert grid(*first("AT_ONCE=2")) == 1
+    assert grid(*first("MAX_PARALLEL=2")) == 1
     assert sorted(launches()) == ["out/sft", "shared/start", "shared/teacher"]
     errors = capfd.readouterr().err
     rows = {row[0]: " ".join(row[1:]) for row in rows_of(errors)}
-    assert rows["seqkd"].startswith("waits for first/outputs")
-    assert rows["first/outputs"].startswith("waits for first/teacher")
-    assert rows["first/teacher"].startswith("failed: exit code 1")
-    assert "1 of 5 cells failed: first/teacher (exit code 1)" in errors.splitlines()[-1]
+    assert rows["seqkd"].startswith("waits for prerequisite/outputs")
+    assert rows["prerequisite/outputs"].startswith("waits for prerequisite/teacher")
+    assert rows["prerequisite/teacher"].startswith("failed: exit code 1")
+    assert "1 of 5 cells failed: prerequisite/teacher (exit code 1)" in errors.splitlines()[-1]
 
 
 def test_an_evaluation_needs_what_it_reads_only(grid):
@@ -91,19 +104,19 @@ def test_a_dry_run_makes_nothing_first(grid, capfd):
 
 
 @pytest.mark.parametrize(
-    ("preparations", "part"),
+    ("prerequisites", "part"),
     [
-        ("{'a': 'train'}", "preparation a is 'train': write ["),
-        ("{'a': ['evaluate', 'x.gin']}", "preparation a is ['evaluate', 'x.gin']: write ["),
-        ("{'a': ['train', 'no.gin']}", "cell first/a: --gin_file=no.gin: no such file"),
+        ("{'a': 'train'}", "prerequisite a is 'train': write ["),
+        ("{'a': ['evaluate', 'x.gin']}", "prerequisite a is ['evaluate', 'x.gin']: write ["),
+        ("{'a': ['train', 'no.gin']}", "cell prerequisite/a: --gin_file=no.gin: no such file"),
         ("{'a': ['train', 'no']}", "option a: 'no' in place of a list of gin files"),
-        ("{'a': ['infer', '--model=x']}", "preparation a: infer: the following arguments are req"),
-        ("{'a': ['infer', '--modle=x']}", "preparation a: infer: unknown argument '--modle'"),
+        ("{'a': ['infer', '--model=x']}", "prerequisite a: infer: the following arguments are req"),
+        ("{'a': ['infer', '--modle=x']}", "prerequisite a: infer: unknown argument '--modle'"),
         ("{'..': ['infer', '--model=x']}", "the option '..' names a folder"),
     ],
 )
-def test_a_wrong_preparation_is_refused_before_anything_runs(grid, preparations, part, capsys):
-    assert grid(f"FIRST={preparations}") == 1
+def test_a_wrong_prerequisite_is_refused_before_anything_runs(grid, prerequisites, part, capsys):
+    assert grid(f"PREREQUISITES={prerequisites}") == 1
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and part in errors
     assert launches() == []
@@ -114,13 +127,13 @@ def test_a_command_that_ends_without_its_result_has_failed(grid, capfd):
     pathlib.Path("nothing").touch()
     assert grid("OVERRIDES=['BATCH_SIZE=8']") == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert "4 of 4 cells failed: sft/0 (ended, but out/sft/0/summary.json does not say" in last
+    assert "4 of 4 cells failed: sft/0 (ended, but out/sft/0/summary.json does not mark" in last
     assert len(launches()) == 4
 
 
 def test_the_last_line_of_a_failed_cells_log_is_reported(grid, capfd):
     pathlib.Path("fail").write_text("out/sft/1")
-    assert grid("AT_ONCE=2") == 1
+    assert grid("MAX_PARALLEL=2") == 1
     errors = capfd.readouterr().err
     assert "[2/4] sft/1: failed: exit code 1: it fails (out/logs/sft/1.log)" in errors
     assert pathlib.Path("out/logs/sft/1.log").read_text() == "it fails\n"
@@ -200,4 +213,4 @@ def test_outputs_that_were_made_otherwise_are_refused(grid, capsys):
     assert grid(*first()) == 0
     capsys.readouterr()
     assert grid(*(text.replace("--model=shared", "--seed=3', '--model=shared") for text in first()))
-    assert "another configuration: first/outputs (seed 0 → 3)" in capsys.readouterr().err
+    assert "another configuration: prerequisite/outputs (seed 0 → 3)" in capsys.readouterr().err

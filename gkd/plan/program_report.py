@@ -12,7 +12,7 @@ from gkd.errors import InvalidValue
 from gkd.plan.memory import advice
 from gkd.plan.programs import Measured, Planned, measure, parts
 from gkd.program_cost.roofline import Chip, roofline
-from gkd.train.model_flops import rows_are_spread, split_of
+from gkd.train.model_flops import rows_are_spread, shard_counts_of
 from gkd.train.step_program import StepProgram
 
 TOLERANCE = 0.03
@@ -67,43 +67,43 @@ def facts(
       `refused` says how they differ.
     """
     held = planned.held
-    found: dict[str, Any] = {
-        "fits": False, "held_bytes": dict(held), "cache_bytes": planned.cache,
+    estimate: dict[str, Any] = {
+        "fits": False, "resident_bytes": dict(held), "cache_bytes": planned.cache,
         "capacity_bytes": chip.memory, "peak_bytes": measured.needed, "seconds": None,
         "compile_seconds": measured.compile_seconds,
     }  # fmt: skip
     if measured.cost is not None:
         # What a chip holds and the program does not take as an argument is there all the same.
         beside = max(0.0, sum(held.values()) - measured.memory.arguments)
-        found["peak_bytes"] = measured.memory.peak + beside
-        found["fits"] = found["peak_bytes"] <= chip.memory
-        found["compiler"] = dataclasses.asdict(measured.memory)
-    found["temporary_bytes"] = max(0.0, found["peak_bytes"] - sum(held.values()))
-    if not found["fits"]:
-        found["advice"] = advice(program, held, found["peak_bytes"], chip, planned.batch)
+        estimate["peak_bytes"] = measured.memory.peak + beside
+        estimate["fits"] = estimate["peak_bytes"] <= chip.memory
+        estimate["compiler"] = dataclasses.asdict(measured.memory)
+    estimate["temporary_bytes"] = max(0.0, estimate["peak_bytes"] - sum(held.values()))
+    if not estimate["fits"]:
+        estimate["advice"] = advice(program, held, estimate["peak_bytes"], chip, planned.batch)
     if measured.cost is None:
-        return found
+        return estimate
     closed_form = planned.flops(expected_length)
     refusal = _refusal(measured, closed_form)
     if refusal:
-        return found | {"refused": refusal}
+        return estimate | {"refused": refusal}
     cost, seconds = measured.cost, sum(measured.seconds.values())
-    found |= {
+    estimate |= {
         "flops": cost.flops, "closed_form_flops": closed_form, "bytes": cost.bytes,
         "wire_bytes": cost.wire_bytes, "collectives": cost.by_kind(),
-        "network_bytes": cost.network_bytes, "between_slices": cost.by_kind(between_slices=True),
-        "network_seconds": chip.network and roofline(cost, chip).network,
-        "seconds": seconds, "seconds_without_overlap": roofline(cost, chip).one_by_one,
+        "dcn_bytes": cost.dcn_bytes, "dcn_collectives": cost.by_kind(between_slices=True),
+        "dcn_seconds": chip.dcn and roofline(cost, chip).dcn,
+        "seconds": seconds, "seconds_without_overlap": roofline(cost, chip).no_overlap,
     }  # fmt: skip
     if planned.useful is not None:
-        found["seconds_by_part"] = measured.seconds
+        estimate["seconds_by_part"] = measured.seconds
     if planned.examples:
         hours = seconds * program.train_steps * prices["chips"] / _HOUR
-        found["mfu"] = planned.useful(expected_length) / seconds / chip.flops
-        found |= {"examples_per_second": planned.examples / seconds, "chip_hours": hours}
+        estimate["mfu"] = planned.useful(expected_length) / seconds / chip.flops
+        estimate |= {"examples_per_second": planned.examples / seconds, "chip_hours": hours}
         if prices["price"] is not None:
-            found["price"] = hours * prices["price"]
-    return found
+            estimate["price"] = hours * prices["price"]
+    return estimate
 
 
 def _refusal(measured, closed_form) -> str | None:
@@ -133,12 +133,12 @@ def undivided(program: StepProgram) -> list[str]:
     """What the model axis does not divide, so that every chip along it does all of it."""
     notes = []
     for role, config, prompts in _models(program):
-        ways = split_of(program, config, prompts)
+        shards = shard_counts_of(program, config, prompts)
         heads = f"{config.num_heads} heads, nor do {prompts} rows divide over all chips"
         sizes = {
-            "attention": (ways.heads, heads),
-            "feed-forward layers": (ways.mlp, f"width {config.mlp_dim}"),
-            "vocabulary": (ways.vocab, f"{config.vocab_size} ids"),
+            "attention": (shards.heads, heads),
+            "feed-forward layers": (shards.mlp, f"width {config.mlp_dim}"),
+            "vocabulary": (shards.vocab, f"{config.vocab_size} ids"),
         }
         notes += [
             f"the {role}'s {name} ({size}) is not split over model={program.mesh.shape['model']}"
@@ -189,48 +189,48 @@ def _slow_to_compile(program):
             )
 
 
-def lines(name: str, found: Mapping[str, Any]) -> list[str]:
+def lines(name: str, estimate: Mapping[str, Any]) -> list[str]:
     """A program's facts."""
-    parts = {**found["held_bytes"], "temporaries": found["temporary_bytes"]}
+    parts = {**estimate["resident_bytes"], "temporaries": estimate["temporary_bytes"]}
     sizes = ", ".join(f"{key} {size / _GIB:.2f}" for key, size in parts.items())
-    if found["cache_bytes"]:
-        sizes += f", of which the decoding cache {found['cache_bytes'] / _GIB:.2f}"
-    said = [f"\n{name}: {_verdict(found)} ({sizes})"]
-    said += [f"  change: {change}" for change in found.get("advice", ())]
-    if "refused" in found:
-        said.append(f"  no estimate: {found['refused']}")
-    if found["seconds"] is None:
+    if estimate["cache_bytes"]:
+        sizes += f", of which the decoding cache {estimate['cache_bytes'] / _GIB:.2f}"
+    said = [f"\n{name}: {_verdict(estimate)} ({sizes})"]
+    said += [f"  change: {change}" for change in estimate.get("advice", ())]
+    if "refused" in estimate:
+        said.append(f"  no estimate: {estimate['refused']}")
+    if estimate["seconds"] is None:
         return said
     said.append(
-        f"  {found['flops'] / 1e9:.1f} GFLOP ({found['closed_form_flops'] / 1e9:.1f} in closed "
-        f"form), {found['bytes'] / 1e9:.2f} GB of memory, "
-        f"exchanges: {_exchanges(found['collectives'])}"
+        f"  {estimate['flops'] / 1e9:.1f} GFLOP ({estimate['closed_form_flops'] / 1e9:.1f} in "
+        f"closed form), {estimate['bytes'] / 1e9:.2f} GB of HBM traffic, "
+        f"collectives: {_listed(estimate['collectives'])}"
     )
-    if found["between_slices"]:
-        seconds = found["network_seconds"]
+    if estimate["dcn_collectives"]:
+        seconds = estimate["dcn_seconds"]
         said.append(
-            f"  between slices: {_exchanges(found['between_slices'])}; a chip sends "
-            f"{found['network_bytes'] / 1e6:.1f} MB, "
-            + ("which no time here includes" if seconds is None else f"{1e3 * seconds:.2f} ms")
+            f"  DCN traffic: {_listed(estimate['dcn_collectives'])}; "
+            f"{estimate['dcn_bytes'] / 1e6:.1f} MB sent per chip, "
+            + ("not included in the times" if seconds is None else f"{1e3 * seconds:.2f} ms")
         )
-    times = {key: value for key, value in found.get("seconds_by_part", {}).items() if value}
+    times = {key: value for key, value in estimate.get("seconds_by_part", {}).items() if value}
     split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in times.items())
     said.append(
-        f"  at best {1e3 * found['seconds']:.2f} ms{split and f' ({split})'}; without any overlap "
-        f"{1e3 * found['seconds_without_overlap']:.2f} ms; compiled in "
-        f"{found['compile_seconds']:.0f} s"
+        f"  roofline lower bound {1e3 * estimate['seconds']:.2f} ms{split and f' ({split})'}; "
+        f"without overlap {1e3 * estimate['seconds_without_overlap']:.2f} ms; compiled in "
+        f"{estimate['compile_seconds']:.0f} s"
     )
-    if "examples_per_second" in found:
-        known = f"  at best {found['examples_per_second']:.1f} examples/s"
-        known += f", MFU {100 * found['mfu']:.1f}%"
-        known += f", {found['chip_hours']:.1f} chip-hours for the run"
-        if "price" in found:
-            known += f", {found['price']:.2f} in money"
+    if "examples_per_second" in estimate:
+        known = f"  at most {estimate['examples_per_second']:.1f} examples/s"
+        known += f", MFU {100 * estimate['mfu']:.1f}%"
+        known += f", {estimate['chip_hours']:.1f} chip-hours for the run"
+        if "price" in estimate:
+            known += f", {estimate['price']:.2f} in money"
         said.append(known)
     return said
 
 
-def _exchanges(kinds):
+def _listed(kinds):
     listed = ", ".join(
         f"{count:.0f} {kind}s of {size / 1e6:.1f} MB"
         for kind, (count, size) in sorted(kinds.items())
@@ -238,9 +238,9 @@ def _exchanges(kinds):
     return listed or "none"
 
 
-def _verdict(found):
-    peak, capacity = found["peak_bytes"] / _GIB, found["capacity_bytes"] / _GIB
-    return f"{'fits' if found['fits'] else 'does NOT fit'}: {peak:.2f} of {capacity:.2f} GiB"
+def _verdict(estimate):
+    peak, capacity = estimate["peak_bytes"] / _GIB, estimate["capacity_bytes"] / _GIB
+    return f"{'fits' if estimate['fits'] else 'does NOT fit'}: {peak:.2f} of {capacity:.2f} GiB"
 
 
 def name_of(candidate: Mapping[str, Any]) -> str:
@@ -251,11 +251,11 @@ def name_of(candidate: Mapping[str, Any]) -> str:
     )
 
 
-def candidate(found: Mapping[str, Any]) -> str:
+def candidate(estimate: Mapping[str, Any]) -> str:
     """A line of a search."""
-    if "failed" in found:
-        return f"{name_of(found)}: does not compile: {found['failed']}"
-    line = f"{name_of(found)}: {_verdict(found)}"
-    if found["seconds"] is not None:
-        line += f", at best {1e3 * found['seconds']:.2f} ms"
-    return line + (f"; no estimate: {found['refused']}" if "refused" in found else "")
+    if "failed" in estimate:
+        return f"{name_of(estimate)}: does not compile: {estimate['failed']}"
+    line = f"{name_of(estimate)}: {_verdict(estimate)}"
+    if estimate["seconds"] is not None:
+        line += f", roofline lower bound {1e3 * estimate['seconds']:.2f} ms"
+    return line + (f"; no estimate: {estimate['refused']}" if "refused" in estimate else "")
