@@ -1,8 +1,9 @@
 """Rewards of a run: functions of texts, on the host, or models that score in the step's program.
 
-A host reward is a function (prompts, samples, references) -> one number a sample, in [0, 1]; gin
-binds its other arguments. A reward that a model gives on the devices is a `ModelReward`, which
-`entailment` makes. A run names one as REWARD = @rewards.exact_number or @rewards.entailment().
+A rule-based reward is a function (prompts, samples, references) -> one number per sample, in
+[0, 1]; gin binds its other arguments. A reward model that scores on the devices is a `ModelReward`
+(`entailment` builds one). A run chooses one by REWARD = @reward_functions.exact_number or
+REWARD = @reward_functions.entailment().
 """
 
 from __future__ import annotations

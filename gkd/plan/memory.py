@@ -1,4 +1,4 @@
-"""What a chip holds of a run, in closed form, and what to change where it does not fit."""
+"""Resident HBM per chip of a run in closed form, and advice where a program does not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ _GIB = 2**30
 
 
 def resident(program: StepProgram) -> dict[str, float]:
-    """Bytes that one chip holds from step to step: parameters, optimizer, teacher, …"""
+    """Computes the bytes resident on one chip from step to step.
+
+    Args:
+      program: the run's step program.
+
+    Returns:
+      Bytes of 'parameters', 'optimizer', 'rest of the state', and, if the run has them, 'teacher'
+      and 'reward model'.
+    """
     state = program.state.abstract
     held = {"parameters": share(state.params), "optimizer": share(state.opt_state)}
     held["rest of the state"] = share(state) - sum(held.values())
@@ -29,7 +37,7 @@ def resident(program: StepProgram) -> dict[str, float]:
 
 
 def share(tree: Any) -> float:
-    """Bytes of one chip's part of abstract arrays, a layout's tiles not filled up."""
+    """Computes the bytes of one chip's shards of abstract arrays, without layout padding."""
     return float(
         sum(
             np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -39,22 +47,22 @@ def share(tree: Any) -> float:
 
 
 def cache_bytes(
-    program: StepProgram, loaded: LoadedModel, prompts: int, written: int, samples: int = 1
+    program: StepProgram, loaded: LoadedModel, prompts: int, max_length: int, samples: int = 1
 ) -> float:
-    """Bytes on one chip of what decoding keeps: keys and values of the prompts and of the outputs.
+    """Computes the bytes of the decoding cache on one chip: keys and values of all decoder layers.
 
     Args:
-      program: of the run, with its mesh.
-      loaded: the model that writes.
-      prompts: B, written for at the same time, over all chips.
-      written: T, tokens of an output at most.
-      samples: outputs of a prompt.
+      program: the run's step program, with its mesh.
+      loaded: the model that decodes.
+      prompts: B, prompts decoded at the same time on all chips.
+      max_length: T, the greatest length of a completion in tokens.
+      samples: completions per prompt.
 
     Returns:
-      Of all decoder layers, a layout's tiles not filled up.
+      Bytes for the prompts and the completions together, without layout padding.
     """
     config, shards = loaded.config, shard_counts_of(program, loaded.config, prompts)
-    tokens = program.batch.encoder_input_tokens.shape[1] + samples * written
+    tokens = program.batch.encoder_input_tokens.shape[1] + samples * max_length
     width = config.num_heads * config.head_dim / shards.heads
     numbers = 2 * config.num_decoder_layers * width * tokens * prompts / shards.rows
     return numbers * jnp.dtype(config.dtype).itemsize
@@ -63,14 +71,17 @@ def cache_bytes(
 def advice(
     program: StepProgram, held: Mapping[str, float], peak: float | int, chip: Chip, batch: str
 ) -> list[str]:
-    """What to change where a program does not fit, the most useful first.
+    """Suggests changes to a program that does not fit, the most useful first.
 
     Args:
-      program: of the run.
-      held: bytes of a chip, from `resident`.
-      peak: bytes that it would need.
-      chip: what it has.
-      batch: the setting of the rows of a batch, in words.
+      program: the run's step program.
+      held: resident bytes per chip, from `resident`.
+      peak: peak bytes per chip that the program needs.
+      chip: the chip, with its capacity.
+      batch: name of the setting that holds the batch size.
+
+    Returns:
+      One suggestion per line, at least one.
     """
     changes = []
     models = {

@@ -1,4 +1,4 @@
-"""A run's step under every mesh and number of microbatches that divide, ranked."""
+"""Ranks the meshes and numbers of microbatches that divide a run's batch, by compiling each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gkd.plan import program_report
 from gkd.plan.programs import Planned, step_programs
 from gkd.train.step_program import StepProgram
 
-WIDEST = 16  # chips of a model axis, and microbatches
+WIDEST = 16  # greatest size of the model axis, and greatest number of microbatches
 
 
 def search_meshes(
@@ -22,27 +22,28 @@ def search_meshes(
     say: Callable[[str], None],
     save: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Compiles every candidate, says and saves what was found as it comes, and ranks all.
+    """Compiles every candidate, prints and saves each result at once, and ranks all of them.
 
-    A candidate that does not fit, or that the compiler does not take, is one of the results.
+    Candidates that do not fit or do not compile are results too.
 
     Args:
-      trace: (model_parallelism, microbatches) -> the run's programs.
-      chips: of the topology.
-      slices: that the chips are in; a model axis stays inside one.
-      report: (program, one of its programs) -> facts of it, see `program_report.facts`.
-      say: prints a line.
-      save: keeps the facts of all candidates, the best first.
+      trace: function of (model_parallelism, microbatches) to the run's step program.
+      chips: number of chips of the topology.
+      slices: number of slices of the topology; the model axis stays inside a slice.
+      report: function of a step program and one of its programs to the record of
+        `program_report.facts`.
+      say: function that prints a line.
+      save: function that saves the records of all candidates, the best first.
 
     Raises:
-      ValueError: nothing divides the batch, or no candidate compiles.
+      ValueError: no candidate divides the batch, or none compiles.
     """
     candidates: list[dict[str, Any]] = []
     for given, program in _divisible(trace, chips // slices):
         estimate = {**given, "data": chips // given["model_parallelism"]}
         try:
             estimate |= _step(program, report)
-        except Exception as error:  # the compiler's, of many kinds: the others may still compile
+        except Exception as error:  # compilers raise many classes; other candidates may compile
             estimate |= {"fits": False, "seconds": None, "failed": _one_line(error)}
         candidates.append(estimate)
         candidates.sort(key=_rank)
@@ -58,7 +59,7 @@ def search_meshes(
 
 
 def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram]]:
-    """The settings that divide the batch, with their programs."""
+    """Yields the settings that divide the batch, with their step programs."""
     axes = [size for size in range(1, min(slice_chips, WIDEST) + 1) if slice_chips % size == 0]
     for model, microbatches in itertools.product(axes, (1, 2, 4, 8, WIDEST)):
         given = {"model_parallelism": model, "microbatches": microbatches}
@@ -69,7 +70,7 @@ def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram
 
 
 def _step(program, report) -> dict[str, Any]:
-    """The facts of the step; where it is two programs, the larger one's memory and both times."""
+    """The record of the step; for two programs, the larger memory and the sum of both times."""
     parts = [report(program, planned) for planned in step_programs(program).values()]
     largest = max(parts, key=lambda estimate: (not estimate["fits"], estimate["peak_bytes"]))
     estimate = dict(largest)
@@ -80,7 +81,7 @@ def _step(program, report) -> dict[str, Any]:
 
 
 def _rank(estimate: Mapping[str, Any]):
-    """What fits, the fastest first; then what needs least memory; then what does not compile."""
+    """Sort key: candidates that fit by time, then others by memory, then those that fail."""
     seconds = estimate["seconds"]
     known = "failed" not in estimate
     if known and estimate["fits"]:
@@ -94,7 +95,7 @@ def _ranking(candidates) -> Iterator[str]:
         yield f"{number:3}. {program_report.candidate(estimate)}"
     first = candidates[0]
     if not first["fits"]:
-        yield "nothing fits; of the first:"
+        yield "no candidate fits; for the first:"
         yield from (f"  change: {change}" for change in first["advice"])
 
 

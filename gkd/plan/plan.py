@@ -1,4 +1,4 @@
-"""The verb `plan`: whether a run fits a TPU slice and what it costs, compiled without one."""
+"""The verb `plan`: the memory and time of a run's programs on a TPU slice, compiled without one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gkd.plan import program_report, programs
 from gkd.plan.mesh_search import search_meshes
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 
-# What makes a run of any method a fine-tuning of the same student on the same data.
+# Overrides that turn a run of any method into fine-tuning of the same student on the same data.
 SFT = {
     "divergence": None, "beta": None, "on_policy_fraction": 0.0, "mixing": "batch", "samples": 1,
     "rollout_length": None, "teacher": None, "teacher_model": None, "teacher_top_k": None,
@@ -43,28 +43,30 @@ def plan(
     search: bool = False,
     output: str | None = None,
 ) -> dict[str, Any]:
-    """Compiles a run's programs for a topology; prints and returns what they need and take.
+    """Compiles a run's programs for a topology, and prints their memory and roofline times.
 
     Args:
-      run: `train`, configured; it is called with `dry_run`.
-      topology: see `topology_devices`.
-      mesh: 'data:64,model:4'.
-      programs: of `PROGRAMS`, separated by commas.
-      expected_length: tokens of an output on average, for the time of sampling.
-      price: of a chip-hour, in any currency.
-      search: whether to try meshes and microbatches instead.
-      output: a JSON file.
+      run: the configured function `train`, which is called with `dry_run`.
+      topology: the slice, e.g. 'v5e:4x4'; see `topology_devices`.
+      mesh: sizes of the mesh axes, e.g. 'data:64,model:4'; by default the run's own.
+      programs: names out of `PROGRAMS`, separated by commas.
+      expected_length: mean tokens per completion, for the time of sampling; by default the
+        greatest length.
+      price: price of one chip-hour, in any currency.
+      search: compile the training step under every mesh and number of microbatches instead.
+      output: path of a JSON file that receives the results.
 
     Returns:
-      What the JSON file holds.
+      The content of the JSON file.
 
     Raises:
-      ValueError: something does not fit together, or a count of FLOPs cannot be trusted.
+      ValueError: settings contradict one another, or a count of FLOPs cannot be trusted.
+      FileNotFoundError: the folder of `output` does not exist.
     """
     setting_values.check_call(PLAN, locals())
     chip = topology_chip(topology)
     devices = topology_devices(topology)
-    if devices[0].platform != jax.default_backend():  # what is compiled could not be read back here
+    if devices[0].platform != jax.default_backend():  # cached programs could not be loaded here
         jax.config.update("jax_enable_compilation_cache", False)
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
@@ -100,7 +102,7 @@ def _names(programs):
 
 
 def _model_axis(mesh: str, chips: int) -> int:
-    """The size of the model axis in 'data:64,model:4'; the two must make up all chips."""
+    """Parses the size of the model axis in 'data:64,model:4'; the axes must cover all chips."""
     parts = dict(part.partition(":")[::2] for part in mesh.split(","))
     if not set(parts) <= {"data", "model"} or not all(size.isdigit() for size in parts.values()):
         raise InvalidValue(f"--mesh is {mesh!r}: write it as data:64,model:4")
@@ -114,7 +116,7 @@ def _model_axis(mesh: str, chips: int) -> int:
 
 
 def _measure(trace, given, names, report, say, save):
-    """Every program of one setting; what is done is saved, for the next one may take minutes."""
+    """Compiles every program of one setting, saving after each: the next one may take minutes."""
     step = trace(**given)
     say(program_report.heading(step))
     setting, results = program_report.setting(step), {}

@@ -1,4 +1,4 @@
-"""What `plan` says of a run: facts for JSON, lines for people, a verdict with what to change."""
+"""The report of `plan`: JSON records, lines of text, and advice where a program does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gkd.train.model_flops import rows_are_spread, shard_counts_of
 from gkd.train.step_program import StepProgram
 
 TOLERANCE = 0.03
-DEEP = 12  # layers of a stack that take long to compile one by one
+DEEP = 12  # layers from which on an unrolled stack takes long to compile
 _GIB, _HOUR = 2**30, 3600.0
 
 
@@ -27,19 +27,22 @@ def measured(
     expected_length: float | int | None,
     prices: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Compiles a program and says what was found, see `facts`.
+    """Compiles a program, and reports its cost as `facts` does.
 
     Args:
       program, planned, chip, prices: as in `facts`.
-      expected_length: tokens of an output on average; None is as many as there can be.
+      expected_length: mean tokens per completion; None is the greatest length.
+
+    Returns:
+      The record of `facts`.
 
     Raises:
-      ValueError: outputs cannot be as long as expected.
+      ValueError: completions cannot be as long as expected.
     """
     longest = program.batch.decoder_target_tokens.shape[1]
     length = longest if expected_length is None else expected_length
     if not 0 < length <= longest:
-        raise InvalidValue(f"--expected_length is {length}: outputs have at most {longest}")
+        raise InvalidValue(f"--expected_length is {length}: completions have at most {longest}")
     length = min(length, planned.bound)
     compiled = measure(planned.lower, chip, length / planned.bound)
     return facts(program, planned, compiled, chip, length, prices)
@@ -53,18 +56,18 @@ def facts(
     expected_length: float | int,
     prices: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What was measured of a program, as JSON.
+    """Builds the JSON record of a measured program.
 
     Args:
-      program: of the run.
-      planned, measured: one of its programs.
-      chip: what it is for.
-      expected_length: tokens of an output on average.
-      prices: 'price' of a chip-hour or None, number of 'chips'.
+      program: the run's step program.
+      planned, measured: one of the run's programs, before and after compilation.
+      chip: the chip that it was compiled for.
+      expected_length: mean tokens per completion.
+      prices: 'price' of a chip-hour or None, and the number of 'chips'.
 
     Returns:
-      Memory, always. Counts and times only if the count of FLOPs is the closed form's; else
-      `refused` says how they differ.
+      The memory, always. Counts and times only if the counted FLOPs equal the closed form; else
+      `refused` states the difference.
     """
     held = planned.held
     estimate: dict[str, Any] = {
@@ -73,7 +76,7 @@ def facts(
         "compile_seconds": measured.compile_seconds,
     }  # fmt: skip
     if measured.cost is not None:
-        # What a chip holds and the program does not take as an argument is there all the same.
+        # Resident arrays that are no arguments of the program occupy memory all the same.
         beside = max(0.0, sum(held.values()) - measured.memory.arguments)
         estimate["peak_bytes"] = measured.memory.peak + beside
         estimate["fits"] = estimate["peak_bytes"] <= chip.memory
@@ -107,19 +110,19 @@ def facts(
 
 
 def _refusal(measured, closed_form) -> str | None:
-    """Why no figure of a program can be trusted, if so. A reward's model has no closed form."""
+    """The reason to distrust a program's count, or None. Reward models have no closed form."""
     counted = measured.cost.flops - parts(measured.cost)[Part.REWARD].flops
     if math.isclose(counted, closed_form, rel_tol=TOLERANCE):
         return None
     return (
-        f"the compiled program counts {counted / 1e9:.1f} GFLOP a chip, the closed form "
+        f"the compiled program counts {counted / 1e9:.1f} GFLOP per chip, the closed form "
         f"{closed_form / 1e9:.1f}: they differ by more than {TOLERANCE:.0%}, so no estimate of it "
         "can be trusted; please report its run file"
     )
 
 
 def setting(program: StepProgram) -> dict[str, Any]:
-    """The mesh, the batch, what the mesh does not divide, and what it divides by rows instead."""
+    """Builds the JSON record of a run's mesh and batch, and of work that the mesh cannot divide."""
     rows, source = program.batch.encoder_input_tokens.shape
     return {
         "mesh": {name: int(size) for name, size in program.mesh.shape.items()},
@@ -130,7 +133,7 @@ def setting(program: StepProgram) -> dict[str, Any]:
 
 
 def undivided(program: StepProgram) -> list[str]:
-    """What the model axis does not divide, so that every chip along it does all of it."""
+    """Lists the work that the model axis cannot divide, so that every chip along it repeats it."""
     notes = []
     for role, config, prompts in _models(program):
         shards = shard_counts_of(program, config, prompts)
@@ -149,7 +152,7 @@ def undivided(program: StepProgram) -> list[str]:
 
 
 def split_by_rows(program: StepProgram) -> list[str]:
-    """Whose heads the model axis does not divide, so that rows are, over both axes."""
+    """Lists the models whose attention is split by rows, as their heads cannot be divided."""
     return [
         f"the {role}'s {config.num_heads} heads do not divide over "
         f"model={program.mesh.shape['model']}: its attention is split by rows, over all chips"
@@ -159,7 +162,7 @@ def split_by_rows(program: StepProgram) -> list[str]:
 
 
 def _models(program):
-    """(role, architecture, prompts at the same time) of those that a model axis is to divide."""
+    """(role, architecture, prompts per microbatch) of the models that a model axis divides."""
     prompts = program.batch.encoder_input_tokens.shape[0] // program.microbatches
     for role, loaded in (("student", program.learner), ("teacher", program.expert)):
         if loaded is not None and program.mesh.shape["model"] > 1:
@@ -167,13 +170,13 @@ def _models(program):
 
 
 def heading(program: StepProgram) -> str:
-    """The first lines."""
+    """Renders the first lines of the report: mesh, batch and notes."""
     known = setting(program)
     mesh = ", ".join(f"{name} {size}" for name, size in known["mesh"].items())
     rows, source = known["batch"]
     first = (
         f"mesh {mesh}; {rows} rows of {source} in, {known['target_length']} out; "
-        f"{known['microbatches']} microbatches; {known['train_steps']} steps. Of one chip:"
+        f"{known['microbatches']} microbatches; {known['train_steps']} steps. Per chip:"
     )
     notes = [*known["whole_on_every_chip"], *known["split_by_rows"], *_slow_to_compile(program)]
     return "\n".join([first, *(f"note: {note}" for note in notes)])
@@ -184,50 +187,55 @@ def _slow_to_compile(program):
         config = loaded and loaded.config
         if config and not config.stacked_layers and config.num_encoder_layers >= DEEP:
             yield (
-                f"the {role}'s {config.num_encoder_layers} layers are compiled one by one: "
+                f"the {role}'s {config.num_encoder_layers} layers are compiled separately: "
                 f"--gin.{role.upper()}_STACKED=True is faster, here and in training"
             )
 
 
 def lines(name: str, estimate: Mapping[str, Any]) -> list[str]:
-    """A program's facts."""
+    """Renders the record of a program as lines of text.
+
+    Args:
+      name: name of the program.
+      estimate: the record of `facts`.
+    """
     parts = {**estimate["resident_bytes"], "temporaries": estimate["temporary_bytes"]}
     sizes = ", ".join(f"{key} {size / _GIB:.2f}" for key, size in parts.items())
     if estimate["cache_bytes"]:
         sizes += f", of which the decoding cache {estimate['cache_bytes'] / _GIB:.2f}"
-    said = [f"\n{name}: {_verdict(estimate)} ({sizes})"]
-    said += [f"  change: {change}" for change in estimate.get("advice", ())]
+    report = [f"\n{name}: {_verdict(estimate)} ({sizes})"]
+    report += [f"  change: {change}" for change in estimate.get("advice", ())]
     if "refused" in estimate:
-        said.append(f"  no estimate: {estimate['refused']}")
+        report.append(f"  no estimate: {estimate['refused']}")
     if estimate["seconds"] is None:
-        return said
-    said.append(
+        return report
+    report.append(
         f"  {estimate['flops'] / 1e9:.1f} GFLOP ({estimate['closed_form_flops'] / 1e9:.1f} in "
         f"closed form), {estimate['bytes'] / 1e9:.2f} GB of HBM traffic, "
         f"collectives: {_listed(estimate['collectives'])}"
     )
     if estimate["dcn_collectives"]:
         seconds = estimate["dcn_seconds"]
-        said.append(
+        report.append(
             f"  DCN traffic: {_listed(estimate['dcn_collectives'])}; "
             f"{estimate['dcn_bytes'] / 1e6:.1f} MB sent per chip, "
             + ("not included in the times" if seconds is None else f"{1e3 * seconds:.2f} ms")
         )
     times = {key: value for key, value in estimate.get("seconds_by_part", {}).items() if value}
     split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in times.items())
-    said.append(
+    report.append(
         f"  roofline lower bound {1e3 * estimate['seconds']:.2f} ms{split and f' ({split})'}; "
         f"without overlap {1e3 * estimate['seconds_without_overlap']:.2f} ms; compiled in "
         f"{estimate['compile_seconds']:.0f} s"
     )
     if "examples_per_second" in estimate:
-        known = f"  at most {estimate['examples_per_second']:.1f} examples/s"
-        known += f", MFU {100 * estimate['mfu']:.1f}%"
-        known += f", {estimate['chip_hours']:.1f} chip-hours for the run"
+        line = f"  at most {estimate['examples_per_second']:.1f} examples/s"
+        line += f", MFU {100 * estimate['mfu']:.1f}%"
+        line += f", {estimate['chip_hours']:.1f} chip-hours for the run"
         if "price" in estimate:
-            known += f", {estimate['price']:.2f} in money"
-        said.append(known)
-    return said
+            line += f", price {estimate['price']:.2f}"
+        report.append(line)
+    return report
 
 
 def _listed(kinds):
@@ -244,7 +252,7 @@ def _verdict(estimate):
 
 
 def name_of(candidate: Mapping[str, Any]) -> str:
-    """A candidate of a search in short."""
+    """Names a candidate of a search: its mesh and number of microbatches."""
     return (
         f"data:{candidate['data']},model:{candidate['model_parallelism']} "
         f"× {candidate['microbatches']} microbatches"
@@ -252,7 +260,7 @@ def name_of(candidate: Mapping[str, Any]) -> str:
 
 
 def candidate(estimate: Mapping[str, Any]) -> str:
-    """A line of a search."""
+    """Renders a candidate of a search as one line."""
     if "failed" in estimate:
         return f"{name_of(estimate)}: does not compile: {estimate['failed']}"
     line = f"{name_of(estimate)}: {_verdict(estimate)}"

@@ -1,4 +1,4 @@
-"""A run's programs: what each holds and multiplies by itself, and compiled, what it needs."""
+"""The programs of a run: closed-form memory and FLOPs before, measured cost after compilation."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gkd.runs.model_loading import LoadedModel
 from gkd.train.model_flops import UPDATE, generation_flops, meter_flops, step_flops
 from gkd.train.step_program import StepProgram, abstract_batch
 
-# The compiler's two ways of saying how much it would have needed: '… (20.12G) exceeds available
-# HBM (15.75G)' and 'Used 20.12G of 15.75G hbm'.
+# The compiler reports a shortage of memory in two forms: '… (20.12G) exceeds available HBM
+# (15.75G)' and 'Used 20.12G of 15.75G hbm'.
 _NEEDED = re.compile(
     r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] (?:of )?hbm",
     re.IGNORECASE,
@@ -34,17 +34,18 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A program of a run, not compiled yet.
+    """A program of a run before compilation.
 
     Attributes:
-      lower: lowers it.
-      held: bytes that a chip holds meanwhile, its arguments too, by name.
-      cache: bytes on a chip of decoding's keys and values, which are among its temporaries.
-      bound: tokens of an output at most.
-      flops: (expected tokens of an output) -> its matrix products on one chip in closed form.
-      useful: the same with each product once, divided evenly: what MFU counts; of a step only.
-      examples: rows of a training step; 0 for what trains nothing.
-      batch: what sets its rows, in words.
+      lower: function that lowers it.
+      held: resident bytes per chip while it runs, its arguments included, by name.
+      cache: bytes per chip of the decoding cache, which is part of its temporaries.
+      bound: greatest length of a completion in tokens.
+      flops: function of the expected tokens per completion to the closed-form FLOPs per chip.
+      useful: the same function without repeated products and divided evenly, as MFU counts them;
+        training steps only.
+      examples: rows per training step; 0 for programs that do not train.
+      batch: name of the setting that holds its batch size.
     """
 
     lower: Callable[[], Any]
@@ -59,14 +60,14 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One compiled program on one chip.
+    """The cost of a compiled program on one chip.
 
     Attributes:
-      memory: None where the compiler ran out of it.
-      needed: bytes, where it did.
-      cost: None likewise.
-      seconds: of the roofline by part of the step.
-      compile_seconds: how long the compiler took.
+      memory: memory of the program; None if the compiler ran out of HBM.
+      needed: bytes that the compiler would have needed, if it ran out of HBM.
+      cost: operations and bytes of the program; None if the compiler ran out of HBM.
+      seconds: roofline lower bound in seconds, by part of the step.
+      compile_seconds: duration of the compilation.
     """
 
     memory: ProgramMemory | None
@@ -77,19 +78,27 @@ class Measured:
 
 
 def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned]:
-    """The training step, or its two halves where rewards read texts."""
+    """Lists the training step, or its two halves if rewards are computed on the host.
+
+    Args:
+      program: the run's step program.
+      name: name of the step in the result.
+
+    Returns:
+      The programs by name.
+    """
     method, target = program.method, program.batch.decoder_target_tokens.shape[1]
     rows = program.batch.encoder_input_tokens.shape[0]
     bound = method.rollout_length or target
     samples = callable(method.on_policy_fraction) or method.on_policy_fraction > 0
-    at_once = rows // program.microbatches
-    cache = cache_bytes(program, program.learner, at_once, bound, method.samples)
+    microbatch = rows // program.microbatches
+    cache = cache_bytes(program, program.learner, microbatch, bound, method.samples)
     halves = {"rollout": (Part.SAMPLING,), "update": (Part.TEACHER, UPDATE)}
 
     def planned(part, lower):
         def flops(length, **how):
             costs = step_flops(program, length, **how)
-            return sum(costs[one] for one in halves.get(part, costs))
+            return sum(costs[name] for name in halves.get(part, costs))
 
         return Planned(
             lower, resident(program), cache if samples and part != "update" else 0.0, bound, flops,
@@ -103,10 +112,16 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
 
 
 def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
-    """What training's evaluation and the verb `evaluate` run, beside all that training holds.
+    """Lists the programs of evaluation, with all that training keeps resident.
 
-    The references are scored as in `evaluate`; training's own leaves that out. Tasks whose options
-    are scored write nothing: of them only the divergences are here.
+    References are scored as in the verb `evaluate`, which evaluation during training leaves out.
+    Tasks of multiple-choice options generate nothing and have only the divergences.
+
+    Args:
+      program: the run's step program.
+
+    Returns:
+      The programs by name.
     """
     both = {"student": program.learner, "teacher": program.expert}
     writes = program.task.choices is None
@@ -130,7 +145,14 @@ def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
 
 
 def generation_programs(program: StepProgram) -> dict[str, Planned]:
-    """What `infer` runs, sampling, with each model alone on the mesh in the dtype of inference."""
+    """Lists the sampling programs of `infer`, each model alone on the mesh in its inference dtype.
+
+    Args:
+      program: the run's step program.
+
+    Returns:
+      The programs by name.
+    """
     programs = {}
     for name, loaded in (("student", program.learner), ("teacher", program.expert)):
         if loaded is not None:
@@ -165,23 +187,27 @@ def _generator(program, loaded, temperature, score, held) -> Planned:
 
 
 def _lengths(program):
-    """Tokens of inputs and of targets."""
+    """Lengths of inputs and targets in tokens."""
     batch = program.batch
     return batch.encoder_input_tokens.shape[1], batch.decoder_target_tokens.shape[1]
 
 
 def measure(lower: Callable[[], Any], chip: Chip, expected_share: float | int) -> Measured:
-    """Compiles a program and counts it.
+    """Compiles a program, and counts its memory, operations and bytes.
 
     Args:
-      lower: lowers it.
-      chip: what it is compiled for.
-      expected_share: how much of its bound a loop that may stop early runs.
+      lower: function that lowers the program.
+      chip: the chip that it is compiled for.
+      expected_share: share in [0, 1] of its greatest number of trips that a loop runs if it may
+        stop early.
+
+    Returns:
+      The measured cost; without memory and cost if the compiler ran out of HBM.
     """
     begin = time.perf_counter()
     try:
         compiled = lower().compile()
-    except jax.errors.JaxRuntimeError as error:  # only its text tells running out of memory
+    except jax.errors.JaxRuntimeError as error:  # only its text shows a lack of memory
         needed = needed_memory(str(error))
         if needed is None:
             raise
@@ -193,26 +219,43 @@ def measure(lower: Callable[[], Any], chip: Chip, expected_share: float | int) -
 
 
 def needed_memory(message: str) -> float | None:
-    """Bytes of main memory that the compiler says it would need; None if it says something else."""
-    found = _NEEDED.search(message)
-    if "RESOURCE_EXHAUSTED" not in message or not found:
+    """Parses the bytes of HBM that a program needs out of the compiler's error message.
+
+    Args:
+      message: text of the error.
+
+    Returns:
+      Bytes; None if the message reports another error.
+
+    >>> needed_memory("RESOURCE_EXHAUSTED: Used 2.5G of 1.5G hbm")
+    2684354560.0
+    """
+    match = _NEEDED.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or not match:
         return None
-    size, unit = (found.group(1), found.group(2)) if found.group(1) else found.group(3, 4)
+    size, unit = (match.group(1), match.group(2)) if match.group(1) else match.group(3, 4)
     return float(size) * _UNITS[unit.upper()]
 
 
 def parts(cost: ProgramCost) -> dict[str, ProgramCost]:
-    """The cost of a step, part by part: what `Part` names, and 'update', the rest."""
+    """Splits the cost of a step into the parts that `Part` names, and 'update' for the rest.
 
-    def part_of(one):
-        source = f"{one.source} {getattr(one, 'loop', '')}"
+    Args:
+      cost: cost of a whole step.
+
+    Returns:
+      Costs by the name of the part.
+    """
+
+    def part_of(operation):
+        source = f"{operation.source} {getattr(operation, 'loop', '')}"
         return next((name.value for name in Part if name in source), UPDATE)
 
     return {
         name: dataclasses.replace(
             cost,
-            parts=tuple(one for one in cost.parts if part_of(one) == name),
-            collectives=tuple(one for one in cost.collectives if part_of(one) == name),
+            parts=tuple(fusion for fusion in cost.parts if part_of(fusion) == name),
+            collectives=tuple(sent for sent in cost.collectives if part_of(sent) == name),
         )
         for name in (*(part.value for part in Part), UPDATE)
     }

@@ -127,7 +127,7 @@ def test_the_mesh_is_the_one_asked_for():
 def test_a_models_reward_judges_each_sample_by_its_prompt():
     """P(token '1') of the judge's first answer to prompt and sample, one after the other."""
     settings = {
-        "REWARD": "@rewards.entailment()", "rewards.entailment.premise": "",
+        "REWARD": "@reward_functions.entailment()", "rewards.entailment.premise": "",
         "rewards.entailment.hypothesis": "", "rewards.entailment.prompt_prefix": "",
         "rewards.entailment.input_length": 12, "ALPHA": 0.0, "LAMBDA": 1.0,
         "REWARD_ARCHITECTURE": "@teacher/t5.T5Config()", "TEACHER_MODEL": None,

@@ -130,7 +130,7 @@ def test_evaluate_measures_what_its_macros_name(student, keys):
         "MODEL_DIR": str(student), "TEACHER": str(student), "TEACHER_STEP": 3,
         "TEACHER_MODEL": None, "CHECKPOINT_STEP": 2, "EVALUATION_SPLIT": "test",
         "EVALUATION_EXAMPLES": 5, "EVALUATION_BATCH_SIZE": 4, "EVALUATION_BEAMS": 2,
-        "EVALUATION_LENGTH_PENALTY": 0.3, "SEED": 9, "REWARD": "@rewards.rouge",
+        "EVALUATION_LENGTH_PENALTY": 0.3, "SEED": 9, "REWARD": "@reward_functions.rouge",
         "rewards.rouge.name": "rouge1",
     }  # fmt: skip
     run("evaluate", settings)
