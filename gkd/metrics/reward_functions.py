@@ -126,7 +126,8 @@ def rouge(
     del prompts
     if name not in metrics.ROUGE_NAMES:
         raise InvalidValue(
-            f"rewards.rouge.name is {name!r}: choose one of {', '.join(metrics.ROUGE_NAMES)}"
+            f"reward_functions.rouge.name is {name!r}: choose one of "
+            f"{', '.join(metrics.ROUGE_NAMES)}"
         )
     word_tokens.warn_where_blind("rouge", tokenize, references)
     return [
@@ -199,7 +200,8 @@ def entailment(
         ids = [tuple(row) for row in vocabularies.encode_texts(vocabulary, texts)]
         if not ids[3] or vocabulary.unk_id in ids[3][:1]:
             raise InvalidValue(
-                f"rewards.entailment.entailment is {entailment!r}, which has no token in the "
+                f"reward_functions.entailment.entailment is {entailment!r}, which has no token in "
+                "the "
                 "vocabulary: give the word that the NLI model answers"
             )
         return Entailment(ids[0], ids[1], ids[3][0], input_length, ids[2], hypothesis_first)

@@ -85,7 +85,7 @@ def test_a_run_without_a_teacher_measures_no_divergence():
 def test_halves_of_a_step_cost_their_closed_form(optimized):
     rewarded = (
         "REWARD=@reward_functions.rouge",
-        "rewards.rouge.name='rouge1'",
+        "reward_functions.rouge.name='rouge1'",
         "ALPHA=0.5",
         "LAMBDA=1.0",
     )

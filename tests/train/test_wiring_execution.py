@@ -127,9 +127,10 @@ def test_the_mesh_is_the_one_asked_for():
 def test_a_models_reward_judges_each_sample_by_its_prompt():
     """P(token '1') of the judge's first answer to prompt and sample, one after the other."""
     settings = {
-        "REWARD": "@reward_functions.entailment()", "rewards.entailment.premise": "",
-        "rewards.entailment.hypothesis": "", "rewards.entailment.prompt_prefix": "",
-        "rewards.entailment.input_length": 12, "ALPHA": 0.0, "LAMBDA": 1.0,
+        "REWARD": "@reward_functions.entailment()", "reward_functions.entailment.premise": "",
+        "reward_functions.entailment.hypothesis": "",
+        "reward_functions.entailment.prompt_prefix": "",
+        "reward_functions.entailment.input_length": 12, "ALPHA": 0.0, "LAMBDA": 1.0,
         "REWARD_ARCHITECTURE": "@teacher/t5.T5Config()", "TEACHER_MODEL": None,
     }  # fmt: skip
     program = wiring.step_program(settings)

@@ -17,7 +17,11 @@ LOSSES = {name: f"@divergences.{name}" for name in (
     "forward_kl", "reverse_kl", "total_variation", "generalized_jsd", "skew_forward_kl",
     "skew_reverse_kl", "sampled_token_reverse_kl",
 )}  # fmt: skip
-ROUGE = {"REWARD": "@reward_functions.rouge", "rewards.rouge.name": "rouge1", "LAMBDA": 1.0}
+ROUGE = {
+    "REWARD": "@reward_functions.rouge",
+    "reward_functions.rouge.name": "rouge1",
+    "LAMBDA": 1.0,
+}
 REVERSE = {"DIVERGENCE": LOSSES["reverse_kl"]}
 
 CASES = {

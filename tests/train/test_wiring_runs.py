@@ -131,7 +131,7 @@ def test_evaluate_measures_what_its_macros_name(student, keys):
         "TEACHER_MODEL": None, "CHECKPOINT_STEP": 2, "EVALUATION_SPLIT": "test",
         "EVALUATION_EXAMPLES": 5, "EVALUATION_BATCH_SIZE": 4, "EVALUATION_BEAMS": 2,
         "EVALUATION_LENGTH_PENALTY": 0.3, "SEED": 9, "REWARD": "@reward_functions.rouge",
-        "rewards.rouge.name": "rouge1",
+        "reward_functions.rouge.name": "rouge1",
     }  # fmt: skip
     run("evaluate", settings)
     assert keys == [tuple(np.asarray(evaluation_key(9)).tolist())]
