@@ -15,7 +15,7 @@ from gkd.errors import InvalidValue
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 _ROWS_AT_ONCE = 1024
-Texts = dict[str, np.ndarray]  # inputs, targets: bytes [rows]; empty: bool [rows]
+Texts = dict[str, np.ndarray]  # every feature: bytes [rows]; empty: bool [rows]
 
 
 def proportional_rates(
@@ -90,7 +90,7 @@ def read_texts(source: Any, texts: Callable[[Any], Any], split: str) -> Texts:
 
     Args:
       source: a seqio data source.
-      texts: function of a batch of its rows to {inputs, targets, empty}.
+      texts: function of a batch of its rows to the text of every feature, and `empty`.
       split: the name of one of its splits.
 
     Raises:
@@ -100,10 +100,7 @@ def read_texts(source: Any, texts: Callable[[Any], Any], split: str) -> Texts:
     blocks = list(dataset.as_numpy_iterator())
     if not blocks:
         raise InvalidValue(f"split {split!r} of a mixture's component has no rows")
-    return {
-        name: np.concatenate([block[name] for block in blocks])
-        for name in ("inputs", "targets", "empty")
-    }
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def mixed_source(

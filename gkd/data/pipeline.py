@@ -1,8 +1,8 @@
 """Host-side batches: endless, shuffled and resumable for training; finite, in order for evaluation.
 
-A split is tokenised once, through its seqio task, and kept in memory. The position in it is then
-two numbers, so a resume is exact and immediate, and every host cuts its rows out of the same global
-batch, however many hosts there are.
+A split is tokenised once, through its seqio task, and kept in memory. The data position is then one
+number, so that a resume is exact and immediate, and every host takes its rows of the same global
+batch, however many hosts there are. A batch has one array for each feature of the task.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gkd.data.permutation import permutation
+from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidFile, InvalidValue
 from gkd.vocabularies import vocabularies
@@ -25,23 +26,36 @@ _ROWS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizedSplit:
-    """All rows of a split, tokenised; row i's tokens are tokens[offsets[i] : offsets[i + 1]].
+class TokenColumn:
+    """A feature of all rows of a split; row i's tokens are tokens[offsets[i] : offsets[i + 1]].
 
     Attributes:
-      input_tokens, target_tokens: unsigned integers, rows one after the other, EOS included.
-      input_offsets, target_offsets: int64 [rows + 1].
-      empty: bool [rows], true where the input or the target text is empty.
-      inputs, targets: the texts before tokenisation, if asked for.
+      tokens: unsigned integers, the rows end to end, each with its EOS.
+      offsets: int64 [rows + 1].
+      texts: the texts before tokenisation, if they were kept.
     """
 
-    input_tokens: np.ndarray
-    input_offsets: np.ndarray
-    target_tokens: np.ndarray
-    target_offsets: np.ndarray
+    tokens: np.ndarray
+    offsets: np.ndarray
+    texts: tuple[str, ...] = ()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 [rows]."""
+        return np.diff(self.offsets)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedSplit:
+    """All rows of a split, tokenised.
+
+    Attributes:
+      columns: the task's features by name, in the order of `BATCH_COLUMNS`.
+      empty: bool [rows], true where a text of the row is empty.
+    """
+
+    columns: dict[str, TokenColumn]
     empty: np.ndarray
-    inputs: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -51,33 +65,32 @@ class TokenizedSplit:
     def fingerprint(self) -> str:
         """A hash of every token: two splits with the same one give the same batches."""
         digest = hashlib.blake2b(digest_size=16)
-        for array in (
-            self.input_tokens, self.input_offsets, self.target_tokens, self.target_offsets,
-            self.empty,
-        ):  # fmt: skip
-            digest.update(np.ascontiguousarray(array))
+        for column in self.columns.values():
+            digest.update(np.ascontiguousarray(column.tokens))
+            digest.update(np.ascontiguousarray(column.offsets))
+        digest.update(np.ascontiguousarray(self.empty))
         return digest.hexdigest()
 
 
 def tokenized_split(
     task: TaskSpec, split: str, texts: bool = False, max_examples: int | None = None
 ) -> TokenizedSplit:
-    """Run a split through its seqio task into memory.
+    """Reads and tokenises a split of a task.
 
-    The source's rows go through the task's texts and vocabulary in blocks: the tokens are those of
+    The source's rows go through the task's texts and vocabulary in blocks. The tokens are those of
     `task.task.get_dataset`, which works row by row and takes eight times as long.
 
     Args:
       task: the task.
       split: the name of one of its splits.
-      texts: whether to keep the texts as well.
-      max_examples: stop after so many rows; None reads all.
+      texts: keep the texts as well.
+      max_examples: the number of rows to read, from the first; None reads all.
 
     Returns:
       The rows in the source's order.
 
     Raises:
-      ValueError: if the task has no such split, or the split has no rows.
+      InvalidValue: the task has no such split, or the split has no rows.
     """
     if split not in task.splits:
         known = ", ".join(task.splits)
@@ -85,36 +98,33 @@ def tokenized_split(
     dataset = task.task.source.get_dataset(split, shuffle=False)
     if max_examples is not None:
         dataset = dataset.take(max_examples)
-    columns: dict[str, list[str]] = {"inputs": [], "targets": []}
-    tokens: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
-    lengths: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
-    empty = []
+    features, empty = task.features, []
+    kept: dict[str, list[str]] = {name: [] for name in features}
+    tokens: dict[str, list[np.ndarray]] = {name: [] for name in features}
+    lengths: dict[str, list[np.ndarray]] = {name: [np.zeros(1, np.int64)] for name in features}
     for block in dataset.batch(_ROWS_AT_ONCE).map(task.texts).as_numpy_iterator():
-        for name in columns:
+        for name in features:
             column = [text.decode("utf-8") for text in block[name]]
             values, sizes = _tokens(task.vocabulary, column)
             tokens[name].append(values)
             lengths[name].append(sizes)
-            columns[name] += column if texts else []
+            kept[name] += column if texts else []
         empty.append(block["empty"])
     if not empty:
         raise InvalidValue(f"task {task.name}: split {split!r} has no rows")
-    offsets = {
-        name: np.concatenate([[0], np.cumsum(np.concatenate(lengths[name]))]) for name in lengths
+    columns = {
+        name: TokenColumn(
+            np.concatenate(tokens[name]),
+            np.cumsum(np.concatenate(lengths[name])),
+            tuple(kept[name]),
+        )
+        for name in features
     }
-    return TokenizedSplit(
-        np.concatenate(tokens["inputs"]),
-        offsets["inputs"],
-        np.concatenate(tokens["targets"]),
-        offsets["targets"],
-        np.concatenate(empty),
-        tuple(columns["inputs"]),
-        tuple(columns["targets"]),
-    )
+    return TokenizedSplit(columns, np.concatenate(empty))
 
 
 def _tokens(vocabulary: Any, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a column of texts end to end, EOS after each, and their lengths."""
+    """Tokenises a column of texts: the tokens end to end, EOS after each text, and the lengths."""
     rows = [[*row, vocabulary.eos_id] for row in vocabularies.encode_texts(vocabulary, column)]
     small = np.uint16 if vocabulary.vocab_size <= 1 << 16 else np.uint32
     lengths = np.array([len(row) for row in rows], np.int64)
@@ -122,50 +132,42 @@ def _tokens(vocabulary: Any, column: list[str]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _batch(
-    data: TokenizedSplit,
-    rows: np.ndarray,
-    size: int,
-    input_length: int,
-    target_length: int,
-    eos: int,
+    data: TokenizedSplit, rows: np.ndarray, size: int, lengths: dict[str, int], eos: int
 ) -> dict[str, Any]:
-    """The named rows as padded arrays of `size` rows; those after them are padding, weight 0."""
-    inputs = np.zeros((size, input_length), np.int32)  # [B, S]
-    targets = np.zeros((size, target_length), np.int32)  # [B, T]
+    """Pads the given rows to arrays of `size` rows; the rows after them are padding of weight 0."""
+    count = len(rows)
+    arrays, cuts = {}, {}
+    for name, length in lengths.items():
+        column = data.columns[name]
+        tokens = np.zeros((size, length), np.int32)  # [B, S], [B, T]
+        for i, row in enumerate(rows):
+            whole = column.tokens[column.offsets[row] : column.offsets[row + 1]]
+            tokens[i, : min(len(whole), length)] = whole[:length]
+            # Encoders have only seen prompts that end. A truncated target did not end there, and
+            # the student must not learn that it did.
+            if len(whole) > length and name != "targets":
+                tokens[i, -1] = eos
+        arrays[BATCH_COLUMNS[name]] = tokens
+        cuts[f"{name}_cut"] = int((column.lengths[rows] > length).sum())
     weights = np.zeros(size, np.float32)  # [B]
+    weights[:count] = ~data.empty[rows]
     numbers = np.full(size, -1, np.int64)  # [B]
-    numbers[: len(rows)] = rows
-    inputs_cut = targets_cut = 0
-    for i, row in enumerate(rows):
-        tokens = data.input_tokens[data.input_offsets[row] : data.input_offsets[row + 1]]
-        length = min(len(tokens), input_length)
-        inputs[i, :length] = tokens[:length]
-        if len(tokens) > input_length:
-            inputs[i, -1] = eos  # the encoder has never seen an input that does not end
-            inputs_cut += 1
-        # A cut target has no EOS: the text did not end there, and must not be taught to.
-        tokens = data.target_tokens[data.target_offsets[row] : data.target_offsets[row + 1]]
-        length = min(len(tokens), target_length)
-        targets[i, :length] = tokens[:length]
-        targets_cut += len(tokens) > target_length
-        weights[i] = not data.empty[row]
+    numbers[:count] = rows
     return {
-        "encoder_input_tokens": inputs,
-        "decoder_target_tokens": targets,
+        **arrays,
         "example_weights": weights,
         "rows": numbers,
-        "inputs_cut": inputs_cut,
-        "targets_cut": int(targets_cut),
+        **cuts,
         "empty_examples": int(data.empty[rows].sum()),
     }
 
 
 def _check_sizes(
-    batch_size: int, input_length: int, target_length: int, own_rows: np.ndarray | None
+    batch_size: int, lengths: dict[str, int], own_rows: np.ndarray | None
 ) -> np.ndarray:
-    """This host's rows of a batch."""
-    sizes = (("batch_size", batch_size), ("input_length", input_length))
-    for name, value in (*sizes, ("target_length", target_length)):
+    """Checks the sizes of a batch; returns this host's rows of it."""
+    named = {f"{name.removesuffix('s')}_length": length for name, length in lengths.items()}
+    for name, value in {"batch_size": batch_size, **named}.items():
         if value < 1:
             raise InvalidValue(f"{name}={value} must be at least 1")
     own = np.arange(batch_size) if own_rows is None else own_rows
@@ -186,18 +188,29 @@ class TrainingBatches:
         data: TokenizedSplit,
         eos: int,
         batch_size: int,
-        input_length: int,
-        target_length: int,
+        lengths: dict[str, int],
         seed: int,
         shuffle: bool,
         own_rows: np.ndarray,
         unknown: int | None = None,
     ):
+        """Starts before the first batch; see `training_batches`, which makes it.
+
+        Args:
+          data: the split.
+          eos: the id of EOS.
+          batch_size: rows of a batch over all hosts.
+          lengths: tokens of each feature.
+          seed: selects the order.
+          shuffle: permute the rows of each epoch.
+          own_rows: this host's rows of each batch.
+          unknown: the id of the unknown token; None where the vocabulary has none.
+        """
         self._data = data
         self._unknown = unknown
         self._eos = eos
         self._batch_size = batch_size
-        self._lengths = input_length, target_length
+        self._lengths = lengths
         self._own_rows = own_rows
         self._order = {
             "format": _STATE_FORMAT,
@@ -216,7 +229,7 @@ class TrainingBatches:
         numbers = (self._position + self._own_rows).tolist()
         rows = np.array([self._row(number) for number in numbers], np.int64)
         self._position += self._batch_size
-        return _batch(self._data, rows, len(rows), *self._lengths, self._eos)
+        return _batch(self._data, rows, len(rows), self._lengths, self._eos)
 
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, self._data.rows)
@@ -228,37 +241,36 @@ class TrainingBatches:
 
     @property
     def rows(self) -> int:
-        """Rows of the split, so that jobs can speak of epochs."""
+        """Rows of the split, which is the number of examples per epoch."""
         return self._data.rows
 
     def count_unknown(self) -> tuple[int, int]:
-        """How many tokens of the split's targets are unknown, and how many there are; no EOS."""
-        tokens = self._data.target_tokens
+        """Counts the unknown tokens of the split's targets and all of their tokens, without EOS."""
+        tokens = self._data.columns["targets"].tokens
         unknown = 0 if self._unknown is None else int((tokens == self._unknown).sum())
         return unknown, len(tokens) - self._data.rows
 
     def count_cuts(self) -> dict[str, int]:
-        """How many rows of the split do not fit the lengths or are empty."""
-        input_length, target_length = self._lengths
-        return {
-            "inputs cut": int((np.diff(self._data.input_offsets) > input_length).sum()),
-            "targets cut": int((np.diff(self._data.target_offsets) > target_length).sum()),
-            "empty examples": int(self._data.empty.sum()),
+        """Counts the rows of the split that are truncated or empty."""
+        cuts = {
+            f"{name.replace('_', ' ')} cut": int((self._data.columns[name].lengths > length).sum())
+            for name, length in self._lengths.items()
         }
+        return {**cuts, "empty examples": int(self._data.empty.sum())}
 
     def state(self) -> bytes:
-        """The position after the batch last returned: a small JSON text, the same on every host."""
+        """Returns the position after the last batch: a small JSON text, the same on every host."""
         return json.dumps({**self._order, "position": self._position}, sort_keys=True).encode()
 
     def restore(self, state: bytes) -> None:
-        """Go to a saved position: the next batches are those that followed it.
+        """Continues from a saved position: the next batches are those that followed it.
 
         Args:
           state: what `state()` returned, in this process or another; the number of hosts and the
             batch size may have changed since, the data, seed and shuffling may not.
 
         Raises:
-          ValueError: if the state is damaged or belongs to other data, another seed or shuffling.
+          InvalidFile: the state is damaged or belongs to other data, another seed or shuffling.
         """
         try:
             saved = json.loads(state)
@@ -286,29 +298,31 @@ def training_batches(
     shuffle: bool = True,
     own_rows: np.ndarray | None = None,
 ) -> TrainingBatches:
-    """Endless batches of a split, each epoch in another order.
+    """Makes endless batches of a split, each epoch in another order.
 
     Args:
       task: the task.
       split: the name of one of its splits.
       batch_size: B, rows of a batch over all hosts.
-      input_length: S. A longer input is cut and its last token is EOS.
-      target_length: T. A longer target is cut and has no EOS.
+      input_length: S, tokens of an input. A longer one is truncated and its last token is EOS.
+      target_length: T, tokens of a target. A longer one is truncated and has no EOS.
       seed: selects the order, non-negative.
-      shuffle: false keeps the source's order.
-      own_rows: which rows of each batch this host reads, ascending (`mesh.own_rows`); None is all.
+      shuffle: permute the rows of each epoch; false keeps the source's order.
+      own_rows: this host's rows of each batch, ascending (`mesh.own_rows`); None is all.
 
     Returns:
       An iterator of dictionaries, R = own rows: encoder_input_tokens int32 [R, S],
-      decoder_target_tokens int32 [R, T], example_weights float32 [R] (0 for an empty input or
-      target), rows int64 [R] (each row's number in the split; −1 for padding), and the integers
-      inputs_cut, targets_cut, empty_examples of this host's rows.
+      decoder_target_tokens int32 [R, T], of a task with the feature `teacher_inputs`
+      teacher_encoder_input_tokens int32 [R, S'], example_weights float32 [R] (0 for a row with an
+      empty text), rows int64 [R] (each row's number in the split; −1 for padding), and the integers
+      inputs_cut, targets_cut, (teacher_inputs_cut,) and empty_examples of this host's rows.
 
     Raises:
-      ValueError: if a size is below 1, there is no such row of a batch, the split has fewer rows
-        than a batch, or no row with both an input and a target.
+      InvalidValue: a size is below 1, the split has fewer rows than a batch, or every row is empty.
+      ValueError: own_rows are not rows of a batch.
     """
-    own = _check_sizes(batch_size, input_length, target_length, own_rows)
+    lengths = task.feature_lengths(input_length, target_length)
+    own = _check_sizes(batch_size, lengths, own_rows)
     task.check_batch(batch_size)
     data = tokenized_split(task, split)
     if data.empty.all():
@@ -320,19 +334,18 @@ def training_batches(
         )
     eos = task.vocabulary.eos_id
     return TrainingBatches(
-        data, eos, batch_size, input_length, target_length, seed, shuffle, own,
-        task.vocabulary.unk_id,
+        data, eos, batch_size, lengths, seed, shuffle, own, task.vocabulary.unk_id,
     )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """The batches of a split and its texts; text i belongs to row i of the batches laid end to end.
+    """The batches of a split and its texts; text i belongs to row i of the concatenated batches.
 
     Attributes:
-      batches: dictionaries as `training_batches` gives them. Only padding (at the end) weighs 0.
-      inputs: the prompts as text.
-      targets: the references as text, whole even where the tokens were cut.
+      batches: dictionaries as `training_batches` makes them. Only padding (at the end) weighs 0.
+      inputs: the student's prompts as text.
+      targets: the references as text, complete even where the tokens were truncated.
       inputs_cut, targets_cut, empty_examples: counts; empty examples are left out of the rest.
     """
 
@@ -353,7 +366,7 @@ def evaluation_batches(
     max_examples: int | None = None,
     own_rows: np.ndarray | None = None,
 ) -> EvaluationSet:
-    """Every row of a split once, in order, the last batch filled up with rows of weight 0.
+    """Makes the batches of every row of a split, in order; rows of weight 0 fill the last batch.
 
     Args:
       task: the task.
@@ -361,13 +374,18 @@ def evaluation_batches(
       batch_size: B, rows of a batch over all hosts.
       input_length: S, as in `training_batches`.
       target_length: T, as in `training_batches`.
-      max_examples: how many rows to use, the first; None uses all.
+      max_examples: the number of rows to use, from the first; None uses all.
       own_rows: as in `training_batches`. The texts and counts are those of all hosts.
 
+    Returns:
+      The batches of this host and the texts.
+
     Raises:
-      ValueError: if a size is below 1, there is no such row of a batch, or no example is left.
+      InvalidValue: a size is below 1, or no example is left.
+      ValueError: own_rows are not rows of a batch.
     """
-    own = _check_sizes(batch_size, input_length, target_length, own_rows)
+    lengths = task.feature_lengths(input_length, target_length)
+    own = _check_sizes(batch_size, lengths, own_rows)
     if max_examples is not None and max_examples < 1:
         raise InvalidValue(f"max_examples={max_examples} must be at least 1, or None for all rows")
     data = tokenized_split(task, split, texts=True, max_examples=max_examples)
@@ -378,14 +396,13 @@ def evaluation_batches(
     for start in range(0, len(rows), batch_size):
         numbers = start + own
         mine = rows[numbers[numbers < len(rows)]]  # after the last example is padding
-        batches.append(
-            _batch(data, mine, len(own), input_length, target_length, task.vocabulary.eos_id)
-        )
+        batches.append(_batch(data, mine, len(own), lengths, task.vocabulary.eos_id))
+    inputs, targets = data.columns["inputs"], data.columns["targets"]
     return EvaluationSet(
-        tuple(batches),
-        tuple(data.inputs[i] for i in rows),
-        tuple(data.targets[i] for i in rows),
-        int((np.diff(data.input_offsets)[rows] > input_length).sum()),
-        int((np.diff(data.target_offsets)[rows] > target_length).sum()),
-        int(data.empty.sum()),
+        batches=tuple(batches),
+        inputs=tuple(inputs.texts[i] for i in rows),
+        targets=tuple(targets.texts[i] for i in rows),
+        inputs_cut=int((inputs.lengths[rows] > input_length).sum()),
+        targets_cut=int((targets.lengths[rows] > target_length).sum()),
+        empty_examples=int(data.empty.sum()),
     )

@@ -52,11 +52,11 @@ def without_calculator_notes(text: Any) -> Any:
 
 def _row(prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
     # The prompt is never empty, so an example's emptiness has to be noted before it is added.
-    empty = _is_empty(input_text) | _is_empty(target_text)
+    empty = is_empty(input_text) | is_empty(target_text)
     return {"inputs": prompt, "targets": target_text, "empty": empty}
 
 
-def _is_empty(text: Any) -> Any:
+def is_empty(text: Any) -> Any:
     """Whether nothing but white space is there, under every vocabulary."""
     return tf.equal(tf.strings.length(ONE_LINE.fit_tensor(text)), 0)
 
@@ -117,7 +117,7 @@ def chain_of_thought(
         answer = rule.fit_tensor(without_calculator_notes(example[answer_field]))
         if rationale_field is not None:
             rationale = rule.fit_tensor(without_calculator_notes(example[rationale_field]))
-            empty = _is_empty(rationale) | _is_empty(answer)
+            empty = is_empty(rationale) | is_empty(answer)
             answer = tf.where(empty, "", tf.strings.join([rationale, " #### ", answer]))
         prompt = tf.strings.join([before, "Q: ", question, " ", _THINK])
         return _row(prompt, question, answer)
@@ -181,7 +181,7 @@ def instructions(
 
     def row(example: Any) -> dict[str, Any]:
         values = {field: rule.fit_tensor(example[field]) for field in fields}
-        empty = tf.reduce_any(tf.stack([_is_empty(value) for value in values.values()]), axis=0)
+        empty = tf.reduce_any(tf.stack([is_empty(value) for value in values.values()]), axis=0)
         words = [ONE_LINE.fit_tensor(value) for value in values.values()]
         which = tf.strings.to_hash_bucket_fast(
             tf.strings.join(words, separator=" "), len(templates)

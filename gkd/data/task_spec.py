@@ -1,4 +1,4 @@
-"""What jobs need of a task: its texts, its metrics, and how its rows fall into parts."""
+"""The record of a task: its features, its texts, its metrics and the parts that its rows form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from gkd.errors import InvalidValue
 from gkd.metrics import calculator, sample_metrics, word_tokens
 from gkd.vocabularies.tensorflow_host import seqio
 
+# The batch's array of token ids for each feature of a task, in the order of TokenizedSplit.columns.
+BATCH_COLUMNS = {
+    "inputs": "encoder_input_tokens",
+    "targets": "decoder_target_tokens",
+    "teacher_inputs": "teacher_encoder_input_tokens",
+}
 # A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
 NUMBERS = {
     "answer_of": functools.partial(calculator.final_number, calculator=True),
@@ -40,6 +46,8 @@ class TaskSpec:
       tokenize: the tokenizer of BLEU, ROUGE and Self-BLEU, one of sacreBLEU's names; None chooses
         by script, see `word_tokens`.
       max_examples: the most training rows that it uses; None where it uses all.
+      teacher_input_length: tokens of a teacher prompt, where the task has the feature
+        `teacher_inputs`; None is the student's input length.
     """
 
     name: str
@@ -53,6 +61,29 @@ class TaskSpec:
     components: Mapping[str, TaskSpec] = dataclasses.field(default_factory=dict)
     tokenize: str | None = None
     max_examples: int | None = None
+    teacher_input_length: int | None = None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of its features: inputs, targets, and teacher_inputs where the teacher's differ."""
+        return tuple(name for name in BATCH_COLUMNS if name in self.task.output_features)
+
+    def feature_lengths(self, input_length: int, target_length: int) -> dict[str, int]:
+        """Computes the length in tokens of each feature's column in a batch.
+
+        Args:
+          input_length: tokens of a student's prompt.
+          target_length: tokens of a target.
+
+        Returns:
+          Lengths by feature, in the order of `features`.
+        """
+        lengths = {
+            "inputs": input_length,
+            "targets": target_length,
+            "teacher_inputs": self.teacher_input_length or input_length,
+        }
+        return {name: lengths[name] for name in self.features}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -148,6 +179,7 @@ def make_task(
     texts: Callable[[Any], Any],
     vocabulary: Any,
     metric_fns: Sequence[Callable[..., Any]],
+    features: Sequence[str] = ("inputs", "targets"),
     **fields: Any,
 ) -> TaskSpec:
     """Register a seqio task over rows that become texts; it replaces one of the same name.
@@ -155,9 +187,10 @@ def make_task(
     Args:
       name: the task's name in seqio's registry.
       source: a seqio data source.
-      texts: function of a row, or a batch of rows, to {inputs, targets, empty}.
+      texts: function of a row, or a batch of rows, to the text of every feature, and `empty`.
       vocabulary: a seqio vocabulary.
       metric_fns: functions of (targets, predictions) to a dictionary.
+      features: names of BATCH_COLUMNS; `teacher_inputs` gives the teacher another prompt.
       **fields: further fields of the `TaskSpec`.
 
     Raises:
@@ -174,7 +207,7 @@ def make_task(
             seqio.preprocessors.tokenize,
             seqio.preprocessors.append_eos,
         ],
-        output_features={"inputs": feature, "targets": feature},
+        output_features=dict.fromkeys(features, feature),
         metric_fns=list(metric_fns),
     )
     return TaskSpec(name, vocabulary, task, texts, **fields)

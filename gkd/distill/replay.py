@@ -64,11 +64,12 @@ class Memory:
     """What a replay remembers.
 
     Attributes:
-      inputs: int32 [capacity, S].
+      inputs: int32 [capacity, S], the student's prompts.
       rows: a `Rollout` of `capacity` rows; its weights are those of their examples.
       written: int32 [], rows ever put in.
       share: float32 [], of steps on the student's outputs.
       loss: float32 [], the validation loss of the last evaluation; inf before the first.
+      teacher_inputs: int32 [capacity, S'], the teacher's prompts where they differ, else None.
     """
 
     inputs: Any
@@ -76,10 +77,27 @@ class Memory:
     written: Any
     share: Any
     loss: Any
+    teacher_inputs: Any = None
 
 
-def empty_memory(replay: Replay, input_length: int, target_length: int) -> Memory:
-    """The memory at step 0."""
+def empty_memory(
+    replay: Replay,
+    input_length: int,
+    target_length: int,
+    teacher_input_length: int | None = None,
+) -> Memory:
+    """Makes the memory of step 0.
+
+    Args:
+      replay: its settings.
+      input_length: S, tokens of a student's prompt.
+      target_length: T, tokens of a sequence.
+      teacher_input_length: S', tokens of a teacher's prompt; None where the teacher reads the
+        student's.
+
+    Returns:
+      The memory, without any sequence.
+    """
     size = replay.capacity
     rows = Rollout(
         target_tokens=jnp.zeros((size, target_length), jnp.int32),
@@ -88,7 +106,11 @@ def empty_memory(replay: Replay, input_length: int, target_length: int) -> Memor
         on_policy=jnp.ones(size, bool),
     )
     inputs = jnp.zeros((size, input_length), jnp.int32)
-    return Memory(inputs, rows, jnp.int32(0), jnp.float32(replay.share), jnp.float32(float("inf")))
+    teacher_inputs = None
+    if teacher_input_length is not None:
+        teacher_inputs = jnp.zeros((size, teacher_input_length), jnp.int32)
+    share, loss = jnp.float32(replay.share), jnp.float32(float("inf"))
+    return Memory(inputs, rows, jnp.int32(0), share, loss, teacher_inputs)
 
 
 def remember(memory: Memory, batch: Batch, written: Rollout) -> Memory:
@@ -102,6 +124,7 @@ def remember(memory: Memory, batch: Batch, written: Rollout) -> Memory:
 
     return memory.replace(
         inputs=put(memory.inputs, batch.encoder_input_tokens),
+        teacher_inputs=jax.tree.map(put, memory.teacher_inputs, batch.teacher_encoder_input_tokens),
         rows=jax.tree.map(put, memory.rows, written),
         written=memory.written + count,
     )
@@ -112,7 +135,13 @@ def draw(memory: Memory, key: Array, batch: Batch) -> tuple[Batch, Rollout]:
     known = jnp.clip(memory.written, 1, memory.inputs.shape[0])
     chosen = jax.random.randint(key, batch.example_weights.shape, 0, known)
     rows = jax.tree.map(lambda x: x[chosen], memory.rows)
-    return batch.replace(encoder_input_tokens=memory.inputs[chosen]), rows
+    prompts, teacher_prompts = jax.tree.map(
+        lambda x: x[chosen], (memory.inputs, memory.teacher_inputs)
+    )
+    batch = batch.replace(
+        encoder_input_tokens=prompts, teacher_encoder_input_tokens=teacher_prompts
+    )
+    return batch, rows
 
 
 def adapt(replay: Replay, memory: Memory, loss: float | Array) -> Memory:

@@ -104,9 +104,7 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
     """
 
     def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> ProjectedLogits:
-        tokens = batch.teacher_encoder_input_tokens
-        tokens = batch.encoder_input_tokens if tokens is None else tokens
-        encoded = model.encode(params, tokens)
+        encoded = model.encode(params, batch.teacher_prompts)
         hidden = model.decode_hidden(params, encoded, shift_right(rollout.target_tokens))
         logits = ProjectedLogits(hidden.last, model.head(params))
         return jax.lax.stop_gradient(logits)

@@ -38,6 +38,12 @@ class Batch:
     teacher_encoder_input_tokens: Any = None
     teacher_top_k: TopK | None = None
 
+    @property
+    def teacher_prompts(self) -> Any:
+        """The token ids that the teacher encodes: its own prompts where it has them."""
+        own = self.teacher_encoder_input_tokens
+        return self.encoder_input_tokens if own is None else own
+
 
 @flax.struct.dataclass
 class Rollout:

@@ -109,7 +109,7 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
         written = _written(student, params, encoded, batch, first, key, valid)
         tokens = written.target_tokens
         coefficients, _ = losses.token_coefficients(written)
-        teacher_encoded = teacher.encode(teacher_params, batch.encoder_input_tokens)
+        teacher_encoded = teacher.encode(teacher_params, batch.teacher_prompts)
         _, _, values = fused_token_loss(
             lambda logits, *_: jnp.zeros(logits.shape[:2], jnp.float32),
             _logits(student, params, encoded, tokens),

@@ -75,7 +75,7 @@ def _teacher_is_finite(teacher: LoadedModel, batch: Any) -> bool:
     model = teacher.model
 
     def hidden(params, batch):
-        encoded = model.encode(params, batch.encoder_input_tokens)
+        encoded = model.encode(params, batch.teacher_prompts)
         inputs = shift_right(batch.decoder_target_tokens)
         return model.decode_hidden(params, encoded, inputs).last
 

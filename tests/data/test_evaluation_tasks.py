@@ -14,7 +14,7 @@ SMALL = vocabularies.arithmetic()  # has no line breaks, as T5's
 
 def texts(task, split="test"):
     data = pipeline.tokenized_split(task, split, texts=True)
-    return list(zip(data.inputs, data.targets, strict=True))
+    return list(zip(data.columns["inputs"].texts, data.columns["targets"].texts, strict=True))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def made(name, rows, metric_fns=(metrics.exact_match,), vocabulary=BYTES, **spli
 
 
 def inputs_of(task, split="train"):
-    return list(pipeline.tokenized_split(task, split, texts=True).inputs)
+    return list(pipeline.tokenized_split(task, split, texts=True).columns["inputs"].texts)
 
 
 @pytest.mark.parametrize("maximum", [None, 30])
@@ -137,7 +137,8 @@ def test_seqio_itself_can_read_the_mixture():
     data = pipeline.tokenized_split(task, "train")
     found = [row["inputs"].tolist() for row in rows]
     assert found == [
-        list(map(int, x)) for x in np.split(data.input_tokens, data.input_offsets[1:-1])
+        list(map(int, x))
+        for x in np.split(data.columns["inputs"].tokens, data.columns["inputs"].offsets[1:-1])
     ]
 
 
@@ -154,16 +155,20 @@ def test_every_component_is_measured_by_its_own_metrics():
     wrong = {"av1", "bv0", "bv2"}
     predictions = [
         "?" if prompt in wrong else target
-        for prompt, target in zip(data.inputs, data.targets, strict=True)
+        for prompt, target in zip(
+            data.columns["inputs"].texts, data.columns["targets"].texts, strict=True
+        )
     ]
-    assert task.evaluate(data.targets, predictions, data.inputs) == {
+    assert task.evaluate(
+        data.columns["targets"].texts, predictions, data.columns["inputs"].texts
+    ) == {
         "rows": 5.0,
         "a/exact_match": 50.0,
         "b/exact_match": pytest.approx(100 / 3),
         "b/rows": 3.0,
         "macro_exact_match": pytest.approx((50 + 100 / 3) / 2),
     }
-    assert task.evaluate(data.targets, predictions) == {"rows": 5.0}
+    assert task.evaluate(data.columns["targets"].texts, predictions) == {"rows": 5.0}
     assert task.evaluate(["0"], ["0"], ["at0"])["a/exact_match"] == 100.0  # a training row
     with pytest.raises(ValueError, match="no component of the mixture has the row 'else'"):
         task.evaluate(["0"], ["0"], ["else"])

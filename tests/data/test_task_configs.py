@@ -3,7 +3,6 @@
 import pathlib
 
 import gin
-import numpy as np
 import pytest
 
 from gkd.data import pipeline
@@ -61,10 +60,10 @@ def test_real_files(read, name, rows, inputs_cut, targets_cut):
             continue  # one long enough file each is enough
         data = pipeline.tokenized_split(task, split)
         assert data.rows == count
-        assert (np.diff(data.input_offsets) > input_length).mean() <= inputs_cut
-        assert (np.diff(data.target_offsets) > target_length).mean() <= targets_cut
+        assert (data.columns["inputs"].lengths > input_length).mean() <= inputs_cut
+        assert (data.columns["targets"].lengths > target_length).mean() <= targets_cut
         assert not data.empty.any()
-        unknown = (data.target_tokens == 2).mean()
+        unknown = (data.columns["targets"].tokens == 2).mean()
         assert unknown < 0.002  # 2% if calculator notes and newlines had stayed
 
 
@@ -76,8 +75,8 @@ def test_tfds_configs_read_local_files_by_a_setting(read):
     task, length, *_ = read("gsm8k_cot", f"FILES = {files}", "MAX_EXAMPLES = 100")
     data = pipeline.tokenized_split(task, "train", texts=True)
     assert data.rows == 100
-    assert all(text.count("Q: ") == 5 for text in data.inputs)
-    assert np.diff(data.input_offsets).max() <= length
+    assert all(text.count("Q: ") == 5 for text in data.columns["inputs"].texts)
+    assert data.columns["inputs"].lengths.max() <= length
     files = "FILES = {'validation': 'tatoeba_en_de/val.jsonl'}"
     task, *_ = read("wmt14_en_de", files)
     assert task.splits == ("validation",)
@@ -107,7 +106,10 @@ def test_arithmetic_lengths_are_those_the_config_states(read, solution, digits, 
         "arithmetic", f"SOLUTION = '{solution}'", f"DIGITS = {digits}", "ROWS = {'train': 3000}"
     )
     data = pipeline.tokenized_split(task, "train")
-    found = np.diff(data.input_offsets).max(), np.diff(data.target_offsets).max()
+    found = (
+        data.columns["inputs"].lengths.max(),
+        data.columns["targets"].lengths.max(),
+    )
     assert found[0] <= longest[0]
     assert found[1] <= longest[1]
     if (solution, digits) == ("equations", 1):
@@ -123,15 +125,19 @@ def test_benchmarks_of_real_files(read, name, rows, parts):
     task, input_length, target_length, best = read(name, "MAX_EXAMPLES = 600")
     data = pipeline.tokenized_split(task, "test", texts=True)
     assert data.rows == rows
-    assert np.diff(data.input_offsets).max() <= input_length
-    assert name == "mgsm" or np.diff(data.target_offsets).max() <= target_length
+    assert data.columns["inputs"].lengths.max() <= input_length
+    assert name == "mgsm" or data.columns["targets"].lengths.max() <= target_length
     assert not data.empty.any()
-    perfect = task.evaluate(data.targets, data.targets, data.inputs)
+    perfect = task.evaluate(
+        data.columns["targets"].texts, data.columns["targets"].texts, data.columns["inputs"].texts
+    )
     assert sum(key.endswith(f"/{best}") for key in perfect) == parts
     # Three of BBH's targets are no option, but still match themselves.
     assert perfect[best] == perfect[f"macro_{best}"] == 100.0
     if name == "mmlu":
-        for row in zip(data.inputs[:50], data.targets, strict=False):
+        for row in zip(
+            data.columns["inputs"].texts[:50], data.columns["targets"].texts, strict=False
+        ):
             options, right = task.choices(*row)
             assert options[right] == row[1]
 
@@ -141,9 +147,9 @@ def test_flan_mixes_four_sets_up_to_the_cap(read):
     data = pipeline.tokenized_split(task, "train", texts=True)
     # 7273, 2528, 884 and 1861 rows; the first count as 3000 of 8273, and each comes once.
     assert data.rows == -(-7273 * 8273 // 3000)
-    assert (np.diff(data.target_offsets) > target_length).mean() < 0.001
-    assert np.diff(data.input_offsets).max() <= input_length
+    assert (data.columns["targets"].lengths > target_length).mean() < 0.001
+    assert data.columns["inputs"].lengths.max() <= input_length
     assert pipeline.tokenized_split(task, "validation").rows == 800
     assert set(task.components) == {"flan_gsm8k", "flan_aqua", "flan_qasc", "flan_strategyqa"}
-    direct = sum(text.endswith(" A:") for text in data.inputs) / data.rows
+    direct = sum(text.endswith(" A:") for text in data.columns["inputs"].texts) / data.rows
     assert 0.2 < direct < 0.3  # one of four templates

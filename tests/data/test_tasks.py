@@ -26,7 +26,7 @@ def write(tmp_path):
 
 def texts(task, split="train"):
     data = pipeline.tokenized_split(task, split, texts=True)
-    return list(zip(data.inputs, data.targets, strict=True))
+    return list(zip(data.columns["inputs"].texts, data.columns["targets"].texts, strict=True))
 
 
 def test_prefixes_and_one_line(write):
@@ -133,19 +133,24 @@ def test_instructions_take_one_template_a_row(write):
         return (f"Q: q{i}", f"w {i} So a{i}."), (f"q{i} Why?", f"w {i}"), ("Say {it}.", f"a{i}")
 
     data = built(rows)
-    found = list(zip(data.inputs, data.targets, strict=True))
+    found = list(zip(data.columns["inputs"].texts, data.columns["targets"].texts, strict=True))
     used = [possible(i).index(row) for i, row in enumerate(found[:40])]
     assert min(used.count(which) for which in range(3)) >= 5
     assert data.empty.tolist() == [False] * 40 + [True]
     # A row keeps its template wherever it stands.
     again = built(rows[::-1])
-    assert list(zip(again.inputs, again.targets, strict=True))[::-1] == found
+    assert (
+        list(zip(again.columns["inputs"].texts, again.columns["targets"].texts, strict=True))[::-1]
+        == found
+    )
     fixed = tasks.instructions([("Guess.", "{answer}")], files={"train": path}, vocabulary=BYTES)
     assert set(texts(fixed)) == {("Guess.", row["answer"]) for row in rows}
     # Row by row, as seqio reads, gives the same texts as block by block.
     task = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=SMALL)
     single = task.task.source.get_dataset("train", shuffle=False).map(task.texts)
-    assert [row["inputs"].decode() for row in single.as_numpy_iterator()] == list(again.inputs)
+    assert [row["inputs"].decode() for row in single.as_numpy_iterator()] == list(
+        again.columns["inputs"].texts
+    )
     # A vocabulary with line breaks changes the texts, not the choice of their templates.
     kept = tasks.instructions(TEMPLATES, files={"train": path}, vocabulary=BYTES)
     for (source, target), (other_source, other) in zip(texts(kept)[:-1], texts(task), strict=False):
@@ -231,8 +236,12 @@ def test_tokens_are_those_of_seqios_own_pipeline(kind, shared, monkeypatch):
     rows = list(dataset.as_numpy_iterator())
     assert len(rows) == data.rows == 40
     for i, row in enumerate(rows):
-        inputs = data.input_tokens[data.input_offsets[i] : data.input_offsets[i + 1]]
-        targets = data.target_tokens[data.target_offsets[i] : data.target_offsets[i + 1]]
+        inputs = data.columns["inputs"].tokens[
+            data.columns["inputs"].offsets[i] : data.columns["inputs"].offsets[i + 1]
+        ]
+        targets = data.columns["targets"].tokens[
+            data.columns["targets"].offsets[i] : data.columns["targets"].offsets[i + 1]
+        ]
         assert inputs.tolist() == row["inputs"].tolist()
         assert targets.tolist() == row["targets"].tolist()
         assert inputs[-1] == targets[-1] == 1

@@ -40,13 +40,18 @@ def test_the_teachers_rows_take_the_place_of_the_training_rows_only(rows):
         summaries(rows), "written.jsonl", directory=str(rows), prefix="summarize: "
     )
     train = pipeline.tokenized_split(task, "train", texts=True)
-    assert list(train.inputs) == [f"summarize: train {i}" for i in (0, 0, 1, 1, 2, 2)]
-    assert list(train.targets) == [f"written {x}" if x else "" for x in
+    assert list(train.columns["inputs"].texts) == [
+        f"summarize: train {i}" for i in (0, 0, 1, 1, 2, 2)
+    ]
+    assert list(train.columns["targets"].texts) == [f"written {x}" if x else "" for x in
                                    ("00", "01", "10", "", "20", "21")]  # fmt: skip
     assert list(train.empty) == [False, False, False, True, False, False]
     validation = pipeline.tokenized_split(task, "validation", texts=True)
-    assert list(validation.inputs) == ["summarize: validation 0", "summarize: validation 1"]
-    assert list(validation.targets) == ["reference 0", "reference 1"]
+    assert list(validation.columns["inputs"].texts) == [
+        "summarize: validation 0",
+        "summarize: validation 1",
+    ]
+    assert list(validation.columns["targets"].texts) == ["reference 0", "reference 1"]
     assert task.evaluate(["reference 0"] * 2, ["reference 0", "x"]) == {"exact_match": 50.0}
     assert task.splits == ("train", "validation")
 

@@ -242,9 +242,13 @@ def test_the_output_is_a_data_set_for_a_student(run):
         vocabulary=vocabularies.byte_level(), input_field="input", target_field="text",
     )  # fmt: skip
     data = pipeline.tokenized_split(task, "train", texts=True)
-    assert list(data.inputs) == [text for text in TEXTS[:3] for _ in range(2)]
-    assert list(data.targets) == [row["text"] for row in rows]  # bytes have tabs and newlines
-    assert data.input_tokens[: data.input_offsets[1]].tolist() == bytes_of(TEXTS[0])
+    assert list(data.columns["inputs"].texts) == [text for text in TEXTS[:3] for _ in range(2)]
+    assert list(data.columns["targets"].texts) == [
+        row["text"] for row in rows
+    ]  # bytes have tabs and newlines
+    assert data.columns["inputs"].tokens[: data.columns["inputs"].offsets[1]].tolist() == bytes_of(
+        TEXTS[0]
+    )
 
 
 def test_a_step_is_not_ignored_where_there_are_none(run):

@@ -24,7 +24,7 @@ def task(run):
     lines = [
         "from __gin__ import dynamic_registration",
         "from gkd.data import tasks",
-        "from gkd.data import vocabularies",
+        "from gkd.vocabularies import vocabularies",
         "VOCABULARY = @vocabularies.byte_level()",
         "MAX_EXAMPLES = None",
         f"FILES = {files!r}",
@@ -78,7 +78,7 @@ def test_a_splits_outputs_are_a_data_set_of_local_text(run, task):
     options["gin.MINE"] = {"train": str(run.folder / "t.jsonl")}
     rows = run.rows(None, task=task, temperature=1.0, **options)
     seen = pipeline.tokenized_split(read_task(str(task), ["MAX_EXAMPLES=4"]), "train", texts=True)
-    assert [row["input"] for row in rows] == list(seen.inputs) and len(rows) == 4
+    assert [row["input"] for row in rows] == list(seen.columns["inputs"].texts) and len(rows) == 4
     student = read_task(
         "configs/tasks/local_text.gin",
         [
@@ -87,10 +87,10 @@ def test_a_splits_outputs_are_a_data_set_of_local_text(run, task):
         ],
     )  # fmt: skip
     data = pipeline.tokenized_split(student, "train", texts=True)
-    assert data.inputs == seen.inputs
-    np.testing.assert_array_equal(data.input_tokens, seen.input_tokens)
+    assert data.columns["inputs"].texts == seen.columns["inputs"].texts
+    np.testing.assert_array_equal(data.columns["inputs"].tokens, seen.columns["inputs"].tokens)
     # A task makes T5's missing tabs and newlines spaces.
-    assert list(data.targets) == [" ".join(row["text"].split()) for row in rows]
+    assert list(data.columns["targets"].texts) == [" ".join(row["text"].split()) for row in rows]
 
 
 def test_killed_it_continues_to_the_same_bytes_but_not_on_another_split(run, task, monkeypatch):

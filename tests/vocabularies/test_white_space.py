@@ -54,7 +54,12 @@ def test_training_and_infer_see_the_same_tokens(kind, t5, shared, tmp_path):
     rule = rule_of(vocabulary)  # as gkd.infer.requests
     inputs, _ = encode_inputs(vocabulary, [rule.fit("run:\n" + CODE)], 999)
     targets, _ = encode_targets(vocabulary, [rule.fit(f"1\n{CODE}")], 999)
-    assert (data.input_tokens.tolist(), data.target_tokens.tolist()) == (inputs[0], targets[0])
+    assert (data.columns["inputs"].tokens.tolist(), data.columns["targets"].tokens.tolist()) == (
+        inputs[0],
+        targets[0],
+    )
     if kind == "bytes":
-        assert data.input_tokens.tolist() == [b + 3 for b in f"run:\n{CODE}".encode()] + [1]
-        assert data.targets == (f"1\n{CODE}",)
+        assert data.columns["inputs"].tokens.tolist() == [
+            b + 3 for b in f"run:\n{CODE}".encode()
+        ] + [1]
+        assert data.columns["targets"].texts == (f"1\n{CODE}",)
