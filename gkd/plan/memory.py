@@ -114,4 +114,4 @@ def _smaller_temporaries(program, batch):
             changes.append(f"--gin.MICROBATCHES={2 * program.microbatches} halves what is alive")
         if not program.learner.config.remat:
             changes.append("--gin.REMAT=True recomputes the student's activations")
-    return changes or [f"a smaller {batch} shrinks the temporaries, {rows} rows a chip now"]
+    return changes or [f"a smaller {batch} shrinks the temporaries, now {rows} rows per chip"]

@@ -1,4 +1,4 @@
-"""Operations of single HLO instructions: dots, convolutions, and element-by-element work."""
+"""Counts operations of single HLO instructions: dots, convolutions, element-wise work."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ _ELEMENTWISE = {
 
 
 def matrix_flops(computation: Computation, instruction: Instruction) -> float:
-    """Multiplications and additions of a matrix product; 0 for anything else.
+    """Counts the multiplications and additions of a matrix product; 0 for other instructions.
 
-    That is a dot, a convolution, or the sum that the compiler made of a dot whose result is narrow
-    (a token's query with the keys of its own row): a sum that says it comes from a dot.
+    Matrix products are dots, convolutions, and reductions whose source is a dot: the compiler
+    rewrites dots with a narrow result (one query with the keys of its own row) as sums.
 
-    A convolution's window positions that fall on padding or between dilated inputs are not counted,
-    so a dot that XLA turned into a convolution (a batch axis becomes a dilated window) counts as
-    the dot that it was.
+    Window positions of a convolution that fall on padding or between dilated inputs are not
+    counted, so that a dot which XLA turned into a convolution (a batch axis becomes a dilated
+    window) counts as the original dot.
 
     Args:
-      computation: where the instruction stands.
-      instruction: any.
+      computation: the computation that contains the instruction.
+      instruction: any instruction.
 
     Returns:
-      2 for each product that is summed.
+      FLOPs of one execution: 2 for each product that is summed.
 
     Raises:
-      ValueError: a library's matrix product, whose shapes say too little.
+      ValueError: the instruction calls a library's matrix product, whose shapes do not determine
+        the operations.
     """
     if instruction.opcode == "dot":
         left = computation.operand(instruction).shape[0]
@@ -58,16 +59,23 @@ def matrix_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def multiplier_passes(computation: Computation, instruction: Instruction) -> int:
-    """How often a TPU runs a product through its bfloat16 multiplier.
+    """Counts the passes of a product through a TPU's bfloat16 multiplier.
 
     float32 operands are rounded to bfloat16 at the default precision (one pass), and split into
-    three bfloat16 parts at the highest: six passes of two such operands, three of one. What became
-    a sum does not meet the multiplier.
+    three bfloat16 parts at the highest: six passes for two such operands, three for one. A dot
+    that became a sum does not use the multiplier.
+
+    Args:
+      computation: the computation that contains the instruction.
+      instruction: a matrix product.
+
+    Returns:
+      Passes per execution, 0 to 6.
     """
     if _is_summed_dot(instruction):
         return 0
-    found = re.search(r"operand_precision=\{([^}]*)\}", instruction.attributes)
-    precision = found.group(1) if found else "default"
+    match = re.search(r"operand_precision=\{([^}]*)\}", instruction.attributes)
+    precision = match.group(1) if match else "default"
     operands = [computation.operand(instruction, index).shape[0].dtype for index in (0, 1)]
     wide = sum(dtype == "f32" for dtype in operands)
     if "highest" in precision:
@@ -76,7 +84,15 @@ def multiplier_passes(computation: Computation, instruction: Instruction) -> int
 
 
 def elementwise_operations(computation: Computation, instruction: Instruction) -> float:
-    """Operations outside of matrix products: one for each element of the result, or reduced."""
+    """Counts operations outside of matrix products: one per element of the result or reduction.
+
+    Args:
+      computation: the computation that contains the instruction.
+      instruction: any instruction.
+
+    Returns:
+      Operations of one execution.
+    """
     if _is_summed_dot(instruction):
         return 0.0
     if instruction.opcode in _ELEMENTWISE or instruction.opcode == "reduce-window":
@@ -116,7 +132,7 @@ def _convolution(computation, instruction):
 
 
 def _valid_positions(inputs, window, outputs, stride, dilation, window_dilation, padding):
-    """Pairs of an output and a window position that meet an input, along one axis."""
+    """Counts pairs of an output and a window position that meet an input, along one axis."""
     at = (
         np.arange(outputs)[:, None] * stride
         + np.arange(window)[None, :] * window_dilation
@@ -127,16 +143,16 @@ def _valid_positions(inputs, window, outputs, stride, dilation, window_dilation,
 
 
 def _window(instruction, name):
-    """One setting of a window, axis by axis; padding as pairs. Empty where it is not said."""
-    found = re.search(rf"window=\{{[^}}]*\b{name}=([\w\-]+)", instruction.attributes)
-    if not found:
+    """Reads one setting of a window for every axis, padding as pairs; empty if absent."""
+    match = re.search(rf"window=\{{[^}}]*\b{name}=([\w\-]+)", instruction.attributes)
+    if not match:
         return []
-    axes = found.group(1).split("x")
+    axes = match.group(1).split("x")
     if name == "pad":
         return [tuple(int(side) for side in axis.split("_")) for axis in axes]
     return [int(axis) for axis in axes]
 
 
 def _numbers(instruction, key):
-    found = re.search(rf"\b{key}=\{{?([\d,]*)\}}?", instruction.attributes)
-    return [int(number) for number in found.group(1).split(",") if number] if found else []
+    match = re.search(rf"\b{key}=\{{?([\d,]*)\}}?", instruction.attributes)
+    return [int(number) for number in match.group(1).split(",") if number] if match else []

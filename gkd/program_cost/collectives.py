@@ -1,4 +1,4 @@
-"""Bytes that HLO instructions move between chips: inside a slice, and between slices."""
+"""Counts the bytes that collectives move between chips of a slice, and between slices (DCN)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
-# How libtpu writes exchanges between slices: as transfers to a runtime on the hosts.
+# libtpu writes collectives between slices as transfers to a runtime on the hosts.
 _RUNTIME = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 _TRANSFERS = {
     "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter",
@@ -21,18 +21,19 @@ _TRANSFERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between chips.
+    """One collective of a program.
 
     Attributes:
-      kind: 'all-reduce', …
-      count: how often it runs.
-      bytes: of the whole array on one chip, the larger of what goes in and what comes out.
-      wire_bytes: what one chip sends each time, along a ring: (n−1)/n of the bytes for gathers,
-        scatters and all-to-all among n, twice that for an all-reduce, all for a permutation.
-      among: n, chips; or slices.
-      between_slices: whether it goes through the data centre's network.
-      source: where in the traced program it comes from.
-      loop: the source of the innermost loop around it, '' outside of loops.
+      kind: 'all-reduce', 'all-gather', …
+      count: number of executions.
+      bytes: size of the whole array on one chip, the larger of operand and result.
+      wire_bytes: bytes that one chip sends per execution, along a ring: (n−1)/n of the bytes for
+        gathers, scatters and all-to-all among n, twice that for an all-reduce, all of them for a
+        permutation.
+      among: n, the number of chips, or of slices.
+      between_slices: true if it crosses the data-centre network (DCN).
+      source: name of its operation in the traced program.
+      loop: source of the innermost loop around it, '' outside of loops.
     """
 
     kind: str
@@ -52,17 +53,20 @@ def collective(
     count: float,
     loop: str = "",
 ) -> Collective | None:
-    """The exchange that an instruction is, or None; of an asynchronous pair, the start is it.
+    """Reads an instruction as a collective; of an asynchronous pair, the start counts.
 
     Args:
-      program: the whole.
-      computation: where the instruction stands.
-      instruction: any.
-      count: how often it runs.
-      loop: the source of the loop around it.
+      program: the whole program.
+      computation: the computation that contains the instruction.
+      instruction: any instruction.
+      count: number of executions.
+      loop: source of the innermost loop around it.
+
+    Returns:
+      The collective, or None for other instructions.
 
     Raises:
-      ValueError: it is an exchange, but among whom cannot be read.
+      ValueError: the participants of a collective cannot be read.
     """
     if instruction.opcode == "send" and _RUNTIME in instruction.attributes:
         return _between_slices(computation, instruction, count, loop)
@@ -78,7 +82,7 @@ def collective(
 
 
 def collective_results(instruction: Instruction) -> tuple[Array, ...]:
-    """What a collective leaves; starts of gathers and permutations name their operands first."""
+    """Returns the result arrays of a collective, without the operands that some starts repeat."""
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         return instruction.parts[1]
     return instruction.shape
@@ -90,7 +94,7 @@ def _between_slices(computation, send, count, loop):
     if kind is None:
         raise ValueError(
             f"{send.name} goes to another slice as {transfer and transfer.group(1)}: this kind of "
-            "exchange is not known"
+            "collective is not known"
         )
     slices = _slices(send)
     size = sum(array.bytes for array in send.parts[0]) * (slices if kind == "all-gather" else 1)
@@ -99,15 +103,15 @@ def _between_slices(computation, send, count, loop):
 
 
 def _slices(send):
-    """How many slices exchange: of targets '{1,2}x{0:15}', {{100000,200000},…}, {{100000->…}}."""
-    found = re.search(r'_xla_megascale_target="?\{\{?([^}]*)\}', send.attributes)
-    if not found:
-        raise ValueError(f"{send.name} goes to other slices, but its text does not say to which")
-    return len(re.split(r"->|,", found.group(1)))
+    """Counts participating slices: of '{1,2}x{0:15}', {{100000,200000},…}, {{100000->…}}."""
+    match = re.search(r'_xla_megascale_target="?\{\{?([^}]*)\}', send.attributes)
+    if not match:
+        raise ValueError(f"{send.name} goes to other slices, but its text does not name them")
+    return len(re.split(r"->|,", match.group(1)))
 
 
 def _received_for(computation, send):
-    """The source of the first that takes what is received: the exchange itself has none."""
+    """The source of the first user of the received data: the collective itself has none."""
     receives = (user for user in computation.users[send.operands[1]] if user.opcode == "recv")
     waiting, seen = list(receives), set()
     while waiting:
@@ -127,7 +131,7 @@ def _wire_share(kind, members):
 
 
 def _group_size(instruction, devices):
-    """How many chips take part in one group."""
+    """Counts the chips of one replica group."""
     groups = re.search(r"replica_groups=(.*)", instruction.attributes)
     if not groups:
         return devices
@@ -139,8 +143,8 @@ def _group_size(instruction, devices):
     if mesh := re.match(r"mesh\[([^\]]*)\][^{]*\{('[^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
         size = 1
-        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):
-            size *= int(part or sizes[axis])
+        for axis, subsize in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):
+            size *= int(subsize or sizes[axis])
         return size
     if text.startswith("{}"):
         return devices

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (XLA's HLO) into computations, instructions and shapes."""
+"""Parses the text of a compiled program (XLA's HLO): computations, instructions and shapes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Array:
     Attributes:
       dtype: 'f32', 'bf16', 's32', …
       dimensions: sizes of its axes.
-      space: the memory it lives in: 0 is main memory (HBM), else on the chip (TPU: 1 is VMEM).
-      stored: numbers that it takes the room of, tiles of a TPU's layout filled up: 6 heads in the
-        lanes of an (8, 128) tile take the room of 128.
+      space: memory space: 0 is main memory (HBM), others are on the chip (TPU: 1 is VMEM).
+      stored: elements including the padding of a TPU's tiled layout: 6 heads in the lanes of an
+        (8, 128) tile take the room of 128.
     """
 
     dtype: str
@@ -34,32 +34,32 @@ class Array:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements, without padding."""
         return math.prod(self.dimensions)
 
     @property
     def bytes(self) -> float:
-        """Bytes of the numbers alone."""
+        """Size in bytes, without padding."""
         return self.elements * _bits(self.dtype) / 8
 
     @property
     def stored_bytes(self) -> float:
-        """Bytes that it takes in memory, with what fills up its tiles."""
+        """Size in bytes in memory, including the padding of its layout."""
         return self.stored * _bits(self.dtype) / 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """One instruction, which is one line of a computation.
 
     Attributes:
-      name, opcode: as printed.
-      shape: its arrays; more than one where it is a tuple (nested tuples are flat here).
-      parts: the same, by the elements of the tuple; None where it is an array.
-      operands: names of instructions of the same computation.
-      literal: what stands between the parentheses, for constants and parameters.
-      attributes: the rest of the line.
-      is_root: whether it is the computation's result.
+      name, opcode: name and operation as printed.
+      shape: arrays of the result; more than one for a tuple (nested tuples are flattened).
+      parts: the same arrays grouped by element of the tuple; None for an array.
+      operands: names of the operands, instructions of the same computation.
+      literal: text between the parentheses, for constants and parameters.
+      attributes: rest of the line.
+      is_root: true for the computation's result.
     """
 
     name: str
@@ -73,18 +73,25 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Where in the traced program it comes from, as far as the text says."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found.group(1) if found else self.name
+        """Name of its operation in the traced program; its own name if the text has none."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match.group(1) if match else self.name
 
     def called(self, *keys: str) -> tuple[str, ...]:
-        """Names of the computations under these attributes, in order: 'body', 'calls', …"""
-        found = []
+        """Names the computations that the instruction calls.
+
+        Args:
+          keys: names of attributes: 'body', 'calls', …
+
+        Returns:
+          Names of the computations, in the order of the keys.
+        """
+        names = []
         for key in keys:
             match = re.search(rf"\b{key}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
             if match:
-                found += [name.strip("{}% ") for name in match.group(1).split(",")]
-        return tuple(found)
+                names += [name.strip("{}% ") for name in match.group(1).split(",")]
+        return tuple(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +113,13 @@ class Computation:
         return users
 
     def operand(self, instruction: Instruction, index: int = 0) -> Instruction:
-        """The instruction that is an operand of another."""
+        """Returns the operand of an instruction at an index."""
         return self.instructions[instruction.operands[index]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A whole program: computations by name, its entry, and over how many devices it is split."""
+    """A whole program: its computations by name, the entry, and its number of devices."""
 
     computations: dict[str, Computation]
     entry: Computation
@@ -120,13 +127,13 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads what `jax.stages.Compiled.as_text` returns.
+    """Parses the text that `jax.stages.Compiled.as_text` returns.
 
     Args:
-      text: HLO, before or after optimisation, for any backend.
+      text: HLO before or after optimisation, for any backend.
 
     Returns:
-      The program.
+      The parsed program.
 
     Raises:
       ValueError: the text is not HLO.
@@ -152,7 +159,11 @@ def parse(text: str) -> Program:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a shape as printed, a tuple's in order."""
+    """Parses the arrays of a printed shape; for a tuple, all of them in order.
+
+    >>> [(array.dtype, array.dimensions, array.bytes) for array in arrays("(f32[2,3], bf16[4])")]
+    [('f32', (2, 3), 24.0), ('bf16', (4,), 8.0)]
+    """
     found = []
     for dtype, sizes, layout in _ARRAY.findall(text):
         dimensions = tuple(int(size.strip("<= ")) for size in sizes.split(",") if size)
@@ -163,7 +174,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def _stored(dimensions, layout):
-    """Numbers with the padding of a layout '1,0:T(8,128)(2,1)': minor axes first, then tiles."""
+    """Elements including the padding of a layout '1,0:T(8,128)(2,1)': minor axes, then tiles."""
     order, _, tiles = layout.partition(":")
     tile = re.match(r"T\(([\d,]+)\)", tiles)
     if not tile or not dimensions:
@@ -178,10 +189,10 @@ def _stored(dimensions, layout):
 def _bits(dtype):
     if dtype in _BITS:
         return _BITS[dtype]
-    found = re.match(r"[a-z]+(\d+)", dtype)
-    if not found:
+    match = re.match(r"[a-z]+(\d+)", dtype)
+    if not match:
         raise ValueError(f"the program has arrays of type {dtype!r}, whose size is not known")
-    return int(found.group(1))
+    return int(match.group(1))
 
 
 def _computation(name, lines):
@@ -227,7 +238,7 @@ def _parts(shape):
 
 
 def _closing(text):
-    """Where the parenthesis that opens `text` closes."""
+    """Index at which the parenthesis that opens `text` closes."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")

@@ -1,4 +1,4 @@
-"""Bytes that single HLO instructions move from and to main memory."""
+"""Counts the bytes that single HLO instructions read from and write to main memory."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 def bytes_accessed(program: Program, computation: Computation, instruction: Instruction) -> float:
-    """What an instruction that runs by itself reads from and writes to main memory (HBM).
+    """Counts the bytes that an unfused instruction reads from and writes to main memory (HBM).
 
-    Operands and results, each once. Of an array that is only sliced or gathered from, the slices;
-    of one that is updated in place, the update. What lives in memory on the chip (a TPU's VMEM)
-    costs nothing, copies in and out of it do.
+    Each operand and result counts once. An array that is only sliced or gathered from counts with
+    its slices, an array that is updated in place with the update. Arrays in memory on the chip (a
+    TPU's VMEM) cost nothing, but copies between it and HBM do.
 
     Args:
-      program: the whole.
-      computation: where the instruction stands; not one that is fused into another instruction.
-      instruction: any.
+      program: the whole program.
+      computation: the computation that contains the instruction; not a fused one.
+      instruction: any instruction.
 
     Returns:
-      Bytes of one execution, with what fills up the tiles of a layout.
+      Bytes of one execution, including the padding of layouts.
     """
     if instruction.opcode in _FREE or _free_call(instruction):
         return 0.0
@@ -53,8 +53,8 @@ def _moved(program, computation, instruction):
         (name,) = instruction.called("calls")
         inner = program.computations[name]
         results = _split_result(inner, instruction)
-        written = sum(_written(program, c, root, array) for c, root, array in results)
-        return written + sum(
+        bytes_written = sum(_written(program, c, root, array) for c, root, array in results)
+        return bytes_written + sum(
             _read(program, inner, inner.parameters[index])
             for index, operand in enumerate(instruction.operands)
             if _in_main(computation.instructions[operand].shape)
@@ -66,7 +66,7 @@ def _moved(program, computation, instruction):
         return read + _main_bytes(instruction.shape) + sum(_main_bytes(i.shape) for i in indices)
     if opcode in ("dynamic-update-slice", "scatter"):
         update = computation.operand(instruction, 1 if opcode != "scatter" else -1)
-        # A scatter adds to what is there: it reads that too.
+        # A scatter adds to the array's values, and therefore reads them too.
         return _main_bytes(update.shape) + update.shape[0].stored_bytes * (
             _in_main(instruction.shape) * (2 if opcode == "scatter" else 1)
         )
@@ -92,7 +92,7 @@ def _main_bytes(shape: Iterable[Array]) -> float:
 
 
 def _read(program, computation, value):
-    """Bytes read of a fused computation's parameter (or of another name of it)."""
+    """Bytes read from a parameter of a fused computation, directly or through renamings."""
     full = sum(array.stored_bytes for array in value.shape)
     total = 0.0
     for user in computation.users[value.name]:
@@ -121,7 +121,7 @@ def _read_by(program, computation, user, index, full):
 
 
 def _leaves(computation, value):
-    """Whether a value is the computation's result, alone or in a tuple, and nothing else."""
+    """True if a value is only used as the computation's result, alone or in a tuple."""
     if value.is_root:
         return True
     users = computation.users[value.name]
@@ -130,7 +130,7 @@ def _leaves(computation, value):
 
 
 def _split_result(inner, fusion):
-    """(computation, instruction, array as the fusion leaves it), for every array of a result."""
+    """(computation, instruction, array in the fusion's layout) for every array of the result."""
     if inner.root.opcode != "tuple":
         return [(inner, inner.root, array) for array in fusion.shape]
     roots = [inner.instructions[name] for name in inner.root.operands]
@@ -138,7 +138,7 @@ def _split_result(inner, fusion):
 
 
 def _written(program, computation, value, array):
-    """Bytes written of one array of a fusion's result."""
+    """Bytes written to one array of a fusion's result."""
     if array.space != 0:
         return 0.0
     if value.opcode in _RENAMES:
@@ -149,5 +149,5 @@ def _written(program, computation, value, array):
         return _written(program, inner, inner.root, array)
     if value.opcode in ("dynamic-update-slice", "scatter"):
         update = computation.operand(value, 1 if value.opcode != "scatter" else -1)
-        return sum(part.stored_bytes for part in update.shape)
+        return sum(array.stored_bytes for array in update.shape)
     return array.stored_bytes

@@ -1,4 +1,4 @@
-"""What one execution of a compiled program costs, every loop counted as often as it runs."""
+"""Counts the cost of one execution of a compiled program, every loop as often as it runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Loop:
     """A loop of the program.
 
     Attributes:
-      source: where in the traced program it comes from.
-      bound: trips at most, as its condition says; None where that cannot be read.
-      stops_early: whether it may end before (a sampling loop whose rows have all ended).
-      trips: how often it was counted, each time it is reached.
+      source: name of its operation in the traced program.
+      bound: greatest number of trips according to its condition; None if that cannot be read.
+      stops_early: true if it may end earlier (a sampling loop whose rows have all ended).
+      trips: number of trips that were counted per execution of the loop.
     """
 
     source: str
@@ -40,14 +40,14 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One instruction that runs by itself (a fusion, a copy, …), over all of its executions.
+    """The cost of one unfused instruction (a fusion, a copy, …) over all of its executions.
 
     Attributes:
-      opcode, source: what it is, and where in the traced program it comes from.
-      loop: the source of the innermost loop around it, '' outside of loops: a TPU's prefetching
-        copies have no other sign of what they serve.
-      count: executions.
-      flops, multiplier_flops, elementwise, bytes: as in `ProgramCost`.
+      opcode, source: its operation, and the name of that operation in the traced program.
+      loop: source of the innermost loop around it, '' outside of loops: the only hint at the
+        purpose of a TPU's prefetching copies.
+      count: number of executions.
+      flops, multiplier_flops, elementwise, bytes: totals over all executions, see `ProgramCost`.
     """
 
     opcode: str
@@ -62,12 +62,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """What one chip does in one execution of a program.
+    """The work of one chip in one execution of a program.
 
     Attributes:
-      parts: instruction by instruction.
-      collectives: the exchanges between chips.
-      loops: how often each loop was counted.
+      parts: costs of the instructions.
+      collectives: transfers between chips.
+      loops: the loops, with the number of trips that were counted.
     """
 
     parts: tuple[Part, ...]
@@ -76,17 +76,17 @@ class ProgramCost:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of matrix products, also of those written as sums."""
+        """FLOPs of matrix products, including those that the compiler rewrote as sums."""
         return math.fsum(part.flops for part in self.parts)
 
     @property
     def multiplier_flops(self) -> float:
-        """Of dots and convolutions, times the bfloat16 passes that a TPU takes for float32."""
+        """FLOPs of dots and convolutions times the bfloat16 passes that a TPU needs for float32."""
         return math.fsum(part.multiplier_flops for part in self.parts)
 
     @property
     def elementwise(self) -> float:
-        """Operations outside of matrix products, roughly."""
+        """Approximate number of operations outside of matrix products."""
         return math.fsum(part.elementwise for part in self.parts)
 
     @property
@@ -106,18 +106,23 @@ class ProgramCost:
 
     def _sent(self, between_slices):
         return math.fsum(
-            one.count * one.wire_bytes
-            for one in self.collectives
-            if one.between_slices == between_slices
+            transfer.count * transfer.wire_bytes
+            for transfer in self.collectives
+            if transfer.between_slices == between_slices
         )
 
     def by_kind(self, between_slices: bool = False) -> dict[str, tuple[float, float]]:
-        """Collectives in a slice, or between slices, by kind: executions, bytes of all of them."""
+        """Sums the collectives within a slice, or between slices, by kind.
+
+        Returns:
+          Executions and total bytes of every kind.
+        """
         kinds: dict[str, tuple[float, float]] = {}
-        for one in self.collectives:
-            if one.between_slices == between_slices:
-                count, size = kinds.get(one.kind, (0.0, 0.0))
-                kinds[one.kind] = (count + one.count, size + one.count * one.bytes)
+        for transfer in self.collectives:
+            if transfer.between_slices == between_slices:
+                count, size = kinds.get(transfer.kind, (0.0, 0.0))
+                total = size + transfer.count * transfer.bytes
+                kinds[transfer.kind] = (count + transfer.count, total)
         return kinds
 
 
@@ -129,20 +134,21 @@ def program_cost(
 ) -> ProgramCost:
     """Counts a compiled program; XLA's own `cost_analysis` counts the body of a loop once.
 
-    A loop's body is multiplied by its trips and its condition by one more, a conditional costs its
-    dearest branch. FLOPs are those of matrix products; see `ProgramCost` for the rest.
+    The body of a loop is multiplied by its trips and its condition by one more, and a conditional
+    costs its most expensive branch. FLOPs are those of matrix products; see `ProgramCost`.
 
     Args:
-      text: `Compiled.as_text()`; of one chip, where the program is split over several.
-      expected_share: how much of its bound a loop that may stop early runs, a number in [0, 1] or
-        a function of the `Loop` (expected length of an output ÷ greatest). 1 is the upper bound.
-      default_trips: counted for a loop whose condition does not say; None refuses it.
+      text: result of `Compiled.as_text()`; for a partitioned program, that of one chip.
+      expected_share: share of its greatest number of trips that a loop runs if it may stop early,
+        a number in [0, 1] or a function of the `Loop` (expected ÷ greatest length of a
+        completion). 1 gives the upper bound.
+      default_trips: number of trips of a loop whose condition cannot be read; None refuses it.
 
     Returns:
-      The cost.
+      The cost per chip.
 
     Raises:
-      ValueError: a loop's trips cannot be read, or an instruction's operations.
+      ValueError: the trips of a loop or the operations of an instruction cannot be read.
     """
     counter = _Counter(hlo.parse(text), expected_share, default_trips)
     counter.walk(counter.program.entry, 1.0)
@@ -150,7 +156,7 @@ def program_cost(
 
 
 class _Counter:
-    """Walks the computations that run, and collects."""
+    """Walks the executed computations, and collects their costs."""
 
     def __init__(self, program: Program, expected_share, default_trips):
         self.program = program
@@ -160,18 +166,18 @@ class _Counter:
         self._share, self._default = expected_share, default_trips
 
     def walk(self, computation, executions: float, arguments: Any = (), around: str = "") -> None:
-        """Counts a computation that runs so often with these arguments, in the loop `around`."""
+        """Counts a computation with its number of executions, inside the loop `around`."""
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
                 self._loop(computation, instruction, executions, arguments)
             elif instruction.opcode == "conditional":
-                self._dearest(instruction, executions, around)
+                self._conditional(instruction, executions, around)
             elif instruction.opcode in ("call", "async-start"):
                 given = arguments_of_call(self.program, computation, instruction, arguments)
                 for name in instruction.called("to_apply", "calls"):
                     self.walk(self.program.computations[name], executions, given, around)
             elif instruction.opcode not in _ASYNC_ENDS:
-                self._one(computation, instruction, executions, around)
+                self._instruction(computation, instruction, executions, around)
 
     def _loop(self, computation, instruction, executions, arguments):
         bound = loop_bound(self.program, computation, instruction, arguments)
@@ -194,7 +200,7 @@ class _Counter:
                 inner = self.program.computations[name]
                 self.walk(inner, executions * trips, inside, instruction.source)
 
-    def _dearest(self, instruction, executions, around):
+    def _conditional(self, instruction, executions, around):
         names = instruction.called("branch_computations", "true_computation", "false_computation")
         tried = []
         for name in names:
@@ -202,12 +208,12 @@ class _Counter:
             branch.walk(self.program.computations[name], executions, (), around)
             work = sum(p.flops for p in branch.parts), sum(p.bytes for p in branch.parts)
             tried.append((work, branch))
-        _, dearest = max(tried, key=lambda pair: pair[0])
-        self.parts += dearest.parts
-        self.collectives += dearest.collectives
-        self.loops += dearest.loops
+        _, most_expensive = max(tried, key=lambda pair: pair[0])
+        self.parts += most_expensive.parts
+        self.collectives += most_expensive.collectives
+        self.loops += most_expensive.loops
 
-    def _one(self, computation, instruction, executions, around):
+    def _instruction(self, computation, instruction, executions, around):
         flops, multiplier, elementwise = self._operations(
             computation, instruction, executions, around
         )
@@ -227,7 +233,7 @@ class _Counter:
             )
 
     def _operations(self, computation, instruction: Instruction, executions, around):
-        """(FLOPs, with passes, elementwise) of one execution; collectives are noted on the way."""
+        """(FLOPs, multiplier FLOPs, elementwise) of one execution; also records collectives."""
         found_collective = collective(self.program, computation, instruction, executions, around)
         if found_collective is not None:
             self.collectives.append(found_collective)
@@ -245,12 +251,13 @@ class _Counter:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramMemory:
-    """Main memory of one chip while a program runs, in bytes.
+    """Main memory (HBM) of one chip while a program runs, in bytes.
 
     Attributes:
-      arguments, outputs: of the program; `aliased` of the outputs reuse donated arguments.
-      temporaries: what it needs in between.
-      peak: the most that is in use at once, arguments and outputs too.
+      arguments, outputs: sizes of the program's arguments and outputs.
+      aliased: bytes of the outputs that reuse donated arguments.
+      temporaries: size of the buffers for intermediate results.
+      peak: greatest amount in use at the same time, arguments and outputs included.
     """
 
     arguments: int
@@ -261,20 +268,21 @@ class ProgramMemory:
 
 
 def program_memory(compiled: Any) -> ProgramMemory:
-    """The memory of a compiled program.
+    """Reads the memory of a compiled program.
 
     Args:
-      compiled: `jax.stages.Compiled`.
+      compiled: a `jax.stages.Compiled`.
 
     Returns:
-      What `Compiled.memory_analysis` says. Where its peak is none, or less than the temporaries (a
-      CPU's), all buffers together. Temporaries may reuse donated arguments: a TPU's peak is less.
+      The sizes that `Compiled.memory_analysis` reports. Where it reports no peak, or one below the
+      temporaries (CPU), the peak is the sum of all buffers. Temporaries may reuse donated
+      arguments, so that the peak of a TPU is below that sum.
     """
-    found = compiled.memory_analysis()
-    arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
-    aliased, temporaries = found.alias_size_in_bytes, found.temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+    aliased, temporaries = analysis.alias_size_in_bytes, analysis.temp_size_in_bytes
     together = arguments + outputs - aliased + temporaries
-    peak = getattr(found, "peak_memory_in_bytes", 0)
+    peak = getattr(analysis, "peak_memory_in_bytes", 0)
     if peak < max(arguments, temporaries):
         peak = together
     return ProgramMemory(arguments, outputs, aliased, temporaries, peak)

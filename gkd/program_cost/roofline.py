@@ -1,4 +1,4 @@
-"""The least time that a counted program can take on a chip."""
+"""Computes the roofline lower bound on the time of a counted program on a chip."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gkd.program_cost.program_cost import ProgramCost
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a chip can do.
+    """The peak rates and the capacity of a chip.
 
     Attributes:
       flops: peak bfloat16 FLOP/s.
       memory: bytes of HBM that programs can use.
-      bandwidth: of HBM, bytes/s.
+      bandwidth: bytes/s between the chip and its HBM.
       interconnect: bytes/s that it can send to other chips of its slice, all links together.
-      network: bytes/s that it can send to other slices, its share of what its host can; None where
-        that is not published.
+      dcn: bytes/s that it can send to other slices, its share of its host's network; None if not
+        published.
     """
 
     flops: float
@@ -32,13 +32,13 @@ _GIB = 2**30
 
 # Google Cloud TPU documentation, the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (system
 # architecture: peak compute, HBM capacity and bandwidth, inter-chip interconnect of a chip, as read
-# in 2026). The interconnect is said in both directions (v5e: 400 GB/s); half of it is here. The
-# data centre's network is said of a pod of 256 chips (v5e: 6.4 Tbit/s, v6e: 25.6) or of a chip
-# (v5p: 50 Gbit/s), of v4 not at all.
-# Memory is what libtpu 0.0.42.1 calls the available HBM when a program exceeds it: v5e has 16 GiB
-# of which programs get 15.75.
+# in 2026). The published interconnect is the sum of both directions (v5e: 400 GB/s); this table
+# has half of it. The data-centre network is published per pod of 256 chips (v5e: 6.4 Tbit/s,
+# v6e: 25.6) or per chip (v5p: 50 Gbit/s), and not at all for v4.
+# The memory is the available HBM that libtpu 0.0.42.1 reports when a program exceeds it: v5e has
+# 16 GiB of which programs get 15.75.
 CHIPS = {
-    # A laptop's two cores, in round numbers: for tests and for a look at a program, no forecast.
+    # The two cores of a laptop in round numbers, for tests and a look at a program; no forecast.
     "cpu": Chip(1e11, 16 * _GIB, 2e10, 1e10),
     "v4": Chip(275e12, int(30.75 * _GIB), 1200e9, 300e9, None),
     "v5e": Chip(197e12, int(15.75 * _GIB), 819e9, 200e9, 3.125e9),
@@ -49,13 +49,13 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one execution; see `roofline`.
+    """The time of one execution in seconds; see `roofline`.
 
     Attributes:
-      compute, memory, interconnect: what each takes by itself.
-      network: exchanges between slices; 0 also where the chip's bandwidth is not known.
-      one_by_one: if no two instructions overlap, each as long as the slower of its compute and
-        memory, and the exchanges.
+      compute, memory, interconnect: time of each by itself.
+      dcn: time of the collectives between slices; 0 also if the chip's DCN bandwidth is unknown.
+      no_overlap: time if no two instructions overlap: for each the slower of its compute and
+        memory, plus all collectives.
     """
 
     compute: float
@@ -66,23 +66,33 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The bound of the whole program: max(compute, memory) + interconnect + network."""
+        """The lower bound of the whole program: max(compute, memory) + interconnect + dcn."""
         return max(self.compute, self.memory) + self.interconnect + self.dcn
 
 
 def roofline(cost: ProgramCost, chip: Chip) -> Roofline:
-    """Seconds = max(FLOPs ÷ peak, bytes ÷ HBM bandwidth) + bytes sent ÷ bandwidth of the exchanges.
+    """Computes max(FLOPs ÷ peak, bytes ÷ HBM bandwidth) + bytes sent ÷ bandwidth of collectives.
 
-    FLOPs are those of matrix products with their bfloat16 passes. Compute and memory are taken to
-    overlap perfectly over the whole program, exchanges not at all; latencies and element-wise work
-    on values that stay on the chip are left out.
+    FLOPs are those of matrix products with their bfloat16 passes. Compute and memory are assumed
+    to overlap perfectly over the whole program, and collectives not at all; latencies and
+    element-wise work on values that stay on the chip are left out.
 
     Args:
-      cost: from `program_cost`.
-      chip: one of `CHIPS`.
+      cost: the cost of a program, from `program_cost`.
+      chip: the chip, one of `CHIPS`.
 
     Returns:
-      Its terms, and what a chip without any overlap between instructions would take.
+      The terms of the sum, and the time without any overlap between instructions.
+
+    On a chip of 10 FLOP/s and 2 bytes/s, 30 FLOPs and 8 bytes take 4 s, bound by memory; two
+    instructions that do not overlap, the FLOPs and the bytes, take 3 s + 4 s:
+
+    >>> from gkd.program_cost.program_cost import Part
+    >>> dot = Part("dot", "dot", "", 1.0, 30.0, 30.0, 0.0, 0.0)
+    >>> copy = Part("copy", "copy", "", 1.0, 0.0, 0.0, 0.0, 8.0)
+    >>> bound = roofline(ProgramCost((dot, copy), (), ()), Chip(10.0, 1, 2.0, 1.0))
+    >>> bound.seconds, bound.no_overlap
+    (4.0, 7.0)
     """
     interconnect = cost.wire_bytes / chip.interconnect
     dcn = cost.dcn_bytes / chip.dcn if chip.dcn else 0.0

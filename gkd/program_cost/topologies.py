@@ -1,4 +1,4 @@
-"""The chips of slices that are not here, to compile for."""
+"""Provides the devices of TPU slices to compile for, without such a slice."""
 
 from __future__ import annotations
 
@@ -13,27 +13,42 @@ from gkd.program_cost.roofline import CHIPS, Chip
 
 
 def topology_chip(name: str) -> Chip:
-    """What the chips of a topology can do, as the table has it; needs no libtpu.
+    """Looks up the peak rates and the capacity of a topology's chips; needs no libtpu.
+
+    Args:
+      name: name of the topology, see `topology_devices`.
+
+    Returns:
+      The chip from the table `CHIPS`.
 
     Raises:
-      ValueError: as `topology_devices`, for what the name alone shows.
+      ValueError: the name is not well formed.
     """
     return CHIPS[_parts(name)[1]]
 
 
 def topology_slices(name: str) -> int:
-    """How many slices a topology has; needs no libtpu.
+    """Counts the slices of a topology; needs no libtpu.
+
+    Args:
+      name: name of the topology, see `topology_devices`.
+
+    Returns:
+      The number of slices, 1 unless the name begins with 'N*'.
 
     Raises:
-      ValueError: as `topology_chip`.
+      ValueError: the name is not well formed.
+
+    >>> topology_slices("2*v5e:4x4")
+    2
     """
     return _parts(name)[0]
 
 
 def _parts(name):
-    """How many slices, of which generation and shape: '2*v5e:4x4' -> (2, 'v5e', '4x4')."""
-    slices, several, one = name.rpartition("*")
-    generation, _, shape = one.partition(":")
+    """Parses a name into slices, generation and shape: '2*v5e:4x4' -> (2, 'v5e', '4x4')."""
+    slices, several, slice_name = name.rpartition("*")
+    generation, _, shape = slice_name.partition(":")
     if generation not in CHIPS or not shape:
         known = ", ".join(generation for generation in CHIPS)
         raise InvalidValue(
@@ -46,13 +61,19 @@ def _parts(name):
 
 
 def topology_devices(name: str) -> list[Any]:
-    """The devices of a topology: 'v5e:4x4', '2*v5e:4x4' for two slices, 'cpu:8' for fake ones.
+    """Returns the devices of a topology for ahead-of-time compilation.
 
-    Compiling for a TPU needs libtpu, of the version that jaxlib names, and no TPU. Call it before
-    anything asks JAX for its devices: it keeps JAX from looking for accelerators.
+    Compiling for a TPU needs libtpu, in the version that jaxlib requires, and no TPU. Call this
+    before anything initialises JAX's devices: it keeps JAX from looking for accelerators.
+
+    Args:
+      name: 'v5e:4x4', '2*v5e:4x4' for two slices, or 'cpu:8' for fake devices.
+
+    Returns:
+      The devices, in the order of the topology.
 
     Raises:
-      ValueError: an unknown generation, a shape that it does not have.
+      ValueError: the generation is unknown, or does not have the shape.
       ImportError: libtpu is not installed.
     """
     slices, generation, shape = _parts(name)
@@ -72,13 +93,13 @@ def topology_devices(name: str) -> list[Any]:
     options: dict[str, Any] = {"chip_config_name": "megacore"} if generation == "v4" else {}
     if slices > 1:
         options["num_slices"] = slices
-    one = f"{generation}:{shape}"
+    slice_name = f"{generation}:{shape}"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=one, **options)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_name, **options)
     except Exception as error:  # libtpu's own words, in several kinds of exception
         reason = " ".join(str(error).split())
         raise InvalidValue(f"topology {name} cannot be made: {reason}") from error
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def _fake(count):

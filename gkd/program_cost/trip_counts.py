@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run, read from their conditions."""
+"""Reads the trip counts of a compiled program's loops from their conditions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FLIPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "EQ": "EQ", "NE": "N
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """How often a loop runs.
+    """The number of trips of a loop.
 
     Attributes:
-      trips: at most, and exactly unless it may stop early.
-      stops_early: whether something besides the count can end it (every sample is finished).
+      trips: greatest number of trips; the exact number unless the loop may stop early.
+      stops_early: true if another condition than the count can end it (all samples finished).
     """
 
     trips: int
@@ -31,35 +31,35 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A scalar as far as the text says: element `element` of the loop's state plus `offset`.
+    """A scalar in symbols: element `element` of the loop's state plus `offset`.
 
-    `element` None is the constant `offset`.
+    Without an element (None) it is the constant `offset`.
     """
 
     element: int | None
     offset: int
 
 
-# What is known of a computation's parameters: a Value, None, or a list of those for a tuple.
+# Known values of a computation's parameters: a Value, None, or a list of those for a tuple.
 Arguments = tuple[Any, ...]
 
 
 def loop_bound(
     program: Program, computation: Computation, loop: Instruction, arguments: Arguments = ()
 ) -> Bound | None:
-    """How often a `while` runs.
+    """Reads the trip count of a `while`.
 
-    XLA writes the count down on some backends. Else the condition is read: comparisons, joined by
-    AND, of an element of the state that grows by a constant with a constant.
+    XLA annotates the count on some backends. Otherwise the condition is read: comparisons, joined
+    by AND, between a constant and an element of the state that grows by a constant.
 
     Args:
-      program: the whole.
-      computation: where the loop stands.
-      loop: the instruction.
-      arguments: what is known of that computation's parameters.
+      program: the whole program.
+      computation: the computation that contains the loop.
+      loop: the `while` instruction.
+      arguments: known values of that computation's parameters.
 
     Returns:
-      The bound, or None where it cannot be read.
+      The bound, or None if it cannot be read.
     """
     known = _KNOWN.search(loop.attributes)
     if known:
@@ -86,7 +86,14 @@ def loop_bound(
 def loop_arguments(
     program: Program, computation: Computation, loop: Instruction, arguments: Arguments
 ) -> Arguments:
-    """What is known of the state inside a loop: the constants that no trip changes."""
+    """Finds the known values of the state inside a loop: constants that no trip changes.
+
+    Args:
+      program, computation, loop, arguments: as in `loop_bound`.
+
+    Returns:
+      Known values of the parameters of the loop's body.
+    """
     (body,) = (program.computations[name] for name in loop.called("body"))
     symbols = ([Value(i, 0) for i in range(len(loop.parts or loop.shape))],)
     initial = computation.operand(loop)
@@ -97,13 +104,13 @@ def loop_arguments(
         return element(program, computation, initial, index, arguments)
 
     scalars = [
-        all(not array.dimensions for array in part) and len(part) == 1 for part in loop.parts or ()
+        all(not array.dimensions for array in item) and len(item) == 1 for item in loop.parts or ()
     ]
     return ([constant(i) if scalar else None for i, scalar in enumerate(scalars)],)
 
 
 def _conjuncts(program, computation, instruction, arguments):
-    """The parts of a condition that must all hold: (direction, left, right), None if not read."""
+    """The comparisons of a condition that must all hold: (direction, left, right), or Nones."""
     if instruction.opcode == "and":
         for index in (0, 1):
             operand = computation.operand(instruction, index)
@@ -126,11 +133,11 @@ def _conjuncts(program, computation, instruction, arguments):
 
 
 def _trips(direction, left, right, start_of, after_a_trip):
-    """How often `left direction right` holds, counted from the start; None if it is not known."""
+    """Counts how often `left direction right` holds from the start on; None if unknown."""
     if left is None or right is None or direction is None:
         return None
     if left.element is None or after_a_trip(left.element) == Value(left.element, 0):
-        # The counter stands right.
+        # The counter is on the right.
         left, right, direction = right, left, _FLIPPED[direction]
     if left.element is None:
         return None
@@ -160,7 +167,17 @@ def _count(direction, begin, end, step):
 def evaluate(
     program: Program, computation: Computation, instruction: Instruction, arguments: Arguments
 ) -> Any:
-    """What is known of an instruction's result: a `Value`, a list for a known tuple, or None."""
+    """Evaluates an instruction as far as its text determines the result.
+
+    Args:
+      program: the whole program.
+      computation: the computation that contains the instruction.
+      instruction: any instruction.
+      arguments: known values of that computation's parameters.
+
+    Returns:
+      A `Value`, a list of results for a tuple, or None if unknown.
+    """
     opcode = instruction.opcode
     if opcode == "constant":
         text = {"true": "1", "false": "0"}.get(instruction.literal, instruction.literal)
@@ -196,7 +213,15 @@ def element(
     index: int,
     arguments: Arguments,
 ) -> Any:
-    """What is known of one element of an instruction whose result is a tuple."""
+    """Evaluates one element of an instruction whose result is a tuple.
+
+    Args:
+      program, computation, instruction, arguments: as in `evaluate`.
+      index: index of the element.
+
+    Returns:
+      The result as in `evaluate`.
+    """
     opcode = instruction.opcode
     if opcode == "tuple":
         return evaluate(program, computation, computation.operand(instruction, index), arguments)
@@ -209,7 +234,7 @@ def element(
     if opcode in _SAME:
         source = computation.operand(instruction)
         return element(program, computation, source, index, arguments)
-    if opcode == "while":  # what no trip changes comes out as it went in
+    if opcode == "while":  # elements that no trip changes keep their initial values
         (body,) = (program.computations[name] for name in instruction.called("body"))
         symbols = ([Value(i, 0) for i in range(len(instruction.parts))],)
         if element(program, body, body.root, index, symbols) == Value(index, 0):
@@ -221,7 +246,15 @@ def element(
 def arguments_of_call(
     program: Program, computation: Computation, call: Instruction, arguments: Arguments
 ) -> Arguments:
-    """What is known of the parameters of a computation that is called."""
+    """Evaluates the arguments of a call.
+
+    Args:
+      program, computation, arguments: as in `evaluate`.
+      call: the instruction that calls a computation.
+
+    Returns:
+      Known values of the called computation's parameters.
+    """
     operands = [computation.instructions[name] for name in call.operands]
     return tuple(evaluate(program, computation, operand, arguments) for operand in operands)
 

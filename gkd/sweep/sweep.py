@@ -74,7 +74,7 @@ def sweep(
       average_over: the axis that the table averages over, if the sweep has it.
       max_parallel: greatest number of cells that run at the same time.
       retries: number of restarts of a cell that crashed or was preempted.
-      launcher: words in place of `python -m gkd`, in which {name} stands for the cell's name:
+      launcher: words in place of `python -m gkd`, in which {name} becomes the cell's name:
         ['env', 'TPU_NAME={name}', 'bash', 'launch/tpu_vm.sh', 'all']. The command must write to a
         place that this process can read, or the cell never counts as complete.
       allow_module: modules that the cells' gin files may import.

@@ -124,7 +124,7 @@ def attention_flops(rows, length, keys, kernels):
 
 
 def test_chips_share_attention_and_gather_activations_only(optimized):
-    """The encoder alone: its products, and what it exchanges, by hand."""
+    """The encoder alone: its products and its collectives, by hand."""
     function, (params, inputs, _), _, boxed = case(PROMPTS)
     model, mesh = model_of(), meshes.make_mesh(2, 4)
 

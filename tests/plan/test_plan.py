@@ -169,7 +169,7 @@ def test_what_the_model_axis_does_not_divide_is_said():
 
 
 def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch, tmp_path):
-    """Three exchanges of 1 GB more than the compiled program has, at 2 GB/s."""
+    """Three more collectives of 1 GB than the compiled program has, at 2 GB/s."""
     count = programs.program_cost
 
     def with_three_more(text, **how):

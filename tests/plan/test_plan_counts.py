@@ -97,8 +97,8 @@ def test_halves_of_a_step_cost_their_closed_form(optimized):
         assert counted == pytest.approx(one.flops(12), rel=0.03)
 
 
-def test_what_a_loop_copies_and_exchanges_belongs_to_the_loops_part():
-    """A TPU's copies and exchanges between slices have no source; the loop around them has."""
+def test_copies_and_collectives_of_a_loop_belong_to_the_loops_part():
+    """A TPU's copies and collectives between slices have no source; the loop around them has."""
     around = ("jit(step)/jvp(gkd_sampling)/while", "jit(step)/gkd_teacher/while", "")
     copies = [Part("copy-start", "copy.1", loop, 1.0, 0.0, 0.0, 0.0, 8.0) for loop in around]
     sent = [Collective("all-reduce", 1.0, 4.0, 4.0, 2, True, "send.1", loop) for loop in around]

@@ -1,4 +1,4 @@
-"""Exchanges between slices, as libtpu writes them: kinds, bytes and what they serve, by hand."""
+"""Collectives between slices as libtpu writes them: kinds, bytes and sources, by hand."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_what_a_chip_sends_to_other_slices(kind, target, shapes, expected, whole
     assert one.source == "jit(step)/gkd_teacher/neg"
 
 
-def test_an_exchange_knows_the_loop_around_it():
+def test_a_collective_names_the_loop_around_it():
     """As in sampling, where all slices must have ended: three trips."""
     inside = TRANSFER.replace("SENT", "f32[4,8,128]").replace("RECEIVED", "f32[4,8,128]")
     inside = inside.replace("  ROOT %used", "  %used").replace("%x,", "%carried,")
@@ -99,7 +99,7 @@ def test_a_transfer_reads_what_it_sends_and_writes_what_it_receives_once():
     assert moved == {"send": KILOBYTES, "recv": 2 * KILOBYTES, "negate": 4 * KILOBYTES}
 
 
-def test_what_a_host_is_sent_is_no_exchange():
+def test_a_transfer_to_a_host_is_no_collective():
     text = transfer("ALL_REDUCE", TWO, handler='_xla_host_transfer_handler_name="io_callback"')
     assert program_cost(text).collectives == ()
 
@@ -108,7 +108,7 @@ def test_what_a_host_is_sent_is_no_exchange():
     ("kind", "target", "message"),
     [
         ("ALL_TO_SOME", TWO, "send goes to another slice as ALL_TO_SOME: this kind"),
-        ("ALL_REDUCE", "everyone", "send goes to other slices, but its text does not say to which"),
+        ("ALL_REDUCE", "everyone", "send goes to other slices, but its text does not name them"),
     ],
 )
 def test_a_transfer_that_cannot_be_read_is_refused(kind, target, message):

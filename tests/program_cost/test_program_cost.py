@@ -270,7 +270,7 @@ def test_sampling_costs_what_its_tokens_cost_one_by_one():
 def test_collectives_count_with_their_loops_and_bytes():
     mesh = meshes.make_mesh(data=4, model=2)
 
-    def exchange(x):  # x [8, 16] a device
+    def collect(x):  # x [8, 16] per device
         def body(_, x):
             return x + jax.lax.psum(x, "data")
 
@@ -281,7 +281,7 @@ def test_collectives_count_with_their_loops_and_bytes():
         return jax.lax.all_to_all(moved, "model", 0, 1, tiled=True)
 
     specs = P("data", "model")
-    split = jax.shard_map(exchange, mesh=mesh, in_specs=specs, out_specs=specs)
+    split = jax.shard_map(collect, mesh=mesh, in_specs=specs, out_specs=specs)
     cost = program_cost(text_of(split, (32, 32)))
     assert cost.by_kind() == {
         "all-reduce": (3, 3 * 4 * 8 * 16),
@@ -387,7 +387,7 @@ def test_memory_is_the_compilers():
         assert program_memory(types.SimpleNamespace(memory_analysis=lambda: found)).peak == peak  # noqa: B023
 
 
-def test_the_roofline_is_the_slower_of_compute_and_memory_plus_the_exchanges():
+def test_the_roofline_is_the_slower_of_compute_and_memory_plus_the_collectives():
     cost = program_cost(TPU)
     chip = Chip(flops=1.0, memory=1, bandwidth=2.0, interconnect=3.0)
     moved, sent = 4 * 256 * 64 * 4 + 2 * 16 * 256 + 2 * 2 * 64 * 256, 2 * 64 * 256 * 0.75

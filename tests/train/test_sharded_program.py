@@ -1,4 +1,4 @@
-"""What a run's compiled step exchanges between chips, holds on each, and reads back to the host."""
+"""The collectives of a run's compiled step, its memory per chip, and its reads by the host."""
 
 import re
 
@@ -39,7 +39,7 @@ def test_no_chip_gathers_the_vocabulary_of_all_tokens(overrides):
     kernel = 4 * 16 * VOCABULARY
     assert 10 * kernel < LOGITS
     assert collectives
-    for one in collectives:  # the gradients may be added up in one exchange
+    for one in collectives:  # the gradients may be added up in one collective
         limit = LOGITS / 4 if one.kind == "all-reduce" else 1.1 * kernel
         assert one.bytes <= limit, one
     assert program.mesh.size == 8

@@ -1,0 +1,131 @@
+"""Checks that docstrings, comments and messages of gkd/ keep to standard English of the field."""
+
+import ast
+import io
+import pathlib
+import re
+import tokenize
+
+import pytest
+
+from gkd.configuration.gin_files import REPOSITORY
+
+GKD = REPOSITORY / "gkd"
+# Folders that are still being rewritten: their findings are printed, and fail nothing.
+EXEMPT = (
+    "models", "decode", "distill", "evaluate", "parallel", "train",
+    "data", "runs", "checkpoints", "infer", "metrics", "vocabularies", "configuration", "cli",
+    "tensor_files", "files", "quickstart", "convert",
+)  # fmt: skip
+
+# Noun clauses and genitives without a head: "What …", "Whether …", "of the run".
+CLAUSE = re.compile(r"(What|How|Whether|Where|When|Who|Whose|Which|Why|Of|From)\b", re.IGNORECASE)
+ENTRY = re.compile(r"^ {2,}([a-z_][\w, *]*): +(.*)$")
+SECTIONS = ("Args:", "Attributes:", "Raises:")
+TEXT_RULES = {
+    "'a' for 'per'": re.compile(
+        r"\b(bytes|completions|examples|ids|lines?|numbers?|outputs|rows|samples|seconds|sequences"
+        r"|steps|times|tokens|updates|values?|FLOPs?|GFLOP|[kMG]?B|ms) an? "
+        r"(batch|cell|chip|device|example|group|host|layer|position|process|prompt|query|row|run"
+        r"|sample|second|sequence|slice|step|token|update)\b"
+    ),
+    "a number without its 0": re.compile(r"(?<![\w.…)\]}*\\/'\"])\.\d"),
+    "a verb of people": re.compile(
+        r"\b(says|is said|are said|told|hears?|heard|knows?|knew|speaks?|spoke|judges?|stands|stood"
+        r"|learns of)\b"
+    ),
+    "a term of ours": re.compile(
+        r"\b(once and for all|offline teachers?|shared out|one bucket|at best|cut off|exchanges"
+        r"|usable|learner|expert|a process is silent)\b"
+    ),
+}
+
+
+def folder_of(path: pathlib.Path) -> str:
+    """The folder of a module within gkd/, '' for modules of gkd/ itself."""
+    parts = path.relative_to(GKD).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def findings(source: str) -> list[tuple[int, str, str]]:
+    """Finds violations in a module's docstrings, comments and messages.
+
+    Args:
+      source: text of a Python module.
+
+    Returns:
+      (line, rule, text) of each.
+    """
+    tree, found = ast.parse(source), []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and (text := ast.get_docstring(node)):
+            line = getattr(node, "lineno", 1)
+            if CLAUSE.match(text):
+                found.append((line, "a noun clause", text.splitlines()[0]))
+            found += ((line, "a noun clause", entry) for entry in _entries(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            found += _in_text(node.lineno, node.value)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            found += _in_text(token.start[0], token.string)
+    return sorted(found)
+
+
+def _entries(docstring):
+    """Entries of Args, Attributes and Raises that begin with a noun clause."""
+    section = ""
+    for line in docstring.splitlines():
+        if line.strip().endswith(":") and not line.startswith("  "):
+            section = line.strip()
+        entry = ENTRY.match(line)
+        if section in SECTIONS and entry and CLAUSE.match(entry.group(2)):
+            yield line.strip()
+
+
+def _in_text(line, text):
+    without_code = re.sub(r"`[^`]*`", "``", text)
+    for number, content in enumerate(without_code.splitlines()):
+        for rule, pattern in TEXT_RULES.items():
+            if pattern.search(content):
+                yield line + number, rule, content.strip()
+
+
+def _all_findings():
+    for path in sorted(GKD.rglob("*.py")):
+        for line, rule, text in findings(path.read_text(encoding="utf-8")):
+            yield folder_of(path), f"{path.relative_to(REPOSITORY)}:{line}: {rule}: {text}"
+
+
+def test_the_text_of_every_module_is_plain_english():
+    wrong, exempt = [], []
+    for folder, text in _all_findings():
+        (exempt if folder in EXEMPT else wrong).append(text)
+    print(f"{len(exempt)} findings in exempt folders:", *exempt, sep="\n")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [
+        ('"""What a run holds."""', "a noun clause"),
+        (
+            'def f(seed):\n    """Runs.\n\n    Args:\n      seed: of the run.\n    """',
+            "a noun clause",
+        ),
+        ('"""Prints tokens a second."""', "'a' for 'per'"),
+        ("# The loss is .65 then.", "a number without its 0"),
+        ('x = "the teacher knows no ids"', "a verb of people"),
+        ("# rows that were cut off", "a term of ours"),
+    ],
+)
+def test_each_habit_is_found(source, rule):
+    assert [found for _, found, _ in findings(source)] == [rule]
+
+
+def test_plain_english_passes():
+    source = (
+        '"""Computes 0.65 tokens per second.\n\nArgs:\n  seed: PRNG seed of the run.\n"""\n'
+        "x = values[0].5 if False else '.gin'  # `.5` is code\n".replace("values[0].5", "0")
+    )
+    assert findings(source) == []
