@@ -60,20 +60,17 @@ _FROM_FILES = {
     **_NAMED,
     "files": _FILES,
     "directory": text(none=True),
-    "columns": sequence(text(), none=True),
-    "escapes": flag(),
 }
+_TSV = {"columns": sequence(text(), none=True), "escapes": flag()}
 _DATA_SET = (
     r"[A-Za-z0-9_]+(/[\w.+-]+)?(:(\d+\.\d+\.\d+|\d+\.\d+\.\*|\d+\.\*\.\*))?",
     "the name of a TFDS data set, with its configuration and version: 'xsum:1.1.0'",
 )
-_TFDS = {
-    "tfds_name": text(pattern=_DATA_SET),  # other names of TFDS's load code from elsewhere
-    "tfds_splits": mapping(text(), none=True),
-}
+_TFDS = {"tfds": Setting(results=_paths("data.tasks", "TfdsData"))}
 _TOKENIZE = {"tokenize": text(none=True)}  # the task knows sacreBLEU's names
 _TEXTS = {"input_field": text(), "target_field": text(), "prefix": text(0)}
-_SUMMARIES = {**_FROM_FILES, **_TEXTS, **_TFDS, **_TOKENIZE}
+_TSV_FORMAT = {"tsv": Setting(results=_paths("data.tasks", "TsvFormat"))}
+_SUMMARIES = {**_FROM_FILES, **_TSV_FORMAT, **_TEXTS, **_TFDS, **_TOKENIZE}
 _ANSWER_OF = Setting(functions=ANSWERS, none=True)
 _BENCHMARK = {
     **_NAMED,
@@ -87,10 +84,16 @@ _SCORING = choice("options", "generation")
 _ROWS = mapping(whole(1, 100_000_000), keys=("train", "validation", "test"), none=True)
 
 DATA = {
+    "gkd.data.tasks.TfdsData": {
+        "name": text(pattern=_DATA_SET),  # other names of TFDS's load code from elsewhere
+        "splits": mapping(text()),
+    },
+    "gkd.data.tasks.TsvFormat": _TSV,
     "gkd.data.tasks.summarization": _SUMMARIES,
     "gkd.data.tasks.translation": _SUMMARIES,
     "gkd.data.tasks.gsm8k_cot": {
         **_FROM_FILES,
+        **_TSV_FORMAT,
         **_TFDS,
         "question_field": text(),
         "answer_field": text(),
@@ -99,15 +102,16 @@ DATA = {
     },
     "gkd.data.tasks.local_text": {
         **_FROM_FILES,
+        **_TSV,
         **_TEXTS,
         **_TOKENIZE,
         "files": mapping(text()),
     },
     "gkd.data.tasks.instructions": {
         **_FROM_FILES,
+        **_TSV,
         "templates": sequence(sequence(text(0), 2, 2), least=1),
-        "tfds_name": text(pattern=_DATA_SET, none=True),
-        "tfds_splits": mapping(text(), none=True),
+        "tfds": Setting(results=_paths("data.tasks", "TfdsData"), none=True),
         "answer_of": _ANSWER_OF,
     },
     "gkd.data.tasks.arithmetic": {

@@ -70,8 +70,10 @@ def mmlu(
         ]
 
     return _few_shot_task(
-        name, vocabulary, files, read, _lookup(subjects, exemplars), shots, scoring, input_length,
-        max_examples, metric_fns, {"answer_of": metrics.chosen_letter},
+        name=name, vocabulary=vocabulary, splits=files, read=read,
+        exemplars_of=_lookup(subjects, exemplars), shots=shots, scoring=scoring,
+        input_length=input_length, max_examples=max_examples, metric_fns=metric_fns,
+        answers={"answer_of": metrics.chosen_letter},
     )  # fmt: skip
 
 
@@ -126,8 +128,9 @@ def bbh(
         return few_shot.bbh_exemplars(sources.read_text(path), chain_of_thought)
 
     return _few_shot_task(
-        name, vocabulary, files, read, exemplars_of, shots, scoring, input_length, max_examples,
-        metric_fns, {"answer_of": metrics.stated_answer},
+        name=name, vocabulary=vocabulary, splits=files, read=read, exemplars_of=exemplars_of,
+        shots=shots, scoring=scoring, input_length=input_length, max_examples=max_examples,
+        metric_fns=metric_fns, answers={"answer_of": metrics.stated_answer},
     )  # fmt: skip
 
 
@@ -168,8 +171,10 @@ def mgsm(
         return few_shot.mgsm_exemplars(text)
 
     return _few_shot_task(
-        name, vocabulary, files, read, _lookup(languages, exemplars), shots, "generation",
-        input_length, max_examples, metric_fns, NUMBERS,
+        name=name, vocabulary=vocabulary, splits=files, read=read,
+        exemplars_of=_lookup(languages, exemplars), shots=shots, scoring="generation",
+        input_length=input_length, max_examples=max_examples, metric_fns=metric_fns,
+        answers=NUMBERS,
     )  # fmt: skip
 
 
@@ -183,6 +188,7 @@ def _lookup(groups: Callable[[], Mapping[str, Exemplars]], file: str) -> Callabl
 
 
 def _few_shot_task(
+    *,
     name: str,
     vocabulary: Any,
     splits: Iterable[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,18 +15,54 @@ from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsData:
+    """A data set of TFDS.
+
+    Attributes:
+      name: its name, configuration and version: `xsum:1.1.0`.
+      splits: the TFDS split behind each split of the task.
+    """
+
+    name: str
+    splits: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {split: split for split in ("train", "validation", "test")}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TsvFormat:
+    """The format of TSV files.
+
+    Attributes:
+      columns: names of the columns where a file's first line does not hold them.
+      escapes: whether \\n and \\t in cells stand for a newline and a tab.
+    """
+
+    columns: Sequence[str] | None = None
+    escapes: bool = False
+
+
+_HEADED = TsvFormat()
+_XSUM = TfdsData(name="xsum:1.1.0")
+_WMT14_EN_DE = TfdsData(name="wmt14_translate/de-en:1.0.0")
+# GSM8K has no validation split.
+_GSM8K = TfdsData(
+    name="gsm8k:1.0.0",
+    splits={"train": "train[:-500]", "validation": "train[-500:]", "test": "test"},
+)
+
+
 def summarization(
     name: str = "xsum",
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
-    escapes: bool = False,
+    tsv: TsvFormat = _HEADED,
     input_field: str = "document",
     target_field: str = "summary",
     prefix: str = "summarize: ",
-    tfds_name: str = "xsum:1.1.0",
-    tfds_splits: Mapping[str, str] | None = None,
+    tfds: TfdsData = _XSUM,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
     tokenize: str | None = None,
@@ -37,28 +74,17 @@ def summarization(
       vocabulary: a seqio vocabulary; by default T5's.
       files: path of each split's file, see `sources.files_source`; None reads TFDS.
       directory: where relative paths start, by default the environment's GKD_DATA.
-      columns: names of a TSV file's columns where its first line does not hold them.
-      escapes: whether \\n and \\t in a TSV file's cells stand for a newline and a tab.
+      tsv: the format of TSV files.
       input_field: the field of the text to read.
       target_field: the field of the text to write.
       prefix: put before every input.
-      tfds_name: the TFDS data set, its configuration and version.
-      tfds_splits: the TFDS split behind each split, by default train, validation, test.
+      tfds: the TFDS data set that is read where `files` is None.
       max_examples: how many of the training rows to use; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
       tokenize: the tokenizer of BLEU and ROUGE, one of sacreBLEU's names; None chooses by the
         references' script, see `gkd.metrics.word_tokens`.
     """
-    source = _source(
-        files,
-        (input_field, target_field),
-        directory,
-        columns,
-        escapes,
-        tfds_name,
-        tfds_splits or {split: split for split in ("train", "validation", "test")},
-        max_examples,
-    )
+    source = _source(files, (input_field, target_field), directory, tsv, tfds, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(input_field, target_field, prefix, rule_of(chosen))
     return make_task(
@@ -71,13 +97,11 @@ def translation(
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
-    escapes: bool = False,
+    tsv: TsvFormat = _HEADED,
     input_field: str = "en",
     target_field: str = "de",
     prefix: str = "translate English to German: ",
-    tfds_name: str = "wmt14_translate/de-en:1.0.0",
-    tfds_splits: Mapping[str, str] | None = None,
+    tfds: TfdsData = _WMT14_EN_DE,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.bleu,),
     tokenize: str | None = None,
@@ -87,7 +111,11 @@ def translation(
     Args:
       As `summarization`'s.
     """
-    return summarization(**locals())  # the same but for what the defaults say
+    return summarization(
+        name=name, vocabulary=vocabulary, files=files, directory=directory, tsv=tsv,
+        input_field=input_field, target_field=target_field, prefix=prefix, tfds=tfds,
+        max_examples=max_examples, metric_fns=metric_fns, tokenize=tokenize,
+    )  # fmt: skip
 
 
 def gsm8k_cot(
@@ -95,14 +123,12 @@ def gsm8k_cot(
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
-    escapes: bool = False,
+    tsv: TsvFormat = _HEADED,
     question_field: str = "question",
     answer_field: str = "answer",
     rationale_field: str | None = None,
     shots: int = 4,
-    tfds_name: str = "gsm8k:1.0.0",
-    tfds_splits: Mapping[str, str] | None = None,
+    tfds: TfdsData = _GSM8K,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.final_answer,),
 ) -> TaskSpec:
@@ -118,16 +144,7 @@ def gsm8k_cot(
       Others: as `summarization`'s.
     """
     fields = [question_field, answer_field] + ([rationale_field] if rationale_field else [])
-    source = _source(
-        files,
-        fields,
-        directory,
-        columns,
-        escapes,
-        tfds_name,
-        tfds_splits or {"train": "train[:-500]", "validation": "train[-500:]", "test": "test"},
-        max_examples,
-    )
+    source = _source(files, fields, directory, tsv, tfds, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.chain_of_thought(
         question_field, answer_field, rationale_field, shots, rule_of(chosen)
@@ -152,11 +169,17 @@ def local_text(
     """Any text to any text, from local files with the fields input and target.
 
     Args:
-      As `summarization`'s.
+      columns, escapes: of TSV files, see `TsvFormat`.
+      Others: as `summarization`'s.
     """
     if not files:
         raise InvalidValue("local_text.files is empty: give a file for at least one split")
-    return summarization(**locals())
+    return summarization(
+        name=name, vocabulary=vocabulary, files=files, directory=directory,
+        tsv=TsvFormat(columns=columns, escapes=escapes),
+        input_field=input_field, target_field=target_field, prefix=prefix,
+        max_examples=max_examples, metric_fns=metric_fns, tokenize=tokenize,
+    )  # fmt: skip
 
 
 def instructions(
@@ -167,8 +190,7 @@ def instructions(
     directory: str | None = None,
     columns: Sequence[str] | None = None,
     escapes: bool = False,
-    tfds_name: str | None = None,
-    tfds_splits: Mapping[str, str] | None = None,
+    tfds: TfdsData | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.answer_match,),
     answer_of: Callable[[str], Any] | None = metrics.stated_answer,
@@ -179,24 +201,17 @@ def instructions(
 
     Args:
       templates: pairs of an input and a target with fields in braces, see `prompts.instructions`.
+      columns, escapes: of TSV files, see `TsvFormat`.
       answer_of: a generated text's answer, for votes; None: it has none.
       Others: as `summarization`'s.
     """
-    if not files and not (tfds_name and tfds_splits):
-        raise InvalidValue(f"task {name}: give `files`, or `tfds_name` and `tfds_splits`")
+    if not files and tfds is None:
+        raise InvalidValue(f"task {name}: give `files`, or `tfds`")
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.instructions(templates, rule_of(chosen))
     fields = prompts.template_fields(templates)
-    source = _source(
-        files,
-        fields,
-        directory,
-        columns,
-        escapes,
-        tfds_name or "",
-        tfds_splits or {},
-        max_examples,
-    )
+    tsv = TsvFormat(columns=columns, escapes=escapes)
+    source = _source(files, fields, directory, tsv, tfds, max_examples)
     return make_task(
         name, source, texts, chosen, metric_fns, answer_of=answer_of, max_examples=max_examples
     )
@@ -231,7 +246,13 @@ def arithmetic(
 
     def rows_of(split: str) -> list[dict[str, str]]:
         made = arithmetic_problems.problems(
-            split, sizes[split], seed, steps, minimum_steps, digits, solution
+            split,
+            sizes[split],
+            seed,
+            steps=steps,
+            minimum_steps=minimum_steps,
+            digits=digits,
+            solution=solution,
         )
         return [{"input": problem.input, "target": problem.target} for problem in made]
 
@@ -356,13 +377,13 @@ def _source(
     files: Mapping[str, str] | None,
     fields: Sequence[str],
     directory: str | None,
-    columns: Sequence[str] | None,
-    escapes: bool,
-    tfds_name: str,
-    tfds_splits: Mapping[str, str],
+    tsv: TsvFormat,
+    tfds: TfdsData | None,
     max_examples: int | None,
 ) -> Any:
     check_max_examples(max_examples)
     if files:
-        return sources.files_source(files, fields, directory, columns, max_examples, escapes)
-    return sources.tfds_source(tfds_name, tfds_splits, max_examples)
+        return sources.files_source(
+            files, fields, directory, tsv.columns, max_examples, tsv.escapes
+        )
+    return sources.tfds_source(tfds.name, tfds.splits, max_examples)

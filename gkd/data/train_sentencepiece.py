@@ -15,6 +15,7 @@ import sentencepiece
 
 from gkd.data import sources
 from gkd.errors import InvalidValue
+from gkd.files.atomic_files import replace_file
 
 
 def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int) -> bytes:
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     model = trained_sentencepiece(files, fields.split(","), int(size))
     path = pathlib.Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model)
+    replace_file(path, model)
     print(f"{path}: {size} pieces, {len(model)} bytes")
 
 

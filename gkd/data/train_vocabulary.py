@@ -15,6 +15,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from gkd.data import arithmetic
+from gkd.files.atomic_files import replace_file
 from gkd.vocabularies import vocabularies
 
 PATH = pathlib.Path(vocabularies.__file__).with_name("arithmetic.model")
@@ -61,7 +62,7 @@ def main() -> None:
     """Write the model to the path given on the command line, else into the package."""
     path = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else PATH
     model = trained_vocabulary()
-    path.write_bytes(model)
+    replace_file(path, model)
     size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
     print(f"{path}: {size} pieces, {len(model)} bytes")
 

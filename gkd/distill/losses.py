@@ -61,11 +61,6 @@ def token_coefficients(
     return coefficients, jnp.sum(coefficients)
 
 
-def loss_weight(rollout: Rollout, normalisation: str = "sequence") -> Float[Array, ""]:
-    """The denominator that a loss with this normalisation has on this rollout."""
-    return token_coefficients(rollout, normalisation)[1]
-
-
 def divergence_loss(
     student: Logits,
     teacher: TeacherLogits | None,

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import gin
+
 from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import EVALUATE
 from gkd.data.tasks import TaskSpec
@@ -19,6 +21,8 @@ from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
 from gkd.runs.lease import job_lease
+from gkd.runs.provenance import provenance
+from gkd.runs.run_directory import config_bindings
 from gkd.step_names import BEST_OR_NEWEST
 
 
@@ -136,7 +140,8 @@ def evaluate(
             "by_position": divergences and divergences.by_position,
             "samples": evaluation.sample_table(first, sample_rows),
             "outputs": path.with_suffix(".jsonl").name,
-            **report.provenance(),
+            "bindings": config_bindings(gin.config_str()),
+            **provenance(),
         }
         lease.check()
         if processes.is_primary_process():

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import gin
 import jax
 import rich.console
 
@@ -17,9 +16,7 @@ from gkd.evaluate.evaluation import Evaluation, Generated
 from gkd.files.atomic_files import replacing
 from gkd.infer.decode_options import Decoding
 from gkd.metrics import metrics, sample_metrics
-from gkd.runs import model_loading
-from gkd.runs.metrics_log import markdown_table
-from gkd.runs.run_directory import REPOSITORY, config_bindings, environment, git_state
+from gkd.runs import model_loading, tables
 
 Outputs = Mapping[str, Mapping[str, Generated]]  # model -> way of decoding -> outputs
 
@@ -84,15 +81,6 @@ def all_metrics(outputs: Outputs, divergences: Divergences | None) -> dict[str, 
     return measured
 
 
-def provenance() -> dict[str, Any]:
-    """The configuration, the commit, package versions and devices."""
-    return {
-        "bindings": config_bindings(gin.config_str()),
-        **git_state(REPOSITORY),
-        **environment(),
-    }
-
-
 def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) -> None:
     """One line an example: input, reference, and of every model all outputs by way of decoding."""
     examples = evaluation.examples
@@ -119,7 +107,7 @@ def print_summary(result: Mapping[str, Any], path: pathlib.Path) -> None:
         for decoding, numbers in lines:
             facts = [f"{key} {value:.4g}" for key, value in numbers.items() if "/" not in key]
             console.print(f"{name} {decoding}".rstrip() + f": {', '.join(facts)}", highlight=False)
-    console.print(markdown_table(result["samples"]), markup=False, highlight=False)
+    console.print(tables.markdown_table(result["samples"]), markup=False, highlight=False)
     console.print(f"written: {path}", highlight=False)
     cut = {name: result[name] for name in ("inputs_cut", "targets_cut", "empty_examples")}
     if any(cut.values()):

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from gkd.configuration.gin_files import REPOSITORY
 from gkd.errors import ExistingFile, InvalidFile, InvalidValue, MissingFile
 from gkd.files.atomic_files import (
     append_lines,
@@ -22,7 +21,7 @@ from gkd.files.atomic_files import (
     write_json,
 )
 from gkd.runs.lease import Lease
-from gkd.runs.run_directory import environment, git_state
+from gkd.runs.provenance import provenance
 
 _READ_BYTES = 1 << 22
 
@@ -128,10 +127,8 @@ class OutputFiles:
         done = self._keep_sound_windows()
         launch = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command_line": list(sys.argv),
             "inputs_done_before": done,
-            **git_state(REPOSITORY),
-            **environment(),
+            **provenance(),
         }
         launches = [*record["launches"], launch]
         write_json(self.settings, {"settings": settings, "launches": launches})

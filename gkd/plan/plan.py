@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +14,11 @@ from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import PLAN
 from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
 from gkd.errors import InvalidValue, MissingFile
+from gkd.files.atomic_files import write_json
 from gkd.plan import program_report, programs
 from gkd.plan.mesh_search import search_meshes
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
+from gkd.runs.provenance import provenance
 
 # Overrides that turn a run of any method into fine-tuning of the same student on the same data.
 SFT = {
@@ -75,7 +76,7 @@ def plan(
     trace = functools.partial(run, dry_run=lambda program: program, devices=devices)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     prices = {"price": price, "chips": len(devices)}
-    result = {"topology": topology, "expected_length": expected_length}
+    result = {"topology": topology, "expected_length": expected_length, **provenance()}
 
     def report(program, planned):
         return program_report.measured(program, planned, chip, expected_length, prices)
@@ -83,7 +84,7 @@ def plan(
     def save(found):
         result.update(found)
         if path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(path, result)
 
     if search:
         slices = topology_slices(topology)

@@ -174,10 +174,15 @@ def _generator(program, loaded, temperature, score, held) -> Planned:
     """One output to each of `evaluation_rows` prompts."""
     source, target = _lengths(program)
     program_of_outputs = generator.Generator(
-        loaded, program.mesh, program.rules, program.valid,
-        Decoding(max_length=target, temperature=temperature), (source,), program.evaluation_rows,
-        score,
-    )  # fmt: skip
+        loaded=loaded,
+        mesh=program.mesh,
+        rules=program.rules,
+        valid=program.valid,
+        decoding=Decoding(max_length=target, temperature=temperature),
+        buckets=(source,),
+        batch_size=program.evaluation_rows,
+        score=score,
+    )
     return Planned(
         lambda: program_of_outputs.lower(source), held,
         cache_bytes(program, loaded, program.evaluation_rows, target), target,

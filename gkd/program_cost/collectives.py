@@ -78,7 +78,16 @@ def collective(
     size = float(max(sent, sum(array.bytes for array in collective_results(instruction))))
     chips = _group_size(instruction, program.devices)
     wire = size * _wire_share(kind, chips)
-    return Collective(kind, count, size, wire, chips, False, instruction.source, loop)
+    return Collective(
+        kind=kind,
+        count=count,
+        bytes=size,
+        wire_bytes=wire,
+        among=chips,
+        between_slices=False,
+        source=instruction.source,
+        loop=loop,
+    )
 
 
 def collective_results(instruction: Instruction) -> tuple[Array, ...]:
@@ -99,7 +108,16 @@ def _between_slices(computation, send, count, loop):
     slices = _slices(send)
     size = sum(array.bytes for array in send.parts[0]) * (slices if kind == "all-gather" else 1)
     wire = size * _wire_share(kind, slices)
-    return Collective(kind, count, size, wire, slices, True, _received_for(computation, send), loop)
+    return Collective(
+        kind=kind,
+        count=count,
+        bytes=size,
+        wire_bytes=wire,
+        among=slices,
+        between_slices=True,
+        source=_received_for(computation, send),
+        loop=loop,
+    )
 
 
 def _slices(send):

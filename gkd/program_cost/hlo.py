@@ -219,9 +219,15 @@ def _instruction(line):
     opcode = rest[:opening]
     operands = () if opcode in ("constant", "parameter") else tuple(_NAME.findall(literal))
     return Instruction(
-        name, opcode, arrays(shape), _parts(shape), operands, literal, rest[closing + 1 :],
-        bool(is_root),
-    )  # fmt: skip
+        name=name,
+        opcode=opcode,
+        shape=arrays(shape),
+        parts=_parts(shape),
+        operands=operands,
+        literal=literal,
+        attributes=rest[closing + 1 :],
+        is_root=bool(is_root),
+    )
 
 
 def _parts(shape):

@@ -221,14 +221,14 @@ class _Counter:
         if flops or elementwise or moved:
             self.parts.append(
                 Part(
-                    instruction.opcode,
-                    instruction.source,
-                    around,
-                    executions,
-                    executions * flops,
-                    executions * multiplier,
-                    executions * elementwise,
-                    executions * moved,
+                    opcode=instruction.opcode,
+                    source=instruction.source,
+                    loop=around,
+                    count=executions,
+                    flops=executions * flops,
+                    multiplier_flops=executions * multiplier,
+                    elementwise=executions * elementwise,
+                    bytes=executions * moved,
                 )  # fmt: skip
             )
 

@@ -16,8 +16,9 @@ import rich.text
 
 from gkd.cli import command_line
 from gkd.errors import as_user_error, report
-from gkd.files.atomic_files import replace_file
+from gkd.files.atomic_files import replace_file, replacing
 from gkd.files.json_files import read_json
+from gkd.runs import tables
 from gkd.runs.metrics_log import read_metrics, read_samples
 from gkd.train.training_loop import SUMMARY_FILE
 
@@ -69,23 +70,26 @@ def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dic
     """
     summaries = {name: read_json(place / SUMMARY_FILE, dict) for name, place in places.items()}
     start = summaries["start"]["evaluation"][METRIC]
-    table = rich.table.Table(title="exact match of the final number on 500 new problems, greedy")
-    for column in ("model", "parameters", "steps", "seconds a step", "exact match", "gain"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    results = {}
+    rows, results = [], {}
     for name, title in TITLES.items():
         summary = summaries[name]
         score, seconds = summary["evaluation"][METRIC], summary["seconds_per_step"]
         gain = score - start if name in ARMS else None
-        table.add_row(
-            title,
-            f"{summary['parameters']:,}",
-            str(summary["steps"]),
-            "–" if seconds is None else f"{seconds:.4f}",
-            f"{score:.1f} %",
-            "" if gain is None else f"{gain:+.1f}",
+        rows.append(
+            (
+                title,
+                f"{summary['parameters']:,}",
+                str(summary["steps"]),
+                "–" if seconds is None else f"{seconds:.4f}",
+                f"{score:.1f} %",
+                "" if gain is None else f"{gain:+.1f}",
+            )
         )
         results[name] = {METRIC: score, "gain": gain, "seconds_per_step": seconds}
+    table = tables.terminal(
+        ("model", "parameters", "steps", "seconds a step", "exact match", "gain"), rows,
+        left=("model",), title="exact match of the final number on 500 new problems, greedy",
+    )  # fmt: skip
     return table, results
 
 
@@ -114,7 +118,8 @@ def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
     pyplot.close(figure)
 
 

@@ -22,6 +22,7 @@ from gkd.files.atomic_files import append_lines, cut_unfinished_line, replace_fi
 from gkd.files.atomic_folders import storage_reason
 from gkd.files.json_files import Field, check_value, parse_json, shown
 from gkd.parallel import processes
+from gkd.runs.tables import markdown_table
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -250,19 +251,6 @@ def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, table in enumerate(tables, start=1):
         check_value(table.get("rows"), Field(kinds=(list,)), f"{path}:{number}: rows")
     return tables
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Formats rows as a Markdown table with the columns of the first row."""
-    if not rows:
-        return "(no rows)"
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[row.get(column, "") for column in columns] for row in rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |"
-        for line in lines
-    )
 
 
 def _number(value: Any) -> int | float:

@@ -2,28 +2,25 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
 
-import gkd
 from gkd.checkpoints import folders
 from gkd.checkpoints.hugging_face import is_hugging_face
 from gkd.checkpoints.t5x_format import is_t5x
-from gkd.configuration.gin_files import REPOSITORY, Binding, Source, parse_statements
+from gkd.configuration.gin_files import Binding, Source, parse_statements
 from gkd.errors import InvalidFile, InvalidValue, NotAFolder
 from gkd.files.atomic_files import append_lines, replace_file
 from gkd.files.json_files import Field, check_fields, parse_json
 from gkd.parallel import processes
 from gkd.runs import setting_changes
+from gkd.runs.provenance import provenance
 
 CONFIG_FILE = "config.gin"  # everything that was bound
 OPERATIVE_CONFIG_FILE = "operative_config.gin"  # what the run used, defaults included
@@ -34,22 +31,6 @@ _LAUNCH_FIELDS = {
     "command_line": Field(kinds=(list,)),
     "bindings": Field(kinds=(dict,), required=True),
 }
-
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "clu",
-    "gin-config",
-    "numpy",
-    "seqio",
-    "sentencepiece",
-    "tensorflow",
-    "tensorflow-datasets",
-    "tensorflow-text",
-)
 
 
 @dataclasses.dataclass
@@ -103,9 +84,7 @@ class RunDirectory:
         launch = {
             "started": self.started,
             "continues_from": continues_from,
-            "command_line": list(self.command_line),
-            **git_state(REPOSITORY),
-            **environment(),
+            **provenance(self.command_line),
             "bindings": bindings,
         }
         append_lines(self.path / LAUNCHES_FILE, json.dumps(launch, ensure_ascii=False) + "\n")
@@ -307,55 +286,3 @@ def changed_bindings(before: dict[str, str], after: dict[str, str]) -> list[str]
         elif before[key] != after[key]:
             changes.append(f"{key} {before[key]} → {after[key]}")
     return changes
-
-
-def git_state(folder: pathlib.Path) -> dict[str, Any]:
-    """The commit of the code, and whether tracked files differ from it.
-
-    Args:
-      folder: the root of the checkout.
-
-    Returns:
-      {"git_commit": str, "git_dirty": bool}; where there is no checkout, the commit that `git
-      archive` wrote into its copy (launch/tpu_vm.sh), and both None of any other copy.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel")) != folder.resolve():
-            return _archived_commit(folder)
-        commit = git("rev-parse", "HEAD")
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return _archived_commit(folder)
-    return {"git_commit": commit, "git_dirty": dirty}
-
-
-def _archived_commit(folder: pathlib.Path) -> dict[str, Any]:
-    file = folder / "gkd" / "COMMIT"
-    commit = file.read_text(encoding="utf-8").strip() if file.exists() else "$Format:%H$"
-    known = not commit.startswith("$")
-    return {"git_commit": commit if known else None, "git_dirty": False if known else None}
-
-
-def environment() -> dict[str, Any]:
-    """Python, devices and package versions; nothing that names the machine or its user."""
-    import jax
-
-    versions = {"gkd": gkd.__version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "devices": f"{len(devices)} {devices[0].device_kind} ({devices[0].platform})",
-        "processes": jax.process_count(),
-        "versions": versions,
-    }

@@ -9,6 +9,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from gkd.runs import tables
 from gkd.runs.lease import Watch
 from gkd.sweep.cells import Cell
 
@@ -37,10 +38,7 @@ def table(
         cells are read from their files.
       tries: number of starts of each cell by this sweep, used if the files do not record it.
     """
-    made = rich.table.Table(box=rich.box.SIMPLE)
-    for name in ("cell", "state", "step", "starts", "best so far"):
-        side = "left" if name in ("cell", "state") else "right"
-        made.add_column(name, justify=side, no_wrap=name != "state", overflow="fold")
+    rows = []
     for number, cell in enumerate(cells):
         step, starts, best = cell.progress()
         state = (states or {}).get(number) or state_on_disk(cell, bool(step or starts))
@@ -50,8 +48,11 @@ def table(
         metric = "" if best is None else f"{cell.best_metric} {best:.4g}"
         of = f"{step or 0}/{cell.train_steps}" if cell.train_steps and cell.run is None else ""
         style = _STYLES.get(state.split()[0], "")
-        made.add_row(cell.name, rich.text.Text(state, style), of, str(starts or ""), metric)
-    return made
+        rows.append((cell.name, rich.text.Text(state, style), of, str(starts or ""), metric))
+    return tables.terminal(
+        ("cell", "state", "step", "starts", "best so far"), rows,
+        left=("cell", "state"), foldable=("state",), box=rich.box.SIMPLE,
+    )  # fmt: skip
 
 
 def state_on_disk(cell: Cell, begun: bool) -> str:

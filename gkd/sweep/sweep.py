@@ -194,9 +194,16 @@ def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
     named = [value for key, (value, _) in set_by.items() if not key.startswith(other)]
     needs = () if dry else _needed(named, ready)
     return Cell(
-        labels, tuple(arguments), result, set_by, steps, metric, mode or "max", bool(dry),
+        labels=labels,
+        arguments=tuple(arguments),
+        result=result,
+        settings=set_by,
+        train_steps=steps,
+        best_metric=metric,
+        best_mode=mode or "max",
+        dry_run=bool(dry),
         needs=needs,
-    )  # fmt: skip
+    )
 
 
 def _prerequisite(

@@ -12,6 +12,8 @@ from typing import Any
 from scipy import stats
 
 from gkd.errors import InvalidValue
+from gkd.files.atomic_files import replace_file
+from gkd.runs import tables
 
 CONFIDENCE = 0.95
 _UNNAMED = ("evaluation", "metrics", "student", "greedy")  # left out of the names of metrics
@@ -80,12 +82,12 @@ def markdown(table: Mapping[str, Any]) -> str:
     """
     first = table["rows"][0]
     head = [*first["options"], "runs", *first["metrics"]]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in table["rows"]:
         count = f"{row['complete']}/{row['runs']}"
         values = [_shown(value) for value in row["metrics"].values()]
         lines.append([*row["options"].values(), count, *values])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return tables.markdown(head, lines) + "\n"
 
 
 def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
@@ -98,9 +100,7 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
     text = markdown(table)
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in (("table.md", text), ("table.json", json.dumps(table, indent=1) + "\n")):
-        temporary = directory / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(directory / name)
+        replace_file(directory / name, content)
     print(text, end="")
 
 

@@ -312,10 +312,11 @@ def test_a_file_cannot_choose_the_launcher(tmp_path):
 def test_a_data_set_s_name_loads_no_code(name):
     """TFDS downloads and runs builders of names with another namespace."""
     message = refused(
-        "from_tfds/tasks.summarization.tfds_name=" + json.dumps(name),
+        "from_tfds/tasks.TfdsData.name=" + json.dumps(name),
+        "from_tfds/tasks.summarization.tfds=@from_tfds/tasks.TfdsData()",
         "TASK=@from_tfds/tasks.summarization()",
     )
-    assert "tfds_name" in message
+    assert "tasks.TfdsData.name" in message
 
 
 @pytest.mark.parametrize("name", ["", "os.", "a b", "os;x", "-x"])

@@ -98,10 +98,9 @@ def test_answer_apart_from_the_rationale(tmp_path):
     path.write_text("Why?\\nNow\t7\tBecause 3 + 4 = 7.\nNo rationale\t7\t\n")
     task = tasks.gsm8k_cot(
         files={"train": str(path)},
-        columns=("question", "answer", "rationale"),
+        tsv=tasks.TsvFormat(columns=("question", "answer", "rationale"), escapes=True),
         rationale_field="rationale",
         shots=0,
-        escapes=True,
         vocabulary=BYTES,
     )
     assert texts(task)[0] == (
@@ -170,7 +169,7 @@ def test_bad_templates_are_one_line():
     ]:
         with pytest.raises(ValueError, match=match):
             prompts.instructions(templates)
-    with pytest.raises(ValueError, match="give `files`, or `tfds_name`"):
+    with pytest.raises(ValueError, match="give `files`, or `tfds`"):
         tasks.instructions(TEMPLATES, vocabulary=BYTES)
 
 

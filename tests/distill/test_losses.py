@@ -95,7 +95,9 @@ def test_microbatches_add_up(normalisation):
     assert weight == pytest.approx(coefficients.sum(), rel=1e-6)
     whole = part(slice(None))
     assert float(whole[0] / whole[1]) == pytest.approx(total / weight, rel=1e-5)
-    assert float(losses.loss_weight(rollout_of(weights), normalisation)) == float(whole[1])
+    assert float(losses.token_coefficients(rollout_of(weights), normalisation)[1]) == float(
+        whole[1]
+    )
 
 
 def test_golden_masked_mean_and_gradient(shared):

@@ -234,7 +234,7 @@ def test_the_archive_knows_its_commit(tmp_path):
         pytest.skip("not a checkout")
     made = subprocess.run([*git, "archive", "HEAD", "gkd"], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", tmp_path], input=made.stdout, check=True)
-    from gkd.runs.run_directory import git_state
+    from gkd.runs.provenance import git_state
 
     assert git_state(tmp_path) == {"git_commit": head.stdout.strip(), "git_dirty": False}
 

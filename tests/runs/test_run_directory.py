@@ -2,17 +2,14 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import jax
 import pytest
 
-from gkd.runs import run_directory
 from gkd.runs.run_directory import (
     changed_bindings,
     check_model_dir,
-    git_state,
     open_run,
     read_launches,
     step_spans,
@@ -193,36 +190,6 @@ def test_a_file_in_the_place_of_the_directory(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(NotADirectoryError, match=r"MODEL_DIR .*run is a file"):
         open_run(tmp_path / "run", [])
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_git_state_of_clean_dirty_and_absent_checkouts(tmp_path, monkeypatch):
-    absent = {"git_commit": None, "git_dirty": None}
-    assert git_state(tmp_path) == absent
-    git(tmp_path, "init", "--quiet")
-    (tmp_path / "a.py").write_text("1\n")
-    git(tmp_path, "add", "a.py")
-    git(tmp_path, "commit", "--quiet", "--message", "a")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_state(tmp_path) == {"git_commit": commit, "git_dirty": False}
-    (tmp_path / "untracked").write_text("")
-    assert git_state(tmp_path)["git_dirty"] is False
-    (tmp_path / "a.py").write_text("2\n")
-    assert git_state(tmp_path) == {"git_commit": commit, "git_dirty": True}
-    (tmp_path / "installed").mkdir()  # a copy of the code inside someone else's repository
-    assert git_state(tmp_path / "installed") == absent
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert git_state(tmp_path) == absent
-
-
-def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
-    monkeypatch.setattr(run_directory, "PACKAGES", ("jax", "no-such-package-at-all"))
-    assert set(run_directory.environment()["versions"]) == {"gkd", "jax"}
 
 
 def test_a_folder_in_place_of_the_operative_configuration_is_one_clear_line(tmp_path):
