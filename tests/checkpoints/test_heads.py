@@ -6,7 +6,6 @@ import logging
 import shutil
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,17 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from gkd.checkpoints import load_hf, load_t5x, save_hf, save_t5x
 from gkd.checkpoints.t5x_format import open_t5x
-from gkd.checkpoints.tensors import expected_shapes, nest
-from gkd.models.t5 import T5, T5Config, head_of
+from gkd.models.t5 import head_of
+from tests.checkpoints.head_models import logits_of, model_of
 
 TABLE, HEAD = "shared.weight", "lm_head.weight"
 RESAVED = ["mt5_tiny", "t5v10_tiny", "t5v11_tiny", "umt5_tiny"]  # by transformers 5.23
-
-
-def logits_of(config, params, inputs, outputs):
-    tokens = jnp.asarray(inputs, jnp.int32), jnp.asarray(outputs, jnp.int32)
-    params = jax.tree.map(jnp.asarray, params)
-    return np.asarray(jax.jit(T5(config).apply)({"params": params}, *tokens))
 
 
 @pytest.mark.parametrize("name", ["fresh_mt5", "fresh_t5v11"])
@@ -46,22 +39,6 @@ def test_directories_resaved_by_transformers_5(shared, name):
     got = logits_of(*load_hf(folder), arrays["input_ids"], arrays["decoder_input_ids"])
     written = arrays["decoder_attention_mask"] > 0
     np.testing.assert_allclose(got[written], arrays["logits"][written], atol=1e-4)
-
-
-def model_of(family, tied, scaled):
-    """A small model of a family ('t5relu' is T5 1.0), with norms that are not 1."""
-    config = T5Config(
-        vocab_size=50, emb_dim=24, num_heads=3, head_dim=5, mlp_dim=40, num_encoder_layers=1,
-        num_decoder_layers=2, logits_via_embedding=tied, scale_logits=scaled,
-        mlp_activations=("relu",) if family == "t5relu" else ("gelu", "linear"),
-        relative_bias_per_layer=family == "umt5", family=family.removesuffix("relu"),
-    )  # fmt: skip
-    rng = np.random.default_rng(3)
-    shapes = expected_shapes(config)
-    scales = {name: 1.0 if "embedding" in name else 24**-0.5 for name in shapes}
-    return config, nest(
-        {name: np.float32(rng.normal(size=shape) * scales[name]) for name, shape in shapes.items()}
-    )
 
 
 def effective_head(tensors, raw, version):

@@ -22,7 +22,7 @@ from gkd.checkpoints import t5x_format
 from gkd.errors import UserError
 from gkd.tensor_files import zarr_arrays
 from gkd.tensor_files.msgpack_file import index_msgpack
-from tests.checkpoints.test_t5x_format import TINY, random_params, write_inline
+from tests.checkpoints.t5x_checkpoints import TINY, random_params, write_inline
 
 WO = "target.encoder.layers_0.mlp.wo.kernel"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gkd.checkpoints import t5x_format
-from tests.checkpoints.test_t5x_format import TINY, random_params, write_inline
+from tests.checkpoints.t5x_checkpoints import TINY, random_params, write_inline
 
 LINES = "network.T5Config.mlp_activations = (\n    'silu',\n    'linear',\n)\n"
 MACRO = "network.T5Config.mlp_activations = %ACTIVATIONS\nACTIVATIONS = ('silu', 'linear')\n"

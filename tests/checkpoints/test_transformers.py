@@ -9,7 +9,7 @@ import pytest
 
 from gkd.checkpoints import load_hf, load_t5x, save_hf
 from gkd.models.t5 import T5, T5Config
-from tests.checkpoints.test_heads import logits_of, model_of
+from tests.checkpoints.head_models import logits_of, model_of
 
 REASON = (
     "needs torch and transformers 4 or 5 (pip install torch transformers): they load the result"

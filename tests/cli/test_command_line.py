@@ -11,6 +11,7 @@ import pytest
 from gkd.cli import command_line
 from gkd.configuration import gin_check
 from gkd.configuration.gin_files import REPOSITORY
+from tests.cli.one_line import assert_one_line
 
 RUN = """\
 job.run.steps = %STEPS
@@ -22,14 +23,6 @@ STEPS = 5
 LAMBDA = 0.25
 DIVERGENCE = @job.forward
 """
-
-
-def assert_one_line(error, *parts):
-    """The whole of stderr is one `gkd: error:` line that holds the parts."""
-    assert error.count("\n") == 1 and error.endswith("\n"), error
-    assert error.startswith("gkd: error: "), error
-    for part in parts:
-        assert part in error, error
 
 
 def python(*arguments, cwd="/", **environment):

@@ -8,7 +8,7 @@ import pytest
 from gkd.cli import command_line
 from gkd.errors import InvalidValue
 from gkd.runs.signals import Stopped
-from tests.cli.test_command_line import assert_one_line
+from tests.cli.one_line import assert_one_line
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from scipy import stats
 
 from gkd.decode.sampling import sample
 from gkd.models.interface import Encoded
-from tests.decode.test_sampling import draw, table_model
+from tests.decode.table_model import draw, table_model
 
 VOCABULARY, LENGTH, ROWS = 64, 40, 48
 

@@ -15,7 +15,7 @@ from gkd.distill.logits import DenseLogits
 from gkd.distill.types import Rollout
 from gkd.parallel import mesh as meshes
 from tests.distill import references
-from tests.distill.test_train_step import (
+from tests.distill.small_step import (
     STUDENT,
     TEACHER,
     TEACHER_PARAMS,

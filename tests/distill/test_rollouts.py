@@ -13,7 +13,7 @@ from gkd.distill import divergences, losses, mixing, train_step
 from gkd.distill.rollouts import repeated_ngrams, rollout_metrics
 from gkd.distill.types import Rollout
 from tests.distill import references
-from tests.distill.test_train_step import (
+from tests.distill.small_step import (
     LENGTH,
     ROWS,
     STUDENT,

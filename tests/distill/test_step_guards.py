@@ -11,7 +11,7 @@ import pytest
 from gkd.decode.sampling import sample
 from gkd.distill import divergences, losses, mixing, train_step
 from gkd.distill.types import Batch
-from tests.distill.test_train_step import (
+from tests.distill.small_step import (
     LENGTH,
     STUDENT,
     STUDENT_PARAMS,

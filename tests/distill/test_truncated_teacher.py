@@ -16,7 +16,7 @@ from gkd.distill.truncated_teacher import (
 )
 from gkd.distill.types import TopK
 from tests.distill import references
-from tests.distill.test_train_step import (
+from tests.distill.small_step import (
     STUDENT,
     TEACHER,
     TEACHER_PARAMS,

@@ -1,70 +1,23 @@
 """The likeliest option against float64 NumPy, through the evaluation that training uses too."""
 
 import dataclasses
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from gkd.data import pipeline
-from gkd.data.task_spec import TaskSpec
-from gkd.evaluate.evaluation import Evaluation
-from gkd.metrics import metrics
 from gkd.models.interface import project
 from gkd.models.t5 import as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-from gkd.vocabularies import vocabularies
-from tests.infer.inference import CONFIG, USABLE, bytes_of
-
-QUESTIONS = (  # input, options, right one
-    ("a: Is it so?", ("A", "B"), "B"),
-    ("a: Which of the three do you mean?", ("(A)", "(B)", "(C)"), "(A)"),
-    ("b: Is it true?", ("yes", "no", "perhaps not"), "no"),
-    ("b: And this one, with a longer question than the others?", ("B", "A"), "A"),
-    ("b: Alike?", ("C", "C"), "C"),  # of equals the first
-) * 2
-LENGTHS = (60, 16)  # of prompts and references in tokens
-
-
-def _padded(texts, length):
-    rows = np.zeros((16, length), np.int32)
-    for row, text in zip(rows, texts, strict=False):
-        ids = bytes_of(text)
-        row[: len(ids)] = ids
-    return rows
-
-
-def _evaluation(mesh, rules):
-    inputs, _, targets = zip(*QUESTIONS, strict=True)
-    prompts, references = (
-        _padded(texts, length) for texts, length in zip((inputs, targets), LENGTHS, strict=True)
-    )
-    weights = (np.arange(16) < len(QUESTIONS)).astype(np.float32)
-    names = ("encoder_input_tokens", "decoder_target_tokens", "example_weights")
-    batches = tuple(
-        {
-            name: array[i : i + 8]
-            for name, array in zip(names, (prompts, references, weights), strict=True)
-        }
-        for i in (0, 8)
-    )
-    options = {text: (choices, choices.index(right)) for text, choices, right in QUESTIONS}
-    task = TaskSpec(
-        "quiz", vocabularies.byte_level(), types.SimpleNamespace(metric_fns=[metrics.exact_match]),
-        lambda row: row, choices=lambda text, target: options[text],
-        group_of=lambda text, target: text[0],
-    )  # fmt: skip
-    examples = pipeline.EvaluationSet(batches, inputs, targets, 0, 0, 0)
-    valid = (np.arange(CONFIG.vocab_size) > 0) & (np.arange(CONFIG.vocab_size) < USABLE)
-    return Evaluation(task, mesh, rules, examples, 8, valid)
+from tests.evaluate.option_tasks import LENGTHS, QUESTIONS, padded, option_evaluation
+from tests.infer.inference import CONFIG, bytes_of
 
 
 def _log_likelihoods(model, params, pairs):
     """Of (prompt, option) pairs: Σ log softmax(raw logits) over the bytes and EOS, in float64."""
     prompts, options = (
-        _padded(column, length)
+        padded(column, length)
         for column, length in zip(zip(*pairs, strict=True), LENGTHS, strict=True)
     )
 
@@ -95,7 +48,7 @@ def test_the_prediction_is_the_option_of_highest_log_likelihood(model):
     )
     counted = dataclasses.replace(seq2seq, encode=encode)
     loaded = LoadedModel(CONFIG, counted, shardings, None, None)  # as a student in training
-    evaluation = _evaluation(mesh, rules)
+    evaluation = option_evaluation(mesh, rules)
     generated = evaluation.generator(loaded)(model)
     assert calls == [(8, 60), (8, 32)], "a prompt is encoded once, not once an option"
     pairs = dict.fromkeys((row[0], option) for row in QUESTIONS for option in row[1])
@@ -127,7 +80,7 @@ def test_of_equal_options_the_first_is_chosen(model):
         CONFIG, seq2seq, meshes.parameter_shardings(mesh, boxed, rules), None, None
     )
     zeros = jax.tree.map(np.zeros_like, model)
-    records = _evaluation(mesh, rules).generator(loaded)(zeros).records
+    records = option_evaluation(mesh, rules).generator(loaded)(zeros).records
     assert [record[0]["text"] for record in records] == ["A", "(A)", "no", "B", "C"] * 2
     for record in records:
         for option, score in record[0]["options"].items():

@@ -15,7 +15,7 @@ from gkd.models.t5 import as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.vocabularies import vocabularies
-from tests.evaluate.test_option_scoring import _evaluation
+from tests.evaluate.option_tasks import option_evaluation
 from tests.infer.inference import CONFIG, bytes_of
 
 PROMPTS = ("a: short", "a: a much longer prompt than the other one", "b", "c: the fourth") * 2
@@ -51,7 +51,7 @@ def test_a_model_judges_each_output_by_its_own_prompt():
 def test_the_reward_of_texts_is_a_mean_over_all_samples():
     """Two samples an example: the first repeats its reference, the second adds three letters."""
     evaluation = dataclasses.replace(
-        _evaluation(meshes.make_mesh(), meshes.rules_for()), reward=_letters_added
+        option_evaluation(meshes.make_mesh(), meshes.rules_for()), reward=_letters_added
     )
     targets = evaluation.examples.targets
     assert len(set(targets)) > 1
@@ -71,5 +71,10 @@ def test_a_reward_of_texts_needs_no_model_and_a_models_needs_one():
     assert load_judge(reward_functions.exact_number, None, None, mesh, rules, None) is None
     with pytest.raises(ValueError, match="set REWARD_MODEL"):
         load_judge(
-            reward_functions.entailment(), None, None, mesh, rules, _evaluation(mesh, rules).task
+            reward_functions.entailment(),
+            None,
+            None,
+            mesh,
+            rules,
+            option_evaluation(mesh, rules).task,
         )

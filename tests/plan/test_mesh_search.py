@@ -6,7 +6,7 @@ import pytest
 
 from gkd.errors import IndivisibleBatch
 from gkd.plan import mesh_search, program_report, programs
-from tests.plan.test_plan import plan, run_out
+from tests.plan.planning import plan, run_out
 
 
 def test_a_search_ranks_what_divides(capsys):

@@ -7,36 +7,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gkd.cli import command_line
-from gkd.cli.command_line import Command
 from gkd.distill.train_step import Part
 from gkd.plan import program_report, programs
 from gkd.plan.memory import cache_bytes
 from gkd.program_cost import collectives, roofline
 from gkd.program_cost.program_cost import program_memory
 from gkd.train.model_flops import step_flops
-from tests.paths import TINY
+from tests.plan.planning import DISTIL, plan, run_out, traced
 from tests.products import products
 
-DISTIL = (
-    "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "TEACHER_MODEL=%STUDENT_MODEL",
-)  # fmt: skip
 # Of the tiny student, by hand: kernels of attention and feed-forward layers, norms; bias tables.
 ENCODER, DECODER = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16, 8 * 16 * 16 + 3 * 16 * 32 + 3 * 16
 PARAMETERS = ENCODER + DECODER + 2 * (2 * 32 + 16) + 2 * 64 * 16
-
-
-def traced(*overrides, devices=None):
-    command = Command("train", (TINY,), ("MODEL_DIR='none'", *overrides))
-    return command_line.configure(command)(dry_run=lambda program: program, devices=devices)
-
-
-def plan(capsys, *options, code=0):
-    """The printed lines of a plan, or the error's."""
-    arguments = ["plan", f"--gin_file={TINY}", "--gin.MODEL_DIR='none'", *options]
-    assert command_line.main(arguments) == code
-    printed = capsys.readouterr()
-    return printed.out if code == 0 else printed.err
 
 
 # Memory
@@ -223,10 +205,6 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(capsys, monkeypatch):
     rest = ("--gin.FULLY_SHARDED=True", "--gin.REMAT=True", "--gin.MICROBATCHES=2")
     said = plan(capsys, "--topology=cpu:8", "--programs=step", *rest)
     assert not any(option in said for option in rest)
-
-
-def run_out(planned, chip, share):
-    return programs.Measured(None, 20.12 * 2**30, None, {}, 1.0)
 
 
 def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):

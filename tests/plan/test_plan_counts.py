@@ -10,7 +10,8 @@ from gkd.program_cost.collectives import Collective
 from gkd.program_cost.program_cost import Part, ProgramCost, program_cost
 from gkd.program_cost.topologies import topology_devices
 from gkd.train.model_flops import UPDATE, step_flops, useful_flops
-from tests.plan.test_plan import DISTIL, traced
+from tests.plan.counting import LAYERS, STACKED, counted_step
+from tests.plan.planning import DISTIL, traced
 from tests.products import products
 
 
@@ -108,17 +109,6 @@ def test_copies_and_collectives_of_a_loop_belong_to_the_loops_part():
     ):
         assert (found[name].parts, found[name].collectives) == ((copy,), (one,))
     assert found["gkd_reward"].parts == ()
-
-
-STACKED = ("STUDENT_STACKED=True", "TEACHER_STACKED=True")
-LAYERS = ("t5.T5Config.num_encoder_layers=4", "t5.T5Config.num_decoder_layers=4")
-
-
-def counted_step(*overrides, devices=None):
-    """(the count of the compiled on-policy step, its closed form)."""
-    program = traced(*DISTIL, *LAYERS, "LAMBDA=1.0", *overrides, devices=devices)
-    (planned,) = programs.step_programs(program).values()
-    return program_cost(planned.lower().compile().as_text()), planned.flops(12)
 
 
 def check_loops_count_as_unrolled(devices, *overrides):

@@ -135,7 +135,7 @@ def test_the_thread_that_watches_ends_with_the_run(tmp_path):
 @pytest.mark.parametrize("parts", [True, False])
 def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts, capfd):
     from gkd.cli import command_line
-    from tests.train.test_train import TINY
+    from tests.paths import TINY
 
     options = ["TRAIN_STEPS=4", "LOG_EVERY=2", f"TIME_PARTS={parts}", "EVALUATION_EXAMPLES=16"]
     options += [f'MODEL_DIR="{tmp_path}"', "train.train.tensorboard=False"]

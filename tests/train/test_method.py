@@ -16,7 +16,8 @@ from gkd.distill.replay import Replay
 from gkd.metrics import reward_functions
 from gkd.runs.metrics_log import read_metrics
 from gkd.train.method import Method
-from tests.train.test_train import TINY, folder, teacher, train  # noqa: F401 (fixtures)
+from tests.paths import TINY
+from tests.train.training import train
 
 GOOD = {
     "divergence": divergences.forward_kl, "beta": None, "on_policy_fraction": 1.0,
@@ -129,7 +130,7 @@ def logged(run, name):
     return [row[name] for row in rows if name in row]
 
 
-def test_rewards_of_texts_come_from_the_outputs_texts(folder, teacher):  # noqa: F811
+def test_rewards_of_texts_come_from_the_outputs_texts(folder, teacher):
     """Through both programs; the first step's mean reward is that of its outputs, in [0, 1]."""
     run = folder / "reward"
     assert train(
@@ -146,7 +147,7 @@ def test_rewards_of_texts_come_from_the_outputs_texts(folder, teacher):  # noqa:
     np.testing.assert_allclose(losses, 0.5 * divergence + 0.5 * policy, atol=1e-4)
 
 
-def test_a_replay_goes_on_where_it_stopped_bit_for_bit(folder, teacher):  # noqa: F811
+def test_a_replay_goes_on_where_it_stopped_bit_for_bit(folder, teacher):
     options = (
         f"TEACHER='{teacher}'", "DIVERGENCE=@divergences.skew_reverse_kl",
         "REPLAY=@replay.Replay()", "replay.Replay.capacity=50", "replay.Replay.share=0.6",
@@ -161,7 +162,7 @@ def test_a_replay_goes_on_where_it_stopped_bit_for_bit(folder, teacher):  # noqa
     assert logged(folder / "whole", "train/remembered")[-1] > 0
 
 
-def test_an_offline_teacher_of_all_ids_gives_the_losses_of_the_teacher_itself(folder, teacher):  # noqa: F811
+def test_an_offline_teacher_of_all_ids_gives_the_losses_of_the_teacher_itself(folder, teacher):
     file = folder / "scored.jsonl"
     assert command_line.main([
         "infer", "--model", str(teacher), "--task", TINY, "--split", "train", "--output", str(file),

@@ -19,7 +19,7 @@ from gkd.parallel import processes
 from gkd.runs.metrics_log import read_metrics
 from gkd.runs.signals import EXIT_LOST, EXIT_STOPPED
 from tests.paths import REPOSITORY, TINY
-from tests.train.test_train import saved_steps, wait_for_step
+from tests.train.training import saved_steps, wait_for_step
 
 SETTINGS = (
     "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5", "TRAIN_STEPS=30",

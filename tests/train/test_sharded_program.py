@@ -16,8 +16,8 @@ from gkd.program_cost.topologies import topology_devices
 from gkd.runs.monitor import Monitor
 from gkd.train.model_flops import step_flops
 from tests.paths import TINY
-from tests.plan.test_plan import DISTIL, traced
-from tests.plan.test_plan_counts import LAYERS, STACKED, counted_step
+from tests.plan.counting import LAYERS, STACKED, counted_step
+from tests.plan.planning import DISTIL, traced
 
 VOCABULARY, ROWS, TARGET = 4096, 16, 12
 LOGITS = 4 * ROWS * TARGET * VOCABULARY

@@ -4,7 +4,7 @@ import numpy as np
 import safetensors.numpy
 
 from gkd.cli import command_line
-from tests.train.test_train import fails, saved_steps, train
+from tests.train.training import fails, saved_steps, train
 
 
 def test_a_run_that_ends_with_losses_that_are_not_finite_is_not_complete(tmp_path, capfd):

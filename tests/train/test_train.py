@@ -1,12 +1,8 @@
 """Whole runs through the command line: interrupted, damaged, misconfigured, and evaluated."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -16,42 +12,8 @@ from gkd.checkpoints.params import restore_params
 from gkd.cli import command_line
 from gkd.runs.metrics_log import read_metrics
 from gkd.runs.signals import EXIT_STOPPED
-from tests.paths import REPOSITORY, TINY
-
-DISTIL = ("DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5")
-
-
-def arguments(model_dir, *overrides):
-    values = [f'MODEL_DIR="{model_dir}"', *overrides]
-    return ["train", f"--gin_file={TINY}", *(f"--gin.{value}" for value in values)]
-
-
-def train(model_dir, *overrides):
-    return command_line.main(arguments(model_dir, *overrides))
-
-
-def launch(model_dir, *overrides):
-    """The same in a process of its own, on one device."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # as users run it
-    }
-    command = [sys.executable, "-m", "gkd", *arguments(model_dir, *overrides)]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def teacher(folder):
-    assert train(folder / "teacher", "TRAIN_STEPS=4") == 0
-    return folder / "teacher"
+from tests.paths import TINY
+from tests.train.training import DISTIL, fails, launch, saved_steps, train, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +24,10 @@ def uninterrupted(folder, teacher):
     return folder / "whole"
 
 
-def saved_steps(model_dir):
-    folders = (model_dir / "checkpoints").glob("*")
-    return [int(path.name) for path in folders if path.name.isdigit()]
-
-
 def assert_same_run(got, want):
     assert (got / "metrics.jsonl").read_text() == (want / "metrics.jsonl").read_text()
     assert (got / "samples.jsonl").read_text() == (want / "samples.jsonl").read_text()
     jax.tree.map(np.testing.assert_array_equal, restore_params(got), restore_params(want))
-
-
-def wait_for_step(process, model_dir, step):
-    path = model_dir / "metrics.jsonl"
-    while process.poll() is None:
-        if path.exists() and f'{{"step": {step}, "train' in path.read_text():
-            return
-        time.sleep(0.005)
 
 
 def test_a_killed_run_continues_bit_for_bit(folder, teacher, uninterrupted):
@@ -232,15 +181,6 @@ def test_evaluate_measures_the_best_step_beside_its_teacher(uninterrupted, teach
     assert measured["teacher"]["greedy"]["exact_match"] == teacher_rows[0]["teacher/exact_match"]
     assert set(measured["divergences"]) >= {"on_policy_forward_kl", "reference_reverse_kl"}
     assert "| prompt | student | teacher | reference |" in out
-
-
-def fails(capfd, model_dir, *overrides, code=1):
-    """Runs, expects failure, returns the one line."""
-    assert train(model_dir, *overrides) == code
-    lines = capfd.readouterr().err.strip().splitlines()
-    errors = [line for line in lines if line.startswith("gkd: error:")]
-    assert len(errors) == 1 and lines[-1] == errors[0], lines
-    return errors[0]
 
 
 def test_bad_settings_get_one_line_and_a_way_out(folder, teacher, capfd):

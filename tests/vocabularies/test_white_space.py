@@ -8,7 +8,7 @@ from gkd.data import pipeline, tasks
 from gkd.infer.generator import encode_inputs, encode_targets
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import ONE_LINE, WhiteSpaceRule, rule_of
-from tests.vocabularies.test_hugging_face_vocabulary import folder_of, token
+from tests.vocabularies.tokenizer_folders import folder_of, token
 
 CODE = " def f(x):\r\n\treturn  x\n\n    \v\f# é\u00a0end \n"
 BYTES = vocabularies.byte_level()

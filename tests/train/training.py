@@ -1,0 +1,55 @@
+"""Runs of the tiny configuration through the command line."""
+
+import os
+import subprocess
+import sys
+import time
+
+from gkd.cli import command_line
+from tests.paths import REPOSITORY, TINY
+
+DISTIL = ("DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5")
+
+
+def arguments(model_dir, *overrides):
+    values = [f'MODEL_DIR="{model_dir}"', *overrides]
+    return ["train", f"--gin_file={TINY}", *(f"--gin.{value}" for value in values)]
+
+
+def train(model_dir, *overrides):
+    return command_line.main(arguments(model_dir, *overrides))
+
+
+def launch(model_dir, *overrides):
+    """The same in a process of its own, on one device."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # as users run it
+    }
+    command = [sys.executable, "-m", "gkd", *arguments(model_dir, *overrides)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def saved_steps(model_dir):
+    folders = (model_dir / "checkpoints").glob("*")
+    return [int(path.name) for path in folders if path.name.isdigit()]
+
+
+def wait_for_step(process, model_dir, step):
+    path = model_dir / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and f'{{"step": {step}, "train' in path.read_text():
+            return
+        time.sleep(0.005)
+
+
+def fails(capfd, model_dir, *overrides, code=1):
+    """Runs, expects failure, returns the one line."""
+    assert train(model_dir, *overrides) == code
+    lines = capfd.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("gkd: error:")]
+    assert len(errors) == 1 and lines[-1] == errors[0], lines
+    return errors[0]
