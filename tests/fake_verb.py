@@ -98,3 +98,15 @@ def fake_verb(tmp_path, monkeypatch, capsys):
     gin.clear_config()
     del sys.modules[module.__name__]
     delattr(gkd.train, name)
+
+
+RUN = """\
+job.run.steps = %STEPS
+job.run.config = @job.Config()
+job.run.mixing = %LAMBDA
+job.run.divergence = %DIVERGENCE
+job.Config.width = 3
+STEPS = 5
+LAMBDA = 0.25
+DIVERGENCE = @job.forward
+"""

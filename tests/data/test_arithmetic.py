@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import sentencepiece
 
-from gkd.data import arithmetic, train_vocabulary
+from gkd.data import arithmetic
 
 
 def replayed(problem):
@@ -92,29 +91,3 @@ def test_bad_settings_are_one_line(options, message):
     with pytest.raises(ValueError, match=message) as error:
         arithmetic.problems(**options)
     assert "\n" not in str(error.value)
-
-
-def test_shipped_vocabulary_is_what_the_script_trains():
-    shipped = train_vocabulary.PATH.read_bytes()
-    assert train_vocabulary.trained_vocabulary() == shipped
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=shipped)
-    assert pieces.vocab_size() <= 64
-    assert (pieces.pad_id(), pieces.eos_id(), pieces.unk_id(), pieces.bos_id()) == (0, 1, 2, -1)
-    text = "Tom has 17 coins, finds 4."
-    assert pieces.encode(text, out_type=str) == (
-        ["▁Tom", "▁has", "▁1", "7", "▁coins", ",", "▁finds", "▁4", "."]
-    )
-    assert pieces.encode("11 - 2 = 9 #### 9", out_type=str) == [
-        "▁1",
-        "1",
-        "▁-",
-        "▁2",
-        "▁=",
-        "▁9",
-        "▁####",
-        "▁9",
-    ]
-    for problem in arithmetic.problems("test", 100, digits=3):
-        for text in (problem.input, problem.target):
-            assert 2 not in pieces.encode(text)
-            assert pieces.decode(pieces.encode(text)) == text

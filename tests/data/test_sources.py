@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from gkd.data import sources
-from gkd.data.permutation import permutation
 
 
 def jsonl(path, rows):
@@ -152,14 +151,6 @@ def test_empty_slice_is_an_error(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"q": "1"}])
     with pytest.raises(ValueError, match=r"a.jsonl\[5:\] has no rows"):
         values(sources.files_source({"train": f"{path}[5:]"}, ("q",)), "train")
-
-
-def test_permutation_is_pinned():
-    # From Philox's raw bits, which NumPy promises to keep; sorted here by Python.
-    for words in ((0, 0), (0, 1), (7, 3)):
-        bits = np.random.Philox(np.random.SeedSequence(words)).random_raw(50).tolist()
-        assert permutation(50, *words).tolist() == sorted(range(50), key=bits.__getitem__)
-    assert permutation(8, 0, 0).tolist() != permutation(8, 0, 1).tolist()
 
 
 def test_the_shared_files_are_read_whole(shared):

@@ -4,13 +4,11 @@ import json
 
 import pytest
 
-from gkd.data import pipeline, prompts, tasks
-from gkd.metrics import metrics
-from gkd.metrics.calculator import apply_calculator, final_number
+from gkd.data import pipeline, tasks
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.tensorflow_host import seqio, tf
+from tests.data.small_texts import BYTES, TEMPLATES
 
-BYTES = vocabularies.byte_level()
 SMALL = vocabularies.arithmetic()  # has no line breaks, as T5's
 
 
@@ -82,17 +80,6 @@ def test_chain_of_thought(write):
         tasks.gsm8k_cot(files=files, vocabulary=BYTES, shots=5)
 
 
-def test_exemplars_are_right_and_safe_for_t5(shared):
-    t5 = vocabularies.t5(str(shared / "data/t5_vocab/spiece.model"))
-    for question, solution, answer in prompts.EXEMPLARS:
-        worked = f"{solution} #### {answer}"
-        corrected, computed = apply_calculator(worked)
-        assert corrected == worked
-        assert len(computed) >= 2
-        assert final_number(worked, calculator=True) == int(answer)
-        assert 2 not in t5.encode(f"Q: {question} A: {worked}")
-
-
 def test_answer_apart_from_the_rationale(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("Why?\\nNow\t7\tBecause 3 + 4 = 7.\nNo rationale\t7\t\n")
@@ -109,13 +96,6 @@ def test_answer_apart_from_the_rationale(tmp_path):
     )
     data = pipeline.tokenized_split(task, "train")
     assert data.empty.tolist() == [False, True]
-
-
-TEMPLATES = [
-    ("Q: {question}", "{why} So {answer}."),
-    ("{question} Why?", "{why}"),
-    ("Say {{it}}.", "{answer}"),
-]
 
 
 def test_instructions_take_one_template_a_row(write):
@@ -156,23 +136,6 @@ def test_instructions_take_one_template_a_row(write):
         assert (source.replace("\n", ""), target.split()) == (other_source, other.split())
 
 
-def test_bad_templates_are_one_line():
-    for templates, match in [
-        ([], "name no field"),
-        ([("a", "b")], "name no field"),
-        (["ab"], "not a pair"),
-        ([("{a}",)], "not a pair"),
-        ([("{a", "b")], "template '{a': expected '}'"),
-        ([("{}", "b")], "'' is not the name of a field"),
-        ([("{a.b}", "b")], "'a.b' is not the name"),
-        ([("{a!r}", "b")], "'a' is not the name"),
-    ]:
-        with pytest.raises(ValueError, match=match):
-            prompts.instructions(templates)
-    with pytest.raises(ValueError, match="give `files`, or `tfds`"):
-        tasks.instructions(TEMPLATES, vocabulary=BYTES)
-
-
 def test_tasks_and_mixtures_of_seqio(write):
     files = {"train": write("a.jsonl", [{"input": f"i{n}", "target": f"t{n}"} for n in range(6)])}
     own = tasks.local_text(files, name="theirs", vocabulary=BYTES)
@@ -188,21 +151,6 @@ def test_tasks_and_mixtures_of_seqio(write):
         tasks.from_seqio("flan_zsopt", vocabulary=BYTES)
     with pytest.raises(ValueError, match="would replace the one it reads"):
         tasks.from_seqio("theirs", name="theirs", vocabulary=BYTES)
-
-
-def test_votes_and_diversity_of_a_task():
-    task = tasks.arithmetic()
-    # The calculator makes 3 + 4 = 8 a vote for 7; the reference is taken as it is written.
-    samples = [["3 + 4 = 8 #### 8", "#### 7", "#### 9"], ["#### 5"] * 3]
-    scores = task.evaluate_samples(["3 + 4 = 7 #### 7", "2 + 2 = 5 #### 5"], samples)
-    assert scores["maj@3"] == 100.0
-    assert scores["distinct_1"] == pytest.approx(100 * (8 / 11 + 2 / 6) / 2)
-    assert 50 < scores["self_bleu"] < 100
-    assert set(tasks.arithmetic().evaluate_samples(["1"], [["1"]])) == {
-        "maj@1", "distinct_1", "distinct_2",
-    }  # fmt: skip
-    plain = tasks.translation(vocabulary=BYTES)
-    assert not any(key.startswith("maj") for key in plain.evaluate_samples(["a"], [["a", "b"]]))
 
 
 def test_arithmetic_needs_no_file():
@@ -252,15 +200,6 @@ def test_building_a_task_again_is_harmless_and_changes_no_earlier_one():
     assert seqio.TaskRegistry.get("arithmetic") is second.task
     assert texts(first)[0][0].count(",") == 1
     assert texts(second)[0][0].count(",") == 3
-
-
-def test_metrics_of_a_task():
-    assert tasks.arithmetic().evaluate(["#### 1", "#### 2"], ["#### 1", "#### 3"]) == {
-        "exact_match": 50.0,
-        "exact_match_calculator": 50.0,
-    }
-    task = tasks.translation(vocabulary=BYTES, metric_fns=[metrics.bleu, metrics.rouge])
-    assert set(task.evaluate(["a b"], ["a b"])) == {"bleu", "rouge1", "rouge2", "rouge_l"}
 
 
 def test_bad_settings_are_one_line():

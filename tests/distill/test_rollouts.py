@@ -145,11 +145,3 @@ def test_sampled_token_reverse_kl_is_right_on_average():
     gradient = q @ np.asarray(jax.jacobian(losses_of)(jnp.asarray(student)))
     want = references.divergence_gradient("reverse_kl", student, teacher)
     np.testing.assert_allclose(gradient, want, atol=1e-5)
-
-
-def test_a_linear_schedule_by_hand():
-    schedule = mixing.linear_schedule(0.0, 0.8, 4, after=2)
-    got = [round(float(schedule(step)), 4) for step in (0, 2, 3, 6, 100)]
-    assert got == [0.0, 0.0, 0.2, 0.8, 0.8]
-    with pytest.raises(ValueError, match="λ is 1.2"):
-        mixing.linear_schedule(0.0, 1.2, 4)

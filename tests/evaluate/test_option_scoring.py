@@ -10,7 +10,7 @@ from gkd.models.interface import project
 from gkd.models.t5 import as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-from tests.evaluate.option_tasks import LENGTHS, QUESTIONS, padded, option_evaluation
+from tests.evaluate.option_tasks import LENGTHS, QUESTIONS, option_evaluation, padded
 from tests.infer.inference import CONFIG, bytes_of
 
 

@@ -14,3 +14,6 @@ def read(folder):
     config, params = load_hf(folder)
     arrays = dict(np.load(folder / "golden.npz"))
     return dataclasses.replace(config, dropout_rate=0.0), jax.tree.map(jnp.asarray, params), arrays
+
+
+FAMILIES = ["t5v10_tiny", "t5v11_tiny", "mt5_tiny", "umt5_tiny"]

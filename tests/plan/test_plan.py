@@ -3,16 +3,11 @@
 import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from gkd.distill.train_step import Part
 from gkd.plan import program_report, programs
-from gkd.plan.memory import cache_bytes
 from gkd.program_cost import collectives, roofline
-from gkd.program_cost.program_cost import program_memory
-from gkd.train.model_flops import step_flops
 from tests.plan.planning import DISTIL, plan, run_out, traced
 from tests.products import products
 
@@ -22,44 +17,6 @@ PARAMETERS = ENCODER + DECODER + 2 * (2 * 32 + 16) + 2 * 64 * 16
 
 
 # Memory
-
-
-@pytest.mark.parametrize(
-    ("model", "rows", "divided"), [(1, 16, 8), (2, 16, 8), (4, 16, 8), (4, 4, 2)]
-)
-def test_the_cache_is_what_decoding_keeps(model, rows, divided):
-    """Against the shapes that `init_cache` makes; two heads do not divide over four chips."""
-    program = traced(f"MODEL_PARALLELISM={model}")
-    learner, samples = program.learner, 3
-
-    def kept(params, tokens):
-        encoded = learner.model.encode(params, tokens)
-        weights, cache = learner.model.init_cache(params, encoded, 12, samples)
-        return cache, [(layer.cross_keys, layer.cross_values) for layer in weights.layers]
-
-    tokens = jax.ShapeDtypeStruct((rows, 24), jnp.int32)
-    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(kept, learner.shapes, tokens))]
-    assert cache_bytes(program, learner, rows, 12, samples) == 4 * sum(sizes) / divided
-
-
-def test_a_steps_cache_is_of_what_it_writes_at_the_same_time():
-    """Two microbatches of eight prompts, three outputs of five tokens each, 24 tokens read."""
-    writes = ("LAMBDA=0.5", "MICROBATCHES=2", "SAMPLES=3", "ROLLOUT_LENGTH=5")
-    (step,) = programs.step_programs(traced(*DISTIL, *writes)).values()
-    assert step.cache == 4 * 2 * 16 * (24 + 3 * 5) * 8 / 8  # keys and values, float32, 8 chips
-    (reads,) = programs.step_programs(traced(*DISTIL, "LAMBDA=0.0")).values()
-    assert reads.cache == 0
-
-
-@pytest.mark.parametrize("overrides", [(), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")])
-def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimized):
-    program = traced(*DISTIL, "LAMBDA=1.0", *overrides)
-    (planned,) = programs.step_programs(program).values()
-    memory = program_memory(planned.lower().compile())
-    prompts = 4 * 16 * (24 + 1) / program.mesh.shape["data"]  # and weights; targets are not used
-    assert memory.arguments == sum(planned.held.values()) + prompts
-    assert memory.arguments <= memory.peak
-    assert memory.peak <= memory.arguments + memory.outputs - memory.aliased + memory.temporaries
 
 
 @pytest.mark.parametrize(
@@ -139,17 +96,6 @@ def test_the_fine_tuning_of_a_student_has_no_teacher(capsys, tmp_path):
     assert "sft" not in plan(capsys, *programs)
 
 
-def test_what_the_model_axis_does_not_divide_is_said():
-    sizes = ("t5.T5Config.num_heads=4", "t5.T5Config.mlp_dim=30", "t5.T5Config.vocab_size=66")
-    notes = program_report.undivided(traced(*DISTIL, *sizes, "MODEL_PARALLELISM=4"))
-    assert notes == [
-        f"the {role}'s {part} is not split over model=4"
-        for role in ("student", "teacher")
-        for part in ("feed-forward layers (width 30)", "vocabulary (66 ids)")
-    ]
-    assert program_report.undivided(traced(*DISTIL, *sizes)) == []
-
-
 def test_what_slices_send_each_other_takes_the_networks_time(capsys, monkeypatch, tmp_path):
     """Three more collectives of 1 GB than the compiled program has, at 2 GB/s."""
     count = programs.program_cost
@@ -212,20 +158,6 @@ def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
     said = plan(capsys, "--topology=cpu:8", "--programs=step")
     assert "step: does NOT fit: 20.12 of 16.00 GiB (" in said
     assert "change: --gin.MICROBATCHES=2" in said
-
-
-def test_a_count_that_is_not_the_closed_form_gives_no_figure(capsys, monkeypatch, tmp_path):
-    def four_percent_more(*arguments, **how):
-        return {name: 1.04 * cost for name, cost in step_flops(*arguments, **how).items()}
-
-    monkeypatch.setattr(programs, "step_flops", four_percent_more)
-    output = tmp_path / "plan.json"
-    options = ("--topology=cpu:8", "--programs=step", f"--output={output}")
-    message = plan(capsys, *options, code=1)
-    assert "no estimate of step" in message
-    step = json.loads(output.read_text())["programs"]["step"]
-    assert step["fits"] and "they differ by more than" in step["refused"]
-    assert not {"flops", "bytes", "collectives", "mfu", "examples_per_second"} & set(step)
 
 
 @pytest.mark.parametrize(

@@ -21,3 +21,19 @@ def folder_of(path, pieces=None, tokens=(), first=32100, **config):
     if pieces is not None:
         (path / "spiece.model").symlink_to(pieces)
     return str(path)
+
+
+def unigram(path, pieces, **changes):
+    """A tokenizer.json of the given pieces, as transformers 5 writes a T5's."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    model = tokenizers.models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], 2)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(list(CONTROL.values()))
+    tokenizer.enable_truncation(2)
+    raw = json.loads(tokenizer.to_str()) | changes
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    return str(path)

@@ -1,0 +1,7 @@
+"""Values of parameters without a default."""
+
+REQUIRED = {
+    "infer": ["--model=m", "--output=o"],
+    "convert": ["a", "b"],
+    "plan": ["--topology=cpu:8"],
+}

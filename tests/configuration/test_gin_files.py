@@ -1,0 +1,50 @@
+"""Gin files: where they are found and what they include."""
+
+import pathlib
+
+from tests.cli.one_line import assert_one_line
+from tests.fake_verb import RUN
+
+
+def test_includes_and_run_files_are_found_from_any_directory(fake_verb, monkeypatch, tmp_path):
+    monkeypatch.setattr("gkd.configuration.gin_files.REPOSITORY", tmp_path)
+    monkeypatch.setattr("gkd.cli.command_line.REPOSITORY", tmp_path, raising=False)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "elsewhere" / "configs").mkdir(parents=True)
+    fake_verb.write("configs/base.gin", RUN)
+    # A file of the same name below the current directory must not be read.
+    fake_verb.write("elsewhere/configs/base.gin", "not gin\n")
+    fake_verb.write("configs/run.gin", 'include "configs/base.gin"\n')
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert fake_verb("--gin_file=configs/run.gin") == (0, "")
+    assert fake_verb.calls[0]["mixing"] == 0.25
+    assert pathlib.Path.cwd() == tmp_path / "elsewhere"
+
+
+def test_a_run_file_of_the_current_directory_is_found(fake_verb, monkeypatch, tmp_path):
+    fake_verb.write("mine.gin", RUN)
+    monkeypatch.chdir(tmp_path)
+    assert fake_verb("--gin_file=mine.gin") == (0, "")
+
+
+def test_a_missing_gin_file(fake_verb):
+    code, error = fake_verb("--gin_file=configs/runs/nothing.gin")
+    assert code == 2
+    assert_one_line(error, "--gin_file=configs/runs/nothing.gin: no such file")
+
+
+def test_includes_in_a_circle(fake_verb):
+    path = fake_verb.folder / "a.gin"
+    fake_verb.write("b.gin", f'include "{path}"\n')
+    fake_verb.write("a.gin", f'include "{fake_verb.folder / "b.gin"}"\n')
+    code, error = fake_verb(path)
+    assert code == 2
+    assert_one_line(error, "b.gin: includes ", "a.gin, which includes it")
+
+
+def test_an_include_below_a_line_that_it_undoes(fake_verb):
+    base = fake_verb.write("base.gin", RUN)
+    run = fake_verb.write("run.gin", f'LAMBDA = 0.75\ninclude "{base}"\n')
+    code, error = fake_verb(run)
+    assert code == 2
+    assert_one_line(error, "run.gin:3: sets LAMBDA", "put includes first")

@@ -1,0 +1,66 @@
+"""Every parameter, default and option has a setting."""
+
+import inspect
+
+import pytest
+
+from gkd.cli import command_line
+from gkd.cli.plain_arguments import ADD_ARGUMENTS
+from gkd.configuration.setting_values import FunctionValue, check
+from gkd.configuration.verb_settings import CONVERT, INFER, PLAN, SETTINGS
+from tests.configuration.required import REQUIRED
+
+VERBS = {"infer": INFER, "convert": CONVERT, "plan": PLAN}
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_every_parameter_has_a_setting(path):
+    module, _, name = path.rpartition(".")
+    function = getattr(__import__(module, fromlist=[name]), name)
+    given = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+    # What a step or a metric gets from its caller is no setting.
+    from_caller = {
+        "student_logits", "teacher_logits", "targets", "predictions", "text", "prompts", "samples",
+        "references",
+    }  # fmt: skip
+    if module.startswith(("gkd.train", "gkd.evaluate", "gkd.sweep")):
+        from_caller = set()
+    assert set(given) - from_caller == set(SETTINGS[path])
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_every_default_is_an_accepted_value(path):
+    module, _, name = path.rpartition(".")
+    function = getattr(__import__(module, fromlist=[name]), name)
+    for parameter in inspect.signature(function).parameters.values():
+        value = parameter.default
+        if value is parameter.empty or parameter.name not in SETTINGS[path]:
+            continue
+        if callable(value):
+            value = FunctionValue(f"{value.__module__}.{value.__name__}", False, "")
+        if isinstance(value, tuple) and value and callable(value[0]):
+            value = [FunctionValue(f"{f.__module__}.{f.__name__}", False, "") for f in value]
+        check(value, SETTINGS[path][parameter.name], parameter.name)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_a_plain_verb_has_a_setting(verb):
+    parameters = inspect.signature(command_line.VERBS[verb].load()).parameters
+    assert set(parameters) - {"run"} == set(VERBS[verb])
+    parsed = vars(_parser(verb).parse_args(REQUIRED[verb]))
+    assert set(parsed) == set(VERBS[verb])
+    for name, parameter in parameters.items():
+        if name != "run" and parameter.default is not parameter.empty:
+            assert parsed[name] == parameter.default, name
+
+
+def _parser(verb):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    ADD_ARGUMENTS[verb](parser)
+    return parser

@@ -1,0 +1,31 @@
+"""Metrics and votes of a task."""
+
+import pytest
+
+from gkd.data import tasks
+from gkd.metrics import metrics
+from tests.data.small_texts import BYTES
+
+
+def test_votes_and_diversity_of_a_task():
+    task = tasks.arithmetic()
+    # The calculator makes 3 + 4 = 8 a vote for 7; the reference is taken as it is written.
+    samples = [["3 + 4 = 8 #### 8", "#### 7", "#### 9"], ["#### 5"] * 3]
+    scores = task.evaluate_samples(["3 + 4 = 7 #### 7", "2 + 2 = 5 #### 5"], samples)
+    assert scores["maj@3"] == 100.0
+    assert scores["distinct_1"] == pytest.approx(100 * (8 / 11 + 2 / 6) / 2)
+    assert 50 < scores["self_bleu"] < 100
+    assert set(tasks.arithmetic().evaluate_samples(["1"], [["1"]])) == {
+        "maj@1", "distinct_1", "distinct_2",
+    }  # fmt: skip
+    plain = tasks.translation(vocabulary=BYTES)
+    assert not any(key.startswith("maj") for key in plain.evaluate_samples(["a"], [["a", "b"]]))
+
+
+def test_metrics_of_a_task():
+    assert tasks.arithmetic().evaluate(["#### 1", "#### 2"], ["#### 1", "#### 3"]) == {
+        "exact_match": 50.0,
+        "exact_match_calculator": 50.0,
+    }
+    task = tasks.translation(vocabulary=BYTES, metric_fns=[metrics.bleu, metrics.rouge])
+    assert set(task.evaluate(["a b"], ["a b"])) == {"bleu", "rouge1", "rouge2", "rouge_l"}
