@@ -2,29 +2,30 @@
 
 import contextlib
 import dataclasses
-import gzip
 import json
 import os
 import pickle
 import resource
 import shutil
 import signal
-import tracemalloc
 
 import jax
 import numpy as np
 import pytest
-import tensorstore
 from etils import epath
 from flax import serialization
 
 from gkd.checkpoints import t5x_format
 from gkd.errors import UserError
-from gkd.tensor_files import zarr_arrays
 from gkd.tensor_files.msgpack_file import index_msgpack
-from tests.checkpoints.t5x_checkpoints import TINY, random_params, write_inline
-
-WO = "target.encoder.layers_0.mlp.wo.kernel"
+from tests.checkpoints.t5x_checkpoints import (
+    TINY,
+    WO,
+    edit_index,
+    random_params,
+    refused,
+    write_inline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +39,6 @@ def saved(tmp_path_factory):
 def copy(saved, tmp_path):
     """A whole checkpoint to be damaged."""
     return shutil.copytree(saved, tmp_path / "checkpoint_1")
-
-
-@contextlib.contextmanager
-def refused(message, error=ValueError):
-    """What is inside fails with one line that the command line prints without a traceback."""
-    with pytest.raises(error, match=message) as caught:
-        yield
-    assert isinstance(caught.value, UserError)
-    assert "\n" not in str(caught.value)
-
-
-def edit_index(folder, edit):
-    """Rewrites the index after `edit(the target's wo entry, the whole target)`."""
-    tree = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
-    target = tree["optimizer"]["target"]
-    edit(target["encoder"]["layers_0"]["mlp"]["wo"]["kernel"], target)
-    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
 
 
 def test_a_cut_index_is_refused_wherever_it_is_cut(copy, tmp_path):
@@ -86,39 +70,6 @@ def test_flipped_bytes_of_an_index_never_do_worse_than_one_line(tmp_path):
             assert isinstance(error, UserError) and "\n" not in str(error), error
             failures += 1
     assert 75 < failures < 300
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        b"\x81\xa6target\xc9\xff\xff\xff\xff\x01",  # an array of 4 GB
-        b"\x81\xa6target\xdf\xff\xff\xff\xff",  # 4 billion names
-        b"\x81\xa6target\xc6\x7f\xff\xff\xff",  # 2 GB of bytes
-        b"\x81\xa6target\xdd\xff\xff\xff\xff\xc0",  # 4 billion entries
-    ],
-)
-def test_lengths_that_the_file_cannot_hold(damaged, tmp_path):
-    (tmp_path / "checkpoint").write_bytes(damaged)
-    with refused("is truncated or damaged: a .* claims"):
-        t5x_format.open_t5x(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "payload, message",
-    [
-        # (shape, dtype, bytes) as Flax has it; the bytes do not fill the shape.
-        (b"\x93\x92\xce\x40\x00\x00\x00\x08\xa7float32\xc4\x04\0\0\0\0", "cannot be 4 bytes"),
-        (b"\x93\x91\xff\xa7float32\xc4\x04\0\0\0\0", "is no array"),
-        (b"\x93\x91\x01\xa6object\xc4\x04\0\0\0\0", "not floating-point weights"),
-        (b"\x93\x91\x01\xa5int32\xc4\x04\0\0\0\0", "not floating-point weights"),
-        (b"\xc0", "is no array"),
-    ],
-)
-def test_arrays_that_are_none(payload, message, tmp_path):
-    array = b"\xc7" + bytes([len(payload)]) + b"\x01" + payload
-    (tmp_path / "checkpoint").write_bytes(b"\x81\xa6target\x81\xa1a" + array)
-    with refused(message):
-        t5x_format.open_t5x(tmp_path)
 
 
 def test_what_is_no_checkpoint(tmp_path):
@@ -196,80 +147,6 @@ def test_damaged_arrays(kind, copy):
     damage(copy)
     with refused(message):
         t5x_format.load_t5x(copy, TINY)
-
-
-def array_of(folder, compressor, separator="."):
-    """An array in two chunks as TensorStore writes it, its location and its values."""
-    values = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
-    metadata = {"chunks": [20, 16], "shape": [20, 30], "compressor": compressor}
-    spec = {"driver": "zarr", "dtype": "float32", "metadata": metadata}
-    place = {"driver": "file", "path": f"{folder}/target.x/"}
-    store = {**metadata, "dimension_separator": separator}
-    opened = {**spec, "metadata": store, "kvstore": place, "create": True, "delete_existing": True}
-    tensorstore.open(opened).result().write(values).result()
-    index = {**spec, "kvstore": {"driver": "file", "path": "target.x/"}}
-    return zarr_arrays.locate_zarr(index, epath.Path(folder), "x"), values
-
-
-COMPRESSORS = [{"id": "gzip", "level": 1}, {"id": "zlib", "level": 1}, {"id": "bz2", "level": 1}]
-NO_CHECKSUM = [{"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}, {"id": "zstd"}, None]
-
-
-@pytest.mark.parametrize("compressor", COMPRESSORS, ids=lambda each: each["id"])
-@pytest.mark.parametrize("separator", [".", "/"])
-def test_every_byte_of_a_compressed_chunk_counts(compressor, separator, tmp_path):
-    """TensorStore alone reads a chunk without the last 9 bytes, or with a wrong checksum."""
-    array, values = array_of(tmp_path, compressor, separator)
-    np.testing.assert_array_equal(zarr_arrays.read_zarr(array), values)
-    chunk = tmp_path / "target.x" / f"0{separator}1"
-    whole = chunk.read_bytes()
-    cuts = [whole[:-count] for count in (*range(1, 14), len(whole) // 2)]
-    flips = []
-    used = 0x80 if compressor["id"] == "bz2" else 1  # the other end of a last byte is padding
-    for position in (*range(-12, 0), len(whole) // 2):
-        damaged = bytearray(whole)
-        damaged[position] ^= used
-        flips += [bytes(damaged), bytes(damaged[: -4 if position < -4 else None])]
-    for damaged in [*cuts, *flips, whole + b"\0", whole + whole, b""]:
-        chunk.write_bytes(damaged)
-        with refused("target.x.* is damaged or not complete"):
-            zarr_arrays.read_zarr(array)
-    chunk.write_bytes(whole)
-    np.testing.assert_array_equal(zarr_arrays.read_zarr(array), values)
-
-
-@pytest.mark.parametrize("compressor", NO_CHECKSUM, ids=lambda each: each and each["id"])
-def test_the_length_of_a_chunk_without_checksum_counts(compressor, tmp_path):
-    array, values = array_of(tmp_path, compressor)
-    np.testing.assert_array_equal(zarr_arrays.read_zarr(array), values)
-    chunk = tmp_path / "target.x" / "0.1"
-    whole = chunk.read_bytes()
-    for damaged in [*(whole[:-count] for count in range(1, 14)), whole + b"\0", b""]:
-        chunk.write_bytes(damaged)
-        with refused("target.x.* (is damaged or not complete|claims 2400 bytes, but)"):
-            zarr_arrays.read_zarr(array)
-
-
-def test_a_chunk_that_unpacks_to_more_is_refused_at_its_size(tmp_path):
-    array, _ = array_of(tmp_path, {"id": "gzip", "level": 1})
-    (tmp_path / "target.x" / "0.1").write_bytes(gzip.compress(bytes(1 << 26)))
-    tracemalloc.start()
-    with refused("it holds more than 1280 of 1280 bytes"):
-        zarr_arrays.read_zarr(array)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    "change", [{"filters": [{"id": "x"}]}, {"deep": 1}, {"compressor": [1]}, {"dtype": {}}]
-)
-def test_a_description_of_an_array_is_read_within_bounds(change, tmp_path):
-    array, _ = array_of(tmp_path, {"id": "gzip", "level": 1})
-    path = tmp_path / "target.x" / ".zarray"
-    text = json.dumps({**json.loads(path.read_text()), **change})
-    path.write_text(text.replace('"deep": 1', '"deep": ' + "[" * 100_000 + "]" * 100_000))
-    with refused("cannot be opened"):
-        zarr_arrays.read_zarr(array)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""The format of a checkpoint is recognised by its files."""
+
+import numpy as np
+import pytest
+
+from gkd.checkpoints import formats, save_hf, save_t5x
+from tests.checkpoints.t5x_checkpoints import TINY, random_params
+
+
+@pytest.mark.parametrize(("save", "kind"), [(save_hf, "huggingface"), (save_t5x, "t5x")])
+def test_each_format_is_recognised_and_opened(save, kind, tmp_path):
+    params = random_params(TINY)
+    save(tmp_path / "checkpoint_1", TINY, params)
+    assert formats.recognise(tmp_path / "checkpoint_1") == kind
+    opened = formats.open_checkpoint(tmp_path / "checkpoint_1", "newest")
+    assert opened.format == kind
+    name = "decoder/layers_1/mlp/wo/kernel"
+    want = params["decoder"]["layers_1"]["mlp"]["wo"]["kernel"]
+    np.testing.assert_array_equal(opened.tensors[name].read(), want)
+    with pytest.raises(ValueError, match=f"step 3: .* is a {kind} checkpoint, only a run has"):
+        formats.open_checkpoint(tmp_path / "checkpoint_1", 3)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        formats.recognise(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file: give the folder"):
+        formats.recognise(tmp_path / "file")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="a pickle, which can run any code"):
+        formats.recognise(tmp_path / "old")
