@@ -66,10 +66,10 @@ _DATA_SET = (
     r"[A-Za-z0-9_]+(/[\w.+-]+)?(:(\d+\.\d+\.\d+|\d+\.\d+\.\*|\d+\.\*\.\*))?",
     "the name of a TFDS data set, with its configuration and version: 'xsum:1.1.0'",
 )
-_TFDS = {"tfds": Setting(results=_paths("data.tasks", "TfdsData"))}
+_TFDS = {"tfds": Setting(results=_paths("data.tasks", "TfdsData"), none=True)}
 _TOKENIZE = {"tokenize": text(none=True)}  # the task knows sacreBLEU's names
 _TEXTS = {"input_field": text(), "target_field": text(), "prefix": text(0)}
-_TSV_FORMAT = {"tsv": Setting(results=_paths("data.tasks", "TsvFormat"))}
+_TSV_FORMAT = {"tsv": Setting(results=_paths("data.tasks", "TsvFormat"), none=True)}
 _SUMMARIES = {**_FROM_FILES, **_TSV_FORMAT, **_TEXTS, **_TFDS, **_TOKENIZE}
 _ANSWER_OF = Setting(functions=ANSWERS, none=True)
 _BENCHMARK = {
@@ -86,7 +86,7 @@ _ROWS = mapping(whole(1, 100_000_000), keys=("train", "validation", "test"), non
 DATA = {
     "gkd.data.tasks.TfdsData": {
         "name": text(pattern=_DATA_SET),  # other names of TFDS's load code from elsewhere
-        "splits": mapping(text()),
+        "splits": mapping(text(), none=True),
     },
     "gkd.data.tasks.TsvFormat": _TSV,
     "gkd.data.tasks.summarization": _SUMMARIES,
@@ -111,7 +111,7 @@ DATA = {
         **_FROM_FILES,
         **_TSV,
         "templates": sequence(sequence(text(0), 2, 2), least=1),
-        "tfds": Setting(results=_paths("data.tasks", "TfdsData"), none=True),
+        **_TFDS,
         "answer_of": _ANSWER_OF,
     },
     "gkd.data.tasks.arithmetic": {

@@ -21,13 +21,11 @@ class TfdsData:
 
     Attributes:
       name: its name, configuration and version: `xsum:1.1.0`.
-      splits: the TFDS split behind each split of the task.
+      splits: the TFDS split behind each split of the task; None is train, validation and test.
     """
 
     name: str
-    splits: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {split: split for split in ("train", "validation", "test")}
-    )
+    splits: Mapping[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,6 @@ class TsvFormat:
     escapes: bool = False
 
 
-_HEADED = TsvFormat()
 _XSUM = TfdsData(name="xsum:1.1.0")
 _WMT14_EN_DE = TfdsData(name="wmt14_translate/de-en:1.0.0")
 # GSM8K has no validation split.
@@ -58,11 +55,11 @@ def summarization(
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    tsv: TsvFormat = _HEADED,
+    tsv: TsvFormat | None = None,
     input_field: str = "document",
     target_field: str = "summary",
     prefix: str = "summarize: ",
-    tfds: TfdsData = _XSUM,
+    tfds: TfdsData | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
     tokenize: str | None = None,
@@ -74,17 +71,19 @@ def summarization(
       vocabulary: a seqio vocabulary; by default T5's.
       files: path of each split's file, see `sources.files_source`; None reads TFDS.
       directory: where relative paths start, by default the environment's GKD_DATA.
-      tsv: the format of TSV files.
+      tsv: the format of TSV files; None: their first line holds the columns' names.
       input_field: the field of the text to read.
       target_field: the field of the text to write.
       prefix: put before every input.
-      tfds: the TFDS data set that is read where `files` is None.
+      tfds: the TFDS data set that is read where `files` is None; None is XSum.
       max_examples: how many of the training rows to use; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
       tokenize: the tokenizer of BLEU and ROUGE, one of sacreBLEU's names; None chooses by the
         references' script, see `gkd.metrics.word_tokens`.
     """
-    source = _source(files, (input_field, target_field), directory, tsv, tfds, max_examples)
+    source = _source(
+        files, (input_field, target_field), directory, tsv, tfds or _XSUM, max_examples
+    )
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(input_field, target_field, prefix, rule_of(chosen))
     return make_task(
@@ -97,11 +96,11 @@ def translation(
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    tsv: TsvFormat = _HEADED,
+    tsv: TsvFormat | None = None,
     input_field: str = "en",
     target_field: str = "de",
     prefix: str = "translate English to German: ",
-    tfds: TfdsData = _WMT14_EN_DE,
+    tfds: TfdsData | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.bleu,),
     tokenize: str | None = None,
@@ -113,7 +112,8 @@ def translation(
     """
     return summarization(
         name=name, vocabulary=vocabulary, files=files, directory=directory, tsv=tsv,
-        input_field=input_field, target_field=target_field, prefix=prefix, tfds=tfds,
+        input_field=input_field, target_field=target_field, prefix=prefix,
+        tfds=tfds or _WMT14_EN_DE,
         max_examples=max_examples, metric_fns=metric_fns, tokenize=tokenize,
     )  # fmt: skip
 
@@ -123,12 +123,12 @@ def gsm8k_cot(
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    tsv: TsvFormat = _HEADED,
+    tsv: TsvFormat | None = None,
     question_field: str = "question",
     answer_field: str = "answer",
     rationale_field: str | None = None,
     shots: int = 4,
-    tfds: TfdsData = _GSM8K,
+    tfds: TfdsData | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.final_answer,),
 ) -> TaskSpec:
@@ -144,7 +144,7 @@ def gsm8k_cot(
       Others: as `summarization`'s.
     """
     fields = [question_field, answer_field] + ([rationale_field] if rationale_field else [])
-    source = _source(files, fields, directory, tsv, tfds, max_examples)
+    source = _source(files, fields, directory, tsv, tfds or _GSM8K, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.chain_of_thought(
         question_field, answer_field, rationale_field, shots, rule_of(chosen)
@@ -377,13 +377,15 @@ def _source(
     files: Mapping[str, str] | None,
     fields: Sequence[str],
     directory: str | None,
-    tsv: TsvFormat,
+    tsv: TsvFormat | None,
     tfds: TfdsData | None,
     max_examples: int | None,
 ) -> Any:
     check_max_examples(max_examples)
     if files:
+        tsv = tsv or TsvFormat()
         return sources.files_source(
             files, fields, directory, tsv.columns, max_examples, tsv.escapes
         )
-    return sources.tfds_source(tfds.name, tfds.splits, max_examples)
+    splits = tfds.splits or {split: split for split in ("train", "validation", "test")}
+    return sources.tfds_source(tfds.name, splits, max_examples)

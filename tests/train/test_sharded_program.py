@@ -58,9 +58,9 @@ def test_attention_is_split_by_heads_or_by_rows_or_not_at_all():
     assert program_report.split_by_rows(heads) == program_report.undivided(heads) == []
     assert program_report.undivided(rows) == [] and program_report.split_by_rows(whole) == []
     said = "the student's 2 heads do not divide over model=8: its attention is split by rows"
-    assert said in report.heading(rows)
+    assert said in program_report.heading(rows)
     said = "the teacher's attention (2 heads, nor do 4 rows divide over all chips) is not split"
-    assert said in report.heading(whole)
+    assert said in program_report.heading(whole)
 
 
 @pytest.mark.parametrize("ways", [(), STACKED, ("REMAT=True", *STACKED), ("MICROBATCHES=2",)])
