@@ -1,1 +1,5 @@
-"""seqio tasks, prompts, vocabularies, metrics, synthetic tasks and the input pipeline."""
+"""Tasks, prompts and batches.
+
+In: rows of JSONL, TSV, TFDS or seqio tasks. Out: a `TaskSpec` (texts, vocabulary, metrics), and
+batches of token ids in an order that depends on the seed only and can be resumed at any position.
+"""

@@ -1,1 +1,5 @@
-"""Divergences, losses, λ-mixing and the train step: pure functions of arrays."""
+"""Distillation methods as pure functions: divergences, losses, mixing, optimizers, the train step.
+
+In: functions of a student and a teacher, parameters, a batch, a PRNG key. Out: losses, gradients
+and the next `TrainState`. No files, no configuration, no global state.
+"""

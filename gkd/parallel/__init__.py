@@ -1,1 +1,5 @@
-"""Device meshes and the rules that place arrays on them."""
+"""Device meshes, the placement of arrays on them, and the processes of a job.
+
+In: devices, logical axis names, the environment variables of a job. Out: meshes, shardings, and
+each process's own rows. Nothing here knows models or files.
+"""

@@ -3,7 +3,7 @@
 import pytest
 
 from gkd.models import flops
-from gkd.models.flops import Split
+from gkd.models.flops import ShardCounts
 from gkd.models.t5 import T5Config
 
 # Widths of T5 v1.1 small.
@@ -26,6 +26,6 @@ def test_one_prompt_of_one_token():
 def test_work_grows_with_rows_and_is_divided_among_chips():
     whole = flops.head_flops(SMALL, 16, 7)
     assert whole == 16 * 7 * flops.head_flops(SMALL, 1, 1)
-    assert flops.head_flops(SMALL, 16, 7, Split(rows=4, vocab=2)) == whole / 8
-    halves = flops.encoder_flops(SMALL, 16, 7, Split(heads=2, mlp=2))
+    assert flops.head_flops(SMALL, 16, 7, ShardCounts(rows=4, vocab=2)) == whole / 8
+    halves = flops.encoder_flops(SMALL, 16, 7, ShardCounts(heads=2, mlp=2))
     assert halves == pytest.approx(flops.encoder_flops(SMALL, 16, 7) / 2)

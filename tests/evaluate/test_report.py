@@ -1,0 +1,46 @@
+"""The records of an evaluation, by hand."""
+
+import json
+import types
+
+import pytest
+
+from gkd.evaluate import report
+from gkd.evaluate.evaluation import Generated
+from gkd.infer.decode_options import Decoding
+
+GREEDY = Generated(
+    {"bleu": 50.0},
+    [[{"text": "a"}], [{"text": "b"}]],
+    reference_log_probs=[[-1.0, -2.0], [-6.0]],
+    signatures={"bleu": ["tok:13a", "tok:13a", "tok:zh"]},
+)
+
+
+def test_metrics_by_model_and_the_mean_over_all_reference_tokens():
+    found = report.all_metrics({"student": {"greedy": GREEDY}}, None)
+    assert found == {
+        "student": {"greedy": {"bleu": 50.0}, "references": {"reference_log_prob": -3}}
+    }
+
+
+def test_a_signature_names_every_tokenizer_once():
+    found = report.signatures({"student": {"greedy": GREEDY}})
+    assert found["bleu"] == "tok:13a; tok:zh"
+    assert "rouge" in found and report.signatures()["bleu"] != found["bleu"]
+
+
+def test_decodings_are_recorded_with_the_penalty_that_was_used():
+    facts = report.decoding_facts({"beam_4": Decoding(beams=4), "options": None})
+    assert facts["options"] is None
+    assert (facts["beam_4"]["beams"], facts["beam_4"]["length_penalty"]) == (4, 0.6)
+
+
+def test_outputs_are_one_line_per_example(tmp_path):
+    examples = types.SimpleNamespace(inputs=("x", "ü"), targets=("1", "2"))
+    evaluation = types.SimpleNamespace(examples=examples)
+    report.write_outputs(tmp_path / "a.jsonl", evaluation, {"student": {"greedy": GREEDY}})
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["input"] for row in rows] == ["x", "ü"]
+    assert rows[1]["student"] == {"greedy": [{"text": "b"}], "reference_log_probs": [-6.0]}
+    assert rows[1]["reference"] == "2" and rows[1]["index"] == pytest.approx(1)
