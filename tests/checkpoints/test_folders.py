@@ -23,7 +23,7 @@ def test_only_whole_numbers_as_they_are_written_are_steps(tmp_path):
 
 
 def test_the_best_step_is_the_newest_of_the_best_finite_values(tmp_path):
-    for step, value in ((1, 3.0), (2, 7.0), (3, 7), (4, "NaN"), (5, 1.0), (6, None)):
+    for step, value in ((1, 3.0), (2, 7.0), (3, 7.0), (4, "NaN"), (5, 1.0), (6, None)):
         make_step(tmp_path, step, {"bleu": value})
     (make_step(tmp_path, 7) / "metrics").mkdir()
     assert folders.find_best_step(tmp_path, "bleu", "max") == 3

@@ -11,7 +11,7 @@ from tests.checkpoints.t5x_checkpoints import TINY, random_params
 
 def test_parameters_and_architecture_come_back(tmp_path):
     params = random_params(TINY)
-    description = {"config": dataclasses.asdict(TINY), "vocabulary": None}
+    description = {"model": dataclasses.asdict(TINY), "vocabulary": None}
     save_run_checkpoint(tmp_path / "run", TINY, params, description)
     opened = open_run_checkpoint(tmp_path / "run")
     assert (opened.format, opened.config.num_decoder_layers, opened.config.num_heads) == (

@@ -18,7 +18,7 @@ def test_a_task_and_its_overrides():
     ("file", "overrides", "message"),
     [
         ("configs/tasks/none.gin", (), "--task=configs/tasks/none.gin: no such file"),
-        ("configs/models/t5_small.gin", (), "defines no TASK: name a file of configs/tasks/"),
+        ("configs/models/t5_1_1_small.gin", (), "defines no TASK: name a file of configs/tasks/"),
         (FILE, ("MAX_EXAMPLE=7",), "did you mean MAX_EXAMPLES?"),
         (FILE, ("DIGITS=0",), "DIGITS is 0"),
     ],

@@ -16,12 +16,12 @@ def made():
 
 def test_the_fingerprint_is_of_the_rows_and_of_nothing_else():
     evaluation = made()
-    assert made().fingerprint == evaluation.fingerprint
+    assert made().fingerprint() == evaluation.fingerprint()
     changed = dataclasses.replace(
         evaluation.examples, targets=("A", *evaluation.examples.targets[1:])
     )
     other = dataclasses.replace(evaluation, examples=changed)
-    assert other.fingerprint != evaluation.fingerprint
+    assert other.fingerprint() != evaluation.fingerprint()
 
 
 def test_the_table_has_prompt_outputs_and_reference_side_by_side():

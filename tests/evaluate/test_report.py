@@ -1,13 +1,15 @@
 """The records of an evaluation, by hand."""
 
+import dataclasses
 import json
-import types
 
 import pytest
 
 from gkd.evaluate import report
 from gkd.evaluate.evaluation import Generated
 from gkd.infer.decode_options import Decoding
+from gkd.parallel import mesh as meshes
+from tests.evaluate.option_tasks import option_evaluation
 
 GREEDY = Generated(
     {"bleu": 50.0},
@@ -37,8 +39,9 @@ def test_decodings_are_recorded_with_the_penalty_that_was_used():
 
 
 def test_outputs_are_one_line_per_example(tmp_path):
-    examples = types.SimpleNamespace(inputs=("x", "ü"), targets=("1", "2"))
-    evaluation = types.SimpleNamespace(examples=examples)
+    evaluation = option_evaluation(meshes.make_mesh(), meshes.rules_for())
+    examples = dataclasses.replace(evaluation.examples, inputs=("x", "ü"), targets=("1", "2"))
+    evaluation = dataclasses.replace(evaluation, examples=examples)
     report.write_outputs(tmp_path / "a.jsonl", evaluation, {"student": {"greedy": GREEDY}})
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["input"] for row in rows] == ["x", "ü"]

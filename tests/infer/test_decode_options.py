@@ -26,5 +26,5 @@ def test_what_means_nothing_is_refused(options, message):
 
 def test_the_length_penalty_of_a_beam_search_is_t5s():
     assert Decoding(beams=4).penalty == 0.6
-    assert Decoding(beams=4, length_penalty=0).penalty == 0
+    assert Decoding(beams=4, length_penalty=0.0).penalty == 0.0
     assert Decoding().penalty is None

@@ -20,7 +20,7 @@ def test_a_vocabulary_is_described_by_its_size_and_pieces():
 
 def test_an_architecture_is_described_field_by_field():
     config = T5Config(vocab_size=64, emb_dim=16)
-    found = model_loading.describe(config, vocabularies.byte_level())["config"]
+    found = model_loading.describe(config, vocabularies.byte_level())["model"]
     assert found["emb_dim"] == 16 and set(found) <= set(dataclasses.asdict(config))
 
 
