@@ -25,6 +25,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
+# Programs that tests start: collecting doctests would run them.
+collect_ignore = ["checkpoints/saving_program.py", "parallel/rows_program.py"]
+
+
 @pytest.fixture
 def optimized():
     """Compiles as a user's process would: for tests that measure or read the compiled program."""

@@ -74,8 +74,11 @@ def test_a_bucket_that_a_gin_file_names_is_mounted(cloud, check):
 
 
 def test_results_that_nobody_wants_need_no_bucket(cloud):
-    cloud("tpu_vm.sh", "--dry-run", "all", *TRAIN, KEEP_NOTHING="1")
-    cloud("tpu_vm.sh", "--dry-run", "all", *TRAIN, "--gin.DRY_RUN=True")
+    for arguments, environment in (((), {"KEEP_NOTHING": "1"}), (("--gin.DRY_RUN=True",), {})):
+        done = cloud("tpu_vm.sh", "--dry-run", "all", *TRAIN, *arguments, **environment)
+        assert "configs/runs/xsum/small.gin" in done.stdout and "create" in done.stdout
+        assert "/buckets/" not in done.stdout  # none is mounted
+        assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
