@@ -24,7 +24,6 @@ install_import_hook("gkd", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-
 # Programs that tests start: collecting doctests would run them.
 collect_ignore = ["checkpoints/saving_program.py", "parallel/rows_program.py"]
 
