@@ -20,9 +20,9 @@ import numpy as np
 from gkd.configuration.task_files import read_task
 from gkd.data import pipeline
 from gkd.distill import divergences
-from gkd.distill.rollouts import shift_right
+from gkd.distill.logits import dense
 from gkd.distill.truncated_teacher import truncation_bias
-from gkd.models.interface import project
+from gkd.models.scoring import score_tokens
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
 from gkd.vocabularies import vocabularies
@@ -69,10 +69,7 @@ def main(arguments: list[str]) -> None:
     @jax.jit
     def logits(params, inputs, targets):
         return [
-            project(
-                one.model.decode_hidden(p, one.model.encode(p, inputs), shift_right(targets)).last,
-                one.model.head(p),
-            )
+            dense(score_tokens(one.model, p, one.model.encode(p, inputs), targets))
             for one, p in zip(loaded, params, strict=True)
         ]
 

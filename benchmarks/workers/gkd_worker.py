@@ -14,7 +14,7 @@ from benchmarks.workloads import STUDENT, TEACHER, USABLE, VOCABULARY
 from gkd.decode import sampling
 from gkd.distill import divergences, losses, optimizers, train_step
 from gkd.distill.types import Batch
-from gkd.models.interface import EOS_ID
+from gkd.models.interface import T5_IDS
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 
@@ -28,7 +28,7 @@ def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY
     usable = np.zeros(vocabulary, bool)
     usable[1:USABLE] = True
     writable = usable.copy()
-    writable[EOS_ID] = False  # no output ends early
+    writable[T5_IDS.end] = False  # no output ends early
     mesh = meshes.make_mesh()
     batch = meshes.place_batch(Batch(prompts, targets, np.ones(len(prompts), np.float32)), mesh)
     counter = itertools.count()

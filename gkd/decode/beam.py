@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from gkd.errors import InvalidValue
-from gkd.models.interface import EOS_ID, Encoded, Seq2SeqModel, project
+from gkd.models.interface import Encoded, Seq2SeqModel, project
+from gkd.models.scoring import first_inputs
 
 _IMPOSSIBLE = -jnp.inf
 _BLOCK = 256
@@ -128,15 +129,16 @@ def _merge(first, second, key):
     return _take(both, _top(key(both.scores), count)[1])
 
 
-def _start(batch, beams, max_length, cache):
-    """One live beam a prompt, with nothing written; nothing finished."""
-    tokens = jnp.zeros((batch, beams, max_length), jnp.int32)
+def _start(first, beams, padding_id, max_length, cache):
+    """One live beam per prompt, without tokens, given first inputs [B·K]; no finished beam."""
+    batch = first.shape[0] // beams
+    tokens = jnp.full((batch, beams, max_length), padding_id, jnp.int32)
     nothing = jnp.full((batch, beams), _IMPOSSIBLE, jnp.float32)
     return _Search(
         step=jnp.int32(0),
         tokens=tokens,
         log_probs=nothing.at[:, 0].set(0.0),
-        last=jnp.zeros(batch * beams, jnp.int32),
+        last=first,
         finished=Beams(tokens, nothing, nothing, jnp.zeros((batch, beams), jnp.int32)),
         cache=cache,
     )
@@ -168,8 +170,8 @@ def _advance(search, log_probs, cache, eos_id, length_penalty):
     )
 
 
-def _conclude(search, length_penalty):
-    """What finished, then, in places left free, the live beams: they were cut off."""
+def _conclude(search, length_penalty, padding_id):
+    """Finished beams, then in free places the live beams, truncated at the maximum length."""
     max_length = search.tokens.shape[-1]
     scores = _score(search.log_probs, max_length, length_penalty)
     lengths = jnp.full_like(search.finished.lengths, max_length)
@@ -179,7 +181,7 @@ def _conclude(search, length_penalty):
     )
     exists = jnp.isfinite(found.scores)
     return Beams(
-        tokens=jnp.where(exists[..., None], found.tokens, 0),
+        tokens=jnp.where(exists[..., None], found.tokens, padding_id),
         log_probs=jnp.where(exists, found.log_probs, _IMPOSSIBLE),
         scores=found.scores,
         lengths=jnp.where(exists, found.lengths, 0),
@@ -195,7 +197,7 @@ def beam_search(
     valid: Bool[Array, " vocab"],
     beams: int = 4,
     length_penalty: float = 0.6,
-    eos_id: int = EOS_ID,
+    eos_id: int | None = None,
 ) -> Beams:
     """Writes the K most probable outputs it can find for every prompt, as T5X's beam search does.
 
@@ -233,6 +235,8 @@ def beam_search(
     Raises:
       ValueError: for a length, number of beams, penalty or EOS id that means nothing.
     """
+    ids = model.special_ids
+    eos_id = ids.end if eos_id is None else eos_id
     _check(max_length, beams, length_penalty, eos_id, valid.shape[0])
     batch = encoded.mask.shape[0]
     params, encoded = jax.lax.stop_gradient((params, encoded))
@@ -250,5 +254,7 @@ def beam_search(
         log_probs = jax.nn.log_softmax(logits).reshape(batch, beams, -1)
         return _advance(search, log_probs, cache, eos_id, length_penalty)
 
-    start = _start(batch, beams, max_length, cache)
-    return _conclude(jax.lax.while_loop(unfinished, write_one, start), length_penalty)
+    first = first_inputs(model, encoded, beams)
+    start = _start(first, beams, ids.padding, max_length, cache)
+    found = jax.lax.while_loop(unfinished, write_one, start)
+    return _conclude(found, length_penalty, ids.padding)

@@ -11,13 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
-from gkd.models.interface import (
-    EOS_ID,
-    Encoded,
-    Seq2SeqModel,
-    head_for_loop,
-    project_token,
-)
+from gkd.models.interface import Encoded, Seq2SeqModel, head_for_loop, project_token
+from gkd.models.scoring import first_inputs
 
 _IMPOSSIBLE = -jnp.inf
 
@@ -151,7 +146,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos_id: int = EOS_ID,
+    eos_id: int | None = None,
     samples: int = 1,
     rows: Int[Array, " rows"] | None = None,
 ) -> Samples:
@@ -169,7 +164,7 @@ def sample(
       valid: bool [V], ids that may be written; pad and unusable ids are false.
       temperature: 0 is greedy; 1 samples the model's own distribution.
       top_k, top_p: see `truncate_logits`; off by default.
-      eos_id: ends a row; it is kept, everything after it is 0.
+      eos_id: ends a row; it is kept, everything after it is padding. None: the model's own.
       samples: G, outputs a prompt; row prompt·G + sample.
       rows: global row numbers, 0…B·G−1 by default.
 
@@ -185,7 +180,9 @@ def sample(
     params, encoded = jax.lax.stop_gradient((params, encoded))
     keys = row_keys(rng, jnp.arange(batch) if rows is None else rows)
     weights, cache = model.init_cache(params, encoded, max_length, samples)
-    head = head_for_loop(model.head(params), encoded.hidden.dtype)
+    head = head_for_loop(model.head(params), model.dtype)
+    ids = model.special_ids
+    eos_id = ids.end if eos_id is None else eos_id
 
     def unfinished(carry):
         step, _, ended, *_ = carry
@@ -196,7 +193,7 @@ def sample(
         hidden, cache = model.decode_step(weights, cache, last, step)
         logits = jnp.where(valid, project_token(hidden, head), _IMPOSSIBLE)  # [B, V]
         token, log_prob = _choose(logits, keys, step, temperature, top_k, top_p)
-        token = jnp.where(ended, 0, token)
+        token = jnp.where(ended, ids.padding, token)
         log_prob = jnp.where(ended, 0.0, log_prob)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
         log_probs = jax.lax.dynamic_update_slice(log_probs, log_prob[:, None], (0, step))
@@ -204,11 +201,11 @@ def sample(
 
     start = (
         jnp.int32(0),
-        jnp.zeros(batch, jnp.int32),
+        first_inputs(model, encoded, samples),
         jnp.zeros(batch, bool),
-        jnp.zeros((batch, max_length), jnp.int32),
+        jnp.full((batch, max_length), ids.padding, jnp.int32),
         jnp.zeros((batch, max_length), jnp.float32),
         cache,
     )
     _, _, _, tokens, log_probs, _ = jax.lax.while_loop(unfinished, write_one, start)
-    return Samples(tokens, log_probs, jnp.sum(tokens > 0, axis=-1, dtype=jnp.int32))
+    return Samples(tokens, log_probs, jnp.sum(tokens != ids.padding, axis=-1, dtype=jnp.int32))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
 from gkd.models import interface
+from gkd.models.interface import ProjectedLogits
 
 # Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
 _LOWEST_LOGIT = -1e32
@@ -60,19 +61,6 @@ class DenseLogits:
     """Logits that exist: `values`, any float dtype [N, T, V]."""
 
     values: Any
-
-
-@flax.struct.dataclass
-class ProjectedLogits:
-    """Logits as the product they are, never multiplied out at full length.
-
-    Attributes:
-      hidden: [N, T, E] last hidden states, in the model's compute dtype.
-      head: the projection to [N, T, V], its kernel used in place.
-    """
-
-    hidden: Any
-    head: interface.Head
 
 
 @flax.struct.dataclass

@@ -158,10 +158,12 @@ class ReplayStep:
     Attributes:
       base: samples (its λ is not used) and updates.
       train_steps: T, over which new outputs give way to remembered ones.
+      padding_id: the id that fills rows after their end.
     """
 
     base: TrainStep
     train_steps: int
+    padding_id: int = 0
 
     def step(
         self, state: TrainState, teacher_params: Any, batch: Batch, reward_params: Any = None
@@ -181,7 +183,7 @@ class ReplayStep:
         batch, rollout = jax.lax.cond(
             replays,
             lambda: draw(memory, jax.random.fold_in(key, _DRAW), batch),
-            lambda: (batch, rollout_from_targets(batch)),
+            lambda: (batch, rollout_from_targets(batch, padding_id=self.padding_id)),
         )
         state, metrics = self.base.update(
             state.replace(replay=memory), teacher_params, batch, rollout

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from gkd.distill.logits import token_log_prob
 from gkd.errors import InvalidValue
-from gkd.models.interface import EOS_ID, Seq2SeqModel, project
+from gkd.models.interface import Seq2SeqModel, project
+from gkd.models.scoring import score_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Entailment:
       input_length: tokens of the model's input.
       prompt_prefix_ids: what a prompt begins with that is not part of the document (the ids of
         `summarize: `); it is left out of those rows that begin with it.
-      hypothesis_first: whether hypothesis and sample stand before premise and document.
+      hypothesis_first: put hypothesis and sample before premise and document.
+      eos_id, padding_id: of the vocabulary.
 
     Source: Honovich et al., "TRUE: Re-evaluating Factual Consistency Evaluation" (2022), whose
     model answers `1` or `0` to `premise: … hypothesis: …`; used as a reward by Roit et al.,
@@ -44,6 +46,8 @@ class Entailment:
     input_length: int
     prompt_prefix_ids: tuple[int, ...] = ()
     hypothesis_first: bool = False
+    eos_id: int = 1
+    padding_id: int = 0
 
     def inputs(
         self,
@@ -75,18 +79,18 @@ class Entailment:
     def _row(self, prompt, sample):
         """One row of `inputs`: prompt [S], sample [T] -> [input_length]."""
         fixed = [jnp.array(ids, jnp.int32) for ids in (self.premise_ids, self.hypothesis_ids)]
-        start, written = self._prefix_length(prompt), _text_length(sample)
+        start, written = self._prefix_length(prompt), self._text_length(sample)
         room = self.input_length - len(fixed[0]) - len(fixed[1]) - written - 1
-        document = jnp.clip(_text_length(prompt) - start, 0, room)
+        document = jnp.clip(self._text_length(prompt) - start, 0, room)
         # (tokens, the first that is used, how many are)
         about_document = [(fixed[0], 0, len(fixed[0])), (prompt, start, document)]
         about_sample = [(fixed[1], 0, len(fixed[1])), (sample, 0, written)]
         parts = [*about_document, *about_sample]
         if self.hypothesis_first:
             parts = [*about_sample, *about_document]
-        parts.append((jnp.array([EOS_ID]), 0, 1))
+        parts.append((jnp.array([self.eos_id]), 0, 1))
         position = jnp.arange(self.input_length)
-        row, before = jnp.zeros(self.input_length, jnp.int32), 0
+        row, before = jnp.full(self.input_length, self.padding_id, jnp.int32), 0
         for tokens, first, count in parts:
             if tokens.shape[0]:  # nothing can be taken from an empty piece
                 inside = (position >= before) & (position < before + count)
@@ -115,11 +119,10 @@ class Entailment:
         """
         inputs = self.inputs(encoder_input_tokens, target_tokens)
         encoded = model.encode(params, inputs)
-        first = jnp.zeros((inputs.shape[0], 1), jnp.int32)  # the decoder's start
-        hidden = model.decode_hidden(params, encoded, first)
-        logits = project(hidden.last, model.head(params))  # [N, 1, V]
-        wanted = jnp.full(first.shape, self.entailment_id)
-        return jax.lax.stop_gradient(jnp.exp(token_log_prob(logits, wanted)[:, 0]))
+        answer = jnp.full((inputs.shape[0], 1), self.entailment_id, jnp.int32)
+        scored = score_tokens(model, params, encoded, answer)
+        logits = project(scored.hidden, scored.head)  # [N, 1, V]
+        return jax.lax.stop_gradient(jnp.exp(token_log_prob(logits, answer)[:, 0]))
 
     def _prefix_length(self, prompt):
         """How many tokens of a prompt [S] stand before its document."""
@@ -129,7 +132,6 @@ class Entailment:
         prefix = jnp.array(self.prompt_prefix_ids, jnp.int32)
         return jnp.where(jnp.all(prompt[:size] == prefix), size, 0)
 
-
-def _text_length(tokens):
-    """How many tokens [T] stand before the first EOS or padding."""
-    return jnp.sum(jnp.cumprod((tokens != EOS_ID) & (tokens != 0)))
+    def _text_length(self, tokens):
+        """Counts the tokens [T] before the first EOS or padding."""
+        return jnp.sum(jnp.cumprod((tokens != self.eos_id) & (tokens != self.padding_id)))

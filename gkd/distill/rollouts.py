@@ -1,4 +1,4 @@
-"""Rollouts from the data set's targets and from samples, and the decoder's inputs for them."""
+"""Rollouts from the data set's targets and from samples, and their statistics."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from jaxtyping import Array, Float, Int
 from gkd.distill.types import Batch, Rollout
 
 
-def rollout_from_targets(batch: Batch, samples: int = 1) -> Rollout:
-    """The data set's own outputs as a rollout: every token through the last non-zero one counts.
+def rollout_from_targets(batch: Batch, samples: int = 1, padding_id: int = 0) -> Rollout:
+    """Makes a rollout of the data set's targets: every token through the last that is not padding.
 
-    The last token is looked for from the end, so a 0 inside a row punches no hole into the mask,
-    and a row that was cut before its EOS is supervised to its end.
+    The last token is found from the end: a padding id inside a row leaves no gap in the mask, and a
+    row that was truncated before its EOS is supervised to its end.
 
     Args:
-      batch: B prompts with their outputs.
-      samples: G, how often each output is repeated, where the student would write G samples.
+      batch: B prompts with their targets.
+      samples: G, repetitions of each target, where the student would generate G samples per prompt.
+      padding_id: the id that fills rows after their end.
 
     Returns:
       B·G rows.
@@ -25,7 +26,7 @@ def rollout_from_targets(batch: Batch, samples: int = 1) -> Rollout:
     tokens = jnp.repeat(batch.decoder_target_tokens, samples, axis=0)
     example_weights = jnp.repeat(batch.example_weights, samples)
     # [N, T]: is there a token here or anywhere to the right?
-    mask = jax.lax.cummax((tokens != 0).astype(jnp.float32), axis=1, reverse=True)
+    mask = jax.lax.cummax((tokens != padding_id).astype(jnp.float32), axis=1, reverse=True)
     return Rollout(
         target_tokens=tokens,
         weights=mask * example_weights.astype(jnp.float32)[:, None],
@@ -61,23 +62,25 @@ def rollout_from_samples(
     return jax.lax.stop_gradient(rollout)
 
 
-def padded_to(rollout: Rollout, length: int) -> Rollout:
-    """The same rollout with rows of `length` tokens, the new ones empty."""
+def padded_to(rollout: Rollout, length: int, padding_id: int = 0) -> Rollout:
+    """Lengthens a rollout's rows to `length` tokens with padding of weight 0."""
     missing = ((0, 0), (0, length - rollout.target_tokens.shape[1]))
     return rollout.replace(
-        target_tokens=jnp.pad(rollout.target_tokens, missing),
+        target_tokens=jnp.pad(rollout.target_tokens, missing, constant_values=padding_id),
         weights=jnp.pad(rollout.weights, missing),
         log_probs=jnp.pad(rollout.log_probs, missing),
     )
 
 
-def shift_right(target_tokens: Int[Array, "rows length"]) -> Int[Array, "rows length"]:
-    """The decoder's inputs for these targets: a 0 first, the last token dropped."""
-    return jnp.pad(target_tokens, ((0, 0), (1, 0)))[:, :-1]
+def rollout_metrics(
+    written: Rollout, eos_id: int, padding_id: int = 0
+) -> dict[str, tuple[Array, Array]]:
+    """Summarises a step's sequences as (sum, weight) pairs.
 
-
-def rollout_metrics(written: Rollout, eos_id: int) -> dict[str, tuple[Array, Array]]:
-    """Who wrote a step's sequences and what they look like, as (sum, weight) pairs.
+    Args:
+      written: the step's rollout.
+      eos_id: the id that ends an output.
+      padding_id: the id that fills rows after their end.
 
     Returns:
       on_policy, target_length and cut_off (no EOS) as means over rows; repetition, the share of a
@@ -86,11 +89,11 @@ def rollout_metrics(written: Rollout, eos_id: int) -> dict[str, tuple[Array, Arr
     """
     counted = (jnp.sum(written.weights, axis=-1) > 0).astype(jnp.float32)  # [N]
     tokens = written.target_tokens
-    lengths = jnp.sum(tokens > 0, axis=-1).astype(jnp.float32)
+    lengths = jnp.sum(tokens != padding_id, axis=-1).astype(jnp.float32)
     ended = jnp.any(tokens == eos_id, axis=-1)
     rows = jnp.sum(counted)
     own = counted * written.on_policy
-    repeated, grams = repeated_ngrams(tokens)
+    repeated, grams = repeated_ngrams(tokens, padding_id=padding_id)
     return {
         "on_policy": (jnp.sum(own), rows),
         "target_length": (jnp.sum(lengths * counted), rows),
@@ -101,16 +104,22 @@ def rollout_metrics(written: Rollout, eos_id: int) -> dict[str, tuple[Array, Arr
 
 
 def repeated_ngrams(
-    tokens: Int[Array, "rows length"], n: int = 4
+    tokens: Int[Array, "rows length"], n: int = 4, padding_id: int = 0
 ) -> tuple[Float[Array, " rows"], Float[Array, " rows"]]:
-    """How many of a row's n-grams stand earlier in the row too, and how many n-grams it has.
+    """Counts the n-grams of each row that occur earlier in the same row, and all its n-grams.
 
     Args:
-      tokens: int32 [N, T], 0 after the end; an n-gram ends before it.
-      n: tokens of an n-gram.
+      tokens: int32 [N, T], through EOS, then padding; n-grams with padding do not count.
+      n: tokens per n-gram.
+      padding_id: the id that fills rows after their end.
 
     Returns:
       Two counts, float32 [N].
+
+    >>> import jax.numpy as jnp
+    >>> repeated, total = repeated_ngrams(jnp.array([[5, 6, 5, 6, 5, 1, 0]]), n=2)
+    >>> (repeated.tolist(), total.tolist())  # 5 6 and 6 5 come twice
+    ([2.0], [5.0])
     """
     count = tokens.shape[1] - n + 1
     if count < 1:
@@ -120,7 +129,7 @@ def repeated_ngrams(
         part = tokens[:, i : i + count]
         same &= part[:, :, None] == part[:, None, :]
     earlier = jnp.arange(count)[:, None] > jnp.arange(count)[None, :]
-    exists = tokens[:, n - 1 :] > 0
+    exists = tokens[:, n - 1 :] != padding_id
     repeated = jnp.any(same & earlier, axis=-1) & exists
     return (
         jnp.sum(repeated, axis=-1).astype(jnp.float32),

@@ -24,7 +24,6 @@ from jaxtyping import Array
 
 from gkd.distill import mixing
 from gkd.distill.advantages import advantages
-from gkd.distill.logits import ProjectedLogits
 from gkd.distill.microbatches import join_rows, split_rows
 from gkd.distill.optimizers import update_if
 from gkd.distill.rollouts import (
@@ -32,10 +31,10 @@ from gkd.distill.rollouts import (
     rollout_from_samples,
     rollout_from_targets,
     rollout_metrics,
-    shift_right,
 )
 from gkd.distill.types import Batch, Rollout, TrainState
-from gkd.models.interface import EOS_ID, Seq2SeqModel
+from gkd.models.interface import ProjectedLogits, Seq2SeqModel
+from gkd.models.scoring import score_tokens
 
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
 
@@ -105,8 +104,7 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
 
     def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> ProjectedLogits:
         encoded = model.encode(params, batch.teacher_prompts)
-        hidden = model.decode_hidden(params, encoded, shift_right(rollout.target_tokens))
-        logits = ProjectedLogits(hidden.last, model.head(params))
+        logits = score_tokens(model, params, encoded, rollout.target_tokens)
         return jax.lax.stop_gradient(logits)
 
     return teacher_logits_fn
@@ -155,7 +153,7 @@ class TrainStep:
           The sequences of every row, with their rewards where the program has them.
         """
         if not self._samples:
-            return rollout_from_targets(batch)
+            return self._data_rollout(batch)
         params = jax.lax.stop_gradient(state.params)
 
         def write_part(part):
@@ -252,7 +250,7 @@ class TrainStep:
     def _choose(self, params, encoded, batch, step, rng, rows) -> Rollout:
         fraction = self.on_policy_fraction
         if not self._samples:
-            return rollout_from_targets(batch)
+            return self._data_rollout(batch)
 
         def write():
             with jax.named_scope(Part.SAMPLING):
@@ -264,10 +262,10 @@ class TrainStep:
         length = batch.decoder_target_tokens.shape[1]
 
         def data():
-            return rollout_from_targets(batch, self.samples)
+            return self._data_rollout(batch, self.samples)
 
         def own():
-            return padded_to(write(), length)
+            return padded_to(write(), length, self.student.special_ids.padding)
 
         if not self.mix_rows:
             return jax.lax.cond(mixing.coin_is_on_policy(rng, fraction), own, data)
@@ -277,6 +275,9 @@ class TrainStep:
             return jnp.where(coins.reshape(-1, *[1] * (ours.ndim - 1)), ours, theirs)
 
         return jax.tree.map(pick, own(), data())
+
+    def _data_rollout(self, batch, samples=1) -> Rollout:
+        return rollout_from_targets(batch, samples, self.student.special_ids.padding)
 
     def _with_advantages(self, written: Rollout) -> Rollout:
         """Compares the rewards over the whole batch, whatever its microbatches."""
@@ -292,9 +293,8 @@ class TrainStep:
         if encoded is None:
             tokens = batch.encoder_input_tokens
             encoded = model.encode(params, tokens, dropout_rng=_fold(dropout_rng, 0))
-        inputs = shift_right(written.target_tokens)
-        hidden = model.decode_hidden(params, encoded, inputs, dropout_rng=_fold(dropout_rng, 1))
-        logits = ProjectedLogits(hidden.last, model.head(params))
+        tokens, dropout_rng = written.target_tokens, _fold(dropout_rng, 1)
+        logits = score_tokens(model, params, encoded, tokens, dropout_rng)
         teacher_logits = None
         if self.teacher_logits_fn is not None:
             with jax.named_scope(Part.TEACHER):
@@ -319,11 +319,11 @@ class TrainStep:
             skipped=state.skipped + skip,
             skipped_in_a_row=(state.skipped_in_a_row + skip) * skip,
         )
-        one = jnp.float32(1)
+        one, ids = jnp.float32(1), self.student.special_ids
         metrics = {
             "loss": (loss, weight),
             **metrics,
-            **rollout_metrics(written, EOS_ID),
+            **rollout_metrics(written, ids.end, ids.padding),
             "gradient_norm": (norm, one),
             "skipped": (state.skipped.astype(jnp.float32), one),
             "skipped_in_a_row": (state.skipped_in_a_row.astype(jnp.float32), one),

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from gkd.decode.sampling import sample
 from gkd.distill import divergences, losses
 from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import ProjectedLogits
-from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets, shift_right
+from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets
 from gkd.distill.types import Batch
+from gkd.models.scoring import score_tokens
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 
@@ -112,8 +112,8 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
         teacher_encoded = teacher.encode(teacher_params, batch.teacher_prompts)
         _, _, values = fused_token_loss(
             lambda logits, *_: jnp.zeros(logits.shape[:2], jnp.float32),
-            _logits(student, params, encoded, tokens),
-            _logits(teacher, teacher_params, teacher_encoded, tokens),
+            score_tokens(student, params, encoded, tokens),
+            score_tokens(teacher, teacher_params, teacher_encoded, tokens),
             tokens,
             coefficients,
             token_metrics=lambda student_logits, teacher_logits, _: {
@@ -150,14 +150,8 @@ def _written(student, params, encoded, batch, first, key, valid):
     return jax.tree.map(
         lambda *pair: jnp.stack(pair, axis=1).reshape(2 * rows, *pair[0].shape[1:]),
         own,
-        rollout_from_targets(batch),
+        rollout_from_targets(batch, padding_id=student.special_ids.padding),
     )
-
-
-def _logits(model, params, encoded, tokens) -> ProjectedLogits:
-    """The model's logits of two rows a prompt."""
-    hidden = model.decode_hidden(params, encoded, shift_right(tokens))
-    return ProjectedLogits(hidden.last, model.head(params))
 
 
 def _by_writer(values):

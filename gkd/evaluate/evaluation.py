@@ -143,7 +143,8 @@ class Evaluation:
         """The token ids of every example, without the padding, also of other hosts' rows."""
         placed = (meshes.place_batch(batch[name], self.mesh) for batch in self.examples.batches)
         arrays = [to_host(array) for array in placed]
-        rows = [row[row > 0].tolist() for array in arrays for row in array]
+        padding = self.task.vocabulary.pad_id
+        rows = [row[row != padding].tolist() for array in arrays for row in array]
         return rows[: len(self.examples.inputs)]  # only the last batch is padded, at its end
 
     def _option_generator(self, loaded) -> Callable[..., Generated]:
@@ -190,7 +191,8 @@ class Evaluation:
         if self._scorer is not None:
             metrics["reward"] = self._reward(texts, tokens, size)
         metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
-        metrics["unfinished"] = 100 * sum(not ended(row) for row in tokens) / len(tokens)
+        eos_id = self.task.vocabulary.eos_id
+        metrics["unfinished"] = 100 * sum(not ended(row, eos_id) for row in tokens) / len(tokens)
         scores = [output.target_log_probs for output in outputs] if score else None
         return Generated(metrics, records, scores, signatures)
 

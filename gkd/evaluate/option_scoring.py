@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gkd.distill.logits import ProjectedLogits
-from gkd.distill.rollouts import shift_right
 from gkd.infer.generator import BatchedProgram, padded, token_log_probs
+from gkd.models.scoring import score_tokens
 from gkd.runs.model_loading import LoadedModel
 
 
@@ -60,15 +59,16 @@ class OptionScorer:
     def _rows(self, positions):
         """Options of some prompts, int32 [B, K, T]; a prompt of fewer has empty ones at the end."""
         blank: list[list[int]] = [[]] * self._count
+        padding = self._model.special_ids.padding
         rows = [(list(self._options[i]) + blank)[: self._count] for i in positions]
-        return (np.stack([padded(row, self._length) for row in rows]),)
+        return (np.stack([padded(row, self._length, padding) for row in rows]),)
 
     def _program(self, params, _, inputs, options):
         """Prompts [B, S], options [B, K, T] -> log-likelihoods [B, K]."""
         count, length = options.shape[1:]
+        padding = self._model.special_ids.padding
         encoded = self._model.encode(params, inputs)
         tokens = options.reshape(-1, length)  # row = prompt·K + option
-        hidden = self._model.decode_hidden(params, encoded, shift_right(tokens))
-        logits = ProjectedLogits(hidden.last, self._model.head(params))
+        logits = score_tokens(self._model, params, encoded, tokens)
         log_probs = token_log_probs(logits, tokens, self._shards)
-        return jnp.sum(jnp.where(tokens > 0, log_probs, 0.0), axis=-1).reshape(-1, count)
+        return jnp.sum(jnp.where(tokens != padding, log_probs, 0.0), axis=-1).reshape(-1, count)

@@ -60,6 +60,7 @@ class RewardScorer:
           buckets, batch_size: of prompts, as in `BatchedProgram`.
         """
         self._reward, self._judge, self._length = reward, judge, target_length
+        self._padding_id = vocabulary.pad_id
         if judge is not None:
             scorer = reward.build(vocabulary)
 
@@ -88,7 +89,7 @@ class RewardScorer:
         scores = [0.0] * len(texts)
 
         def rows(positions):
-            return (padded([output_ids[i] for i in positions], self._length),)
+            return (padded([output_ids[i] for i in positions], self._length, self._padding_id),)
 
         for part, values in self._batched.run(self._judge.params, (), prompt_ids, rows):
             for position, value in zip(part, values, strict=False):

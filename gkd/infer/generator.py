@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from gkd.decode.sampling import sample
 from gkd.distill.fused import fused_token_loss
-from gkd.distill.logits import ProjectedLogits, token_log_prob
-from gkd.distill.rollouts import shift_right
+from gkd.distill.logits import token_log_prob
 from gkd.distill.teacher_top_k import most_probable_ids
 from gkd.errors import InvalidValue
 from gkd.infer.decode_options import Decoding
-from gkd.models.interface import EOS_ID
+from gkd.models.interface import ProjectedLogits
+from gkd.models.scoring import score_tokens
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.vocabularies import vocabularies
@@ -109,6 +109,7 @@ class BatchedProgram:
                 f"batch_size {batch_size} does not divide over {shards} devices: use a multiple"
             )
         self._mesh, self._rules = mesh, rules
+        self._padding_id = loaded.model.special_ids.padding
         self._buckets, self._batch_size = tuple(buckets), batch_size
         rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
         self.compiled = jax.jit(
@@ -148,7 +149,10 @@ class BatchedProgram:
             # A batch is always full, so that the program is the same. What fills it is a real
             # input: an empty one might write to the end, and the loop would wait for it.
             filled = part + [part[-1]] * (self._batch_size - len(part))
-            batch = (padded([inputs[i] for i in filled], length), *rows_of(filled))
+            batch = (
+                padded([inputs[i] for i in filled], length, self._padding_id),
+                *rows_of(filled),
+            )
             self.lengths_run.add(length)
             with meshes.on_mesh(self._mesh, self._rules):
                 placed = meshes.place_batch(jax.tree.map(lambda x: x[own], batch), self._mesh)
@@ -231,11 +235,12 @@ class Generator:
           (position in `inputs`, output) of the inputs of one batch.
         """
         length = self.decoding.max_length if self._score else 0
+        padding = self._loaded.model.special_ids.padding
 
         def rows_of(positions):
             scored = [targets[i] if self._score else [] for i in positions]
             numbers = np.asarray([first_number + i for i in positions], np.int64)
-            return padded(scored, length), numbers.astype(np.int32)
+            return padded(scored, length, padding), numbers.astype(np.int32)
 
         params = self._loaded.params if params is None else params
         key = jax.random.PRNGKey(self.decoding.seed)
@@ -307,9 +312,8 @@ class Generator:
         """Of every target token [B, T]: log Q under the raw logits; if asked for the K best ids
         and their log-probabilities [B, T, K]. All block by block along T.
         """
-        model, shards = self._loaded.model, self._shards
-        hidden = model.decode_hidden(params, encoded, shift_right(targets))
-        logits = ProjectedLogits(hidden.last, model.head(params))
+        shards = self._shards
+        logits = score_tokens(self._loaded.model, params, encoded, targets)
         log_probs = token_log_probs(logits, targets, shards)
         if not self._top_k:
             return (log_probs,)
@@ -356,17 +360,17 @@ def encode_targets(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[
     return [row[:length] for row in rows], sum(len(row) > length for row in rows)
 
 
-def padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """Token ids as int32 [rows, length], 0 after the end of each."""
-    array = np.zeros((len(rows), length), np.int32)
+def padded(rows: Sequence[Sequence[int]], length: int, padding_id: int = 0) -> np.ndarray:
+    """Token ids as int32 [rows, length], `padding_id` after the end of each."""
+    array = np.full((len(rows), length), padding_id, np.int32)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     return array
 
 
-def ended(tokens: Sequence[int]) -> bool:
-    """Whether an output stopped by itself."""
-    return bool(tokens) and tokens[-1] == EOS_ID
+def ended(tokens: Sequence[int], eos_id: int) -> bool:
+    """Checks if an output ends with EOS, so was not truncated."""
+    return bool(tokens) and tokens[-1] == eos_id
 
 
 def to_host(tree: Any) -> Any:

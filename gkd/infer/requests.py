@@ -109,7 +109,7 @@ class InferenceJob:
 
     def _lines(self, rows, targets, outputs, first, totals) -> str:
         """The lines of a window, in the inputs' order."""
-        lines = []
+        lines, eos_id = [], self.vocabulary.eos_id
         for position, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             index = first + position
             others = {k: v for k, v in row.items() if k != self.source.input_field}
@@ -123,13 +123,13 @@ class InferenceJob:
                     "text": text,
                     "tokens": tokens,
                     "log_prob": self._number(output.log_probs[sample], index),
-                    "stop": ("eos" if ended(tokens) else "length") if tokens else "none",
+                    "stop": ("eos" if ended(tokens, eos_id) else "length") if tokens else "none",
                     **scores,
                 }
                 others = {name: value for name, value in others.items() if name not in own}
                 lines.append(json.dumps({**own, **others}, ensure_ascii=False) + "\n")
                 totals["samples"] += 1
-                totals["stopped_by_eos"] += ended(tokens)
+                totals["stopped_by_eos"] += ended(tokens, eos_id)
                 totals["tokens"] += len(tokens)
         return "".join(lines)
 

@@ -204,7 +204,10 @@ def entailment(
                 "the "
                 "vocabulary: give the word that the NLI model answers"
             )
-        return Entailment(ids[0], ids[1], ids[3][0], input_length, ids[2], hypothesis_first)
+        return Entailment(
+            ids[0], ids[1], ids[3][0], input_length, ids[2], hypothesis_first,
+            eos_id=vocabulary.eos_id, padding_id=vocabulary.pad_id,
+        )  # fmt: skip
 
     return ModelReward(build)
 

@@ -1,4 +1,4 @@
-"""How the rest of the code sees an encoder-decoder: seven functions and three small pytrees."""
+"""The interface to every sequence-to-sequence model: pure functions and a few small pytrees."""
 
 from __future__ import annotations
 
@@ -11,37 +11,71 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-EOS_ID = 1  # ends inputs and outputs; 0 is padding and the decoder's start
+from gkd.errors import InvalidValue
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+    """Token ids with a meaning of their own; the defaults are T5's.
+
+    Attributes:
+      start: the decoder's first input, where it does not depend on the prompt.
+      end: ends inputs and outputs (EOS).
+      padding: follows the end of a row. It must differ from `end`: the last token of a row is the
+        last one that is not padding.
+    """
+
+    start: int = 0
+    end: int = 1
+    padding: int = 0
+
+    def __post_init__(self):
+        if self.end == self.padding:
+            raise InvalidValue(
+                f"SpecialIds: end and padding are both {self.end}, so a row's EOS would "
+                "look like its padding: choose an id that is never generated as padding"
+            )
+
+
+T5_IDS = SpecialIds()
 
 
 @flax.struct.dataclass
 class Encoded:
-    """What the encoder leaves for the decoder.
+    """Encoded prompts, as the decoder reads them.
 
     Attributes:
-      hidden: [B, S, E] the encoder's last hidden states, in the model's compute dtype.
+      hidden: [B, S, E] the encoder's last hidden states, in the model's compute dtype. A
+        decoder-only model puts the keys and values of its layers here (any pytree).
       mask: bool [B, S], true on prompt tokens, false on padding.
+      start_tokens: int32 [B], the decoder's first input where it depends on the prompt (the last
+        prompt token of a decoder-only model). None: `SpecialIds.start` for every prompt.
     """
 
     hidden: Any
     mask: Any
+    start_tokens: Any = None
 
 
 @flax.struct.dataclass
 class Hidden:
-    """What the teacher-forced decoder returns: `last`, [N, T, E] states ready for the head."""
+    """The teacher-forced decoder's result.
+
+    Attributes:
+      last: [N, T, E] last hidden states, ready for the head.
+    """
 
     last: Any
 
 
 @flax.struct.dataclass
 class Head:
-    """The projection from hidden states to logits, used in place in its own orientation.
+    """The projection from hidden states to logits; the kernel keeps its own orientation.
 
     Attributes:
       kernel: [E, V], or [V, E] where `transposed` (the tied embedding table).
-      scale: what the logits are multiplied with (T5 1.0: E**-0.5, else 1).
-      transposed: whether `kernel` is [V, E].
+      scale: factor of the logits (T5 1.0: E**-0.5, else 1).
+      transposed: true where `kernel` is [V, E].
     """
 
     kernel: Any
@@ -49,8 +83,21 @@ class Head:
     transposed: bool = flax.struct.field(pytree_node=False, default=False)
 
 
+@flax.struct.dataclass
+class ProjectedLogits:
+    """Logits as an unevaluated product of hidden states and head.
+
+    Attributes:
+      hidden: [N, T, E] last hidden states, in the model's compute dtype.
+      head: the projection to [N, T, V], its kernel used in place.
+    """
+
+    hidden: Any
+    head: Head
+
+
 def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*batch vocab"]:
-    """Logits of `hidden`, the one place where hidden states meet the head.
+    """Multiplies hidden states with the head.
 
     float32 states are multiplied at full float32 precision (TPU would otherwise round the operands
     to bfloat16); bfloat16 states at the default precision, accumulated in float32.
@@ -61,6 +108,11 @@ def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*
 
     Returns:
       float32 logits [..., V].
+
+    >>> import jax.numpy as jnp
+    >>> table = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # a tied head: [V, E]
+    >>> project(jnp.array([2.0, 4.0]), Head(table, scale=2**-0.5, transposed=True)).round(3)
+    Array([1.414, 2.828, 4.243], dtype=float32)
     """
     precision = jax.lax.Precision.HIGHEST
     if hidden.dtype == jnp.bfloat16:
@@ -76,12 +128,12 @@ def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*
 
 
 def head_for_loop(head: Head, dtype: Any) -> Head:
-    """The same head with its kernel in the dtype that a decoding loop's products round to."""
+    """Casts the head's kernel to the dtype that the products of a decoding loop round to."""
     return head.replace(kernel=head.kernel.astype(dtype))
 
 
 def project_token(hidden: Float[Array, "batch embed"], head: Head) -> Float[Array, "batch vocab"]:
-    """Logits of one token a row, in a loop: the head's kernel is read in its own dtype.
+    """Projects one token per row inside a decoding loop, reading the kernel in its own dtype.
 
     Args:
       hidden: [B, E] states.
@@ -103,19 +155,24 @@ def project_token(hidden: Float[Array, "batch embed"], head: Head) -> Float[Arra
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqModel:
-    """An encoder-decoder as pure functions of its parameter tree.
+    """A model as pure functions of its parameter tree, with all it does on a mesh bound in.
+
+    An encoder-decoder encodes its prompts. For a decoder-only model, `encode` is the prefill and
+    `decode_hidden` the teacher-forced continuation against its keys and values.
 
     Attributes:
       init: (rng) -> params, boxed with the logical axes of every parameter.
       encode: (params, encoder_input_tokens [B, S], dropout_rng=None) -> Encoded.
       decode_hidden: (params, Encoded, decoder_input_tokens [N, T], dropout_rng=None) -> Hidden of
-        N = B·G rows, G for every prompt, one after the other.
+        N = B·G rows, the G rows of a prompt adjacent.
       init_cache: (params, Encoded, max_length, samples=1) -> (weights, cache) for `decode_step`, of
-        N = B·samples rows, prompt·samples + sample; `weights` are loop-invariant, `cache` is what a
-        step changes.
+        N = B·samples rows, row = prompt·samples + sample. `weights` are loop-invariant, `cache` is
+        the loop's state.
       decode_step: (weights, cache, tokens [N], position []) -> (hidden [N, E], cache).
       head: (params) -> Head.
-      vocab_size: V, the number of rows in the embedding table.
+      vocab_size: V, rows of the embedding table.
+      dtype: compute dtype of the hidden states.
+      special_ids: start, end and padding.
     """
 
     init: Callable
@@ -125,3 +182,5 @@ class Seq2SeqModel:
     decode_step: Callable
     head: Callable
     vocab_size: int
+    dtype: str = "float32"
+    special_ids: SpecialIds = T5_IDS

@@ -339,6 +339,7 @@ def as_seq2seq(config: T5Config) -> Seq2SeqModel:
         decode_step=partial(cached.decode_step, config),
         head=partial(head_of, config),
         vocab_size=config.vocab_size,
+        dtype=config.dtype,
     )
 
 

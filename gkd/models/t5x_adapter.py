@@ -84,6 +84,7 @@ def adapt(module: nn.Module) -> T5XModel:
             decode_step=partial(_decode_step, module),
             head=partial(head_of, config),
             vocab_size=config.vocab_size,
+            dtype=config.dtype,
         ),
     )
 

@@ -270,7 +270,9 @@ class Method:
             microbatches=microbatches,
             dropout=dropout,
         )
-        return step if self.replay is None else replay.ReplayStep(step, train_steps)
+        if self.replay is None:
+            return step
+        return replay.ReplayStep(step, train_steps, learner.model.special_ids.padding)
 
     def _loss_fn(self, valid, data_shards):
         divergence = self._divergence_record

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gkd.distill.rollouts import shift_right
 from gkd.errors import NotFinite
+from gkd.models.scoring import score_tokens
 from gkd.runs.model_loading import LoadedModel
 
 
@@ -76,7 +76,6 @@ def _teacher_is_finite(teacher: LoadedModel, batch: Any) -> bool:
 
     def hidden(params, batch):
         encoded = model.encode(params, batch.teacher_prompts)
-        inputs = shift_right(batch.decoder_target_tokens)
-        return model.decode_hidden(params, encoded, inputs).last
+        return score_tokens(model, params, encoded, batch.decoder_target_tokens).hidden
 
     return all_finite(jax.jit(hidden)(teacher.params, batch))

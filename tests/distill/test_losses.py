@@ -9,8 +9,9 @@ import pytest
 
 from gkd.distill import divergences, losses
 from gkd.distill.logits import DenseLogits
-from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets, shift_right
+from gkd.distill.rollouts import rollout_from_samples, rollout_from_targets
 from gkd.distill.types import Batch, Rollout
+from gkd.models.scoring import shift_right
 from tests.distill import references
 
 TINY = 1e-30

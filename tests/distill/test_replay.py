@@ -117,7 +117,7 @@ def test_every_step_draws_anew():
             state, {"drawn": batch.encoder_input_tokens[:, 0]},
         ),
     )  # fmt: skip
-    stepper = types.SimpleNamespace(base=base, train_steps=1)  # from then on nothing is written
+    stepper = types.SimpleNamespace(base=base, train_steps=1, padding_id=0)  # writes no more
     state = start().replace(replay=memory)
 
     @jax.jit
@@ -143,7 +143,7 @@ def test_a_step_writes_or_remembers_as_often_as_its_share_says():
             state, {"written": state.replay.written, "first": batch.encoder_input_tokens[0, 0]},
         ),
     )  # fmt: skip
-    stepper = types.SimpleNamespace(base=base, train_steps=4)
+    stepper = types.SimpleNamespace(base=base, train_steps=4, padding_id=0)
     state = start().replace(replay=memory)
 
     @jax.jit
@@ -174,7 +174,7 @@ def test_an_empty_memory_is_not_drawn_from():
         ),
         rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
     )  # fmt: skip
-    stepper = types.SimpleNamespace(base=base, train_steps=1)  # at step 5 nothing is written
+    stepper = types.SimpleNamespace(base=base, train_steps=1, padding_id=0)  # step 5: no writes
     memory = replay.empty_memory(Replay(capacity=9, share=1.0), 7, LENGTH)
     state = start().replace(replay=memory, step=jnp.int32(5))
     _, seen = replay.ReplayStep.step(stepper, state, None, batch)
