@@ -1,10 +1,10 @@
-"""Synthetic multi-step arithmetic word problems with worked solutions, made from a seed.
+"""Generates multi-step arithmetic word problems with worked solutions from a seed.
 
 `Tom has 7 coins, finds 4, loses 2.` → `7 + 4 = 11 ; 11 - 2 = 9 #### 9` (equations)
                                      → `11 9 #### 9` (totals)
 
-Which split a problem belongs to is a hash of its numbers, so no two splits share a problem's
-numbers whatever the seeds and sizes asked for.
+The split of a problem is a hash of its numbers, so that no two splits share a problem's numbers
+for any seeds and sizes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LOSSES = ("loses", "sells", "gives", "drops")
 SOLUTIONS = ("equations", "totals")
 SPLITS = ("train", "validation", "test")
 
-# Of ten hash values, 0 is validation's, 1 is test's, the rest are train's.
+# Of ten hash values, 0 belongs to validation, 1 to test, the others to train.
 _BUCKETS = 10
 _DRAWS_WITHOUT_A_NEW_PROBLEM = 20_000
 
 
 class Problem(NamedTuple):
-    """A word problem: its text, its worked solution, and the signed numbers behind them."""
+    """A word problem: its text, its worked solution, and its signed numbers."""
 
     input: str
     target: str
@@ -36,10 +36,10 @@ class Problem(NamedTuple):
 
 
 def split_of(numbers: tuple[int, ...]) -> str:
-    """The only split that may hold a problem with these signed numbers.
+    """Returns the only split that may hold a problem with these signed numbers.
 
     Args:
-      numbers: the start, then the signed amount of each step.
+      numbers: the initial amount, then the signed amount of each step.
     """
     digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
     bucket = int.from_bytes(digest[:8], "big") % _BUCKETS
@@ -55,14 +55,14 @@ def problems(
     digits: int = 1,
     solution: str = "equations",
 ) -> list[Problem]:
-    """Distinct problems of one split; fewer rows with the same seed are a prefix of more.
+    """Generates distinct problems of one split; fewer rows of the same seed are a prefix of more.
 
     Args:
       split: train, validation or test.
       rows: number of problems.
-      seed: selects the problems; splits stay disjoint even across seeds.
-      steps: additions and subtractions in a problem.
-      minimum_steps: if given, steps are drawn from minimum_steps … steps.
+      seed: seed of the problems; splits stay disjoint even across seeds.
+      steps: number of additions and subtractions per problem.
+      minimum_steps: if given, the number of steps is drawn from minimum_steps … steps.
       digits: amounts are drawn from 1 … 10^digits − 1. Totals are never negative.
       solution: `equations` writes each step out, `totals` only the running totals.
 
@@ -70,7 +70,11 @@ def problems(
       A list of `rows` problems, no two with the same numbers.
 
     Raises:
-      ValueError: for an unknown split or solution, a size below 1, or more rows than exist.
+      ValueError: the split or solution is unknown, a size is below 1, or too few problems exist.
+
+    >>> problem = problems("train", 1, steps=2)[0]
+    >>> problem.input, problem.target
+    ('Ann has 5 pens, sells 4, gets 9.', '5 - 4 = 1 ; 1 + 9 = 10 #### 10')
     """
     _check(split, rows, steps, minimum_steps, digits, solution)
     shortest = steps if minimum_steps is None else minimum_steps
@@ -90,7 +94,7 @@ def problems(
             continue
         misses = 0
         seen.add(numbers)
-        made.append(_told(source, numbers, solution))
+        made.append(_written_out(source, numbers, solution))
     return made
 
 
@@ -111,12 +115,12 @@ def _check(
 
 
 def _below(source: random.Random, bound: int) -> int:
-    # Only `random()` is used: Python promises its values for a seed, not those of randrange.
+    # Only `random()` is used: Python guarantees its values for a seed, not those of randrange.
     return int(source.random() * bound)
 
 
 def _drawn(source: random.Random, shortest: int, steps: int, digits: int) -> tuple[int, ...]:
-    """The start and the signed amounts of a problem of any split."""
+    """Draws the initial amount and the signed amounts of a problem of any split."""
     total = 1 + _below(source, 10**digits - 1)
     numbers = [total]
     for _ in range(shortest + _below(source, steps - shortest + 1)):
@@ -127,8 +131,8 @@ def _drawn(source: random.Random, shortest: int, steps: int, digits: int) -> tup
     return tuple(numbers)
 
 
-def _told(source: random.Random, numbers: tuple[int, ...], solution: str) -> Problem:
-    """The numbers as a story with its worked solution."""
+def _written_out(source: random.Random, numbers: tuple[int, ...], solution: str) -> Problem:
+    """Writes the numbers as a story with its worked solution."""
     total = numbers[0]
     name, item = NAMES[_below(source, len(NAMES))], ITEMS[_below(source, len(ITEMS))]
     story = [f"{name} has {total} {item}"]
@@ -144,5 +148,5 @@ def _told(source: random.Random, numbers: tuple[int, ...], solution: str) -> Pro
 
 
 def words() -> tuple[str, ...]:
-    """Every word and sign that a problem or its solution can hold, digits aside."""
+    """Lists every word and sign that a problem or its solution can hold, apart from digits."""
     return (*NAMES, "has", *ITEMS, *GAINS, *LOSSES, "+", "-", "=", ";", "####")

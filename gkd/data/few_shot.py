@@ -1,6 +1,6 @@
-"""Few-shot questions of MMLU, BIG-Bench Hard and MGSM: pure functions of rows to prompts.
+"""Builds few-shot prompts of MMLU, BIG-Bench Hard and MGSM from rows, by pure functions.
 
-Prompts have the line breaks of the publications; `fitted_prompt` puts them on one line where the
+Prompts have the line breaks of the publications; `fitted_prompt` puts them on one line if the
 vocabulary has no line breaks.
 """
 
@@ -17,8 +17,8 @@ from gkd.errors import InvalidFile, InvalidValue
 SEPARATOR = "\n\n"  # between description, examples and question
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _THINK = "Let's think step by step."
-_BBH_ANSWER = re.compile(r".*So the answer is (.*?)\.?\s*$", re.DOTALL)  # the last such words
-# What these tasks' questions ask for without listing it as options.
+_BBH_ANSWER = re.compile(r".*So the answer is (.*?)\.?\s*$", re.DOTALL)  # the last such phrase
+# Possible answers of tasks whose questions do not list options.
 _BBH_CLOSED = {
     "boolean_expressions": ("True", "False"),
     "sports_understanding": ("yes", "no"),
@@ -31,10 +31,10 @@ class Question:
     """One row of an evaluation.
 
     Attributes:
-      group: the subject, task or language it belongs to.
-      input: the question alone, then the whole prompt.
-      target: the right answer.
-      options: the answers to choose from, as the model would write them; none: it writes freely.
+      group: its subject, task or language.
+      input: the question alone at first, the whole prompt in the end.
+      target: the correct answer.
+      options: the answers to choose from, as the model would generate them; empty for free answers.
     """
 
     group: str
@@ -45,12 +45,12 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Exemplars:
-    """What stands before the questions of one group.
+    """The text before the questions of one group.
 
     Attributes:
-      description: the task in words, may be empty.
+      description: description of the task; may be empty.
       examples: worked examples, each a question with its answer.
-      before, after: the words around a question that the examples use too.
+      before, after: words before and after each question, as in the examples.
     """
 
     description: str
@@ -67,35 +67,43 @@ def fitted_prompt(
     length_of: Callable[[str], int],
     fit: Callable[[str], str],
 ) -> str:
-    """Description, as many of the first `shots` examples as fit, and the question.
+    """Joins the description, as many of the first `shots` examples as fit, and the question.
 
-    A prompt that is too long would lose its end, the question itself: so it loses examples instead,
-    the last first, as Hendrycks et al. do.
+    Truncation would remove the end of a long prompt, which is the question itself. Therefore
+    examples are dropped instead, the last first, as in Hendrycks et al.
 
     Args:
-      exemplars: what stands before the question.
+      exemplars: description and examples of the group.
       question: the question alone.
-      shots: examples wanted.
-      input_length: tokens that fit, EOS included; None: any number.
-      length_of: tokens of a text and of what separates it from the next.
-      fit: what the vocabulary can represent of a text (`white_space.WhiteSpaceRule.fit`).
+      shots: greatest number of examples.
+      input_length: greatest length in tokens, including EOS; None for no limit.
+      length_of: function of a text to its length in tokens, with its separator.
+      fit: function that adapts white space to the vocabulary (`white_space.WhiteSpaceRule.fit`).
+
+    Returns:
+      The prompt.
     """
-    parts = [exemplars.description.strip()] if exemplars.description.strip() else []
+    sections = [exemplars.description.strip()] if exemplars.description.strip() else []
     examples = [example.strip() for example in exemplars.examples[:shots]]
     last = f"{exemplars.before} {question.strip()}\n{exemplars.after}".strip()
     if input_length is not None:
-        room = input_length - 1 - sum(length_of(part) for part in [*parts, last])
+        room = input_length - 1 - sum(length_of(section) for section in [*sections, last])
         lengths = [length_of(example) for example in examples]
         while examples and sum(lengths[: len(examples)]) > room:
             examples.pop()
-    return fit(SEPARATOR.join([*parts, *examples, last]))
+    return fit(SEPARATOR.join([*sections, *examples, last]))
 
 
 def checked(exemplars: Exemplars, shots: int, group: str) -> Exemplars:
-    """The exemplars of a group, if there are as many as wanted.
+    """Returns the exemplars of a group after checking their number.
+
+    Args:
+      exemplars: description and examples of the group.
+      shots: number of examples per prompt.
+      group: name of the group, for the message.
 
     Raises:
-      ValueError: if there are fewer, or the number is negative.
+      ValueError: the group has fewer examples, or the number is negative.
     """
     if not 0 <= shots <= len(exemplars.examples):
         raise InvalidValue(
@@ -105,23 +113,26 @@ def checked(exemplars: Exemplars, shots: int, group: str) -> Exemplars:
 
 
 def mmlu_question(row: Mapping[str, Any]) -> str:
-    """A question with its lettered options, as Hendrycks et al. write it (2021).
+    """Formats a question with its lettered options as in Hendrycks et al. (2021).
 
     Args:
-      row: with `question` and `choices`.
+      row: row with `question` and `choices`.
+
+    >>> mmlu_question({"question": "2 + 2?", "choices": ["3", "4"]})
+    '2 + 2?\\nA. 3\\nB. 4'
     """
     options = [f"{LETTERS[i]}. {choice}" for i, choice in enumerate(row["choices"])]
     return "\n".join([row["question"].strip(), *options])
 
 
 def mmlu_answer(row: Mapping[str, Any]) -> str:
-    """The right option's letter.
+    """Returns the letter of the correct option.
 
     Args:
-      row: with `choices` and `answer`, the index of the right one as text.
+      row: row with `choices` and `answer`, the index of the correct choice as text.
 
     Raises:
-      ValueError: if the answer names no choice.
+      ValueError: the answer is no index of a choice.
     """
     answer, choices = row["answer"].strip(), row["choices"]
     if not re.fullmatch(r"[0-9]+", answer) or int(answer) >= min(len(choices), len(LETTERS)):
@@ -130,10 +141,13 @@ def mmlu_answer(row: Mapping[str, Any]) -> str:
 
 
 def mmlu_exemplars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Exemplars]:
-    """What stands before each subject's questions.
+    """Builds the description and examples of every subject of MMLU.
 
     Args:
-      rows: the development rows: subject, question, choices, answer.
+      rows: rows of the development split: subject, question, choices, answer.
+
+    Returns:
+      Exemplars by subject.
     """
     subjects: dict[str, list[str]] = {}
     for row in rows:
@@ -151,16 +165,20 @@ def mmlu_exemplars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Exemplars]:
 
 
 def bbh_exemplars(text: str, chain_of_thought: bool) -> Exemplars:
-    """The description and the worked examples of one of BIG-Bench Hard's prompt files.
+    """Parses a prompt file of BIG-Bench Hard into description and worked examples.
 
     Args:
-      text: the file: a canary line, `-----`, the description, `Q: … A: Let's think …` blocks.
-      chain_of_thought: whether to keep the reasoning; without it only the answer stands after `A:`.
+      text: content of the file: a canary line, `-----`, the description, and blocks of the form
+        `Q: … A: Let's think …`.
+      chain_of_thought: keep the reasoning; otherwise only the answer follows `A:`.
+
+    Returns:
+      The exemplars of the task.
 
     Raises:
-      ValueError: if an example does not end in `So the answer is …`.
+      ValueError: an example does not end in `So the answer is …`.
     """
-    body = text.partition("-----\n")[2] or text  # the canary is no part of the prompt
+    body = text.partition("-----\n")[2] or text  # without the canary
     description, *blocks = re.split(r"(?:^|\n)Q: ", body)
     examples = []
     for block in blocks:
@@ -175,14 +193,17 @@ def bbh_exemplars(text: str, chain_of_thought: bool) -> Exemplars:
 
 
 def bbh_options(task: str, text: str) -> tuple[str, ...]:
-    """The answers that a question of BIG-Bench Hard offers: `(A)`, `(B)` …, or words.
+    """Extracts the options of a question of BIG-Bench Hard: `(A)`, `(B)` …, or words.
 
     Args:
-      task: the task's name.
-      text: the question, with its `Options:` on lines of their own.
+      task: name of the task.
+      text: the question, with its `Options:` on separate lines.
 
     Returns:
-      The answers; none where the question asks for a number, a list or brackets.
+      The options; empty if the question asks for a number, a list or brackets.
+
+    >>> bbh_options("snarks", "Which is sarcastic?\\nOptions:\\n(A) This.\\n(B) That.")
+    ('(A)', '(B)')
     """
     listed = text.rpartition("Options:")[2] if "Options:" in text else ""
     labels = re.findall(r"^(\([A-Z]\))", listed, re.MULTILINE)
@@ -191,13 +212,18 @@ def bbh_options(task: str, text: str) -> tuple[str, ...]:
 
 
 def mgsm_exemplars(text: str) -> dict[str, Exemplars]:
-    """MGSM's worked examples of each language, in that language (Shi et al., 2022: native CoT).
+    """Parses MGSM's worked examples of each language, in that language (native CoT).
 
     Args:
       text: JSON: {language: [{"q": "Question: …", "a": "Step-by-Step Answer: …"}, …]}.
 
+    Returns:
+      Exemplars by language.
+
     Raises:
-      ValueError: if it is something else.
+      ValueError: the text has another form.
+
+    Source: Shi et al., "Language Models are Multilingual Chain-of-Thought Reasoners" (2022).
     """
     try:
         languages = {}

@@ -1,4 +1,4 @@
-"""Mix the rows of several tasks in given rates, in an order that is a pure function of the rows."""
+"""Mixes the rows of several tasks at given rates, in a reproducible order."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ Texts = dict[str, np.ndarray]  # every feature: bytes [rows]; empty: bool [rows]
 def proportional_rates(
     sizes: Sequence[int], maximum: int | None = None, temperature: float | int = 1.0
 ) -> list[float | int]:
-    """Rates by number of rows: min(rows, maximum)^(1/temperature).
-
-    Raffel et al., "Exploring the Limits of Transfer Learning" (2020), section 3.5.2; the same as
-    seqio.mixing_rate_num_examples.
+    """Computes mixing rates by number of rows: min(rows, maximum)^(1/temperature).
 
     Args:
-      sizes: rows of each component.
-      maximum: the cap K; None is none.
-      temperature: 1 is proportional, a large one equal rates.
+      sizes: number of rows of each component.
+      maximum: K, the limit on the number of rows; None is no limit.
+      temperature: T; 1 gives proportional rates, a large value nearly equal ones.
+
+    Returns:
+      One relative rate per component.
+
+    Source: Raffel et al., "Exploring the Limits of Transfer Learning" (2020), section 3.5.2; equal
+    to seqio.mixing_rate_num_examples.
+
+    >>> proportional_rates([100, 10_000], maximum=2_500, temperature=2)
+    [10.0, 50.0]
     """
     return [min(size, maximum or size) ** (1 / temperature) for size in sizes]
 
@@ -37,17 +43,22 @@ def proportional_rates(
 def row_counts(
     sizes: Sequence[int], rates: Sequence[float | int], rows: int | None = None
 ) -> tuple[int, ...]:
-    """How many rows of each component one epoch of the mixture has.
+    """Computes the number of rows of each component in one epoch of the mixture.
 
     Args:
-      sizes: rows of each component.
-      rates: relative rates of the components, positive; only their ratios matter.
-      rows: rows of the epoch. By default the fewest in which every row of every component comes at
-        least once: components whose rate is above their share of rows are repeated.
+      sizes: number of rows of each component.
+      rates: positive relative rates of the components; only their ratios matter.
+      rows: number of rows of the epoch. By default the smallest for which every row of every
+        component occurs at least once; components with a rate above their share are repeated.
 
     Returns:
-      Counts whose sum is the epoch's rows and that differ from the exact rates by less than one row
-      (the largest remainders are rounded up, the first first).
+      Counts whose sum is the number of rows of the epoch and that differ from the exact rates by
+      less than one row (the largest remainders are rounded up, of equal ones the first).
+
+    To see all 300 rows of the second component at a rate of 3/4, the first is repeated twice:
+
+    >>> row_counts([50, 300], [1, 3])
+    (100, 300)
     """
     exact = [Fraction(str(rate)) for rate in rates]  # as written: 0.1 is a tenth
     shares = [rate / sum(exact) for rate in exact]
@@ -62,17 +73,20 @@ def row_counts(
 
 
 def interleaved(sizes: Sequence[int], counts: Sequence[int]) -> Int[np.ndarray, " rows"]:
-    """The order of a mixture's rows: each component spread evenly over the whole.
+    """Computes the order of a mixture's rows, with every component spread evenly over the whole.
 
-    Row j of component i's `counts[i]` has its place at (j + ½) / counts[i]. A count above the
-    component's size repeats all its rows; what is left is a choice spread over the component.
+    Row j of the `counts[i]` rows of component i is placed at (j + ½) / counts[i]. A count above the
+    size of a component repeats all of its rows; the remainder is a random choice of them.
 
     Args:
-      sizes: rows of each component.
-      counts: rows wanted of each.
+      sizes: number of rows of each component.
+      counts: number of rows to take of each component.
 
     Returns:
-      int64 [sum of counts], indices into the components' rows laid end to end.
+      int64 [sum of counts], indices into the concatenated rows of the components.
+
+    >>> interleaved([2, 4], [2, 4]).tolist()
+    [2, 0, 3, 4, 1, 5]
     """
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     rows, places = [np.zeros(0, np.int64)], [np.zeros(0)]
@@ -86,15 +100,18 @@ def interleaved(sizes: Sequence[int], counts: Sequence[int]) -> Int[np.ndarray, 
 
 
 def read_texts(source: Any, texts: Callable[[Any], Any], split: str) -> Texts:
-    """The texts of a whole split.
+    """Reads the texts of a whole split.
 
     Args:
       source: a seqio data source.
       texts: function of a batch of its rows to the text of every feature, and `empty`.
-      split: the name of one of its splits.
+      split: name of one of its splits.
+
+    Returns:
+      Bytes [rows] by feature, and `empty`, bool [rows].
 
     Raises:
-      ValueError: if the split has no rows.
+      ValueError: the split has no rows.
     """
     dataset = source.get_dataset(split, shuffle=False).batch(_ROWS_AT_ONCE).map(texts)
     blocks = list(dataset.as_numpy_iterator())
@@ -108,21 +125,23 @@ def mixed_source(
     splits: Iterable[str],
     counts_of: Callable[[str, Sequence[int]], Sequence[int]],
 ) -> Any:
-    """A seqio data source of interleaved rows that are texts already.
+    """Builds a seqio data source of interleaved rows of texts.
 
     Args:
-      read: function of a split's name to the texts of each component that has it.
+      read: function of the name of a split to the texts of each component that has it.
       splits: names of the splits.
-      counts_of: function of a split's name and its components' sizes to rows wanted of each.
+      counts_of: function of the name of a split and the sizes of its components to the number of
+        rows to take of each.
     """
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
-        del shuffle_files, seed  # the order is the pipeline's business
-        parts = read(split)
-        sizes = [len(part["empty"]) for part in parts]
+        del shuffle_files, seed  # the pipeline determines the order
+        components = read(split)
+        sizes = [len(component["empty"]) for component in components]
         order = interleaved(sizes, counts_of(split, sizes))
         columns = {
-            name: tf.constant(np.concatenate([part[name] for part in parts])) for name in parts[0]
+            name: tf.constant(np.concatenate([component[name] for component in components]))
+            for name in components[0]
         }
         # Only indices are repeated, never the texts.
         rows = tf.data.Dataset.from_tensor_slices(order)
@@ -132,14 +151,14 @@ def mixed_source(
 
 
 def component_finder(components: Mapping[str, Any]) -> Callable[[str, str], str]:
-    """Finds the component of a mixture that a row came from, by its texts.
+    """Builds a function that finds the component of a mixture that contains a row.
 
     Args:
-      components: tasks by their names.
+      components: tasks by name.
 
     Returns:
-      A function of a row's input and target text to a name. It reads splits until it has met the
-      row, `train` last. A row that two components share belongs to the first.
+      A function of a row's input and target text to the name of the component. It reads splits
+      until one contains the row, `train` last. A row of two components belongs to the first.
     """
     known: dict[tuple[str, str], str] = {}
     splits = {split for task in components.values() for split in task.splits}
@@ -150,8 +169,8 @@ def component_finder(components: Mapping[str, Any]) -> Callable[[str, str], str]
             split = unread.pop()
             for name, task in components.items():
                 if split in task.splits:
-                    part = read_texts(task.task.source, task.texts, split)
-                    for row in zip(part["inputs"], part["targets"], strict=True):
+                    rows = read_texts(task.task.source, task.texts, split)
+                    for row in zip(rows["inputs"], rows["targets"], strict=True):
                         known.setdefault((row[0].decode(), row[1].decode()), name)
         if (text, target) not in known:
             raise InvalidValue(f"no component of the mixture has the row {text[:60]!r}")

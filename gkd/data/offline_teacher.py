@@ -1,4 +1,4 @@
-"""A teacher that spoke beforehand: its top-k distributions, read from what `infer` wrote."""
+"""Reads precomputed top-k log-probabilities of a teacher, for offline distillation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gkd.data import sources
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 
 _FIELDS = ("index", "sample", "target_tokens", "target_top_ids", "target_top_log_probs")
-_ROUNDING = 1e-4  # a probability, as it was written, may be so much above 1
+_ROUNDING = 1e-4  # greatest excess of a stored probability over 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class OfflineTeacher:
     """The K most probable ids of a teacher at every token of a split's targets.
 
     Attributes:
-      path: the file.
+      path: path of the file.
       ids: int32 [rows, T, K]; 0 … K−1 after the end of a target.
-      log_probs: float32 [rows, T, K], over the usable ids at temperature 1; −log K after the end.
+      log_probs: float32 [rows, T, K], over `valid_ids` at temperature 1; −log K after the end.
       target_tokens: int32 [rows, T], the targets that were scored, 0 after the end.
     """
 
@@ -36,7 +36,7 @@ class OfflineTeacher:
 
     @property
     def k(self) -> int:
-        """How many ids are known of each token."""
+        """K, the number of ids per token."""
         return self.ids.shape[2]
 
     @classmethod
@@ -47,17 +47,20 @@ class OfflineTeacher:
         rows: int | None = None,
         vocabulary_size: int | None = None,
     ) -> OfflineTeacher:
-        """Reads what `infer --score --top_k_log_probs K` wrote; of several samples the first.
+        """Reads the output of `infer --score --top_k_log_probs K`; of several samples the first.
 
         Args:
-          path: the JSONL file (or gzipped, .jsonl.gz).
-          target_length: T of the run; longer targets are cut, as the run cuts them.
-          rows: how many rows the split has, if that is to be checked.
-          vocabulary_size: V of the student, likewise.
+          path: path of the JSONL file (or gzipped, .jsonl.gz).
+          target_length: T of the run in tokens; longer targets are truncated as in the run.
+          rows: number of rows of the split, to be checked; None skips the check.
+          vocabulary_size: V of the student, to be checked; None skips the check.
+
+        Returns:
+          The teacher's ids and log-probabilities.
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: in one line, with file and line number: damaged, no top-k, a line missing.
+          ValueError: the file is damaged, has no top-k, or lacks a line; the text names the line.
         """
         if target_length < 1:
             raise InvalidValue(f"target_length={target_length} must be at least 1")
@@ -96,17 +99,17 @@ class OfflineTeacher:
     ) -> tuple[
         Int[np.ndarray, "batch target_length k"], Float[np.ndarray, "batch target_length k"]
     ]:
-        """What the teacher said of some rows.
+        """Returns the teacher's ids and log-probabilities for some rows.
 
         Args:
-          row_numbers: [B], each row's number in the split, as batches carry them.
-          decoder_target_tokens: [B, T] of the same rows.
+          row_numbers: [B], number of each row in the split, as in batches.
+          decoder_target_tokens: [B, T], target tokens of the same rows.
 
         Returns:
-          ids int32 and log-probabilities float32 [B, T, K].
+          ids int32 [B, T, K] and log-probabilities float32 [B, T, K].
 
         Raises:
-          ValueError: a row that the file does not have, or that had other target tokens.
+          ValueError: the file lacks a row, or was written for other target tokens.
         """
         count, length = self.target_tokens.shape
         outside = row_numbers[(row_numbers < 0) | (row_numbers >= count)]
@@ -144,7 +147,7 @@ def _check_fields(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _scores(row, where, k, vocabulary_size):
-    """tokens int32 [t], ids int32 [t, K], log-probabilities float32 [t, K] of one line, checked."""
+    """Checks a line: tokens int32 [t], ids int32 [t, K], log-probabilities float32 [t, K]."""
     tokens = _array(row, "target_tokens", "i", 1, where)
     ids = _array(row, "target_top_ids", "i", 2, where)
     log_probs = _array(row, "target_top_log_probs", "if", 2, where)
@@ -152,8 +155,8 @@ def _scores(row, where, k, vocabulary_size):
     for name, array in (("target_top_ids", ids), ("target_top_log_probs", log_probs)):
         if array.shape != wanted:
             raise InvalidFile(
-                f"{where}: {name} has shape {array.shape}, needs {wanted}: one row a target token, "
-                "equally many ids in all lines"
+                f"{where}: {name} has shape {array.shape}, needs {wanted}: one row per target "
+                "token, the same number of ids in all lines"
             )
     mass = np.exp(log_probs).sum(axis=1)
     if not np.all(mass <= 1 + _ROUNDING):  # nor where it is NaN
@@ -167,10 +170,10 @@ def _scores(row, where, k, vocabulary_size):
 
 
 def _array(row, name, kinds, dimensions, where):
-    """A field as an array that is not empty."""
+    """Parses a field as a non-empty array."""
     try:
         array = np.array(row[name])
-    except ValueError:  # lists of several lengths
+    except ValueError:  # lists of different lengths
         array = np.array(None)
     if array.dtype.kind not in kinds or array.ndim != dimensions or not array.size:
         shape = "a list of numbers" if dimensions == 1 else "lists, of one length, of numbers"
@@ -179,7 +182,7 @@ def _array(row, name, kinds, dimensions, where):
 
 
 def _padded(tokens, ids, log_probs, length):
-    """ids [rows, T, K], log-probabilities [rows, T, K], tokens [rows, T]."""
+    """Pads rows to ids [rows, T, K], log-probabilities [rows, T, K] and tokens [rows, T]."""
     rows, k = len(tokens), ids[0].shape[1]
     all_tokens = np.zeros((rows, length), np.int32)
     all_ids = np.tile(np.arange(k, dtype=np.int32), (rows, length, 1))

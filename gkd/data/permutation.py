@@ -1,4 +1,4 @@
-"""Seeded permutations that are the same on every machine and NumPy version."""
+"""Computes seeded permutations that are the same on every machine and for every NumPy version."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import numpy as np
 
 
 def permutation(rows: int, *words: int) -> np.ndarray:
-    """A pseudo-random order of `rows` indices, a pure function of its arguments.
+    """Computes a pseudo-random order of `rows` indices, a pure function of its arguments.
 
-    NumPy promises the raw bits of a bit generator for ever, not what `Generator.permutation`
-    does with them, so the raw bits are sorted here: an exact resume must survive an upgrade.
+    NumPy guarantees the raw bits of a bit generator for all versions, but not the algorithm of
+    `Generator.permutation`. The raw bits are sorted here, so that an exact resume survives an
+    upgrade.
 
     Args:
-      rows: how many indices.
+      rows: number of indices.
       *words: non-negative integers that select the permutation, e.g. seed and epoch.
 
     Returns:
       int64 [rows], each of 0 … rows−1 once.
+
+    >>> permutation(6, 0, 1).tolist()
+    [3, 4, 2, 1, 5, 0]
     """
     bits = np.random.Philox(np.random.SeedSequence(words)).random_raw(rows)
     return np.argsort(bits, kind="stable")

@@ -1,4 +1,4 @@
-"""Turn raw rows into input and target text: prefixes, chain-of-thought prompts, templates."""
+"""Builds input and target texts from raw rows: prefixes, chain-of-thought prompts, templates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _THINK = "A: Let's think step by step."
 
 
 def without_calculator_notes(text: Any) -> Any:
-    """Remove GSM8K's `<<48/2=24>>` notes.
+    """Removes GSM8K's `<<48/2=24>>` notes.
 
     Args:
       text: string tensor of any shape.
@@ -51,26 +51,33 @@ def without_calculator_notes(text: Any) -> Any:
 
 
 def _row(prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
-    # The prompt is never empty, so an example's emptiness has to be noted before it is added.
+    # The prompt is never empty, so emptiness is determined from the texts before it is added.
     empty = is_empty(input_text) | is_empty(target_text)
     return {"inputs": prompt, "targets": target_text, "empty": empty}
 
 
 def is_empty(text: Any) -> Any:
-    """Whether nothing but white space is there, under every vocabulary."""
+    """Tests for texts of white space only, under every vocabulary.
+
+    Args:
+      text: string tensor of any shape.
+
+    Returns:
+      A boolean tensor of the same shape.
+    """
     return tf.equal(tf.strings.length(ONE_LINE.fit_tensor(text)), 0)
 
 
 def text_to_text(
     input_field: str, target_field: str, prefix: str = "", rule: WhiteSpaceRule = ONE_LINE
 ) -> Callable[[Any], Any]:
-    """Texts of one row, or of a batch of rows: prefix + input → target.
+    """Builds the preprocessor prefix + input → target, for one row or a batch of rows.
 
     Args:
-      input_field: the row's field that holds the input text.
-      target_field: the row's field that holds the target text.
-      prefix: put before every input, e.g. `summarize: `.
-      rule: what becomes of line breaks and indentation, see `white_space.rule_of`.
+      input_field: name of the field of the input text.
+      target_field: name of the field of the target text.
+      prefix: text before every input, e.g. `summarize: `.
+      rule: treatment of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
       A function of a row of string tensors to {inputs, targets, empty}.
@@ -90,20 +97,24 @@ def chain_of_thought(
     shots: int = 4,
     rule: WhiteSpaceRule = ONE_LINE,
 ) -> Callable[[Any], Any]:
-    """Texts of one row, or of a batch: worked examples + question → solution and `#### N`.
+    """Builds the preprocessor worked examples + question → solution and `#### N`.
 
     Args:
-      question_field: the row's field that holds the question.
-      answer_field: the solution that ends in `#### N`, or, with a rationale, only the answer.
-      rationale_field: the row's field that holds the solution where the answer stands apart.
-      shots: how many of the four exemplars go before the question.
-      rule: what becomes of line breaks and indentation, see `white_space.rule_of`.
+      question_field: name of the field of the question.
+      answer_field: name of the field of the solution that ends in `#### N` or, with a rationale,
+        of the answer alone.
+      rationale_field: name of the field of the solution, if the answer is a separate field.
+      shots: number of exemplars before the question, 0 … 4.
+      rule: treatment of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
-      A function of a row of string tensors to {inputs, targets, empty}.
+      A function of a row, or batch, of string tensors to {inputs, targets, empty}.
 
     Raises:
-      ValueError: if shots is not in 0 … 4.
+      ValueError: shots is not in 0 … 4.
+
+    Source: Wei et al., "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models"
+    (2022); the zero-shot phrase is that of Kojima et al. (2022).
     """
     if not 0 <= shots <= len(EXEMPLARS):
         raise InvalidValue(f"gsm8k_cot: shots={shots} is not in 0 … {len(EXEMPLARS)}")
@@ -126,13 +137,19 @@ def chain_of_thought(
 
 
 def template_fields(templates: Sequence[Sequence[str]]) -> list[str]:
-    """The fields that templates name in braces, each once, in order of appearance.
+    """Lists the fields that templates name in braces, each once, in order of appearance.
 
     Args:
       templates: pairs of an input and a target.
 
+    Returns:
+      Names of the fields.
+
     Raises:
-      ValueError: if there is no pair, one is none, or a text has a bare brace or an unnamed field.
+      ValueError: an entry is no pair, no field is named, or a text has a bare brace.
+
+    >>> template_fields([("Q: {question} {context}", "{answer}"), ("{question}?", "{answer}")])
+    ['question', 'context', 'answer']
     """
     fields: dict[str, None] = {}
     for pair in templates:
@@ -146,7 +163,7 @@ def template_fields(templates: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _pieces(template: str) -> list[tuple[str, str | None]]:
-    """What stands in a template: words, each followed by a field's name or by nothing."""
+    """Splits a template into literal texts, each followed by the name of a field or None."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -160,21 +177,21 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
 def instructions(
     templates: Sequence[Sequence[str]], rule: WhiteSpaceRule = ONE_LINE
 ) -> Callable[[Any], Any]:
-    """Texts of one row, or of a batch: each row in one of several templates.
+    """Builds the preprocessor that fills one of several templates with each row.
 
-    Which one is a hash of the row's own text, so it stays the same however rows are ordered, and
-    in every epoch. A row of which any field is empty is an empty example.
+    The template is chosen by a hash of the row's text, so that it is the same for every order of
+    rows and in every epoch. A row with an empty field is an empty example.
 
     Args:
-      templates: pairs of an input and a target, with fields in braces, e.g.
+      templates: pairs of an input and a target with fields in braces, e.g.
         ("Q: {question}", "{answer}").
-      rule: what becomes of line breaks and indentation, see `white_space.rule_of`.
+      rule: treatment of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
-      A function of a row of string tensors to {inputs, targets, empty}.
+      A function of a row, or batch, of string tensors to {inputs, targets, empty}.
 
     Raises:
-      ValueError: as `template_fields`.
+      ValueError: an entry is no pair, no field is named, or a text has a bare brace.
     """
     fields = template_fields(templates)
     pieces = [[_pieces(text) for text in pair] for pair in templates]
@@ -183,14 +200,14 @@ def instructions(
         values = {field: rule.fit_tensor(example[field]) for field in fields}
         empty = tf.reduce_any(tf.stack([is_empty(value) for value in values.values()]), axis=0)
         words = [ONE_LINE.fit_tensor(value) for value in values.values()]
-        which = tf.strings.to_hash_bucket_fast(
+        template = tf.strings.to_hash_bucket_fast(
             tf.strings.join(words, separator=" "), len(templates)
         )
         texts = [[_filled(text, values, rule) for text in pair] for pair in pieces]
         inputs, targets = texts[0]
         for i, (other_input, other_target) in enumerate(texts[1:], start=1):
-            inputs = tf.where(tf.equal(which, i), other_input, inputs)
-            targets = tf.where(tf.equal(which, i), other_target, targets)
+            inputs = tf.where(tf.equal(template, i), other_input, inputs)
+            targets = tf.where(tf.equal(template, i), other_target, targets)
         return {"inputs": inputs, "targets": targets, "empty": empty}
 
     return row
@@ -199,7 +216,7 @@ def instructions(
 def _filled(
     pieces: list[tuple[str, str | None]], values: dict[str, Any], rule: WhiteSpaceRule
 ) -> Any:
-    parts = [part for words, field in pieces for part in (words, values.get(field, ""))]
-    nothing = tf.zeros_like(next(iter(values.values())))  # a text without a field has rows as well
-    text = tf.strings.join([*parts, nothing])
+    texts = [text for words, field in pieces for text in (words, values.get(field, ""))]
+    nothing = tf.zeros_like(next(iter(values.values())))  # gives a template without fields rows too
+    text = tf.strings.join([*texts, nothing])
     return tf.strings.strip(text) if rule.one_line else text

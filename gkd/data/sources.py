@@ -1,4 +1,4 @@
-"""Where rows come from: JSONL and TSV files (also gzipped), or TFDS, as seqio data sources."""
+"""Reads rows from JSONL and TSV files (also gzipped), TFDS or seqio, as seqio data sources."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ _SLICE = re.compile(r"^(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?$
 
 
 def resolved(path: str, directory: str | None = None) -> str:
-    """The file a configured path means.
+    """Resolves a configured path.
 
     Args:
-      path: absolute, or relative to a data directory.
-      directory: the data directory; by default the environment's GKD_DATA, else the current one.
+      path: absolute path, or path relative to a data directory.
+      directory: the data directory; by default the environment variable GKD_DATA, else the current
+        directory.
+
+    >>> resolved("train.jsonl", "/data"), resolved("/elsewhere/train.jsonl", "/data")
+    ('/data/train.jsonl', '/elsewhere/train.jsonl')
     """
     return os.path.join(directory or os.environ.get(ENVIRONMENT) or "", path)
 
@@ -37,21 +41,21 @@ def read_rows(
     lists: Sequence[str] = (),
     escapes: bool = False,
 ) -> list[dict[str, Any]]:
-    """The rows of one text file, each field checked.
+    """Reads the rows of a data file, and checks every field.
 
     Args:
-      path: a .jsonl or .tsv file, possibly with .gz after it.
-      fields: the fields wanted; every row must have each as text.
-      columns: names of a TSV file's columns; by default its first line holds them.
-      lists: further fields wanted, which hold lists of texts.
-      escapes: whether \\n and \\t in a TSV file's cells stand for a newline and a tab.
+      path: path of a .jsonl or .tsv file, or of such a file with .gz after it.
+      fields: names of the fields to read; every row must have each of them as text.
+      columns: names of the columns of a TSV file; by default its first line holds them.
+      lists: names of further fields to read, which hold lists of texts.
+      escapes: replace \\n and \\t in cells of a TSV file by a newline and a tab.
 
     Returns:
-      One dictionary a row with `fields` and `lists` only.
+      One dictionary per row, with `fields` and `lists` only.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: with file, line number and field, if a line is malformed.
+      FileNotFoundError: there is no such file.
+      ValueError: a line is malformed; the text names file, line number and field.
     """
     _check_exists(path)
     rows = numbered_rows(path, columns, escapes)
@@ -80,11 +84,14 @@ def _field(row: Mapping[str, Any], field: str, many: bool, where: str) -> Any:
 
 
 def check_encodes(text: str, name: str) -> None:
-    """Raises ValueError where a text is none: half of a surrogate pair, as a cut JSON escape has.
+    """Checks that a text can be encoded: a truncated JSON escape leaves half a surrogate pair.
 
     Args:
       text: the text.
-      name: what the message calls it, e.g. its file, line and field.
+      name: name of the text in the message, e.g. its file, line and field.
+
+    Raises:
+      ValueError: the text holds half of a surrogate pair.
     """
     try:
         text.encode()
@@ -97,14 +104,17 @@ def check_encodes(text: str, name: str) -> None:
 
 
 def read_text(path: str) -> str:
-    """A whole UTF-8 file, e.g. of exemplars.
+    """Reads a whole UTF-8 file, e.g. of exemplars.
 
     Args:
-      path: the file.
+      path: path of the file.
+
+    Returns:
+      The text, without a byte-order mark.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is not UTF-8.
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not UTF-8.
     """
     _check_exists(path)
     try:
@@ -125,13 +135,16 @@ def _check_exists(path: str) -> None:
 def numbered_rows(
     path: str, columns: Sequence[str] | None = None, escapes: bool = False
 ) -> Iterator[tuple[int, Mapping[str, Any]]] | None:
-    """The rows of a data file with their line numbers, by its name; None of another kind.
+    """Reads the rows of a data file with their line numbers.
 
     Args:
-      path, columns, escapes: as of `read_rows`.
+      path, columns, escapes: as in `read_rows`.
+
+    Returns:
+      An iterator of (line number, row); None if the name has no known extension.
 
     Raises:
-      ValueError: while reading, with file and line number, if a line is malformed.
+      ValueError: while iterating, a line is malformed; the text names file and line number.
     """
     name = path.removesuffix(".gz")
     if name.endswith((".jsonl", ".json")):
@@ -143,17 +156,21 @@ def numbered_rows(
 
 
 def _unescaped(row: Mapping[str, str]) -> dict[str, str]:
-    """A row of the files that write these two characters as an escape, e.g. FLAN's."""
+    """Replaces the escapes \\n and \\t in all cells, which e.g. FLAN's files use."""
     return {name: cell.replace("\\n", "\n").replace("\\t", "\t") for name, cell in row.items()}
 
 
 def lines(path: str) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a UTF-8 file (gzipped where its name ends in .gz), without line ends.
+    """Reads the numbered lines of a UTF-8 file, without line ends and byte-order mark.
 
-    A byte-order mark at the file's start is no part of its first line.
+    Args:
+      path: path of the file, gzipped if its name ends in .gz.
+
+    Yields:
+      (line number from 1, line).
 
     Raises:
-      ValueError: with file and line number, if it is not UTF-8 or the gzip is damaged.
+      ValueError: the file is not UTF-8 or its gzip is damaged; the text names the line number.
     """
     number = 0
     with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
@@ -169,16 +186,19 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The numbered objects of a JSONL file, as they are.
+    """Reads the numbered objects of a JSONL file, without checking their fields.
 
     Args:
-      path: the file, gzipped where its name ends in .gz.
+      path: path of the file, gzipped if its name ends in .gz.
+
+    Yields:
+      (line number from 1, object).
 
     Raises:
-      ValueError: with file and line number, if a line is malformed.
+      ValueError: a line is malformed; the text names file and line number.
     """
     for number, text in lines(path):
-        text = text.removeprefix("\ufeff")  # files joined end to end: no part of JSON
+        text = text.removeprefix("\ufeff")  # a byte-order mark between concatenated files
         if not text.strip():
             continue
         try:
@@ -191,14 +211,15 @@ def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def chosen(rows: list[Any], max_examples: int | None) -> list[Any]:
-    """At most `max_examples` rows, in the order they had.
+    """Chooses at most `max_examples` rows, in their original order.
 
-    They are the same at every call, a smaller choice lies within a larger one, and they are spread
-    over the file: translation corpora are often sorted by length, so its head is no sample of it.
+    The choice is the same at every call, a smaller choice is part of a larger one, and the rows are
+    spread over the file: translation corpora are often sorted by length, so that the head of the
+    file is not representative.
 
     Args:
       rows: all rows.
-      max_examples: how many to keep; None keeps all.
+      max_examples: number of rows to keep; None keeps all.
     """
     if max_examples is None or max_examples >= len(rows):
         return rows
@@ -213,19 +234,23 @@ def configured_rows(
     lists: Sequence[str] = (),
     escapes: bool = False,
 ) -> list[dict[str, Any]]:
-    """The rows of a file as a configuration names it.
+    """Reads the rows of a configured file.
 
     Args:
-      file: its path, with a slice of its rows after it if not all are meant: `train.jsonl[:-500]`.
+      file: path of the file, optionally followed by a slice of its rows: `train.jsonl[:-500]`.
       fields, columns, lists, escapes: as in `read_rows`.
-      directory: where relative paths start, see `resolved`.
+      directory: folder of relative paths, see `resolved`.
+
+    Returns:
+      One dictionary per row.
 
     Raises:
-      ValueError: if no row is left; and as `read_rows`.
+      FileNotFoundError: there is no such file.
+      ValueError: no row is left, or a line is malformed.
     """
-    parts = _SLICE.match(file)
-    start, stop = (None if x is None else int(x) for x in parts.group("start", "stop"))
-    path = resolved(parts["path"], directory)
+    match = _SLICE.match(file)
+    start, stop = (None if x is None else int(x) for x in match.group("start", "stop"))
+    path = resolved(match["path"], directory)
     rows = read_rows(path, fields, columns, lists, escapes)[start:stop]
     if not rows:
         raise InvalidFile(f"data file {file} has no rows")
@@ -240,15 +265,15 @@ def files_source(
     max_examples: int | None = None,
     escapes: bool = False,
 ) -> Any:
-    """A seqio data source over local files.
+    """Builds a seqio data source over local files.
 
     Args:
-      files: path of each split's file, see `configured_rows`. `train.jsonl[:-500]` and
-        `train.jsonl[-500:]` make a validation split where a data set has none.
-      fields: the fields wanted.
-      directory: where relative paths start, see `resolved`.
-      columns: names of a TSV file's columns where its first line does not hold them.
-      max_examples: how many of the training rows to use, see `chosen`.
+      files: path of the file of each split, see `configured_rows`. `train.jsonl[:-500]` and
+        `train.jsonl[-500:]` make a validation split for a data set without one.
+      fields: names of the fields to read.
+      directory: folder of relative paths, see `resolved`.
+      columns: names of the columns of TSV files whose first line does not hold them.
+      max_examples: number of training rows to use, see `chosen`; None uses all.
       escapes: as in `read_rows`.
     """
 
@@ -260,16 +285,16 @@ def files_source(
 
 
 def rows_source(rows_of: Any, fields: Sequence[str], splits: Sequence[str]) -> Any:
-    """A seqio data source over rows made in Python.
+    """Builds a seqio data source over rows from a Python function.
 
     Args:
-      rows_of: function of a split's name to its list of rows (dictionaries of text).
-      fields: the fields of a row.
+      rows_of: function of the name of a split to its rows (dictionaries of text).
+      fields: names of the fields of a row.
       splits: names of the splits.
     """
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
-        del shuffle_files, seed  # the order is the pipeline's business
+        del shuffle_files, seed  # the pipeline determines the order
         rows = rows_of(split)
         for number, row in enumerate(rows):
             for field in fields:
@@ -281,16 +306,16 @@ def rows_source(rows_of: Any, fields: Sequence[str], splits: Sequence[str]) -> A
 
 
 def tfds_source(name: str, splits: Mapping[str, str], max_examples: int | None = None) -> Any:
-    """A seqio data source over TFDS, read in file order.
+    """Builds a seqio data source over TFDS, read in file order.
 
     Args:
       name: data set, configuration and version, e.g. `wmt14_translate/de-en:1.0.0`.
-      splits: the TFDS split or slice behind each split.
-      max_examples: how many of the training rows to use: the first, as TFDS shuffles when it
-        writes its files.
+      splits: TFDS split or slice of each split.
+      max_examples: number of training rows to use: the first ones, as TFDS shuffles when it writes
+        its files; None uses all.
 
     Returns:
-      A source whose reading raises FileNotFoundError, in one line, if TFDS cannot provide it.
+      A source that raises FileNotFoundError when it is read and TFDS cannot provide the data.
     """
     source = seqio.TfdsDataSource(name, splits=dict(splits))
 
@@ -310,30 +335,30 @@ def tfds_source(name: str, splits: Mapping[str, str], max_examples: int | None =
 
 
 def provider_source(provider: str, max_examples: int | None = None) -> Any:
-    """A seqio data source over the texts of a registered seqio task or mixture.
+    """Builds a seqio data source over the texts of a registered seqio task or mixture.
 
     Args:
-      provider: its name.
-      max_examples: how many of the training rows to use, the first.
+      provider: name of the task or mixture.
+      max_examples: number of training rows to use, the first ones; None uses all.
 
     Raises:
-      ValueError: if neither registry has it; while reading, if it keeps no texts.
+      ValueError: neither registry has the name; while reading, the task keeps no texts.
     """
     try:
-        found = seqio.get_mixture_or_task(provider)
+        registered = seqio.get_mixture_or_task(provider)
     except ValueError as error:
         raise InvalidValue(
-            f"seqio knows no task or mixture {provider!r}: import the module that registers it in "
+            f"seqio has no task or mixture {provider!r}: import the module that registers it in "
             "the gin file, and allow that with --allow_module"
         ) from error
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del shuffle_files, seed
-        # A mixture draws components at random: a fixed seed makes it the same at every start.
+        # A mixture draws components at random: a fixed seed makes every start the same.
         settings = {"sequence_length": None, "split": split, "shuffle": False, "seed": 0}
-        if isinstance(found, seqio.Mixture):
+        if isinstance(registered, seqio.Mixture):
             settings |= {"num_epochs": 1, "copy_pretokenized": True}
-        dataset = found.get_dataset(**settings)
+        dataset = registered.get_dataset(**settings)
         if not set(PRETOKENIZED) <= set(dataset.element_spec):
             raise InvalidFile(
                 f"seqio's {provider} keeps no {PRETOKENIZED[0]}: its tokenize step needs "
@@ -342,4 +367,4 @@ def provider_source(provider: str, max_examples: int | None = None) -> Any:
         dataset = dataset.map(lambda row: {field: row[field] for field in PRETOKENIZED})
         return dataset.take(max_examples) if max_examples and split == "train" else dataset
 
-    return seqio.FunctionDataSource(dataset_fn, splits=tuple(found.splits))
+    return seqio.FunctionDataSource(dataset_fn, splits=tuple(registered.splits))

@@ -1,4 +1,4 @@
-"""A task whose training rows a teacher wrote: the data set of SeqKD."""
+"""Replaces the training rows of a task by a teacher's completions: the data set of SeqKD."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ def with_teacher_outputs(
     prefix: str = "",
     max_examples: int | None = None,
 ) -> TaskSpec:
-    """The same task, with the prompts and outputs of a file in place of its training rows.
-
-    Kim & Rush, "Sequence-Level Knowledge Distillation" (2016), section 3.2.
+    """Returns a task with the prompts and completions of a file in place of its training rows.
 
     Args:
-      task: its vocabulary, metrics and other splits stay.
-      file: JSONL (or TSV) with a prompt and an output a row, e.g. what `infer` writes.
-      directory: where a relative path starts; by default the environment's GKD_DATA.
-      input_field: the field of the prompt.
-      output_field: the field of the teacher's output.
-      prefix: put before every prompt: what `infer` was given as --prefix.
-      max_examples: how many of the rows to use; None uses all.
+      task: the task, whose vocabulary, metrics and other splits stay.
+      file: path of a JSONL (or TSV) file with one prompt and completion per row, e.g. the output
+        of `infer`.
+      directory: folder of a relative path; by default the environment variable GKD_DATA.
+      input_field: name of the field of the prompt.
+      output_field: name of the field of the completion.
+      prefix: text before every prompt, the same as --prefix of `infer`.
+      max_examples: number of rows to use; None uses all.
 
     Raises:
       ValueError: no file is named.
+
+    Source: Kim & Rush, "Sequence-Level Knowledge Distillation" (2016), section 3.2.
     """
     if file is None:
         raise InvalidValue(

@@ -1,7 +1,8 @@
-"""Train a sentencepiece: python -m gkd.data.train_sentencepiece OUTPUT SIZE FIELDS FILE [FILE ...].
+"""Trains a vocabulary: python -m gkd.data.train_sentencepiece OUTPUT SIZE FIELDS FILE [FILE ...].
 
-FIELDS are the names to learn from, with commas between them; a FILE is .jsonl or .tsv, possibly
-with .gz after it. Pad, eos and unk are T5's ids 0, 1 and 2. The same files give the same model.
+FIELDS are the names of the fields to train on, separated by commas; a FILE is .jsonl or .tsv,
+optionally with .gz after it. Pad, eos and unk have T5's ids 0, 1 and 2. The same files give the
+same model.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from gkd.files.atomic_files import replace_file
 
 
 def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int) -> bytes:
-    """A unigram model of some fields of some files, serialised.
+    """Trains a unigram model.
 
     Args:
-      files: paths; relative ones start at GKD_DATA, as a task's do.
-      fields: which fields of every row to learn from.
-      size: pieces, with pad, eos and unk.
+      files: paths of data files; relative ones start at GKD_DATA, as in tasks.
+      fields: names of the fields of every row to train on.
+      size: number of pieces, including pad, eos and unk.
+
+    Returns:
+      The serialised model.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -56,7 +60,11 @@ def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the model to the path given."""
+    """Trains a model and writes it.
+
+    Args:
+      arguments: OUTPUT, SIZE, FIELDS and one or more FILEs.
+    """
     if len(arguments) < 4:
         raise SystemExit(f"gkd: error: {len(arguments)} arguments\n{__doc__}")
     output, size, fields, *files = arguments

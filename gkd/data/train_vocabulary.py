@@ -1,7 +1,7 @@
-"""Train the small sentencepiece of the arithmetic task: python -m gkd.data.train_vocabulary [PATH].
+"""Trains the arithmetic task's vocabulary: python -m gkd.data.train_vocabulary [PATH].
 
-Every word of the problems is one piece and every digit is its own piece, with and without a space
-before it. The same file comes out every time.
+Every word of the problems is one piece, and every digit is one piece with and one without a space
+before it. Every run gives the same file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from gkd.vocabularies import vocabularies
 
 PATH = pathlib.Path(vocabularies.__file__).with_name("arithmetic.model")
 _SPACE = "\u2581"  # sentencepiece's mark for a space
-# One rule (no-break space to space): without any, TensorFlow logs a line at every load.
+# One rule (no-break space to space): without rules, TensorFlow logs a line at every load.
 _NORMALIZATION = "A0\t20\n"
 
 
 def trained_vocabulary() -> bytes:
-    """The serialised model: pad 0, eos 1, unk 2, no bos."""
+    """Trains the model and returns it serialised: pad 0, eos 1, unk 2, no bos."""
     pieces = [_SPACE + word for word in arithmetic.words()]
     pieces += [",", "."]
     pieces += [_SPACE + digit for digit in "0123456789"] + list("0123456789")
@@ -59,7 +59,7 @@ def trained_vocabulary() -> bytes:
 
 
 def main() -> None:
-    """Write the model to the path given on the command line, else into the package."""
+    """Writes the model to the path on the command line, by default into the package."""
     path = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else PATH
     model = trained_vocabulary()
     replace_file(path, model)

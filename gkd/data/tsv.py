@@ -1,7 +1,7 @@
-"""Rows of tab-separated lines: quoted cells as the csv standard reads them, all others untouched.
+"""Parses tab-separated lines into rows, with quoted cells as in CSV (RFC 4180).
 
-A cell is quoted where it begins and ends with a double quote and every quote inside is doubled; it
-may then hold tabs and line breaks. Every other cell is its text, quotes and backslashes included:
+A cell is quoted if it begins and ends with a double quote and every quote inside is doubled; it may
+then hold tabs and line breaks. Other cells are plain text, including quotes and backslashes:
 `5" pipe`, `"So," he said`, `$\\theta$`.
 """
 
@@ -15,27 +15,30 @@ from gkd.errors import InvalidFile
 
 _INSIDE = r'[^"]*(?:""[^"]*)*'
 _QUOTED = re.compile(f'"({_INSIDE})"(?=\\t|\\Z)')
-_OPEN = re.compile(f'"{_INSIDE}\\Z')  # a quoted cell whose end is not in sight
+_OPEN = re.compile(f'"{_INSIDE}\\Z')  # a quoted cell without its end
 _SINGLE_QUOTE = re.compile(r'(?<!")(?:"")*"(?!")')
 
 
 def tsv_rows(
     lines: Iterable[tuple[int, str]], path: str, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """The rows of a file's numbered lines.
+    """Parses the numbered lines of a file into rows.
 
     Args:
-      lines: (number, text without its line end), blank ones included.
-      path: the file, for messages.
+      lines: (number, text without its line end), including blank lines.
+      path: path of the file, for messages.
       columns: names of the columns; by default the first line holds them.
 
     Yields:
       (number of the row's first line, its cells by column). Blank lines are no rows; in a file of
-      one column they are empty cells, but for those at its end.
+      one column they are empty cells, except at its end.
 
     Raises:
-      ValueError: in one line: two columns of one name, a row of another number of cells, or a quote
-        whose end is not clear.
+      ValueError: two columns have one name, a row has a wrong number of cells, or the end of a
+        quote is ambiguous.
+
+    >>> list(tsv_rows([(1, "en\\tde"), (2, '"a, b"\\t5" c')], "pairs.tsv"))
+    [(2, {'en': 'a, b', 'de': '5" c'})]
     """
     _check_columns(columns or (), path)
     reader = _Lines(lines)
@@ -61,7 +64,7 @@ def _check_columns(columns: Sequence[str], where: str) -> None:
 
 
 class _Lines:
-    """An iterator that takes lines back."""
+    """An iterator over lines that can be put back."""
 
     def __init__(self, lines: Iterable[tuple[int, str]]):
         self._lines, self._back = iter(lines), collections.deque()
@@ -73,12 +76,12 @@ class _Lines:
         return self._back.popleft() if self._back else next(self._lines)
 
     def put_back(self, lines: Sequence[tuple[int, str]]) -> None:
-        """The next lines are these again."""
+        """Puts lines back, so that they come next again."""
         self._back.extendleft(reversed(lines))
 
 
 def _cells(text: str) -> tuple[list[tuple[str, bool]], bool]:
-    """Pairs of a cell and whether it was quoted; and whether one is quoted and not closed."""
+    """Splits a text into (cell, was quoted); also returns True if a quoted cell is not closed."""
     cells, start, is_open = [], 0, False
     while True:
         match = _QUOTED.match(text, start)
@@ -96,10 +99,9 @@ def _cells(text: str) -> tuple[list[tuple[str, bool]], bool]:
 
 
 def _line_cells(text: str, count: int) -> tuple[list[str], bool]:
-    """A line's cells by themselves, and whether one is quoted and not closed.
+    """Splits a single line into cells; also returns True if a quoted cell is not closed.
 
-    Where quotes and tabs make another number of cells than `count`, and tabs alone make it, tabs
-    decide.
+    If quotes and tabs together do not give `count` cells but tabs alone do, quotes are plain text.
     """
     cells, is_open = _cells(text)
     raw = text.split("\t")
@@ -122,10 +124,10 @@ def _row(reader: _Lines, number: int, text: str, columns: Sequence[str], path: s
 def _row_over_lines(
     reader: _Lines, number: int, text: str, count: int, path: str
 ) -> list[str] | None:
-    """The cells of a row that goes on in the next lines; None, with these put back, if none does.
+    """The cells of a row that continues in the next lines; None, with these put back, if none does.
 
     Raises:
-      ValueError: the lines are a row together, and each by itself as well.
+      ValueError: the lines are one row together, but also one row each.
     """
     taken, are_rows = [], [len(_line_cells(text, count)[0]) == count]
     for line in reader:

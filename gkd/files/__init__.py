@@ -1,5 +1,5 @@
-"""Small files and folders that are whole or absent: atomic writes, and JSON read within bounds.
+"""Small files and folders: atomic writes, and JSON read within bounds.
 
-In: paths and contents. Out: files under their final names, or a one-line error that leaves what was
-there before.
+In: paths and contents. Out: complete files under their final names, or a one-line error and the
+former files.
 """

@@ -1,7 +1,7 @@
-"""Writes that are whole or not at all: appended lines and replaced files, errors in one line.
+"""Atomic writes of files: replaced as a whole, or extended by whole lines.
 
-A full disk, a quota or a lost mount raises an OSError that names the file; what was there before
-stays as it was. Every verb's own files are written through here.
+A full disk, a quota or a lost mount raises an OSError that names the file, and the former content
+stays. All verbs write their files through this module.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _TAIL_BYTES = 1 << 16
 
 
 def append_lines(path: pathlib.Path, text: str | bytes, sync: bool = False) -> int:
-    """Appends whole lines to a file, made where it does not exist.
+    """Appends whole lines to a file, which is created if missing.
 
-    A line that an interrupted write left unfinished at the file's end is cut off first, so that
-    two lines never become one. Where writing fails, the file gets its former length back.
+    An unfinished line that an interrupted write left at the end of the file is removed first, so
+    that two lines never merge. If writing fails, the file is truncated to its former length.
 
     Args:
-      path: the file.
-      text: one or more lines, the last with its newline.
-      sync: whether to return only when the lines are on the disk itself, so that they survive a
-        crash of the machine (a crash of the process loses nothing either way).
+      path: path of the file.
+      text: one or more lines, the last one with its newline.
+      sync: return only once the lines are on the disk itself, so that they survive a crash of the
+        machine (a crash of the process loses nothing either way).
 
     Returns:
       The file's new length in bytes.
@@ -41,7 +41,7 @@ def append_lines(path: pathlib.Path, text: str | bytes, sync: bool = False) -> i
     before: int | None = None
     try:
         with open(path, "ab", buffering=0) as file:
-            before = cut_unfinished_line(path)
+            before = remove_unfinished_line(path)
             rest = memoryview(content)
             while rest:
                 rest = rest[file.write(rest) or 0 :]
@@ -55,11 +55,14 @@ def append_lines(path: pathlib.Path, text: str | bytes, sync: bool = False) -> i
     return before + len(content)
 
 
-def cut_unfinished_line(path: pathlib.Path) -> int:
-    """Cuts what follows a file's last newline: a line whose writing was interrupted.
+def remove_unfinished_line(path: pathlib.Path) -> int:
+    """Removes the content after the last newline of a file: a line whose write was interrupted.
+
+    Args:
+      path: path of the file, which may be missing.
 
     Returns:
-      The length of the file's whole lines in bytes; 0 where there is no file.
+      Length of the file's whole lines in bytes; 0 if there is no file.
     """
     if not path.exists():
         return 0
@@ -79,17 +82,17 @@ def cut_unfinished_line(path: pathlib.Path) -> int:
 
 
 def replace_file(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file whole, in place of the one that is there.
+    """Writes a file atomically, replacing any former one.
 
     The content is on disk before it gets the file's name: a crash of the machine leaves the old
     file or the new one, never an empty one.
 
     Args:
-      path: the file.
-      content: all of it; text is UTF-8.
+      path: path of the file.
+      content: the whole content; text is encoded as UTF-8.
 
     Raises:
-      OSError: it could not be written, the old file is still there; the message names the file.
+      OSError: the file could not be written and the old one is unchanged; the message names it.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -97,10 +100,13 @@ def replace_file(path: pathlib.Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path beside `path` to write to, and renames it when that went well.
+    """Yields a temporary path beside `path` to write to, and renames it on success.
+
+    Args:
+      path: path of the final file.
 
     Raises:
-      OSError: writing failed; nothing is left of it, and the message names `path`.
+      OSError: writing failed; the temporary file is removed, and the message names `path`.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -117,7 +123,12 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> StorageError:
-    """The error that says which file could not be written, and why."""
+    """Builds the error that names a file that could not be written, and the reason.
+
+    Args:
+      path: path of the file.
+      error: the system's error.
+    """
     reason = error.strerror or str(error)
     made = StorageError(
         f"cannot write {path} ({reason}): put that right, and the same command continues"
@@ -127,14 +138,14 @@ def cannot_write(path: pathlib.Path, error: OSError) -> StorageError:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all; the job's first process does.
+    """Writes a JSON file atomically, in the primary process of the job only.
 
     Args:
-      path: the file.
-      value: anything that JSON has.
+      path: path of the file.
+      value: any value that JSON can represent.
 
     Raises:
-      OSError: it cannot be written; what was there before stays.
+      OSError: the file could not be written, and the old one is unchanged.
     """
     if processes.is_primary_process():
         replace_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

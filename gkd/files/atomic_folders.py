@@ -1,4 +1,4 @@
-"""New folders that appear whole under their final name, or not at all."""
+"""Atomic creation of folders: a new folder appears complete under its final name, or not at all."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.E
 
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Gives a temporary folder beside `path` to write into, and renames it when all went well.
+    """Yields a temporary folder beside `path` to write into, and renames it on success.
 
     Args:
-      path: the final folder; it must not exist or be empty.
+      path: path of the final folder, which must be missing or empty.
 
     Yields:
       The temporary folder.
 
     Raises:
-      FileExistsError: there is something at `path`.
+      FileExistsError: `path` exists and is not empty.
       OSError: writing failed, e.g. the disk is full; the temporary folder is removed.
     """
     path = epath.Path(path)
@@ -46,15 +46,24 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         reason = isinstance(error, Exception) and storage_reason(error)
         if reason or (isinstance(error, OSError) and not isinstance(error, FileExistsError)):
             raise StorageError(
-                f"{path} could not be written, nothing is left of it: {reason or error}"
+                f"{path} could not be written and was removed: {reason or error}"
             ) from error
         raise
 
 
 def storage_reason(error: BaseException | None) -> str | None:
-    """The reason that lies with the storage ("No space left on device"), None where none does.
+    """Finds the storage fault that caused an error.
 
-    Libraries (TensorStore, TensorFlow) have errors of their own, which only quote the system's.
+    Libraries (TensorStore, TensorFlow) raise errors of their own, which only quote the system's.
+
+    Args:
+      error: any exception, with its chain of causes.
+
+    Returns:
+      The system's text, e.g. "No space left on device"; None if the cause is another one.
+
+    >>> storage_reason(ValueError("write failed: No space left on device [code 5]"))
+    'No space left on device'
     """
     while error is not None:
         for number in _STORAGE_ERRORS:
@@ -65,7 +74,11 @@ def storage_reason(error: BaseException | None) -> str | None:
 
 
 def remove_unfinished(path: epath.PathLike) -> None:
-    """Removes what killed processes left of `new_folder(path)`; no other may be writing it."""
+    """Removes temporary folders of `new_folder(path)` that killed processes left behind.
+
+    Args:
+      path: path of the final folder; no other process may be writing it.
+    """
     path = epath.Path(path)
     if path.parent.is_dir():
         for left in path.parent.iterdir():
@@ -74,7 +87,7 @@ def remove_unfinished(path: epath.PathLike) -> None:
 
 
 def copy_files(source: epath.Path, names: Sequence[str], target: epath.Path) -> None:
-    """Copies those of the named files that exist in `source`."""
+    """Copies the named files from `source` to `target`, leaving out missing ones."""
     for name in names:
         if (source / name).exists():
             (target / name).write_bytes((source / name).read_bytes())

@@ -1,9 +1,9 @@
-"""JSON and settings that come from outside: read within bounds, checked field by field.
+"""Reads JSON from untrusted files within bounds, and checks values field by field.
 
-Every file that somebody else may have written, cut or filled with junk goes through `read_json`
-or `parse_json`, and every value from outside through `check_fields`. All their errors are one line
-that names the file or setting, the value and what is expected. Standard library only, so that
-settings can be checked before anything heavy is imported.
+Every file that may be foreign, truncated or corrupt is read by `read_json` or `parse_json`, and
+every external value is checked by `check_fields`. Errors are one line with the name of the file or
+setting, the value and the expected values. Only the standard library is imported, so that settings
+can be checked before heavy imports.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from gkd.errors import InvalidFile
 
-DEEPEST = 100  # levels of nesting: far more than any of our files has, far fewer than a stack holds
-LARGEST = 200_000_000  # bytes of one JSON document: a tokenizer.json has tens of megabytes
-_SHOWN = 60  # characters of a value that an error message shows
+DEEPEST = 100  # levels of nesting: far above any of our files, far below the stack's limit
+LARGEST = 200_000_000  # bytes of a JSON document: a tokenizer.json has tens of megabytes
+_SHOWN = 60  # greatest number of characters of a value in an error message
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
@@ -33,8 +33,8 @@ class Field:
       least, most: bounds of a number, inclusive; of a string or list, of its length.
       above, below: exclusive bounds of a number.
       choices: the only values allowed, if not empty.
-      required: whether the field must be there.
-      none: whether null (None) is accepted.
+      required: true if the field must be present.
+      none: true if null (None) is accepted.
     """
 
     kinds: tuple[type, ...]
@@ -51,16 +51,16 @@ def read_json(path: Any, kind: type | None = None) -> Any:
     """Reads one JSON file.
 
     Args:
-      path: a path with `read_bytes` (pathlib or epath).
-      kind: the type that the document must have (dict, list), None for any.
+      path: path of the file, with `read_bytes` (pathlib or epath).
+      kind: type that the document must have (dict, list), None for any.
 
     Returns:
       The document.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: empty, cut, not UTF-8, nested too deeply, too large, or of another type.
-      OSError: it cannot be read, e.g. it is a folder.
+      ValueError: empty, truncated, not UTF-8, nested too deeply, too large, or of another type.
+      OSError: the file cannot be read, e.g. because it is a folder.
     """
     size = path.stat()
     length = getattr(size, "st_size", None) or getattr(size, "length", 0)
@@ -74,14 +74,21 @@ def parse_json(text: bytes | str, name: Any, kind: type | None = None) -> Any:
 
     Args:
       text: the document; bytes are UTF-8, with or without a byte-order mark.
-      name: what error messages call it, e.g. its path.
-      kind: the type that the document must have, None for any.
+      name: name of the document in error messages, e.g. its path.
+      kind: type that the document must have, None for any.
 
     Returns:
       The document.
 
     Raises:
-      ValueError: empty, cut, not UTF-8, nested too deeply, a repeated key, or of another type.
+      ValueError: empty, truncated, not UTF-8, nested too deeply, a repeated key, or another type.
+
+    >>> parse_json(b'{"steps": 10}', "summary.json", dict)
+    {'steps': 10}
+    >>> parse_json(b'{"steps": 10, "steps": 20}', "summary.json")
+    Traceback (most recent call last):
+    ...
+    gkd.errors.InvalidFile: summary.json has the key 'steps' twice in one object
     """
     if isinstance(text, bytes):
         try:
@@ -94,7 +101,7 @@ def parse_json(text: bytes | str, name: Any, kind: type | None = None) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, name))
     except json.JSONDecodeError as error:
-        raise InvalidFile(f"{name} is not JSON, damaged or cut: {error}") from error
+        raise InvalidFile(f"{name} is not JSON, damaged or truncated: {error}") from error
     if kind is not None and not isinstance(value, kind):
         raise InvalidFile(f"{name} holds {_type_name(value)}, not {_KIND_NAMES[kind]}")
     return value
@@ -127,13 +134,13 @@ def check_fields(
     """Checks the types and bounds of the named values.
 
     Args:
-      values: what came from outside.
-      fields: what is known of each name.
-      name: what error messages call the whole, e.g. its path.
-      unknown: whether names that `fields` does not have are accepted.
+      values: external values by name.
+      fields: allowed values by name.
+      name: name of the whole in error messages, e.g. a path.
+      unknown: accept names that `fields` does not have.
 
     Raises:
-      ValueError: a value of the wrong type or out of bounds, a missing or unknown name.
+      ValueError: a value has the wrong type or is out of bounds, or a name is missing or unknown.
     """
     for key, field in fields.items():
         if key in values:
@@ -147,10 +154,15 @@ def check_fields(
 
 
 def check_value(value: Any, field: Field, name: str) -> None:
-    """Checks one value; `name` is what the error message calls it.
+    """Checks the type and bounds of one value.
+
+    Args:
+      value: external value.
+      field: allowed values.
+      name: name of the value in error messages.
 
     Raises:
-      ValueError: wrong type, out of bounds, or not among the choices.
+      ValueError: the value has the wrong type, is out of bounds, or is none of the choices.
     """
     if value is None and field.none:
         return
@@ -181,7 +193,11 @@ def _has_kind(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: on one line, and not all of it where it is long."""
+    """Renders a value for an error message, on one line, shortened if it is long.
+
+    >>> shown("x" * 100)[-6:]
+    'xxxxx…'
+    """
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

@@ -16,7 +16,7 @@ from gkd.errors import ExistingFile, InvalidFile, InvalidValue, MissingFile
 from gkd.files.atomic_files import (
     append_lines,
     cannot_write,
-    cut_unfinished_line,
+    remove_unfinished_line,
     replace_file,
     write_json,
 )
@@ -209,7 +209,7 @@ class OutputFiles:
     def _known_hashes(self) -> list[str]:
         if not self.hashes.exists():
             return []
-        cut_unfinished_line(self.hashes)
+        remove_unfinished_line(self.hashes)
         return self.hashes.read_text(errors="replace").splitlines()
 
     def _window_sizes(self) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The answer that a generated text states, in words or as an option, for metrics and rewards."""
+"""Extracts the stated answer of a text, in words or as an option, for metrics and rewards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHOICE_IS = re.compile(
     re.IGNORECASE,
 )
 _LEAD = r"[\s\"'“”‘’$:#>~*-]*(?:\\[(\[]\s*)?(?:(?:option|choice|answer|letter|alternative)\s+)*"
-_ENDS = (  # what follows a bare letter that is an option: "A dog", "A's" and "A.I." are none
+_ENDS = (  # text after a bare letter that is an option: "A dog", "A's" and "A.I." are none
     r"\s*(?:$|\n|[)\]}:;!?\"”$<](?!\w)|['’](?!\w)|,(?!\S)|\.(?!\w\b)|\\)|\s+[-–—]\s"
     r"|\s+(?:because|since)\b"
     r"|\s+is\s+(?:(?:the|my|clearly|most|definitely)\s+)*(?:correct|right|best|answer|true|likely)"
@@ -39,28 +39,40 @@ _REJECTED = re.compile(r"\s*(?:is|are|was)(?:\s+not\b|n['’]t\b|\s+(?:wrong|inc
 
 
 def normalised(text: str) -> str:
-    """The form in which exact match compares texts.
+    """Normalises a text for exact match.
 
-    Case-folded, composed characters (NFC), runs of white space as one space, none at the ends, and
-    one full stop at the end dropped. Punctuation and articles stay: an answer may consist of
-    brackets.
+    The text is case-folded and composed (NFC), runs of white space become one space, and white
+    space and one full stop at the end are dropped. Punctuation and articles stay: an answer may
+    consist of brackets.
 
     Args:
       text: any text.
+
+    Returns:
+      The normalised text.
+
+    >>> normalised("  The  Answer. ")
+    'the answer'
     """
     text = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return re.sub(r"[.。]$", "", text).rstrip()
 
 
 def stated_answer(text: str) -> str:
-    """The answer that a text states, normalised: all after its last `the answer is`.
+    """Extracts the answer that a text states: everything after its last `the answer is`.
 
-    `Answer:`, German's `die Antwort ist` and `die Antwort lautet` count too; a text without such
-    words is an answer as a whole. Emphasis, quotes and `\\boxed{…}` around the answer are dropped,
-    and an option is `(b)` however it is written (`B`, `B)`, `(B)`, `(B) Both`).
+    `Answer:` and the German `die Antwort ist` and `die Antwort lautet` count too; a text without
+    such words is an answer as a whole. Emphasis, quotes and `\\boxed{…}` around the answer are
+    dropped, and options become `(b)` in every notation (`B`, `B)`, `(B)`, `(B) Both`).
 
     Args:
       text: a generated text, or a reference.
+
+    Returns:
+      The answer, normalised.
+
+    >>> stated_answer("2 + 2 is even, so the answer is **Yes**."), stated_answer("(B) Both")
+    ('yes', '(b)')
     """
     answer = ANSWER_IS.split(text)[-1]
     box = boxed(answer) if "boxed" in answer or "fbox" in answer else None
@@ -73,18 +85,21 @@ def stated_answer(text: str) -> str:
 
 
 def chosen_letter(text: str) -> str | None:
-    """The option a text chooses: `B`, `(b)`, `B. Both`, `Answer: B`, `**B**` … all give B.
+    """Extracts the option that a text chooses: `B`, `(b)`, `B. Both`, `Answer: B`, … give B.
 
-    It is the letter in the last `\\boxed{…}`, else the one after the last `the answer is`,
-    `Answer:`, `the correct option is` or `####`, else the one that the text or its last line begins
-    with. It stands in parentheses or by itself: `A dog` chooses nothing, nor do `A or B` and
-    `(A) is wrong`.
+    The option is the letter in the last `\\boxed{…}`, else the one after the last `the answer is`,
+    `Answer:`, `the correct option is` or `####`, else the one at the beginning of the text or of
+    its last line. The letter must be in parentheses or by itself: `A dog`, `A or B` and
+    `(A) is wrong` choose nothing.
 
     Args:
       text: a generated text, or a reference.
 
     Returns:
-      A capital letter, or None where the text chooses no option or several.
+      A capital letter, or None if the text chooses no option or several.
+
+    >>> chosen_letter("The correct option is (b)."), chosen_letter("A or B")
+    ('B', None)
     """
     text = text.translate(_FULL_WIDTH)
     box = boxed(text)
@@ -113,15 +128,23 @@ def _first_letter(text: str) -> str | None:
 
 
 def is_right(target: Any, answer: Any) -> bool:
-    """Whether an answer is the reference's; a reference without an answer (None) cannot be met."""
+    """Compares an answer with the reference's; a reference without one (None) never matches.
+
+    Args:
+      target: answer of the reference.
+      answer: answer of the generated text.
+    """
     return target is not None and target == answer
 
 
 def agree(answer_of: Callable[[str], Any], target: str, prediction: str) -> bool:
-    """Whether a prediction's answer is the reference's, for every metric and reward of answers.
+    """Compares the answer of a prediction with that of the reference.
 
     Args:
       answer_of: function of a text to its answer, e.g. `stated_answer`.
       target, prediction: the reference and the generated text.
+
+    Returns:
+      True if both have the same answer.
     """
     return is_right(answer_of(target), answer_of(prediction))

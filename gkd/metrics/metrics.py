@@ -1,4 +1,4 @@
-"""Metrics of generated text, in percent, with seqio's signature (targets, predictions) -> dict."""
+"""Computes metrics of generated text in percent: (targets, predictions) -> dict, as in seqio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sacrebleu
 from gkd.metrics import answers, calculator, word_tokens
 from gkd.metrics.answers import chosen_letter, normalised, stated_answer
 
-_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}  # rouge-score's names, ours
+_ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}  # rouge-score's -> gkd's
 ROUGE_NAMES = tuple(_ROUGE.values())
 
 
@@ -39,13 +39,16 @@ def rouge_of(
     stemmer: bool = True,
     tokenize: str | None = None,
 ) -> dict[str, float]:
-    """ROUGE F1 of one text in [0, 1], for the metric and for the reward.
+    """Computes ROUGE F1 of one text, for the metric and for the reward.
 
     Args:
       target, prediction: the reference and the generated text.
-      measures: of rouge1, rouge2, rouge_l.
-      stemmer: whether English words are compared by their Porter stems.
-      tokenize: as `rouge`'s.
+      measures: names out of rouge1, rouge2, rouge_l.
+      stemmer: compare English words by their Porter stems.
+      tokenize: tokenizer as in `rouge`.
+
+    Returns:
+      F1 in [0, 1] by measure.
     """
     name = word_tokens.rouge_tokenizer(target, tokenize)
     names = {ours: theirs for theirs, ours in _ROUGE.items()}
@@ -57,14 +60,18 @@ def rouge_of(
 
 @functools.cache
 def rouge_signature(name: str | None = None, stemmer: bool = True) -> str:
-    """How `rouge` is computed, to be printed with a score.
+    """Describes the computation of `rouge`, to be printed with a score.
 
     Args:
-      name: the tokenizer, one of sacreBLEU's names; None is rouge-score's own.
-      stemmer: whether English words are stemmed.
+      name: sacreBLEU's name of the tokenizer; None is rouge-score's own tokenizer.
+      stemmer: true if English words are stemmed.
+
+    Returns:
+      The signature in one line.
     """
-    own = "ASCII words, Porter stemming" if stemmer else "ASCII words, no stemming"
-    words = own if name is None else f"sacreBLEU's {name} words in lower case, no stemming"
+    words = "ASCII words, Porter stemming" if stemmer else "ASCII words, no stemming"
+    if name is not None:
+        words = f"sacreBLEU's {name} words in lower case, no stemming"
     version = importlib.metadata.version("rouge-score")
     return f"rouge-score {version}, F1, {words}, ROUGE-L of whole texts"
 
@@ -72,22 +79,29 @@ def rouge_signature(name: str | None = None, stemmer: bool = True) -> str:
 def rouge(
     targets: Sequence[str], predictions: Sequence[str], tokenize: str | None = None
 ) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L: mean F1 over examples, with Porter stemming.
+    """Computes ROUGE-1, ROUGE-2 and ROUGE-L: mean F1 over examples, with Porter stemming.
 
-    Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), as the package rouge-score
-    computes it. ROUGE-L takes each text as one sentence. A reference in another script than the
-    Latin one is split into words by `word_tokens.rouge_tokenizer`: rouge-score sees ASCII only.
+    ROUGE-L takes each text as one sentence. A reference in another script than the Latin one is
+    split into words by `word_tokens.rouge_tokenizer`, as rouge-score keeps ASCII only.
 
     Args:
       targets: reference texts.
       predictions: generated texts, in the same order.
-      tokenize: one of sacreBLEU's names; None chooses by each reference's script.
+      tokenize: sacreBLEU's name of a tokenizer; None chooses by the script of each reference.
 
     Returns:
       rouge1, rouge2, rouge_l in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, not as many of one as of the other, or no such tokenizer.
+      ValueError: there are no texts, their numbers differ, or the tokenizer is unknown.
+
+    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), as the package
+    rouge-score computes it.
+
+    Two of three words match, in precision and in recall:
+
+    >>> round(rouge(["the cat sat"], ["the cat ran"])["rouge1"], 1)
+    66.7
     """
     _check(targets, predictions)
     word_tokens.warn_where_blind("rouge", tokenize, targets)
@@ -101,21 +115,21 @@ def rouge(
 def bleu(
     targets: Sequence[str], predictions: Sequence[str], tokenize: str | None = None
 ) -> dict[str, float]:
-    """Corpus BLEU as sacreBLEU computes it; `bleu_signature` says how.
-
-    Papineni et al. (2002); Post, "A Call for Clarity in Reporting BLEU Scores" (2018).
+    """Computes corpus BLEU with sacreBLEU; `bleu_signature` describes the computation.
 
     Args:
       targets: reference texts.
       predictions: generated texts, in the same order.
-      tokenize: one of sacreBLEU's names (13a, intl, zh, ja-mecab, ko-mecab, char, flores200, …);
-        None chooses by the references' script, 13a for all that put spaces between words.
+      tokenize: sacreBLEU's name of a tokenizer (13a, intl, zh, ja-mecab, ko-mecab, char, flores200,
+        …); None chooses by the references' script, 13a for scripts with spaces between words.
 
     Returns:
       bleu in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, not as many of one as of the other, or no such tokenizer.
+      ValueError: there are no texts, their numbers differ, or the tokenizer is unknown.
+
+    Source: Papineni et al. (2002); Post, "A Call for Clarity in Reporting BLEU Scores" (2018).
     """
     _check(targets, predictions)
     word_tokens.warn_where_blind("bleu", tokenize, targets)
@@ -127,46 +141,51 @@ def bleu(
 
 @functools.cache
 def bleu_scorer(name: str = word_tokens.DEFAULT, effective_order: bool = False) -> Any:
-    """sacreBLEU's scorer with a tokenizer.
+    """Builds sacreBLEU's scorer with a tokenizer.
 
     Args:
-      name: one of sacreBLEU's names.
-      effective_order: for single sentences: a text of under four words has no 4-gram, which must
-        not make it 0.
+      name: sacreBLEU's name of the tokenizer.
+      effective_order: leave out n-gram orders that a text is too short for; for single sentences.
+
+    Returns:
+      The scorer.
 
     Raises:
-      ValueError: if there is no such tokenizer, or its package is missing.
+      ValueError: the tokenizer is unknown, or its package is missing.
     """
     word_tokens.check_tokenizer(name)
     return sacrebleu.BLEU(tokenize=name, effective_order=effective_order)
 
 
 def bleu_signature(name: str = word_tokens.DEFAULT) -> str:
-    """sacreBLEU's signature of `bleu`, to be printed with a score.
+    """Returns sacreBLEU's signature of `bleu`, to be printed with a score.
 
     Args:
-      name: of the tokenizer, as sacreBLEU names it.
+      name: sacreBLEU's name of the tokenizer.
     """
     scorer = bleu_scorer(name)
-    scorer.corpus_score(["a"], [["a"]])  # the signature wants to know the number of references
+    scorer.corpus_score(["a"], [["a"]])  # the signature includes the number of references
     return str(scorer.get_signature())
 
 
 def final_answer(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """How often the final number is right, as generated and after a calculator.
-
-    Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021) for the calculator, which
-    here corrects the finished text: see `calculator.apply_calculator` and `final_number`.
+    """Computes the accuracy of the final number, as generated and after a calculator.
 
     Args:
-      targets: reference solutions; the answer is found in the same way, without the calculator.
+      targets: reference solutions, whose answers are extracted without the calculator.
       predictions: generated solutions, in the same order.
 
     Returns:
       exact_match and exact_match_calculator in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, or not as many of one as of the other.
+      ValueError: there are no texts, or their numbers differ.
+
+    Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021) for the
+    calculator, which here corrects the finished text: see `calculator.apply_calculator`.
+
+    >>> final_answer(["#### 12"], ["3 * 4 = 13. The answer is 13."])
+    {'exact_match': 0.0, 'exact_match_calculator': 100.0}
     """
     _check(targets, predictions)
     plain = calculated = 0
@@ -181,7 +200,7 @@ def final_answer(targets: Sequence[str], predictions: Sequence[str]) -> dict[str
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """How often the whole text is the reference, compared as `normalised`.
+    """Computes the share of texts that equal their reference after `normalised`.
 
     Args:
       targets: reference texts.
@@ -191,16 +210,15 @@ def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str,
       exact_match in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, or not as many of one as of the other.
+      ValueError: there are no texts, or their numbers differ.
     """
     return {"exact_match": _share_equal(normalised, targets, predictions)}
 
 
 def answer_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """How often the stated answer is the reference's, see `stated_answer`.
+    """Computes the accuracy of the stated answer, see `stated_answer`.
 
-    Suzgun et al., "Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them" (2022)
-    extract answers after the same words; on answers without a chain of thought it is `exact_match`.
+    For answers without a chain of thought it equals `exact_match`.
 
     Args:
       targets: reference texts, each an answer or a solution that states it.
@@ -210,29 +228,32 @@ def answer_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str
       exact_match in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, or not as many of one as of the other.
+      ValueError: there are no texts, or their numbers differ.
+
+    Source: Suzgun et al., "Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them"
+    (2022), who extract answers after the same words.
     """
     return {"exact_match": _share_equal(stated_answer, targets, predictions)}
 
 
 def multiple_choice(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """How often the chosen option is the right one, see `chosen_letter`.
+    """Computes the accuracy of the chosen option, see `chosen_letter`.
 
     Args:
-      targets: the right options' letters, `B` or `(B)`.
+      targets: letters of the correct options, `B` or `(B)`.
       predictions: generated texts, or the options of highest likelihood, in the same order.
 
     Returns:
       accuracy in 0 … 100.
 
     Raises:
-      ValueError: if there are no texts, or not as many of one as of the other.
+      ValueError: there are no texts, or their numbers differ.
     """
     return {"accuracy": _share_equal(chosen_letter, targets, predictions)}
 
 
 def _share_equal(answer_of: Any, targets: Sequence[str], predictions: Sequence[str]) -> float:
-    """Percentage of rows whose answers are equal; a reference without one cannot be met."""
+    """Percentage of rows whose answers are equal; a reference without an answer never matches."""
     _check(targets, predictions)
     pairs = zip(targets, predictions, strict=True)
     return 100 * sum(answers.agree(answer_of, *pair) for pair in pairs) / len(targets)

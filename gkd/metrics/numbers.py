@@ -1,6 +1,6 @@
-"""Numbers as people, data sets and LaTeX write them: read exactly, as a whole, or not at all.
+"""Parses numbers as people, data sets and LaTeX write them, exactly and as a whole or not at all.
 
-Reads signs (`-5`, `−5`, `–5`, `-$5`, `$-5`, `negative 5`), thousands (`1,234.50`, `1{,}234`,
+Understands signs (`-5`, `−5`, `–5`, `-$5`, `$-5`, `negative 5`), thousands (`1,234.50`, `1{,}234`,
 `1 234` with any space, `1'234`, `1.234.567`), decimal commas (`3,5`; a comma before exactly three
 digits separates thousands, but not in `0,125`), fractions and mixed numbers (`3/4`, `2 1/2`, `5½`,
 `2\\frac{1}{2}`), exponents (`1.5e6`, `1.5 × 10^6`, `10⁶`), `1.5 million`, `5k`, `$3bn`, and an
@@ -19,7 +19,7 @@ from fractions import Fraction
 MAXIMUM_CHARACTERS = 100  # of one number
 MAXIMUM_EXPONENT = 30
 
-_THIN = "\u2009"  # stands for every space that is no plain one: it groups digits
+_THIN = "\u2009"  # replaces all spaces but the plain one: it groups digits
 _DASHES = "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"  # not the em dash, which is punctuation
 _SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u200a\u202f\u205f\u3000"
 _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
@@ -80,7 +80,7 @@ _SCALE_WORDS = r"hundred|thousand|tausend|million(?:en)?|milliarden?|billion|tri
 
 
 def _pattern(sign: str, spaced: str) -> re.Pattern[str]:
-    """The pattern of anything that starts like a number; `_value` decides what it is worth."""
+    """Builds the pattern of texts that start like a number; `_value` evaluates its matches."""
     return re.compile(
         rf"(?P<open>\()?(?P<sign>{sign}|\bnegative )?"
         rf"(?:(?P<currency>{_CURRENCY}) ?(?P<inner>[-+])? ?|(?<![A-Za-z\d_^])(?<!\d[.,']))"
@@ -98,9 +98,9 @@ def _pattern(sign: str, spaced: str) -> re.Pattern[str]:
     )
 
 
-# Plain spaces group digits where the whole answer is a number; in running text, where "3 200 g
-# bags" are bags of 200 g, only at the end, before a zero or with a currency. A minus apart from
-# its number is a dash there ("districts 1 - 3"), unless it follows `=` or `is`.
+# Plain spaces group digits if the whole answer is a number. In running text, where "3 200 g bags"
+# are bags of 200 g, they do so only at the end, before a zero or with a currency, and a minus apart
+# from its number is a dash ("districts 1 - 3"), unless it follows `=` or `is`.
 _STATED = _pattern(r"(?<![\w)%\]])[-+] ?", _SPACED)
 _PROSE = _pattern(
     r"(?:(?<![\w)%\]])[-+](?! )|(?:(?<==)|(?<== )|(?<=\bis )|(?<=\bwas ))[-+] )",
@@ -120,7 +120,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _BOX_OR_BRACE = re.compile(r"\\f?boxed ?\{|\\fbox ?\{|[{}]")
-_LONGEST = 300  # characters after a marker that are read
+_LONGEST = 300  # greatest number of characters that are parsed after a marker
 _UNSOLVED = re.compile(r"[√π±]|\\[A-Za-z]+")
 ANSWER_IS = re.compile(
     r"\b(?:answer\**\s*(?:(?:is|are|was|must be|should be|would be|will be)\b"
@@ -132,10 +132,16 @@ ANSWER_IS = re.compile(
 
 
 def normalised(text: str) -> str:
-    """The text with signs, spaces and LaTeX in the plain forms that numbers are read in.
+    """Rewrites signs, spaces and LaTeX in the plain forms that numbers are parsed from.
 
     Args:
       text: any text.
+
+    Returns:
+      The rewritten text.
+
+    >>> normalised("2\\\\frac{1}{2} × 10⁶")
+    '2 1/2 * 10^6'
     """
     text = text.translate(_CHARACTERS)
     text = _VULGAR.sub(lambda m: m[1] + (" " if m[1] else "") + _vulgar(m[2]), text)
@@ -151,7 +157,11 @@ def normalised(text: str) -> str:
 
 
 def with_commas(text: str) -> str:
-    """The text with commas in place of thin and no-break spaces between thousands, no longer."""
+    """Replaces thin and no-break spaces between thousands by commas, keeping the length.
+
+    Args:
+      text: any text.
+    """
     return _THOUSANDS.sub(lambda m: re.sub(r"\D", ",", m.group()), text)
 
 
@@ -164,7 +174,11 @@ def _vulgar(character: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last closed `\\boxed{…}`, or None."""
+    """Returns the content of the last closed `\\boxed{…}`, or None.
+
+    Args:
+      text: any text.
+    """
     opened, content, latest = [], None, -1
     for match in _BOX_OR_BRACE.finditer(text):
         if match.group() != "}":
@@ -177,49 +191,53 @@ def boxed(text: str) -> str | None:
 
 
 def read_number(text: str) -> Fraction | None:
-    """The value of a text that is one number, with its sign, currency and unit.
-
-    >>> read_number("-$1,234.50"), read_number("2 1/2 cups"), read_number("3, 4")
-    (Fraction(-2469, 2), Fraction(5, 2), None)
+    """Parses a text that is one number, with its sign, currency and unit.
 
     Args:
       text: the number, at most 100 characters; words around it are allowed.
 
     Returns:
-      The value, or None where the text has no number, several, or one that is not read as a whole.
+      The value, or None if the text has no number, several numbers, or one that cannot be parsed as
+      a whole.
+
+    >>> read_number("-$1,234.50"), read_number("2 1/2 cups"), read_number("3, 4")
+    (Fraction(-2469, 2), Fraction(5, 2), None)
     """
     text = normalised(text).strip()
     if _UNSOLVED.search(text):
         return None
-    found, value = _stated(text)
-    if found:
+    begins, value = _stated(text)
+    if begins:
         return value if _only_number(text) else None
     matches = list(_STATED.finditer(text.rpartition("=")[2]))
     return _value(matches[0]) if len(matches) == 1 else None
 
 
 def _only_number(text: str) -> bool:
-    """Whether no second number follows the first, but for sides of an equation."""
+    """True if no second number follows the first, apart from sides of an equation."""
     return len(list(_STATED.finditer(text.rpartition("=")[2]))) == 1
 
 
 def stated_number(text: str) -> Fraction | None:
-    """The number that a solution states as its answer, else its last number.
+    """Extracts the number that a solution states as its answer, else its last number.
 
-    In this order: the first `#### N`; the last `\\boxed{N}`; the last `the answer is N`; the last
-    number of the text.
+    In order of priority: the first `#### N`; the last `\\boxed{N}`; the last `the answer is N`; the
+    last number of the text.
 
     Args:
       text: a solution.
 
     Returns:
-      The exact value; None where the text holds no number or states something else, e.g. a range.
+      The exact value; None if the text has no number or states something else, e.g. a range.
+
+    >>> stated_number("8 / 2 = 4 apples, so 12 are left. #### 12")
+    Fraction(12, 1)
     """
     box = boxed(text)
     text = normalised(text)
     for tail in text.split("####")[1:]:
-        found, value = _stated(tail[:_LONGEST])
-        if found:
+        begins, value = _stated(tail[:_LONGEST])
+        if begins:
             return value
     if box is not None:
         return read_number(box)
@@ -227,8 +245,8 @@ def stated_number(text: str) -> Fraction | None:
     for match in reversed(list(ANSWER_IS.finditer(text))):
         if match.end() <= last_equation:
             break
-        found, value = _stated(text[match.end() : match.end() + _LONGEST])
-        if found:
+        begins, value = _stated(text[match.end() : match.end() + _LONGEST])
+        if begins:
             return value
     matches = list(_PROSE.finditer(text))
     if not matches or _GOES_ON.match(text, matches[-1].end()):
@@ -237,7 +255,7 @@ def stated_number(text: str) -> Fraction | None:
 
 
 def _stated(text: str) -> tuple[bool, Fraction | None]:
-    """Whether a text begins with a number, perhaps an equation's, and its value if it has one."""
+    """Parses the number or equation at the start of a text: (there is one, its value or None)."""
     lead = _LEAD.match(text)
     match = _STATED.match(text, lead.end())
     if match is None:
@@ -254,7 +272,7 @@ def _stated(text: str) -> tuple[bool, Fraction | None]:
 
 
 def _value(match: re.Match[str], parentheses: bool = True) -> Fraction | None:
-    """What a match of `_pattern` is worth, None where it is no number after all."""
+    """Evaluates a match of `_pattern`; None if it is no number after all."""
     if (
         match["colon"]
         or match["seconds"]
@@ -289,7 +307,7 @@ def _value(match: re.Match[str], parentheses: bool = True) -> Fraction | None:
 
 
 def _core(text: str) -> Fraction | None:
-    """The value of digits with separators, None where these are neither thousands nor decimals."""
+    """Parses digits with separators; None if these separate neither thousands nor decimals."""
     text = text.replace(_THIN, " ")
     for separator in (",", " ", "'", "_"):
         decimal = r"\." if separator == "," else "[.,]"

@@ -1,4 +1,4 @@
-"""Rewards of a run: functions of texts, on the host, or models that score in the step's program.
+"""The rewards of a run: rule-based functions of text, or reward models inside the step's program.
 
 A rule-based reward is a function (prompts, samples, references) -> one number per sample, in
 [0, 1]; gin binds its other arguments. A reward model that scores on the devices is a `ModelReward`
@@ -28,7 +28,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class ModelReward:
-    """A reward that a model gives inside the step's program, on the devices.
+    """A reward model that scores samples inside the step's program, on the devices.
 
     Attributes:
       build: function of the task's vocabulary to the reward, an object with
@@ -44,17 +44,20 @@ def exact_number(
     references: Sequence[str],
     calculator: bool = False,
 ) -> list[float]:
-    """1 where the final number is the reference's, else 0; see `calculator.final_number`.
+    """Rewards a sample with 1 if its final number equals the reference's, else with 0.
 
     Args:
       prompts: not used.
       samples: generated solutions.
-      references: reference solutions; one without a number is never met.
-      calculator: whether to correct a sample's arithmetic first. Off by default: a student that is
+      references: reference solutions; one without a number gives 0.
+      calculator: correct the arithmetic of a sample first. Off by default: a student that is
         rewarded for wrong equations learns them.
 
     Returns:
-      One reward a sample.
+      One reward per sample.
+
+    >>> exact_number(["1 + 2?"] * 2, ["The answer is 3.", "It is 4"], ["#### 3"] * 2)
+    [1.0, 0.0]
     """
     del prompts
     return [
@@ -66,7 +69,9 @@ def exact_number(
 def answer_match(
     prompts: Sequence[str], samples: Sequence[str], references: Sequence[str]
 ) -> list[float]:
-    """1 where the stated answer is the reference's, else 0; `metrics.answer_match` of each sample.
+    """Rewards a sample with 1 if its stated answer equals the reference's, else with 0.
+
+    The mean over samples is `metrics.answer_match` divided by 100.
 
     Args:
       prompts: not used.
@@ -84,12 +89,14 @@ def answer_match(
 def multiple_choice(
     prompts: Sequence[str], samples: Sequence[str], references: Sequence[str]
 ) -> list[float]:
-    """1 where the chosen option is the reference's, else 0; `metrics.multiple_choice` of each.
+    """Rewards a sample with 1 if it chooses the correct option, else with 0.
+
+    The mean over samples is `metrics.multiple_choice` divided by 100.
 
     Args:
       prompts: not used.
       samples: generated texts.
-      references: the right options' letters; one without a letter is never met.
+      references: letters of the correct options; a reference without a letter gives 0.
 
     Returns:
       One reward per sample.
@@ -107,21 +114,21 @@ def rouge(
     stemmer: bool = True,
     tokenize: str | None = None,
 ) -> list[float]:
-    """ROUGE F1 of each sample, as the package rouge-score computes it; see `metrics.rouge`.
+    """Rewards each sample with its ROUGE F1, see `metrics.rouge`.
 
     Args:
       prompts: not used.
       samples: generated texts.
       references: reference texts.
       name: rouge1, rouge2 or rouge_l.
-      stemmer: whether words are compared by their Porter stems.
-      tokenize: as the metric's.
+      stemmer: compare English words by their Porter stems.
+      tokenize: tokenizer as in `metrics.rouge`.
 
     Returns:
       One reward per sample, in [0, 1].
 
     Raises:
-      ValueError: another name, or no such tokenizer.
+      ValueError: the name or the tokenizer is unknown.
     """
     del prompts
     if name not in metrics.ROUGE_NAMES:
@@ -142,21 +149,22 @@ def bleu(
     references: Sequence[str],
     tokenize: str | None = None,
 ) -> list[float]:
-    """Sentence BLEU of each sample: sacreBLEU's (exponential smoothing, case kept).
+    """Rewards each sample with sacreBLEU's sentence BLEU (exponential smoothing, case-sensitive).
 
-    With sacreBLEU's effective order, a sample of under four words is scored by the n-grams it has.
+    With sacreBLEU's effective order, samples of fewer than four words are scored by the n-grams
+    that they have.
 
     Args:
       prompts: not used.
       samples: generated texts.
       references: reference texts.
-      tokenize: one of sacreBLEU's names; None chooses by each reference's script.
+      tokenize: sacreBLEU's name of a tokenizer; None chooses by the script of each reference.
 
     Returns:
       One reward per sample, in [0, 1].
 
     Raises:
-      ValueError: no such tokenizer.
+      ValueError: the tokenizer is unknown.
     """
     del prompts
     word_tokens.warn_where_blind("bleu", tokenize, references)
@@ -176,33 +184,34 @@ def entailment(
     input_length: int = 1024,
     hypothesis_first: bool = False,
 ) -> ModelReward:
-    """Textual entailment of the sample by its prompt's document, from a T5 NLI model.
+    """Rewards a sample with the probability that its prompt's document entails it (T5 NLI model).
 
     The defaults are those of the TRUE NLI model (google/t5_xxl_true_nli_mixture). For T5's own
     MNLI: premise ' premise: ', hypothesis 'mnli hypothesis: ', hypothesis_first, 'entailment'.
 
     Args:
       premise, hypothesis: text before the document and before the sample.
-      entailment: the model's answer where the sample is entailed. Its first token counts, which
-        must tell it from the other answers.
-      prompt_prefix: the task's own text before every document; it is left out.
-      input_length: tokens of the NLI model's input; a longer document is cut.
-      hypothesis_first: whether the sample stands before the document.
+      entailment: the model's answer for an entailed sample. Only its first token is scored, which
+        must differ from that of other answers.
+      prompt_prefix: the task's text before every document, which is removed.
+      input_length: greatest length of the NLI model's input in tokens; documents are truncated.
+      hypothesis_first: put the sample before the document.
 
     Returns:
-      The reward; its `build` raises ValueError where the texts have no tokens to compare.
+      The reward; its `build` raises ValueError if the texts have no tokens to compare.
+
+    Source: Honovich et al., "TRUE: Re-evaluating Factual Consistency Evaluation" (2022).
     """
 
     def build(vocabulary: Any) -> Any:
-        from gkd.distill.reward_models import Entailment  # JAX, which the other rewards do without
+        from gkd.distill.reward_models import Entailment  # imports JAX, which no other reward needs
 
         texts = (premise, hypothesis, prompt_prefix, entailment)
         ids = [tuple(row) for row in vocabularies.encode_texts(vocabulary, texts)]
         if not ids[3] or vocabulary.unk_id in ids[3][:1]:
             raise InvalidValue(
                 f"reward_functions.entailment.entailment is {entailment!r}, which has no token in "
-                "the "
-                "vocabulary: give the word that the NLI model answers"
+                "the vocabulary: give the word that the NLI model answers"
             )
         return Entailment(
             ids[0], ids[1], ids[3][0], input_length, ids[2], hypothesis_first,
@@ -220,24 +229,24 @@ def rewards_of_rows(
     reference_tokens: Int[np.ndarray, "prompts reference_length"],
     samples_per_prompt: int = 1,
 ) -> Float[np.ndarray, " rows"]:
-    """The host rewards of some rows, out of their tokens.
+    """Computes rule-based rewards of rows from their tokens.
 
-    Every host calls it with its own rows only, so that no host needs the others' texts. Texts are
-    what the tokens say: a reference that the batch cut is compared as it was cut.
+    Every host calls it with its own rows only, so that no host needs the texts of others. Texts are
+    decoded from the tokens: a reference that was truncated in the batch is compared truncated.
 
     Args:
-      reward: the function.
+      reward: rule-based reward.
       vocabulary: a seqio vocabulary.
-      encoder_input_tokens: [B, S], the prompts.
-      target_tokens: [N, T], N = B·G samples; row = prompt·G + sample.
-      reference_tokens: [B, T'], the data set's outputs.
-      samples_per_prompt: G.
+      encoder_input_tokens: [B, S], ids of the prompts.
+      target_tokens: [N, T], ids of N = B·G samples; row = prompt·G + sample.
+      reference_tokens: [B, T'], ids of the data set's targets.
+      samples_per_prompt: G, the number of samples per prompt.
 
     Returns:
-      float32 [N].
+      float32 [N], one reward per row.
 
     Raises:
-      ValueError: rows that are no B·G, or a reward that is not one finite float32 a sample.
+      ValueError: there are not B·G rows, or the reward is not one finite float32 per sample.
     """
     prompts = vocabularies.decode_tokens(vocabulary, encoder_input_tokens)
     references = vocabularies.decode_tokens(vocabulary, reference_tokens)
@@ -245,7 +254,7 @@ def rewards_of_rows(
     if len(samples) != len(prompts) * samples_per_prompt or len(references) != len(prompts):
         raise ValueError(
             f"{len(samples)} samples of {len(prompts)} prompts with {len(references)} references: "
-            f"give {samples_per_prompt} samples and one reference a prompt"
+            f"give {samples_per_prompt} samples and one reference per prompt"
         )
     prompts, references = (
         [text for text in texts for _ in range(samples_per_prompt)]
@@ -254,9 +263,9 @@ def rewards_of_rows(
     values = [float(value) for value in reward(prompts, samples, references)]
     wrong = [value for value in values if not abs(value) <= _LARGEST]  # or NaN
     if len(values) != len(samples) or wrong:
-        found = f"the reward {wrong[0]}" if wrong else f"{len(values)} rewards"
+        result = f"the reward {wrong[0]}" if wrong else f"{len(values)} rewards"
         raise InvalidValue(
-            f"{getattr(reward, '__name__', reward)} gave {found} for {len(samples)} samples: a "
-            "reward is one finite float32 number a sample"
+            f"{getattr(reward, '__name__', reward)} gave {result} for {len(samples)} samples: a "
+            "reward is one finite float32 number per sample"
         )
     return np.array(values, np.float32)

@@ -1,4 +1,4 @@
-"""Metrics over several samples a prompt: majority vote, Self-BLEU and distinct-n, in percent."""
+"""Computes metrics over several samples per prompt in percent: maj@k, Self-BLEU, distinct-n."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def _number_of_samples(samples: Sequence[Sequence[str]]) -> int:
 
 
 def most_common(answers: Sequence[Hashable]) -> Hashable:
-    """The answer given most often; of equally frequent ones the one given first.
+    """Finds the most frequent answer; of equally frequent ones the one given first.
 
     Args:
-      answers: one a sample; None is no answer and does not vote.
+      answers: one answer per sample; None is no answer and does not vote.
 
     Returns:
-      The answer, or None where no sample gives one.
+      The answer, or None if no sample gives one.
+
+    >>> most_common(["4", None, "5", None, "5"])
+    '5'
     """
     # A Counter keeps the order of first appearance, and most_common sorts stably.
     votes = collections.Counter(answer for answer in answers if answer is not None)
@@ -40,22 +43,26 @@ def majority(
     answer_of: Callable[[str], Any],
     reference_answer_of: Callable[[str], Any] | None = None,
 ) -> dict[str, float]:
-    """maj@k: how often the most common answer of k samples is right.
+    """Computes maj@k, the accuracy of the most frequent answer among k samples.
 
-    Wang et al., "Self-Consistency Improves Chain of Thought Reasoning" (2022), unweighted; ties go
-    to the answer seen first, samples without an answer do not vote.
+    Ties go to the answer seen first, and samples without an answer do not vote.
 
     Args:
-      targets: reference texts, one a prompt.
-      samples: k generated texts a prompt, in the same order.
-      answer_of: the answer of a generated text, None where there is none.
-      reference_answer_of: the answer of a reference; by default `answer_of`.
+      targets: reference texts, one per prompt.
+      samples: k generated texts per prompt, in the same order.
+      answer_of: function of a generated text to its answer, None for no answer.
+      reference_answer_of: function of a reference to its answer; by default `answer_of`.
 
     Returns:
-      maj@k in 0 … 100, under the name with k in it, e.g. `maj@8`.
+      maj@k in 0 … 100, under its name with k, e.g. `maj@8`.
 
     Raises:
-      ValueError: if there is no prompt, or not equally many samples for each.
+      ValueError: there is no prompt, or the numbers of samples differ.
+
+    Source: Wang et al., "Self-Consistency Improves Chain of Thought Reasoning" (2022), unweighted.
+
+    >>> majority(["4", "7"], [["4", "5", "4"], ["1", "7", "1"]], str.strip)
+    {'maj@3': 50.0}
     """
     if len(targets) != len(samples):
         raise ValueError(f"samples of {len(samples)} prompts for {len(targets)} targets")
@@ -68,21 +75,23 @@ def majority(
 
 
 def self_bleu(samples: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:
-    """Self-BLEU: how alike the samples of one prompt are; 100 is all the same.
+    """Computes Self-BLEU, the similarity of the samples of one prompt; 100 if all are equal.
 
-    Zhu et al., "Texygen" (2018), within a prompt: the mean over prompts and over a prompt's k
-    samples of sacreBLEU's sentence BLEU of the sample, all k−1 others its references
-    (`self_bleu_signature` says how it is computed). An empty sample scores 0.
+    It is the mean over prompts, and over the k samples of a prompt, of sacreBLEU's sentence BLEU of
+    the sample with all k−1 others as references; see `self_bleu_signature`. An empty sample
+    scores 0.
 
     Args:
       samples: k ≥ 2 generated texts per prompt.
-      tokenize: one of sacreBLEU's names; None chooses by the samples' script.
+      tokenize: sacreBLEU's name of a tokenizer; None chooses by the script of the samples.
 
     Returns:
       self_bleu in 0 … 100.
 
     Raises:
-      ValueError: if there is no prompt, not equally many samples for each, or only one.
+      ValueError: there is no prompt, the numbers of samples differ, or there is only one sample.
+
+    Source: Zhu et al., "Texygen" (2018), applied within a prompt.
     """
     size = _number_of_samples(samples)
     if size < 2:
@@ -101,10 +110,10 @@ def self_bleu(samples: Sequence[Sequence[str]], tokenize: str | None = None) -> 
 
 
 def self_bleu_signature(name: str = word_tokens.DEFAULT) -> str:
-    """sacreBLEU's signature of `self_bleu`, but for the number of references: k−1.
+    """Returns sacreBLEU's signature of `self_bleu`, with k−1 as the number of references.
 
     Args:
-      name: of the tokenizer, as sacreBLEU names it.
+      name: sacreBLEU's name of the tokenizer.
     """
     scorer = metrics.bleu_scorer(name, effective_order=True)
     scorer.sentence_score("a", ["a"])
@@ -112,23 +121,29 @@ def self_bleu_signature(name: str = word_tokens.DEFAULT) -> str:
 
 
 def distinct(samples: Sequence[Sequence[str]]) -> dict[str, float]:
-    """distinct-1 and distinct-2: different n-grams among all n-grams of a prompt's samples.
+    """Computes distinct-1 and distinct-2, the share of different n-grams in a prompt's samples.
 
-    Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models" (2016),
-    within a prompt: for each prompt the number of different n-grams in its samples together, over
-    the number of all of them; then the mean over the prompts with any. Words are what white space
-    separates, as written (in a script without spaces, `word_tokens.by_script`'s); no n-gram spans
-    two samples. It falls as texts get longer: compare it at
-    equal lengths only.
+    For each prompt it is the number of different n-grams in all of its samples over the number of
+    n-grams; then the mean over the prompts that have any. Words are separated by white space (or
+    by `word_tokens.by_script` in a script without spaces); no n-gram spans two samples. The value
+    falls with the length of texts: compare it at equal lengths only.
 
     Args:
-      samples: k generated texts a prompt.
+      samples: k generated texts per prompt.
 
     Returns:
-      distinct_1 and distinct_2 in 0 … 100; 0 where there is no n-gram at all.
+      distinct_1 and distinct_2 in 0 … 100; 0 if there is no n-gram at all.
 
     Raises:
-      ValueError: if there is no prompt, or not equally many samples for each.
+      ValueError: there is no prompt, or the numbers of samples differ.
+
+    Source: Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models"
+    (2016), applied within a prompt.
+
+    Of the words a b a c, three of four are different, and both pairs of words are:
+
+    >>> distinct([["a b", "a c"]])
+    {'distinct_1': 75.0, 'distinct_2': 100.0}
     """
     _number_of_samples(samples)
     return {f"distinct_{n}": _distinct(samples, n) for n in (1, 2)}

@@ -1,9 +1,10 @@
-"""Words of a text for BLEU, ROUGE and distinct-n: sacreBLEU's tokenizers, chosen by script.
+"""Chooses sacreBLEU's tokenizers by script, for BLEU, ROUGE and distinct-n.
 
-What separates words by spaces sees a Chinese sentence as one word, so that BLEU is 0.0 between
-equal texts. Without a setting the tokenizer follows the references' script: `zh` for Chinese,
-`char` where words have no spaces between them (Japanese, Thai, Lao, Khmer, Burmese, Tibetan) and
-for Korean, else `13a`. These need no further package, so the choice is the same on every machine.
+A tokenizer that separates words by spaces takes a Chinese sentence as one word, so that BLEU is 0.0
+between equal texts. Without a setting the tokenizer follows the references' script: `zh` for
+Chinese, `char` for scripts without spaces between words (Japanese, Thai, Lao, Khmer, Burmese,
+Tibetan) and for Korean, else `13a`. These need no further package, so that the choice is the same
+on every machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gkd.errors import InvalidValue
 _LOG = logging.getLogger(__name__)
 DEFAULT = "13a"
 _WITH_PACKAGE = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
-_SHARE = 0.2  # of the letters: fewer are names in a text of another script
+_SHARE = 0.2  # smallest share of the letters: fewer are names in a text of another script
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 _KANA = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
@@ -40,10 +41,10 @@ def check_tokenizer(name: str | None) -> None:
     """Refuses a tokenizer that sacreBLEU does not have or that cannot run here.
 
     Args:
-      name: one of sacreBLEU's names, or None for the choice by script.
+      name: sacreBLEU's name of the tokenizer, or None for the choice by script.
 
     Raises:
-      ValueError: an unknown name, or one whose package or model is missing.
+      ValueError: the name is unknown, or its package or model is missing.
     """
     if name is not None:
         tokenizer(name)
@@ -51,13 +52,16 @@ def check_tokenizer(name: str | None) -> None:
 
 @functools.cache
 def tokenizer(name: str) -> Callable[[str], str]:
-    """sacreBLEU's tokenizer of a name: a function of a text to its words with spaces between.
+    """Builds a tokenizer of sacreBLEU.
 
     Args:
-      name: one of sacreBLEU's names.
+      name: sacreBLEU's name of the tokenizer.
+
+    Returns:
+      A function of a text to its words, joined by spaces.
 
     Raises:
-      ValueError: as `check_tokenizer`.
+      ValueError: the name is unknown, or its package or model is missing.
     """
     known = sorted(sacrebleu.BLEU.TOKENIZERS)
     if name not in known:
@@ -74,13 +78,16 @@ def tokenizer(name: str) -> Callable[[str], str]:
 
 
 def by_script(texts: Sequence[str]) -> str:
-    """The name of the tokenizer for the script that texts are written in.
+    """Chooses the tokenizer for the script of texts.
+
+    Args:
+      texts: references, never the outputs of a model: the choice must not depend on the model.
+
+    Returns:
+      sacreBLEU's name of the tokenizer.
 
     >>> by_script(["我喜欢猫。"]), by_script(["猫が好きです。"]), by_script(["Катя спит."])
     ('zh', 'char', '13a')
-
-    Args:
-      texts: references, never a model's own outputs: the choice must not depend on the model.
     """
     text = "".join(text for text in texts if not text.isascii())
     counts = {
@@ -100,14 +107,17 @@ def by_script(texts: Sequence[str]) -> str:
 
 
 def rouge_tokenizer(text: str, name: str | None) -> str | None:
-    """The name of the tokenizer for ROUGE of one reference; None is rouge-score's own.
+    """Chooses the tokenizer for ROUGE with one reference.
 
-    rouge-score keeps ASCII letters and digits only. It stays in place for Latin script (and for
-    `13a`, its counterpart); other alphabets take `intl`.
+    rouge-score's own tokenizer keeps ASCII letters and digits only. It serves Latin script (and
+    `13a`, its counterpart); other alphabets get `intl`.
 
     Args:
-      text: the reference.
-      name: the setting, None for the choice by script.
+      text: text of the reference.
+      name: the configured tokenizer, None for the choice by script.
+
+    Returns:
+      sacreBLEU's name of the tokenizer; None for rouge-score's own.
     """
     if name is not None:
         return None if name == DEFAULT else name
@@ -126,11 +136,14 @@ def _letters(texts: Sequence[str]) -> int:
 
 
 def words(text: str, name: str) -> list[str]:
-    """The words of a text in lower case, without those of punctuation alone, as ROUGE counts them.
+    """Splits a text into words in lower case, without punctuation, as ROUGE counts them.
 
     Args:
       text: any text.
-      name: one of sacreBLEU's names.
+      name: sacreBLEU's name of the tokenizer.
+
+    >>> words("Der Hund, der bellt.", "intl")
+    ['der', 'hund', 'der', 'bellt']
     """
     tokens = tokenizer(name)(text.lower()).split()
     return [t for t in tokens if any(unicodedata.category(c)[0] in "LNMC" for c in t)]
@@ -140,8 +153,8 @@ def warn_where_blind(metric: str, name: str | None, texts: Sequence[str]) -> Non
     """Logs once per metric and tokenizer that the tokenizer finds no words in the texts' script.
 
     Args:
-      metric: its name.
-      name: the tokenizer set; None, the choice by script, is never blind.
+      metric: name of the metric.
+      name: the configured tokenizer; None, the choice by script, never warns.
       texts: the references.
     """
     blind = name in (DEFAULT, "intl", "none") and by_script(texts) != DEFAULT
@@ -154,14 +167,19 @@ def warn_where_blind(metric: str, name: str | None, texts: Sequence[str]) -> Non
 @functools.cache
 def _warn_once(metric: str, name: str, example: str) -> None:
     _LOG.warning(
-        "%s with TOKENIZE=%r finds no words in the references' script (%r): its values say little; "
-        "leave TOKENIZE at None, or use 'char', 'zh', 'ja-mecab', 'ko-mecab' or 'flores200'",
+        "%s with TOKENIZE=%r finds no words in the references' script (%r): its values mean "
+        "little; leave TOKENIZE at None, or use 'char', 'zh', 'ja-mecab', 'ko-mecab', 'flores200'",
         metric, name, example,
     )  # fmt: skip
 
 
 def note_signature(metric: str, signature: str) -> None:
-    """Records how a metric was computed, for an enclosing `collected_signatures`."""
+    """Records the signature of a computed metric for an enclosing `collected_signatures`.
+
+    Args:
+      metric: name of the metric.
+      signature: description of its computation, with versions.
+    """
     used = _used.get()
     if used is not None and signature not in used.setdefault(metric, []):
         used[metric].append(signature)
@@ -169,7 +187,11 @@ def note_signature(metric: str, signature: str) -> None:
 
 @contextlib.contextmanager
 def collected_signatures() -> Iterator[dict[str, list[str]]]:
-    """Collects the signatures of metrics computed inside: metric -> its different signatures."""
+    """Collects the signatures of all metrics that are computed inside.
+
+    Yields:
+      The different signatures by metric, filled while metrics are computed.
+    """
     used: dict[str, list[str]] = {}
     token = _used.set(used)
     try:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gkd.errors import InvalidFile, StorageError
-from gkd.files.atomic_files import append_lines, cut_unfinished_line, replace_file
+from gkd.files.atomic_files import append_lines, remove_unfinished_line, replace_file
 from gkd.files.atomic_folders import storage_reason
 from gkd.files.json_files import Field, check_value, parse_json, shown
 from gkd.parallel import processes
@@ -69,7 +69,7 @@ class MetricsLog:
         for name in (METRICS_FILE, SAMPLES_FILE):
             if (self._directory / name).is_dir():
                 raise InvalidFile(f"{self._directory / name} is a folder: move it away")
-            cut_unfinished_line(self._directory / name)
+            remove_unfinished_line(self._directory / name)
             self._position[name] = _position_of(self._directory / name)
 
     def __enter__(self) -> "MetricsLog":

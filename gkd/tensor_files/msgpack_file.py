@@ -1,9 +1,9 @@
-"""Reads Flax's msgpack files without holding them: an index of the arrays, then one at a time.
+"""Reads Flax's msgpack files array by array, after indexing their headers.
 
 The format is https://github.com/msgpack/msgpack/blob/master/spec.md; Flax stores an array as
-extension 1 (a scalar: 3) that holds (shape, dtype's name, bytes), and one above 1 GB as a map of
-such pieces. Only headers are read and values are jumped over, so a file of any size costs nothing;
-a length that its file cannot hold is found before anything is allocated.
+extension 1 (a scalar: 3) with the content (shape, name of the dtype, bytes), and arrays above 1 GB
+as maps of such pieces. Indexing reads headers only and skips values, so that its cost does not
+depend on the file's size; lengths beyond the end of the file are refused before any allocation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEEPEST = 32
 _LARGEST_RANK = 16
 _LARGEST_READ = 1 << 26
 
-# First byte -> (kind, bytes of the length that follow). Kinds without a length: their size.
+# First byte -> (kind, bytes of the length that follows).
 _LENGTHS = {
     0xC4: ("bin", 1), 0xC5: ("bin", 2), 0xC6: ("bin", 4),
     0xC7: ("ext", 1), 0xC8: ("ext", 2), 0xC9: ("ext", 4),
@@ -49,11 +49,11 @@ _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array inside a msgpack file, unread.
+    """An unread array inside a msgpack file.
 
     Attributes:
-      shape: its shape.
-      type_name: the name of its dtype.
+      shape: shape of the array.
+      type_name: name of its dtype.
       pieces: (offset, length) of its bytes in the file, in order; row-major when joined.
     """
 
@@ -63,25 +63,25 @@ class StoredArray:
 
 
 def index_msgpack(path: epath.PathLike, keep: Callable[[tuple[str, ...]], bool]) -> dict[str, Any]:
-    """Reads a msgpack file whose outermost value is a map, except for its arrays' values.
+    """Indexes a msgpack file whose outermost value is a map, without the values of its arrays.
 
     Args:
-      path: the file.
-      keep: (keys from the outermost map inwards) -> whether to keep that value, or jump over it.
+      path: path of the file.
+      keep: predicate on the keys from the outermost map inwards; other values are skipped.
 
     Returns:
       A nested dictionary; arrays are `StoredArray`s.
 
     Raises:
-      ValueError: the file is no msgpack map, is truncated or damaged, or claims more than it holds.
+      ValueError: the file is no msgpack map, or is truncated or damaged.
     """
     path = epath.Path(path)
     size = path.stat().length
     with path.open("rb") as file:
         reader = _Reader(file, path, size, keep)
         if size == 0:
-            raise InvalidFile(f"{path} is empty: it is no checkpoint, or was cut off")
-        if file.read(1) == b"\x80" and size > 1:  # in msgpack an empty map; pickle starts so
+            raise InvalidFile(f"{path} is empty: it is no checkpoint, or was truncated")
+        if file.read(1) == b"\x80" and size > 1:  # first byte of a pickle; in msgpack an empty map
             raise InvalidFile(
                 f"{path} looks like a pickle file, which can run any code when it is read: it is "
                 "not opened"
@@ -97,11 +97,11 @@ def index_msgpack(path: epath.PathLike, keep: Callable[[tuple[str, ...]], bool])
 
 
 def read_array(path: epath.PathLike, array: StoredArray) -> np.ndarray:
-    """Reads one array of a file that was indexed.
+    """Reads one array of an indexed file.
 
     Args:
-      path: the file.
-      array: from `index_msgpack`; its type is one of `FLOAT_TYPES`.
+      path: path of the file.
+      array: an array of `index_msgpack`, whose type is one of `FLOAT_TYPES`.
 
     Returns:
       The array.
@@ -120,7 +120,7 @@ def read_array(path: epath.PathLike, array: StoredArray) -> np.ndarray:
                 block = file.read(min(_LARGEST_READ, end - filled))
                 if not block:
                     raise InvalidFile(
-                        f"{path} ended while it was read: was it cut in the meantime?"
+                        f"{path} ended while it was read: was it truncated in the meantime?"
                     )
                 target[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
                 filled += len(block)
@@ -128,7 +128,7 @@ def read_array(path: epath.PathLike, array: StoredArray) -> np.ndarray:
 
 
 class _Reader:
-    """A position in a msgpack file: one header at a time."""
+    """Reads a msgpack file header by header, tracking the position."""
 
     def __init__(self, file: BinaryIO, path: epath.Path, size: int, keep: Callable):
         self.file, self.path, self.size, self.keep = file, path, size, keep
@@ -146,12 +146,14 @@ class _Reader:
             )
         data = self.file.read(count)
         if len(data) != count:
-            raise InvalidFile(f"{self.path} ended while it was read: was it cut in the meantime?")
+            raise InvalidFile(
+                f"{self.path} ended while it was read: was it truncated in the meantime?"
+            )
         self.position += count
         return data
 
     def header(self) -> tuple[str, Any]:
-        """The next value's kind, and its length, or for a small value the value itself."""
+        """Reads the kind of the next value, and its length or, for numbers, the value itself."""
         first = self.take(1)[0]
         if first <= 0x7F or first >= 0xE0:
             return "number", first if first <= 0x7F else first - 256
@@ -176,7 +178,7 @@ class _Reader:
         return kind, length
 
     def check(self, kind: str, length: int) -> None:
-        """Refuses a length that the rest of the file cannot hold: every entry has a byte."""
+        """Refuses a length beyond the rest of the file; every entry needs at least one byte."""
         needed = {"map": 2 * length, "list": length, "ext": length + 1}.get(kind, length)
         if needed > self.size - self.position:
             raise InvalidFile(
@@ -186,7 +188,7 @@ class _Reader:
             )
 
     def jump_over(self) -> None:
-        """Jumps over one value, however deep."""
+        """Skips one value, of any depth."""
         pending = 1
         while pending:
             pending -= 1
@@ -271,7 +273,7 @@ class _Reader:
             )
 
     def joined(self, tree: dict[str, Any], keys: tuple[str, ...]) -> StoredArray:
-        """An array that Flax split because msgpack's values end at 2 GB."""
+        """Joins the pieces of an array that Flax split, as msgpack limits values to 2 GB."""
         name = "/".join(keys)
         shape, pieces = _in_order(tree.get("shape")), _in_order(tree.get("chunks"))
         types = {piece.type_name for piece in pieces if isinstance(piece, StoredArray)}
@@ -286,7 +288,7 @@ class _Reader:
 
 
 def _in_order(tree: Any) -> list[Any]:
-    """{'0': a, '1': b} -> [a, b]; something else -> []."""
+    """Lists the values of {'0': a, '1': b} in order: [a, b]; [] for other trees."""
     if not isinstance(tree, dict) or set(tree) != {str(i) for i in range(len(tree))}:
         return []
     return [tree[str(i)] for i in range(len(tree))]

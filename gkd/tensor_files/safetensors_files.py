@@ -1,4 +1,4 @@
-"""Reads and writes safetensors files one tensor at a time, on any file system etils knows.
+"""Reads and writes safetensors files tensor by tensor, on any file system that etils supports.
 
 The format (https://github.com/huggingface/safetensors): the header's length as 8 little-endian
 bytes, the header as JSON, then the tensors' bytes, row-major, without gaps.
@@ -37,16 +37,16 @@ _ENTRY = {
 
 
 def open_safetensors(path: epath.PathLike) -> dict[str, Tensor]:
-    """Reads the header of one file and checks it against the file's size.
+    """Reads the header of a file, and checks it against the size of the file.
 
     Args:
-      path: the file.
+      path: path of the file.
 
     Returns:
-      Its tensors by name, unread.
+      The unread tensors by name.
 
     Raises:
-      ValueError: it is no safetensors file, is truncated, or claims what it cannot hold.
+      ValueError: the file is no safetensors file, is truncated, or has contradictory sizes.
       FileNotFoundError: there is no such file.
     """
     path = epath.Path(path)
@@ -114,7 +114,7 @@ def _tensors(header: dict[str, Any], path: epath.Path, start: int, size: int) ->
 
 
 def _check_cover(spans: list[tuple[int, int, str]], size: int, path: epath.Path) -> None:
-    """Refuses spans that do not cover the file's data exactly: each byte belongs to one tensor."""
+    """Refuses spans unless every byte of the file's data belongs to exactly one tensor."""
     reached, before = 0, "the header"
     for begin, end, name in [*sorted(spans), (size, size, "the end of the file")]:
         if begin < reached:
@@ -136,16 +136,21 @@ def _read(path: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
         while filled < len(view):
             count = file.readinto(view[filled:])
             if not count:
-                raise InvalidFile(f"{path} ended while it was read: was it cut in the meantime?")
+                raise InvalidFile(
+                    f"{path} ended while it was read: was it truncated in the meantime?"
+                )
             filled += count
     return array
 
 
 def same_values(first: Tensor, second: Tensor) -> bool:
-    """Compares two tensors of files bit by bit, a block at a time, until they differ.
+    """Compares two tensors in files bit by bit, in blocks, until they differ.
 
     Args:
-      first, second: from `open_safetensors`.
+      first, second: tensors of `open_safetensors`.
+
+    Returns:
+      True if shapes, types and bits are equal.
 
     Raises:
       ValueError: a file has become shorter.
@@ -167,13 +172,13 @@ def write_safetensors(path: epath.PathLike, tensors: Mapping[str, Tensor]) -> No
     """Writes one file, holding one tensor in memory at a time.
 
     Args:
-      path: the file; its folder exists.
-      tensors: by name; each is read once, in this order (wide types first).
+      path: path of the file; its folder exists.
+      tensors: tensors by name; each is read once, in this order (wide types first).
 
     Raises:
-      OSError: the disk is full, for instance.
+      OSError: the file cannot be written, e.g. because the disk is full.
     """
-    # Wide types first keep every tensor aligned; else in the order in which they are best read.
+    # Wide types first keep every tensor aligned; the sort keeps the caller's order otherwise.
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -195,7 +200,7 @@ def write_safetensors(path: epath.PathLike, tensors: Mapping[str, Tensor]) -> No
 
 
 def _write(file: Any, array: np.ndarray) -> None:
-    """Row-major bytes of an array, a block of rows at a time: a transposed view is never copied."""
+    """Writes an array row-major in blocks of rows, so that transposed views are never copied."""
     rows = max(1, _BLOCK_BYTES // max(1, array[:1].nbytes))
     for first in range(0, len(array), rows):
         block = np.ascontiguousarray(array[first : first + rows])
@@ -203,23 +208,37 @@ def _write(file: Any, array: np.ndarray) -> None:
 
 
 def byte_size(tensor: Tensor) -> int:
-    """Bytes of a tensor's values."""
+    """Computes the size of a tensor's values in bytes."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def split_by_size(tensors: Mapping[str, Tensor], most: float | int) -> list[dict[str, Tensor]]:
-    """Distributes tensors over files of at most `most` bytes each (a larger tensor has its own)."""
-    parts: list[dict[str, Tensor]] = [{}]
+    """Distributes tensors over files of limited size; a larger tensor gets a file of its own.
+
+    Args:
+      tensors: tensors by name, in order.
+      most: greatest number of bytes per file.
+
+    Returns:
+      The tensors of each file, by name.
+    """
+    files: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        if parts[-1] and filled + byte_size(tensor) > most:
-            parts.append({})
+        if files[-1] and filled + byte_size(tensor) > most:
+            files.append({})
             filled = 0
-        parts[-1][name] = tensor
+        files[-1][name] = tensor
         filled += byte_size(tensor)
-    return parts
+    return files
 
 
 def converted(tensor: Tensor, shape: tuple[int, ...], change: Callable) -> Tensor:
-    """The same tensor after `change`, applied whenever it is read."""
+    """Returns a tensor whose values pass through `change` whenever they are read.
+
+    Args:
+      tensor: tensor in a file.
+      shape: shape after the change.
+      change: function of the array to the changed array, of the same dtype.
+    """
     return Tensor(shape, tensor.dtype, tensor.where, lambda: change(tensor.read()))

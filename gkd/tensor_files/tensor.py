@@ -1,4 +1,4 @@
-"""A tensor in a file, described but not read: what the readers of every file format return."""
+"""The description of an unread tensor in a file, which the readers of all formats return."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from etils import epath
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file, not read yet.
+    """An unread tensor in a file.
 
     Attributes:
-      shape: its shape in this project's orientation.
-      dtype: its NumPy dtype in the file (bfloat16 is ml_dtypes').
-      where: the file and the tensor's name there, for messages.
-      read: () -> the array, of that shape and dtype; reads the file each time it is called.
-      place: (file, offset) where its bytes lie row-major as they are; None where they do not.
+      shape: shape in this project's orientation.
+      dtype: NumPy dtype in the file (bfloat16 is that of ml_dtypes).
+      where: path of the file and name of the tensor, for messages.
+      read: function that reads the array from the file, with this shape and dtype, at each call.
+      place: (file, offset) of the bytes if they are stored row-major in this orientation, or None.
     """
 
     shape: tuple[int, ...]

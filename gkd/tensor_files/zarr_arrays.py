@@ -1,4 +1,4 @@
-"""The zarr arrays of T5X's checkpoints: read with TensorStore, written as plain gzip chunks."""
+"""Reads the zarr arrays of T5X checkpoints with TensorStore, and writes them as gzip chunks."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _SPECIFICATION = {
     "dtype": Field(kinds=(str,)),
 }
 _WRITING_THREADS = 4
-# Deflate cannot do better than 1032 to 1, nor the others than this: more is a lie or a bomb. The
-# chunks of bz2, which has no such limit, are decompressed before memory is taken for the array.
+# Greatest compression ratios (1032 for deflate): a higher one is a false size or a bomb. The
+# chunks of bz2, which has no limit, are decompressed before memory is allocated for the array.
 _BEST_COMPRESSION = {"gzip": 1040, "zlib": 1040, "blosc": 260, "zstd": 40_000, None: 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class ZarrArray:
-    """A zarr array as a checkpoint's index describes it.
+    """A zarr array as the index of a checkpoint describes it.
 
     Attributes:
-      root: the checkpoint's folder, which nothing may lead out of.
-      path: the array's folder, relative to `root`.
-      shape: its shape.
-      dtype: its type.
+      root: folder of the checkpoint; paths out of it are refused.
+      path: folder of the array, relative to `root`.
+      shape: shape of the array.
+      dtype: dtype of the array.
     """
 
     root: epath.Path
@@ -60,30 +60,34 @@ class ZarrArray:
 
 
 def is_specification(value: Any) -> bool:
-    """Whether an index's entry describes a TensorStore array."""
+    """True if an entry of an index describes a TensorStore array."""
     return isinstance(value, dict) and {"driver", "kvstore"} <= set(value)
 
 
 def locate_zarr(specification: Mapping[str, Any], root: epath.Path, name: str) -> ZarrArray:
-    """What an index says of an array. The path is relative to the index, whatever its driver.
+    """Reads the location, shape and type of an array from its entry in an index.
 
     Args:
-      specification: TensorStore's, as T5X wrote it; only place, shape and type are used.
-      root: the folder of the index.
-      name: the array's name there, for messages.
+      specification: TensorStore specification as T5X wrote it; its path is relative to the index
+        for every driver.
+      root: folder of the index.
+      name: name of the array in the index, for messages.
+
+    Returns:
+      The array's description.
 
     Raises:
-      ValueError: it is no zarr array of floats, or its path leaves `root`.
+      ValueError: the array is no zarr array of floats, or its path leaves `root`.
     """
     where = f"{root}: {name}"
     check_fields(specification, _SPECIFICATION, where)
     store, metadata = specification["kvstore"], specification["metadata"]
     check_fields(store, {"driver": Field(kinds=(str,), choices=_DRIVERS, required=True)}, where)
-    # TensorStore before 0.1.14 had the path beside the store.
-    parts = [store.get("path", ""), specification.get("path", "")]
-    if not all(isinstance(part, str) for part in parts):
+    # TensorStore before 0.1.14 wrote the path beside the store.
+    paths = [store.get("path", ""), specification.get("path", "")]
+    if not all(isinstance(path, str) for path in paths):
         raise InvalidFile(f"{root}: {name} has no path in the index")
-    path = "/".join(part.rstrip("/") for part in parts if part)
+    path = "/".join(path.rstrip("/") for path in paths if path)
     _check_path(root, path, name)
     shape = metadata.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
@@ -123,19 +127,20 @@ def read_zarr(
     context: tensorstore.Context | None = None,
     verified: set[str] | None = None,
 ) -> np.ndarray:
-    """Reads an array, or one layer of a stacked one.
+    """Reads an array, or one layer of a stacked array.
 
     Args:
-      array: from `locate_zarr`.
-      layer: reads `array[:, layer]` only.
-      context: TensorStore's, whose cache then serves the other layers of the same chunks.
-      verified: paths of arrays whose chunks were compared with their checksums; this one is added.
+      array: description of the array, from `locate_zarr`.
+      layer: index of the only layer to read, `array[:, layer]`; None reads all of them.
+      context: TensorStore context, whose cache serves other layers of the same chunks.
+      verified: paths of arrays whose chunks have been compared with their checksums; this array is
+        added.
 
     Returns:
       The values.
 
     Raises:
-      ValueError: a part is missing or damaged, or is not what the index says.
+      ValueError: a file is missing or damaged, or contradicts the index.
     """
     folder = array.root / array.path
     where = f"{folder}"
@@ -163,7 +168,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _stored_bytes(array: ZarrArray) -> int:
-    """What the files take on the disk; none of them may be a link that leads elsewhere."""
+    """Sums the sizes of the files in bytes, and refuses links that lead out of the folder."""
     total = 0
     for path in files_below(array.root / array.path):
         _check_inside(array.root, path, array.path)
@@ -188,14 +193,14 @@ def _specification(array: ZarrArray) -> dict[str, Any]:
 def _check_store(
     array: ZarrArray, store: Any, stored: int, where: str
 ) -> tuple[str | None, list[int]]:
-    """Compares the array's own description with the index, before memory is taken for it.
+    """Compares the array's own description with the index, before memory is allocated for it.
 
     Returns:
-      The name of its compressor and the shape of its chunks.
+      Name of the compressor, and shape of the chunks.
     """
     if store.dtype.numpy_dtype != array.dtype or tuple(store.shape) != array.shape:
         raise InvalidFile(
-            f"{where} is {store.dtype.name}{list(store.shape)}, but the index says "
+            f"{where} is {store.dtype.name}{list(store.shape)}, but the index has "
             f"{array.dtype.name}{list(array.shape)}"
         )
     metadata = store.spec().to_json()["metadata"]
@@ -207,25 +212,25 @@ def _check_store(
             f"{where} claims {wanted} bytes, but {stored} bytes are there: truncated or damaged"
         )
     chunk = metadata["chunks"]
-    if any(part > max(1, whole) for part, whole in zip(chunk, array.shape, strict=True)):
+    if any(size > max(1, whole) for size, whole in zip(chunk, array.shape, strict=True)):
         raise InvalidFile(f"{where} has chunks of {list(chunk)}, larger than {list(array.shape)}")
     return compressor, list(chunk)
 
 
 def write_zarr(root: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]:
-    """Writes an array in the form that T5X writes, chunks along the first axis.
+    """Writes an array as T5X does, in chunks along the first axis.
 
     Args:
-      root: the checkpoint's folder.
-      path: the array's folder in it, which is made.
+      root: folder of the checkpoint.
+      path: folder of the array, relative to `root`; it is created.
       array: floating-point values.
 
     Returns:
-      TensorStore's specification for the index, its path relative to `root`.
+      TensorStore specification for the index, with a path relative to `root`.
 
     Raises:
-      ValueError: it is not of a floating-point type.
-      OSError: the disk is full, for instance.
+      ValueError: the type is no floating-point type.
+      OSError: the files cannot be written, e.g. because the disk is full.
     """
     type_name = array.dtype.name
     if type_name not in _ZARR_TYPES:
@@ -237,11 +242,12 @@ def write_zarr(root: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]
     folder.mkdir()
 
     def write(number: int) -> None:
-        part = array[number * rows : (number + 1) * rows]
-        if len(part) < rows:  # chunks are all of one size
-            part = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), part.dtype)])
+        chunk = array[number * rows : (number + 1) * rows]
+        if len(chunk) < rows:  # all chunks have the same size
+            padding = np.zeros((rows - len(chunk), *chunk.shape[1:]), chunk.dtype)
+            chunk = np.concatenate([chunk, padding])
         name = ".".join([str(number), *["0"] * (array.ndim - 1)])
-        (folder / name).write_bytes(gzip.compress(part.tobytes(), compresslevel=1, mtime=0))
+        (folder / name).write_bytes(gzip.compress(chunk.tobytes(), compresslevel=1, mtime=0))
 
     with concurrent.futures.ThreadPoolExecutor(_WRITING_THREADS) as pool:
         list(pool.map(write, range(math.ceil(array.shape[0] / rows))))

@@ -1,8 +1,8 @@
-"""Checks a zarr array's files: its description within bounds, its chunks against their checksums.
+"""Checks the files of a zarr array: the bounds of its description, the checksums of its chunks.
 
-TensorStore stops reading a gzip, zlib or bz2 stream once it has the bytes that it wants, so a
-damaged or missing end goes unseen. T5X writes gzip; chunks in blosc or zstd carry no checksum and
-uncompressed ones neither: of those TensorStore checks the lengths alone, and so do we.
+TensorStore stops reading a gzip, zlib or bz2 stream once it has the bytes that it needs, so that a
+damaged or missing end goes unnoticed. T5X writes gzip. Chunks in blosc or zstd and uncompressed
+chunks carry no checksum: their lengths are checked by TensorStore.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _DECODERS = {
 
 
 def read_zarr_description(folder: epath.Path) -> dict[str, Any]:
-    """Reads an array's `.zarray`, which TensorStore itself would read without bounds.
+    """Reads the `.zarray` of an array within bounds, unlike TensorStore itself.
 
     Args:
-      folder: the array's folder.
+      folder: folder of the array.
 
     Returns:
-      Its fields, those that decide what is read checked.
+      The fields of the description; shape, chunks, type and compressor are checked.
 
     Raises:
-      ValueError: it is damaged, nested too deeply, or describes no zarr array.
+      ValueError: the file is damaged, nested too deeply, or describes no zarr array.
     """
     path = folder / DESCRIPTION_FILE
     description = read_json(path, dict)
@@ -59,7 +59,7 @@ def read_zarr_description(folder: epath.Path) -> dict[str, Any]:
 
 
 def files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file of an array's folder, the nested ones too."""
+    """Yields every file of an array's folder, including nested ones."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from files_below(path)
@@ -68,16 +68,16 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def check_chunks(folder: epath.Path, compressor: str | None, chunk: list[int], width: int) -> None:
-    """Decompresses every chunk and compares it with its length and checksum.
+    """Decompresses every chunk, and checks its length and checksum.
 
     Args:
-      folder: the array's folder.
-      compressor: the name of its compressor; None for none.
-      chunk: the shape of a chunk; chunks at the edge are as large as the others.
-      width: bytes of a value.
+      folder: folder of the array.
+      compressor: name of the compressor; None for none.
+      chunk: shape of a chunk, also at the edge of the array.
+      width: size of a value in bytes.
 
     Raises:
-      ValueError: a chunk is cut, damaged, or longer than it should be.
+      ValueError: a chunk is truncated, damaged, or too long.
     """
     if compressor not in _DECODERS:
         return
@@ -100,5 +100,5 @@ def _damage(path: epath.Path, decoder: Any, size: int) -> str | None:
             f"it holds {'more than ' if length > size else ''}{min(length, size)} of {size} bytes"
         )
     if not decoder.eof:
-        return "it is cut before its checksum"
+        return "it is truncated before its checksum"
     return "bytes follow its end" if decoder.unused_data else None

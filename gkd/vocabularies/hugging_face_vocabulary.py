@@ -1,8 +1,8 @@
-"""Vocabularies that a folder of transformers describes beyond its sentencepiece model.
+"""Vocabularies of Hugging Face folders with added tokens or a tokenizer.json.
 
-Two kinds, both seqio vocabularies: pieces (or bytes) with added tokens, split as transformers'
-`T5Tokenizer` and `ByT5Tokenizer` split them, and whatever a tokenizer.json holds, by the library
-`tokenizers`. Ids, not only pieces, are those that the checkpoint was trained with.
+There are two kinds, both seqio vocabularies: pieces (or bytes) with added tokens, split as the
+`T5Tokenizer` and `ByT5Tokenizer` of transformers do, and the content of a tokenizer.json, by the
+library `tokenizers`. Pieces and ids are those that the checkpoint was trained with.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from gkd.errors import InvalidFile
 from gkd.vocabularies.tensorflow_host import seqio, tf
 from gkd.vocabularies.tokenizer_files import AddedToken, TokenizerFiles
 
-_UNDERLINE = "▁"  # sentencepiece's mark of a word's start
+_UNDERLINE = "▁"  # sentencepiece's mark of the start of a word
 
 
 class FolderVocabulary(seqio.Vocabulary):
-    """What both kinds share: known pieces, and seqio's TensorFlow interface by way of Python.
+    """The base of both kinds: pieces by id, and seqio's TensorFlow interface through Python.
 
     Attributes:
-      files: the folder that describes the vocabulary.
+      files: description of the folder's tokenizer files.
     """
 
     def __init__(self, files: TokenizerFiles, extra_ids: int = 0):
-        """Args: files: the description; extra_ids: sentinels among the ids."""
+        """Stores the description.
+
+        Args:
+          files: description of the folder's tokenizer files.
+          extra_ids: number of sentinels among the ids.
+        """
         super().__init__(extra_ids=extra_ids)
         self.files = files
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """Number of ids: the largest id plus 1."""
         return len(self.pieces())
 
     @property
@@ -41,11 +46,11 @@ class FolderVocabulary(seqio.Vocabulary):
         return self.vocab_size
 
     def pieces(self) -> Sequence[str | None]:
-        """The piece of every id; None for an id that stands for nothing."""
+        """Returns the piece of every id; None for an id without a piece."""
         raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, without EOS."""
+        """Encodes texts to token ids, without EOS."""
         return [self._encode(text) for text in texts]
 
     def _known(self, ids: Any) -> list[int]:
@@ -68,19 +73,20 @@ class FolderVocabulary(seqio.Vocabulary):
 
 
 class AddedTokensVocabulary(FolderVocabulary):
-    """Pieces or bytes, and tokens that are looked for first, as transformers 4 does it.
+    """Pieces or bytes with added tokens that are matched first, as in transformers 4.
 
-    A text is split at the added tokens, the longest first; what lies between is encoded by itself.
-    `a < b` with `<` added is `a `, `<` and ` b`, and each part starts a word.
+    A text is split at the added tokens, the longest first, and each segment between them is encoded
+    by itself. `a < b` with the added token `<` is `a `, `<` and ` b`, and each segment starts a
+    word.
     """
 
     def __init__(self, base: Any, files: TokenizerFiles, tokens: Sequence[AddedToken]):
-        """Prepares.
+        """Prepares the matching of added tokens.
 
         Args:
-          base: the vocabulary of the parts between, without sentinels.
-          files: the description.
-          tokens: the added tokens, sentinels included.
+          base: vocabulary of the segments between added tokens, without sentinels.
+          files: description of the folder's tokenizer files.
+          tokens: the added tokens, including sentinels.
         """
         super().__init__(files, sum(token.sentinel is not None for token in tokens))
         self._base = base
@@ -91,12 +97,12 @@ class AddedTokensVocabulary(FolderVocabulary):
 
     @property
     def eos_id(self) -> int:
-        """Of the base."""
+        """Id of the end of sequence, from the base."""
         return self._base.eos_id
 
     @property
     def unk_id(self) -> int:
-        """Of the base."""
+        """Id of the unknown token, from the base."""
         return self._base.unk_id
 
     @functools.cached_property
@@ -112,7 +118,7 @@ class AddedTokensVocabulary(FolderVocabulary):
         return tuple(pieces)
 
     def pieces(self) -> Sequence[str | None]:
-        """The base's pieces, then the added tokens."""
+        """Returns the base's pieces, overridden and extended by the added tokens."""
         return self._pieces
 
     def _encode(self, s: str) -> list[int]:
@@ -121,21 +127,21 @@ class AddedTokensVocabulary(FolderVocabulary):
             s = s.replace(_UNDERLINE, " ")
             s = _UNDERLINE + s if self.files.add_prefix_space else s
         ids: list[int] = []
-        marks: list[bool] = []  # whether an id is a special token of the text itself
-        for part in self._parts(s):
-            token = self._tokens.get(part)
-            found = [token.id] if token else self._between(part, legacy)
-            ids += found
-            marks += [token is not None and token.special] * len(found)
+        marks: list[bool] = []  # true for ids of special tokens in the text itself
+        for segment in self._segments(s):
+            token = self._tokens.get(segment)
+            segment_ids = [token.id] if token else self._between(segment, legacy)
+            ids += segment_ids
+            marks += [token is not None and token.special] * len(segment_ids)
         if not legacy and len(ids) > 1 and ids[0] == self._underline and marks[1]:
             return ids[1:]
         return ids
 
     def _between(self, text: str, legacy: bool) -> list[int]:
-        """Ids of what lies between added tokens.
+        """Encodes a segment between added tokens.
 
-        A piece that is an added token's text has that token's id, as transformers looks it up: the
-        sentencepiece's normalisation may have made it (`｛` is `{`), or it is in a longer word.
+        A piece that equals an added token has that token's id, as in transformers: sentencepiece's
+        normalisation may have produced it (`｛` becomes `{`), or it is inside a longer word.
         """
         if isinstance(self._base, seqio.ByteVocabulary):
             return self._base.encode(text)
@@ -146,27 +152,27 @@ class AddedTokensVocabulary(FolderVocabulary):
             for piece in pieces
         ]
 
-    def _parts(self, text: str) -> list[str]:
-        """The text's parts, added tokens and what lies between, none empty."""
-        parts = [part for part in self._split.split(text) if part]
-        for i, part in enumerate(parts):
-            token = self._tokens.get(part)
+    def _segments(self, text: str) -> list[str]:
+        """Splits a text into added tokens and the segments between them, none empty."""
+        segments = [segment for segment in self._split.split(text) if segment]
+        for i, segment in enumerate(segments):
+            token = self._tokens.get(segment)
             if token is None:
                 continue
-            before = parts[i - 1] if i else ""
-            after = parts[i + 1] if i + 1 < len(parts) else ""
+            before = segments[i - 1] if i else ""
+            after = segments[i + 1] if i + 1 < len(segments) else ""
             if token.rstrip and after:
-                parts[i + 1] = after.lstrip()
+                segments[i + 1] = after.lstrip()
             if token.lstrip and before:
-                parts[i - 1] = before.rstrip()
+                segments[i - 1] = before.rstrip()
             if token.single_word and before and before[-1] != " ":
-                parts[i - 1], parts[i] = parts[i - 1] + part, ""
+                segments[i - 1], segments[i] = segments[i - 1] + segment, ""
             elif token.single_word and after and after[0] != " ":
-                parts[i], parts[i + 1] = "", part + parts[i + 1]
-        return [part for part in parts if part]
+                segments[i], segments[i + 1] = "", segment + segments[i + 1]
+        return [segment for segment in segments if segment]
 
     def _without_prefix(self, text: str) -> list[str]:
-        """Pieces of a text that starts no word unless it says so (transformers' legacy=False)."""
+        """Pieces of a text that starts a word only after a space (transformers' legacy=False)."""
         if not text.startswith((_UNDERLINE, " ")):
             return self._plain.encode(text, out_type=str)
         return self._plain.encode(self.files.unk + text, out_type=str)[self._unk_length :]
@@ -188,43 +194,42 @@ class AddedTokensVocabulary(FolderVocabulary):
         return self._plain.piece_to_id(_UNDERLINE)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        parts: list[str] = []
+        segments: list[str] = []
         between: list[int] = []
         is_bytes = isinstance(self._base, seqio.ByteVocabulary)
 
         def close() -> None:
             text = self._base.decode(between) if between else ""
-            parts.extend([text] if text else [])
+            segments.extend([text] if text else [])
             between.clear()
 
         control = {self.pad_id, self.eos_id, self.unk_id}
         for token_id in self._known(ids):
             if token_id in self._ids and token_id not in control:
                 close()
-                parts.append(self._ids[token_id])
+                segments.append(self._ids[token_id])
             else:
                 between.append(token_id)
         close()
-        return ("" if is_bytes else " ").join(parts)
+        return ("" if is_bytes else " ").join(segments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is made when needed: gin copies vocabularies deeply."""
-        made = ("_pieces", "_plain", "_unk_length", "_underline")
-        return {name: value for name, value in self.__dict__.items() if name not in made}
+        """The state without cached properties: gin copies vocabularies deeply."""
+        cached = ("_pieces", "_plain", "_unk_length", "_underline")
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
 
 
 class TokenizersVocabulary(FolderVocabulary):
-    """The vocabulary of a tokenizer.json, by the library `tokenizers`."""
+    """The vocabulary of a tokenizer.json, read by the library `tokenizers`."""
 
     def __init__(self, files: TokenizerFiles):
         """Opens the file.
 
         Args:
-          files: the description, with a tokenizer_json.
+          files: description of the folder's tokenizer files, with a tokenizer_json.
 
         Raises:
-          ValueError: the file is damaged, lacks a token that other files name, or its pad and end
-            of sequence are not ids 0 and 1.
+          ValueError: the file is damaged, or lacks a token that other files name.
         """
         super().__init__(files)
         pieces = self.pieces()
@@ -257,26 +262,26 @@ class TokenizersVocabulary(FolderVocabulary):
         return tuple(pieces)
 
     def pieces(self) -> Sequence[str | None]:
-        """The piece of every id; None for an id that stands for nothing."""
+        """Returns the piece of every id; None for an id without a piece."""
         return self._pieces
 
     @property
     def pad_id(self) -> int | None:
-        """The id of the padding token."""
+        """Id of the padding token."""
         return self._tokenizer.token_to_id(self.files.pad)
 
     @property
     def eos_id(self) -> int | None:
-        """The id of the end of sequence."""
+        """Id of the end of sequence."""
         return self._tokenizer.token_to_id(self.files.eos)
 
     @property
     def unk_id(self) -> int | None:
-        """The id of what has no other."""
+        """Id of the unknown token."""
         return self._tokenizer.token_to_id(self.files.unk)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, without EOS."""
+        """Encodes texts to token ids, without EOS."""
         encode = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
         rows = _guarded(self.files.tokenizer_json, "fails on a text", encode, list(texts))
         return [row.ids for row in rows]
@@ -290,13 +295,13 @@ class TokenizersVocabulary(FolderVocabulary):
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is made when needed: gin copies vocabularies deeply."""
-        made = ("_pieces", "_tokenizer")
-        return {name: value for name, value in self.__dict__.items() if name not in made}
+        """The state without cached properties: gin copies vocabularies deeply."""
+        cached = ("_pieces", "_tokenizer")
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
 
 
 def _guarded(path: Any, trouble: str, function: Any, argument: Any) -> Any:
-    """Calls the library; its errors, and its panics, which are no `Exception`, are one line."""
+    """Calls the library, and turns its errors and panics (no `Exception`) into one-line errors."""
     try:
         return function(argument)
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The one place that imports TensorFlow and seqio: quietly, and on the host's CPU only."""
+"""Imports TensorFlow and seqio for all of gkd, without their start-up messages, on the CPU only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Hold back what C++ writes to stderr before its logging starts; show it after a failure."""
+    """Suppresses C++ messages on stderr before logging starts, but shows them after a failure."""
     sys.stderr.flush()
     original = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -34,7 +34,7 @@ with _quiet_stderr():
     import seqio
     import tensorflow as tf
 
-    # TensorFlow only reads text here; left alone it would reserve the memory JAX needs.
+    # TensorFlow only reads text here; with accelerators it would reserve the memory JAX needs.
     for _kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], _kind)
 

@@ -1,8 +1,8 @@
-"""The tokenizer files beside a checkpoint's weights: found, read within bounds, compared.
+"""Reads the tokenizer files beside a checkpoint's weights within bounds, and compares them.
 
-A folder of transformers describes one tokenizer in up to five files; this module reads all that
-they say of ids and compares it. Standard library only: `vocabularies` makes a vocabulary
-of it, `gkd.checkpoints` carries the files along.
+A folder of transformers describes one tokenizer in up to five files; this module reads the ids in
+all of them and refuses contradictions. Standard library only: `vocabularies` builds a vocabulary
+from the description, and `gkd.checkpoints` copies the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VOCABULARY_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
-# Everything that makes up a tokenizer of the T5 family; copied as it is.
+# All files of a tokenizer of the T5 family, which are copied unchanged.
 TOKENIZER_FILES = (
     VOCABULARY_FILE,
     TOKENIZER_FILE,
@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     ADDED_TOKENS_FILE,
 )
-# Tokenizers of other kinds, which are not read.
+# Files of other kinds of tokenizers, which are not read.
 _OTHER_FILES = (
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "sentencepiece.bpe.model",
     "spm.model", "tekken.json",
@@ -52,14 +52,14 @@ _CONFIG = {
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that a tokenizer looks for in a text before it splits the rest into pieces.
+    """A token that is matched in a text before the rest is split into pieces.
 
     Attributes:
-      id: its id.
-      content: the text that it stands for.
-      lstrip, rstrip: whether it takes the white space on its left and right along.
-      single_word: whether it counts only where it is a word of its own.
-      special: whether it marks structure rather than text.
+      id: id of the token.
+      content: text of the token.
+      lstrip, rstrip: true if the match includes white space to its left and right.
+      single_word: true if it matches only as a word of its own.
+      special: true if it marks structure rather than text.
     """
 
     id: int
@@ -71,7 +71,7 @@ class AddedToken:
 
     @property
     def sentinel(self) -> int | None:
-        """The number k of T5's sentinel <extra_id_k>; None of every other token."""
+        """The number k of T5's sentinel <extra_id_k>; None for other tokens."""
         match = re.fullmatch(r"<extra_id_(\d{1,6})>", self.content)
         return None if match is None else int(match.group(1))
 
@@ -81,16 +81,16 @@ class TokenizerFiles:
     """The description of a tokenizer by the files of one folder.
 
     Attributes:
-      folder: where they lie.
-      names: those of `TOKENIZER_FILES` that exist.
-      sentencepiece: the sentencepiece model; None where there is none.
-      tokenizer_json: the path of tokenizer.json; None where there is none.
-      added: the tokens with an id of their own, ascending.
-      tokenizer_class: transformers' name of its kind; None where no file names it.
-      extra_ids: the number of sentinels; None where no file gives it.
-      legacy, add_prefix_space: transformers' two switches of T5's tokenizer.
-      pad, eos, unk: the texts of these tokens.
-      other: a tokenizer file of a kind that is not read; None where there is none.
+      folder: path of the folder.
+      names: names out of `TOKENIZER_FILES` that exist.
+      sentencepiece: path of the sentencepiece model, or None.
+      tokenizer_json: path of tokenizer.json, or None.
+      added: added tokens, by ascending id.
+      tokenizer_class: class name in transformers; None if no file names it.
+      extra_ids: number of sentinels; None if no file gives it.
+      legacy, add_prefix_space: the two options of T5's tokenizer in transformers.
+      pad, eos, unk: texts of these tokens.
+      other: name of a tokenizer file of a kind that is not read, or None.
     """
 
     folder: Any
@@ -109,15 +109,15 @@ class TokenizerFiles:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing describes a vocabulary."""
+        """True if no file describes a vocabulary."""
         files = (self.sentencepiece, self.tokenizer_json, self.other)
         return not self.is_bytes and not any(files)
 
     def sentinels_of(self, family: str) -> int:
-        """The number of sentinels: as the files give or list it, else as the family has them.
+        """Counts the sentinels that the files give or list, else those of the family.
 
         Args:
-          family: 't5' (100 sentinels), or another (none of their own).
+          family: 't5' (100 sentinels by default), or another family (none).
         """
         if self.extra_ids is not None:
             return self.extra_ids
@@ -126,7 +126,7 @@ class TokenizerFiles:
 
     @property
     def is_bytes(self) -> bool:
-        """Whether its ids are UTF-8 bytes, as ByT5's."""
+        """True if the ids are UTF-8 bytes, as in ByT5."""
         return str(self.tokenizer_class).startswith("ByT5")
 
 
@@ -135,18 +135,19 @@ def read_tokenizer(
     tokenizer_class: str | None = None,
     sentencepiece_names: Sequence[str] = (VOCABULARY_FILE,),
 ) -> TokenizerFiles:
-    """Reads what the files of a folder say of its tokenizer.
+    """Reads the description of a tokenizer from the files of a folder.
 
     Args:
-      folder: a path (pathlib or epath).
-      tokenizer_class: of the checkpoint's config.json, where tokenizer_config.json names none.
-      sentencepiece_names: names that the sentencepiece model may have, the first first.
+      folder: path of the folder (pathlib or epath).
+      tokenizer_class: class named in the checkpoint's config.json, used if tokenizer_config.json
+        names none.
+      sentencepiece_names: possible names of the sentencepiece model, by priority.
 
     Returns:
-      The description; one without files where the folder has none.
+      The description; without files if the folder has none.
 
     Raises:
-      ValueError: a damaged file, or two files that contradict each other, in one line.
+      ValueError: a file is damaged, or two files contradict each other.
     """
     names = tuple(name for name in TOKENIZER_FILES if (folder / name).exists())
     models = [folder / name for name in sentencepiece_names if (folder / name).exists()]
@@ -204,7 +205,7 @@ def _token(raw: Mapping[str, Any], where: Any) -> AddedToken:
 
 
 def _text(value: Any, default: str, path: Any) -> str:
-    """The text of a special token, which is given as such or as an object."""
+    """The text of a special token, which is given as a text or as an object."""
     if isinstance(value, dict):
         value = value.get("content")
     if value is None:
@@ -221,7 +222,7 @@ def _check_text(text: str, where: Any) -> None:
 
 
 def _merged(tokens: Sequence[AddedToken], folder: Any) -> tuple[AddedToken, ...]:
-    """Each token once, as the first file describes it."""
+    """Merges tokens of the same id, which must agree; the first description is kept."""
     by_id: dict[int, AddedToken] = {}
     ids: dict[str, int] = {}
     for token in tokens:

@@ -1,4 +1,4 @@
-"""Vocabularies: T5's sentencepiece from a file, bytes, and the small one of the arithmetic task."""
+"""Builds and compares vocabularies: T5's sentencepiece, bytes, and that of the arithmetic task."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ _ARITHMETIC = pathlib.Path(__file__).with_name("arithmetic.model")
 
 
 def t5(path: str | None = None, extra_ids: int = 100) -> Any:
-    """T5's sentencepiece: 32000 pieces and 100 sentinels, 32100 usable ids.
+    """Loads T5's sentencepiece: 32000 pieces and 100 sentinels, 32100 ids.
 
     Args:
-      path: the sentencepiece model file, or a checkpoint's folder, whose tokenizer may have tokens
-        of its own (see `from_folder`); by default what the environment's GKD_VOCABULARY names.
-      extra_ids: sentinels added after the pieces, as T5 does, where no file gives their number.
+      path: path of the sentencepiece model, or of a checkpoint's folder, whose tokenizer may have
+        added tokens (see `from_folder`); by default the value of the environment variable
+        GKD_VOCABULARY.
+      extra_ids: number of sentinels after the pieces, used if no file gives it.
 
     Returns:
       A seqio vocabulary.
 
     Raises:
-      FileNotFoundError: if no path is given or nothing is there.
-      ValueError: if the file is not a sentencepiece model, or its special ids are not T5's.
+      FileNotFoundError: no path is given, or it does not exist.
+      ValueError: the file is not a sentencepiece model, or its special ids are not T5's.
     """
     path = path or os.environ.get(ENVIRONMENT)
     if not path:
@@ -57,15 +58,18 @@ def t5(path: str | None = None, extra_ids: int = 100) -> Any:
 
 
 def from_folder(path: str, extra_ids: int = 100) -> Any:
-    """The vocabulary that the tokenizer files of a folder describe.
+    """Loads the vocabulary that the tokenizer files of a folder describe.
 
     Args:
-      path: a Hugging Face directory or a run directory.
-      extra_ids: sentinels after a sentencepiece's own ids, where no file gives their number.
+      path: path of a Hugging Face directory or a run directory.
+      extra_ids: number of sentinels after the ids of a sentencepiece, used if no file gives it.
+
+    Returns:
+      A seqio vocabulary.
 
     Raises:
-      FileNotFoundError: no tokenizer is there.
-      ValueError: as `from_files`.
+      FileNotFoundError: the folder holds no tokenizer.
+      ValueError: files are damaged, contradictory or of an unsupported kind; see `from_files`.
     """
     files = read_tokenizer(pathlib.Path(path))
     if files.is_empty:
@@ -77,24 +81,24 @@ def from_folder(path: str, extra_ids: int = 100) -> Any:
 
 
 def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
-    """The vocabulary that tokenizer files describe, added tokens included.
+    """Builds the vocabulary that tokenizer files describe, including added tokens.
 
     A sentencepiece model without added tokens is read by the library sentencepiece. With added
-    tokens a text is split as transformers does it: by tokenizer.json where there is one, else as
-    its T5Tokenizer and ByT5Tokenizer do.
+    tokens, texts are split as in transformers: by tokenizer.json if there is one, else like its
+    T5Tokenizer and ByT5Tokenizer.
 
     Args:
-      files: from `gkd.vocabularies.tokenizer_files.read_tokenizer`.
-      extra_ids: sentinels after a sentencepiece's own ids, where the files do not give their
-        number.
+      files: description of the files, from `gkd.vocabularies.tokenizer_files.read_tokenizer`.
+      extra_ids: number of sentinels after the ids of a sentencepiece, used if the files do not
+        give it.
 
     Returns:
       A seqio vocabulary.
 
     Raises:
       FileNotFoundError: the files describe no vocabulary.
-      ValueError: in one line: files of a kind that is not read, damaged, or in disagreement, or
-        special ids that are not T5's.
+      ValueError: files are damaged, contradictory or of an unsupported kind, or special ids are
+        not T5's.
     """
     if files.extra_ids is not None:
         extra_ids = files.extra_ids
@@ -128,14 +132,14 @@ def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
             AddedToken(i, text, special=True)
             for i, text in ((0, files.pad), (1, files.eos), (2, files.unk))
         ]
-        own = {token.content for token in files.added}
-        others = [token for token in (*special, *sentinels) if token.content not in own]
+        added = {token.content for token in files.added}
+        others = [token for token in (*special, *sentinels) if token.content not in added]
         return AddedTokensVocabulary(base, files, [*files.added, *others])
     return byte_level() if files.is_bytes else sentencepiece(str(files.sentencepiece), extra_ids)
 
 
 def _sentinels(base: Any, count: int) -> list[AddedToken]:
-    """The sentinels after a base's ids: T5's count down to the last id, ByT5's count up."""
+    """Lists the sentinels of a base: <extra_id_0> has the last id in T5, the first in ByT5."""
     size = base.vocab_size
     if is_byte_level(base):
         return [AddedToken(size + i, f"<extra_id_{i}>", special=True) for i in range(count)]
@@ -146,8 +150,8 @@ def _sentinels(base: Any, count: int) -> list[AddedToken]:
 
 
 def _is_known(token: AddedToken, base: Any, sentinels: Sequence[AddedToken]) -> bool:
-    """Whether a base has a token without being told: pad, EOS, unknown, or a sentinel."""
-    if is_byte_level(base):  # their ids are left out: no byte is looked for as a sentinel
+    """True if a base has a token anyway: pad, EOS, unknown, or a sentinel."""
+    if is_byte_level(base):  # their ids are left out: no byte is matched as a sentinel
         return token.id < 3 or token.sentinel == token.id - base.vocab_size
     if any((token.id, token.content) == (known.id, known.content) for known in sentinels):
         return True
@@ -158,7 +162,7 @@ def _is_known(token: AddedToken, base: Any, sentinels: Sequence[AddedToken]) -> 
 
 
 def _checked(vocabulary: TokenizersVocabulary) -> TokenizersVocabulary:
-    """Raises ValueError unless pad and end of sequence are T5's ids."""
+    """Refuses a vocabulary unless pad and end of sequence have T5's ids."""
     ids = (vocabulary.pad_id, vocabulary.eos_id)
     if ids != (0, 1):
         files = vocabulary.files
@@ -170,28 +174,35 @@ def _checked(vocabulary: TokenizersVocabulary) -> TokenizersVocabulary:
 
 
 def arithmetic() -> Any:
-    """The small sentencepiece shipped with the package, for the arithmetic task only."""
+    """Loads the small sentencepiece of the package, for the arithmetic task only."""
     return sentencepiece(str(_ARITHMETIC), extra_ids=0)
 
 
 def byte_level(extra_ids: int = 0) -> Any:
-    """UTF-8 bytes, ByT5's vocabulary: pad 0, eos 1, unk 2, byte b is id b + 3.
+    """Builds ByT5's vocabulary of UTF-8 bytes: pad 0, eos 1, unk 2, byte b has id b + 3.
 
     Args:
-      extra_ids: sentinels added after the bytes.
+      extra_ids: number of sentinels after the bytes.
+
+    >>> byte_level().encode("AB")
+    [68, 69]
     """
     return seqio.ByteVocabulary(extra_ids=extra_ids)
 
 
 def sentencepiece(path: str, extra_ids: int = 0) -> Any:
-    """The vocabulary of a sentencepiece model file whose pad, eos and unk are T5's 0, 1 and 2.
+    """Loads a sentencepiece model whose pad, eos and unk have T5's ids 0, 1 and 2.
 
     Args:
-      path: the file.
-      extra_ids: sentinels added after the pieces.
+      path: path of the model file.
+      extra_ids: number of sentinels after the pieces.
+
+    Returns:
+      A seqio vocabulary.
 
     Raises:
-      FileNotFoundError, ValueError: as `t5`.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is not a sentencepiece model, or its special ids are not T5's.
     """
     if not os.path.isfile(path):
         raise MissingFile(
@@ -209,17 +220,22 @@ def sentencepiece(path: str, extra_ids: int = 0) -> Any:
 
 
 def valid_ids(vocabulary: Any, table_size: int) -> Bool[np.ndarray, " vocabulary"]:
-    """Which rows of a model's table are usable output ids.
+    """Computes the mask of ids that a model may generate.
 
     Args:
       vocabulary: a seqio vocabulary.
-      table_size: rows of the model's embedding table, e.g. 32128.
+      table_size: V, number of rows of the model's embedding table, e.g. 32128.
 
     Returns:
-      bool [table_size]: false for pad and for ids that the vocabulary does not have.
+      bool [V], false for pad and for ids that the vocabulary does not have.
 
     Raises:
-      ValueError: if the table has fewer rows than the vocabulary has ids.
+      ValueError: the table has fewer rows than the vocabulary has ids.
+
+    ByT5 has 259 ids, of which pad is never generated, in a table of 384 rows:
+
+    >>> int(valid_ids(byte_level(), 384).sum())
+    258
     """
     if table_size < vocabulary.vocab_size:
         raise InvalidValue(
@@ -233,14 +249,14 @@ def valid_ids(vocabulary: Any, table_size: int) -> Bool[np.ndarray, " vocabulary
 
 
 def same_vocabulary(first: Any, second: Any) -> str | None:
-    """Compare two vocabularies piece by piece.
+    """Compares two vocabularies piece by piece.
 
     Args:
       first: a seqio vocabulary, e.g. the student's.
       second: another, e.g. the teacher's.
 
     Returns:
-      None if each id means the same in both, else one line that names the first difference.
+      None if every id has the same piece in both, else one line that names the first difference.
     """
     if first.vocab_size != second.vocab_size:
         return f"one has {first.vocab_size} ids, the other {second.vocab_size}"
@@ -253,20 +269,27 @@ def same_vocabulary(first: Any, second: Any) -> str | None:
 
 
 def _difference(first: Sequence[str | None], second: Sequence[str | None]) -> str | None:
-    """The first id whose pieces differ, in words; None where none does."""
-    for index, (one, other) in enumerate(zip(first, second, strict=True)):
-        if one != other and _sentinel_name(one) != _sentinel_name(other):
-            return f"id {index} is {one!r} in one and {other!r} in the other"
+    """Describes the first id whose pieces differ; None if all are equal."""
+    for index, (piece, other) in enumerate(zip(first, second, strict=True)):
+        if piece != other and _sentinel_name(piece) != _sentinel_name(other):
+            return f"id {index} is {piece!r} in one and {other!r} in the other"
     return None
 
 
 def _sentinel_name(piece: str | None) -> str | None:
-    """A piece without the mark of a word's start that seqio writes before sentinels."""
+    """Removes the mark of a word's start that seqio writes before sentinels."""
     return piece and re.sub(r"^▁(?=<extra_id_\d+>$)", "", piece)
 
 
 def fingerprint(vocabulary: Any) -> str:
-    """SHA-256 over what every id stands for: what a checkpoint remembers of its vocabulary."""
+    """Computes the SHA-256 of all pieces in order, by which checkpoints identify a vocabulary.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for piece in _pieces(vocabulary):
         digest.update((piece or "").encode() + b"\0")
@@ -274,7 +297,7 @@ def fingerprint(vocabulary: Any) -> str:
 
 
 def _pieces(vocabulary: Any) -> Sequence[str | None]:
-    """The piece of every id; None for an id that stands for nothing."""
+    """The piece of every id; None for an id without a piece."""
     if isinstance(vocabulary, FolderVocabulary):
         return vocabulary.pieces()
     ids = range(vocabulary.vocab_size)
@@ -284,31 +307,31 @@ def _pieces(vocabulary: Any) -> Sequence[str | None]:
 
 
 def is_byte_level(vocabulary: Any) -> bool:
-    """Whether ids are UTF-8 bytes and nothing else, so that no file describes them."""
+    """Returns True if the ids are UTF-8 bytes only, so that no file describes the vocabulary."""
     return isinstance(vocabulary, seqio.ByteVocabulary)
 
 
 def sentencepiece_file(vocabulary: Any) -> str | None:
-    """The sentencepiece model that a vocabulary was read from; None where a folder describes it."""
+    """Returns the path of the sentencepiece model of a vocabulary; None if it has none."""
     if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return None
     return vocabulary.sentencepiece_model_file
 
 
 def tokenizer_folder(vocabulary: Any) -> Any:
-    """The folder whose tokenizer files describe a vocabulary; None where one file or none does."""
+    """Returns the folder whose tokenizer files describe a vocabulary; None if there is none."""
     return vocabulary.files.folder if isinstance(vocabulary, FolderVocabulary) else None
 
 
 def encode_texts(vocabulary: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of many texts, without EOS: what seqio's tokenize gives, many times faster.
+    """Encodes texts to token ids without EOS, like seqio's tokenize but many times faster.
 
     Args:
       vocabulary: a seqio vocabulary.
       texts: the texts.
 
     Returns:
-      One list of ids a text.
+      One list of ids per text.
     """
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return vocabulary.tokenizer.encode(list(texts))
@@ -318,17 +341,20 @@ def encode_texts(vocabulary: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def decode_tokens(vocabulary: Any, tokens: Any) -> list[str]:
-    """Texts of rows of token ids: each stops at its first EOS; pad and unusable ids are dropped.
+    """Decodes rows of token ids up to the first EOS, dropping pad and ids beyond the vocabulary.
 
     Args:
       vocabulary: a seqio vocabulary.
       tokens: integers [rows, length], a NumPy or JAX array or nested lists.
 
     Returns:
-      One text a row.
+      One text per row.
+
+    >>> decode_tokens(byte_level(), [[68, 69, 1, 70], [0, 71, 300, 1]])
+    ['AB', 'D']
     """
     texts = []
     for row in tokens.tolist() if hasattr(tokens, "tolist") else tokens:
-        usable = [i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size]
-        texts.append(vocabulary.decode(usable))  # seqio stops at EOS
+        known = [i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size]
+        texts.append(vocabulary.decode(known))  # seqio stops at EOS
     return texts

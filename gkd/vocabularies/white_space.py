@@ -1,8 +1,8 @@
-"""One rule for line breaks and indentation, by vocabulary, for every text that becomes tokens.
+"""Adapts line breaks and indentation of texts to a vocabulary, by one rule for all texts.
 
-T5's sentencepiece has no line breaks: training, references, few-shot prompts and `infer` see one
-line. ByT5's bytes have them all: a text stays exactly as it is. A vocabulary with some of them (an
-added token "\\n") keeps those.
+T5's sentencepiece has no line breaks: training, references, few-shot prompts and `infer` use one
+line. ByT5's bytes have them all: texts stay unchanged. A vocabulary with some of them (an added
+token "\\n") keeps those.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from gkd.vocabularies.tensorflow_host import tf
 
-_CHARACTERS = "\t\n\f\r"  # with the space: what regular expressions of Python and RE2 agree on
+_CHARACTERS = "\t\n\f\r"  # with the space, the white space of both Python's re and RE2
 _RUNS = ("  ", "   ", "    ")
-_LETTERS = "ae01"  # a vocabulary need not have each
+_LETTERS = "ae01"  # several, as a vocabulary need not have each
 
 
 @dataclasses.dataclass(frozen=True)
 class WhiteSpaceRule:
-    """What of a text's white space a vocabulary can represent.
+    """The white space that a vocabulary can represent.
 
     Attributes:
-      kept: which of tab, newline, form feed and carriage return.
-      runs: whether several spaces differ from one.
+      kept: the representable ones of tab, newline, form feed and carriage return.
+      runs: true if several spaces differ from one.
     """
 
     kept: str
@@ -32,19 +32,19 @@ class WhiteSpaceRule:
 
     @property
     def one_line(self) -> bool:
-        """Whether nothing but single spaces between words is left."""
+        """True if only single spaces between words are representable."""
         return not (self.kept or self.runs)
 
     @property
     def _replaced(self) -> str | None:
-        """The regular expression of what becomes one space; None where nothing does."""
+        """The regular expression of white space that becomes one space; None for no such."""
         if self.one_line:
             return rf"[{_CHARACTERS} ]+"
         lost = "".join(c for c in _CHARACTERS if c not in self.kept)
         return f"[{lost}]" if lost else None
 
     def fit(self, text: str) -> str:
-        """The text as the vocabulary can represent it; applied twice it is the same.
+        """Replaces white space that the vocabulary cannot represent; idempotent.
 
         >>> WhiteSpaceRule(kept="", runs=False).fit(" def f():\\n\\treturn 1\\n")
         'def f(): return 1'
@@ -54,7 +54,7 @@ class WhiteSpaceRule:
         return text.strip(" ") if self.one_line else text
 
     def fit_tensor(self, text: Any) -> Any:
-        """`fit` of a string tensor of any shape."""
+        """Applies `fit` to a string tensor of any shape."""
         if self._replaced is not None:
             text = tf.strings.regex_replace(text, self._replaced, " ")
         return tf.strings.regex_replace(text, "^ +| +$", "") if self.one_line else text
@@ -64,13 +64,14 @@ ONE_LINE = WhiteSpaceRule(kept="", runs=False)
 
 
 def rule_of(vocabulary: Any) -> WhiteSpaceRule:
-    """The rule of a vocabulary, found by encoding with it.
+    """Determines the rule of a vocabulary by encoding test strings.
 
     Args:
       vocabulary: a seqio vocabulary.
 
     Returns:
-      The rule: kept is what encodes unlike a space, without the unknown token.
+      The rule: white space is kept if it encodes differently from a space, without the unknown
+      token.
     """
 
     def represents(white_space: str) -> bool:
@@ -81,6 +82,6 @@ def rule_of(vocabulary: Any) -> WhiteSpaceRule:
 
 
 def _differs(vocabulary: Any, letter: str, white_space: str) -> bool:
-    """Whether white space between two letters encodes to something of its own."""
+    """True if white space between two letters encodes differently from a space."""
     ids = list(vocabulary.encode(f"{letter}{white_space}{letter}"))
     return vocabulary.unk_id not in ids and ids != list(vocabulary.encode(f"{letter} {letter}"))

@@ -131,11 +131,11 @@ ARRAYS = {
     ),
     "another shape": (
         lambda folder: edit_array(folder, shape=[10, 9], chunks=[10, 9]),
-        r"is float32\[10, 9\], but the index says float32\[10, 8\]",
+        r"is float32\[10, 9\], but the index has float32\[10, 8\]",
     ),
     "another type": (
         lambda folder: edit_array(folder, dtype="<f8"),
-        r"is float64\[10, 8\], but the index says",
+        r"is float64\[10, 8\], but the index has",
     ),
     "absurd chunks": (lambda folder: edit_array(folder, chunks=[10, 1 << 40]), "has chunks of"),
 }

@@ -179,7 +179,7 @@ def test_refusals(source, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(run_format.hashes, "write_hashes", full)
     error = convert(capfd, source, tmp_path / "x", code=1)
-    assert "nothing is left of it" in error and "No space left" in error
+    assert "was removed" in error and "No space left" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pickled", "source"]
 
 

@@ -147,7 +147,7 @@ def test_tasks_and_mixtures_of_seqio(write):
         assert texts(task) == [(f"i{n}", f"t{n}") for n in range(6)]
         assert len(texts(tasks.from_seqio(provider, vocabulary=BYTES, max_examples=2))) == 2
     assert seqio.TaskRegistry.get("theirs") is own.task
-    with pytest.raises(ValueError, match="seqio knows no task or mixture 'flan_zsopt'"):
+    with pytest.raises(ValueError, match="seqio has no task or mixture 'flan_zsopt'"):
         tasks.from_seqio("flan_zsopt", vocabulary=BYTES)
     with pytest.raises(ValueError, match="would replace the one it reads"):
         tasks.from_seqio("theirs", name="theirs", vocabulary=BYTES)

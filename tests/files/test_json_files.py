@@ -29,7 +29,7 @@ def test_a_document_and_a_byte_order_mark_are_read():
     ("content", "message"),
     [
         (b"", "f.json is empty"),
-        (b'{"a": 1', "f.json is not JSON, damaged or cut"),
+        (b'{"a": 1', "f.json is not JSON, damaged or truncated"),
         (b"\xff{}", "f.json is not UTF-8 .byte 0."),
         (b"[1]", "f.json holds a list, not an object"),
         (b'{"a": 1, "a": 2}', "f.json has the key 'a' twice"),

@@ -12,7 +12,7 @@ from tests.vocabularies.tokenizer_folders import unigram
         ({"vocab.json": "{}", "merges.txt": ""}, "has its tokenizer in vocab.json, which is not"),
         ({}, "the folder holds no tokenizer"),
         ({"tokenizer.json": "{}"}, "tokenizer.json is not read by the library tokenizers"),
-        ({"tokenizer.json": '{"model"'}, "tokenizer.json is not JSON, damaged or cut"),
+        ({"tokenizer.json": '{"model"'}, "tokenizer.json is not JSON, damaged or truncated"),
         ({"tokenizer.json": '{"added_tokens": [1]}'}, "added_tokens is .*a list of objects"),
         ({"added_tokens.json": '{"{": "9"}'}, "added_tokens.json: id is '9': a whole number"),
         ({"added_tokens.json": '{"{": -1}'}, "id is -1: use 0 or more"),
