@@ -2,7 +2,6 @@
 
 import ast
 import io
-import pathlib
 import re
 import tokenize
 
@@ -11,11 +10,10 @@ import pytest
 from gkd.configuration.gin_files import REPOSITORY
 
 GKD = REPOSITORY / "gkd"
-# Folders that are still being rewritten: their findings are printed, and fail nothing.
+# Folders and files that are still being rewritten: their findings are printed, and fail nothing.
 EXEMPT = (
-    "models", "decode", "distill", "evaluate", "parallel", "train",
-    "data", "runs", "checkpoints", "infer", "metrics", "vocabularies", "configuration", "cli",
-    "tensor_files", "files", "quickstart", "convert",
+    "models", "decode", "distill", "evaluate", "parallel", "train", "data/pipeline.py",
+    "runs", "infer", "configuration", "cli", "quickstart", "convert",
 )  # fmt: skip
 
 # Noun clauses and genitives without a head: "What …", "Whether …", "of the run".
@@ -39,12 +37,6 @@ TEXT_RULES = {
         r"|usable|learner|expert|a process is silent)\b"
     ),
 }
-
-
-def folder_of(path: pathlib.Path) -> str:
-    """The folder of a module within gkd/, '' for modules of gkd/ itself."""
-    parts = path.relative_to(GKD).parts
-    return parts[0] if len(parts) > 1 else ""
 
 
 def findings(source: str) -> list[tuple[int, str, str]]:
@@ -94,14 +86,16 @@ def _in_text(line, text):
 def _all_findings():
     for path in sorted(GKD.rglob("*.py")):
         for line, rule, text in findings(path.read_text(encoding="utf-8")):
-            yield folder_of(path), f"{path.relative_to(REPOSITORY)}:{line}: {rule}: {text}"
+            name = path.relative_to(GKD).as_posix()
+            yield name, f"gkd/{name}:{line}: {rule}: {text}"
 
 
 def test_the_text_of_every_module_is_plain_english():
     wrong, exempt = [], []
-    for folder, text in _all_findings():
-        (exempt if folder in EXEMPT else wrong).append(text)
-    print(f"{len(exempt)} findings in exempt folders:", *exempt, sep="\n")
+    for name, text in _all_findings():
+        is_exempt = name in EXEMPT or name.partition("/")[0] in EXEMPT
+        (exempt if is_exempt else wrong).append(text)
+    print(f"{len(exempt)} findings in exempt files:", *exempt, sep="\n")
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,4 +1,4 @@
-"""Reads a step folder's arrays onto devices or as NumPy, and says how they differ from others."""
+"""Reads the arrays of a step folder onto devices or as NumPy, and describes differences."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def read_saved_shapes(folder: epath.PathLike) -> Any:
-    """Returns the saved state's nested dict (lists for tuples) of `jax.ShapeDtypeStruct`s.
+    """Reads the shapes and types of a saved state.
 
     Args:
-      folder: a step folder.
+      folder: path of a step folder.
+
+    Returns:
+      A nested dict (with lists for tuples) of `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: Orbax's own description of the state is damaged.
+      ValueError: Orbax's metadata of the state is damaged.
     """
     folders.silence_orbax()
     state = epath.Path(folder) / folders.STATE_ITEM
     if (state / _ORBAX_METADATA).exists():
-        read_json(state / _ORBAX_METADATA, dict)  # Orbax itself has no bounds
+        read_json(state / _ORBAX_METADATA, dict)  # within bounds, unlike Orbax
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -46,12 +49,12 @@ def read_saved_shapes(folder: epath.PathLike) -> Any:
 
 
 def describe_differences(saved: Any, wanted: Any, compare_types: bool) -> str | None:
-    """Compares a checkpoint's tensors with those a program wants.
+    """Compares a checkpoint's tensors with those that a program needs.
 
     Args:
-      saved: the tree of `read_saved_shapes`, or a part of it.
+      saved: the tree of `read_saved_shapes`, or a subtree.
       wanted: a tree of arrays or of `jax.ShapeDtypeStruct`s.
-      compare_types: whether another dtype is a difference too.
+      compare_types: count another dtype as a difference too.
 
     Returns:
       None if they agree, else one line that lists up to five differences and counts the others.
@@ -80,7 +83,7 @@ def describe_differences(saved: Any, wanted: Any, compare_types: bool) -> str | 
 
 
 def _as_abstract(leaf: Any) -> Any:
-    """Gives a wanted leaf the place to restore to: its own sharding, NumPy, or the first device."""
+    """Adds to a leaf the place to restore to: its own sharding, NumPy, or the first device."""
     if isinstance(leaf, np.ndarray | np.generic):
         return np.asarray(leaf)
     sharding = getattr(leaf, "sharding", None)
@@ -90,12 +93,12 @@ def _as_abstract(leaf: Any) -> Any:
 
 
 def read_arrays(folder: epath.PathLike, wanted: Any) -> Any:
-    """Reads the part of a step folder's state that `wanted` names; nothing else is read.
+    """Reads the part of a saved state that `wanted` names, and nothing else.
 
     Args:
-      folder: a step folder whose differences from `wanted` were ruled out.
-      wanted: a tree of arrays or `jax.ShapeDtypeStruct`s; the result has its structure, dtypes and
-        shardings. A NumPy leaf is restored as NumPy.
+      folder: path of a step folder without differences from `wanted`.
+      wanted: a tree of arrays or `jax.ShapeDtypeStruct`s, whose structure, dtypes and shardings the
+        result has. NumPy leaves are restored as NumPy.
 
     Returns:
       The restored tree.

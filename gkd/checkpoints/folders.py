@@ -1,4 +1,4 @@
-"""Where checkpoints lie: step folders, their small JSON items, and which step is the best."""
+"""Finds the step folders of a run, reads their JSON items, and determines the best step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _JSON_FILES = {DATA_ITEM: "metadata", DESCRIPTION_ITEM: "metadata", "metrics": "
 
 
 def silence_orbax() -> None:
-    """Keeps Orbax's own log lines off the console: what it cannot do it raises as well."""
+    """Hides Orbax's log lines from the console: its failures are raised as errors as well."""
     logger = logging.getLogger("absl")
     if _is_not_orbax not in logger.filters:
         logger.addFilter(_is_not_orbax)
@@ -29,8 +29,9 @@ def silence_orbax() -> None:
 
 
 def _silence_unfinished_writes() -> None:
-    """Keeps off the console what TensorStore reports of writes after a save has failed: Orbax has
-    raised the first of their errors, and closed the loop that was to hear of the others.
+    """Hides TensorStore's reports of further failed writes once a save has failed.
+
+    Orbax has raised the first error by then, and closed the event loop that handles the others.
     """
     logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
     previous = sys.excepthook
@@ -48,7 +49,14 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
 
 
 def step_numbers(directory: epath.PathLike) -> list[int]:
-    """Returns a checkpoints folder's steps, ascending; unfinished ones have other names."""
+    """Lists the complete steps of a checkpoints folder; unfinished ones have other names.
+
+    Args:
+      directory: path of the checkpoints folder, which may be missing.
+
+    Returns:
+      The steps, ascending.
+    """
     directory = epath.Path(directory)
     if not directory.is_dir():
         return []
@@ -61,47 +69,64 @@ def _is_step_name(name: str) -> bool:
 
 
 def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
-    """Reads one of a step folder's JSON items: data, description or metrics.
+    """Reads a JSON item of a step folder.
 
     Args:
-      folder: a step folder.
-      item: the item's name.
+      folder: path of a step folder.
+      item: 'data', 'description' or 'metrics'.
 
     Returns:
-      The dictionary that was saved.
+      The saved dictionary.
 
     Raises:
-      ValueError: it is damaged.
-      OSError: it is missing.
+      ValueError: the item is damaged.
+      OSError: the item is missing.
     """
     return read_json(epath.Path(folder) / item / _JSON_FILES[item], dict)
 
 
 def write_item(folder: epath.PathLike, item: str, value: dict[str, Any]) -> None:
-    """Writes one of a step folder's JSON items, as `read_item` reads it."""
+    """Writes a JSON item of a step folder, see `read_item`.
+
+    Args:
+      folder: path of a step folder.
+      item: 'data', 'description' or 'metrics'.
+      value: dictionary to save.
+    """
     place = epath.Path(folder) / item
     place.mkdir()
     (place / _JSON_FILES[item]).write_text(json.dumps(value))
 
 
 def better_or_equal(value: float, other: float, mode: str) -> bool:
-    """Whether `value` is at least as good as `other`."""
+    """Compares two values of a metric.
+
+    Args:
+      value, other: values of the metric.
+      mode: 'max' if larger is better, else 'min'.
+
+    Returns:
+      True if `value` is at least as good as `other`.
+    """
     return value >= other if mode == "max" else value <= other
 
 
 def find_best_step(directory: epath.PathLike, metric: str, mode: str) -> int | None:
-    """Returns the step with the best finite `metric`, the newest of equals; None if none has it.
+    """Finds the step with the best finite value of a metric.
 
     Args:
-      directory: a checkpoints folder.
-      metric: a key of the metrics that were saved with the steps.
-      mode: whether a larger ("max") or a smaller ("min") value is better.
+      directory: path of a checkpoints folder.
+      metric: key of the metrics that were saved with the steps.
+      mode: "max" if larger is better, "min" if smaller is.
+
+    Returns:
+      The step, the newest of equally good ones; None if no step has the metric.
     """
     best_step, best_value = None, math.nan
     for step in step_numbers(directory):
         try:
             value = read_item(epath.Path(directory) / str(step), "metrics").get(metric, math.nan)
-        except (OSError, ValueError):  # damaged: restoring it reports that
+        except (OSError, ValueError):  # damage is reported when the step is restored
             continue
         is_number = isinstance(value, int | float) and math.isfinite(value)
         if is_number and (best_step is None or better_or_equal(value, best_value, mode)):
@@ -110,17 +135,17 @@ def find_best_step(directory: epath.PathLike, metric: str, mode: str) -> int | N
 
 
 def locate_steps(path: epath.PathLike) -> tuple[epath.Path, list[int]]:
-    """Finds the checkpoints that `path` means.
+    """Finds the checkpoints at a path.
 
     Args:
-      path: a run directory, its checkpoints folder, or one step folder.
+      path: path of a run directory, of its checkpoints folder, or of one step folder.
 
     Returns:
-      The checkpoints folder, and the steps meant, ascending (one for a step folder).
+      The checkpoints folder and its steps, ascending; for a step folder this step only.
 
     Raises:
-      FileNotFoundError: `path` does not exist.
-      ValueError: it holds no checkpoint.
+      FileNotFoundError: the path does not exist.
+      ValueError: the path holds no checkpoint.
     """
     path = epath.Path(path).resolve()  # Orbax reads absolute paths only
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Which format a checkpoint has, by its files, and opening it whichever it is."""
+"""Recognises the format of a checkpoint by its files, and opens checkpoints of any format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ FORMATS = ("gkd", "huggingface", "t5x")
 
 
 def recognise(path: epath.PathLike) -> str:
-    """The format of the checkpoint at `path`, one of `FORMATS`.
+    """Recognises the format of a checkpoint.
+
+    Args:
+      path: path of the checkpoint's folder.
+
+    Returns:
+      One of `FORMATS`.
 
     Raises:
-      FileNotFoundError: there is nothing.
-      ValueError: it is a file, or holds only pickles.
+      FileNotFoundError: the path does not exist.
+      ValueError: the path is a file, or holds only pickles.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -40,14 +46,19 @@ def recognise(path: epath.PathLike) -> str:
 
 
 def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Checkpoint:
-    """Opens a checkpoint of any format; its tensors are read when they are needed.
+    """Opens a checkpoint of any format; tensors are read on demand.
 
     Args:
-      path: a run directory or one of its step folders, a Hugging Face directory, a T5X checkpoint.
-      step: of a run, see `gkd.checkpoints.params.restore_params`; other formats have none.
+      path: path of a run directory or one of its step folders, a Hugging Face directory, or a T5X
+        checkpoint.
+      step: step of a run, see `gkd.checkpoints.params.restore_params`; other formats have none.
+
+    Returns:
+      The opened checkpoint.
 
     Raises:
-      FileNotFoundError, ValueError: what is missing or wrong, in one line.
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged or does not fit.
     """
     kind = recognise(path)
     if kind != "gkd" and step not in (None, BEST_OR_NEWEST, NEWEST):

@@ -1,4 +1,4 @@
-"""Hashes of a step folder's files: written before it is final, checked before it is read."""
+"""Writes and checks the hashes of a step folder's files, which detect damage before a restore."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
 
 HASHES_FILE = "hashes.json"
-# Orbax completes these two after the hashes are taken; nothing that is restored depends on them.
+# Orbax completes these two files after the hashes are computed; a restore does not need them.
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _ENTRY = {
     "bytes": Field(kinds=(int,), least=0, required=True),
@@ -24,7 +24,7 @@ _READ_BYTES = 1 << 22
 
 
 def _sha256(path: epath.Path) -> str:
-    """Returns the file's SHA-256 in hexadecimal (1.25 GB/s a core where the processor has SHA)."""
+    """Computes a file's SHA-256 in hexadecimal (1.25 GB/s per core with SHA instructions)."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
@@ -33,7 +33,7 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _list_files(folder: epath.Path, prefix: str = "") -> list[str]:
-    """Returns the names, relative to `folder`, of all files below it."""
+    """Lists the names of all files below a folder, relative to it."""
     names = []
     for path in sorted(folder.iterdir()):
         if path.is_dir():
@@ -44,10 +44,10 @@ def _list_files(folder: epath.Path, prefix: str = "") -> list[str]:
 
 
 def write_hashes(folder: epath.PathLike) -> None:
-    """Writes size and SHA-256 of every file below `folder` into its `hashes.json`.
+    """Writes size and SHA-256 of every file below a folder into its `hashes.json`.
 
     Args:
-      folder: a step folder whose items are all written, before it gets its final name.
+      folder: path of a step folder with all of its items, before it gets its final name.
     """
     folder = epath.Path(folder)
     names = [name for name in _list_files(folder) if name not in (*_WRITTEN_LATER, HASHES_FILE)]
@@ -83,14 +83,14 @@ def _damage_of_file(path: epath.Path, entry: dict[str, Any], thorough: bool) -> 
 
 
 def find_damage(folder: epath.PathLike, thorough: bool = True) -> str | None:
-    """Compares a step folder's files with the hashes saved in it.
+    """Compares the files of a step folder with their saved hashes.
 
     Args:
-      folder: a step folder.
-      thorough: read every byte; otherwise only names, sizes and the contents of small files.
+      folder: path of a step folder.
+      thorough: read every byte; otherwise check only names, sizes and the contents of small files.
 
     Returns:
-      None if everything matches, else what is wrong with the first wrong file, naming it.
+      None if everything matches, else a description of the first damaged file.
     """
     folder = epath.Path(folder)
     if not (folder / HASHES_FILE).exists():
@@ -100,10 +100,10 @@ def find_damage(folder: epath.PathLike, thorough: bool = True) -> str | None:
     except InvalidFile as error:
         return f"{HASHES_FILE} cannot be read: {error}"
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(
+        damages = pool.map(
             lambda name: _damage_of_file(folder / name, files[name], thorough), sorted(files)
         )
-        for name, damage in zip(sorted(files), found, strict=True):
+        for name, damage in zip(sorted(files), damages, strict=True):
             if damage:
                 return f"{name} {damage}"
     return None

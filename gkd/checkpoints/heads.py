@@ -1,8 +1,9 @@
-"""Tied and own heads, scaled logits or not: read from Hugging Face directories, and converted.
+"""Reads and converts output heads of Hugging Face checkpoints: tied or untied, scaled or not.
 
-transformers 4 scales the logits of a tied head by 1/√d_model and no others, and `config.json` says
-which it is. transformers 5 ties or not as the tensors are, writes `tie_word_embeddings: true` for
-every model, and scales a T5 where `scale_decoder_outputs` is true, an mT5 never and an umT5 always.
+transformers 4 scales the logits of a tied head by 1/√d_model and of no other head; `config.json`
+states whether the head is tied. transformers 5 determines tying from the tensors, writes
+`tie_word_embeddings: true` for every model, and scales a T5 if `scale_decoder_outputs` is true, an
+mT5 never and an umT5 always.
 """
 
 from __future__ import annotations
@@ -25,33 +26,33 @@ _LOG = logging.getLogger(__name__)
 
 
 def read_head(raw: Mapping[str, Any], is_own: bool | None, where: Any) -> tuple[bool, bool]:
-    """Decides whether a checkpoint's head is tied, from its tensors, and its logits scaled.
+    """Determines whether a checkpoint's head is tied and its logits are scaled.
 
     Args:
       raw: the checked config.json.
-      is_own: whether `lm_head.weight` differs from the embedding table; None where it is absent.
-      where: the file, for messages.
+      is_own: true if `lm_head.weight` differs from the embedding table; None if it is absent.
+      where: path of the file, for messages.
 
     Returns:
       (the head is the embedding table, logits are divided by √d_model).
 
     Raises:
-      ValueError: config.json of transformers 4 ties a head that differs from the table.
+      ValueError: the config.json of transformers 4 ties a head that differs from the table.
     """
-    family, said = raw["model_type"], raw.get("tie_word_embeddings")
+    family, ties = raw["model_type"], raw.get("tie_word_embeddings")
     flag = raw.get("scale_decoder_outputs") if family == "t5" else None
     if flag is not None or _is_version_5(raw):
-        return not is_own, _is_scaled_in_5(family, said, flag, is_own, where)
+        return not is_own, _is_scaled_in_5(family, ties, flag, is_own, where)
     if is_own:
         unclear = family == "t5" or raw.get("transformers_version")  # else only version 5 writes it
-        if unclear and (said or (said is None and family == "t5")):
+        if unclear and (ties or (ties is None and family == "t5")):
             raise InvalidFile(
                 f"{where}: the head is tied by tie_word_embeddings, but {HEAD} differs from the "
                 "embedding table: set tie_word_embeddings to false if the head is the model's own, "
                 f"or leave {HEAD} out"
             )
         return False, False
-    tied = said if said is not None else family != "mt5"
+    tied = ties if ties is not None else family != "mt5"
     return tied or is_own is False, tied
 
 
@@ -60,9 +61,9 @@ def _is_version_5(raw: Mapping[str, Any]) -> bool:
     return major is not None and int(major.group()) >= 5
 
 
-def _is_scaled_in_5(family: str, said: bool | None, flag: bool | None, is_own: Any, where: Any):
+def _is_scaled_in_5(family: str, ties: bool | None, flag: bool | None, is_own: Any, where: Any):
     if family == "t5":
-        return said is not False if flag is None else flag
+        return ties is not False if flag is None else flag
     if family == "umt5" and is_own:
         _LOG.warning(
             "%s: transformers 5 divides the logits of this umT5 by √d_model although its head is "
@@ -75,14 +76,14 @@ def _is_scaled_in_5(family: str, said: bool | None, flag: bool | None, is_own: A
 def for_hugging_face(
     config: T5Config, tensors: Mapping[str, Tensor]
 ) -> tuple[T5Config, dict[str, Tensor], dict[str, bool]]:
-    """Chooses the form of a head that transformers 4 and 5 both read to the same logits.
+    """Chooses the form of a head for which transformers 4 and 5 give the same logits.
 
     Only a T5 and an umT5 can be tied and scaled in both. A tied head that is not scaled is written
-    twice, as the table and as `lm_head.weight`; every other scale goes into the head's own values.
+    twice, as the table and as `lm_head.weight`; any other scale is multiplied into an untied head.
 
     Args:
       config: the architecture.
-      tensors: its parameters, by our names.
+      tensors: its parameters by gkd's names.
 
     Returns:
       The architecture to write, its tensors, and the fields of config.json that describe its head.
@@ -110,14 +111,14 @@ def for_hugging_face(
 def with_own_head(
     config: T5Config, tensors: Mapping[str, Tensor]
 ) -> tuple[T5Config, dict[str, Tensor]]:
-    """The same model with an untied head whose logits are not scaled: its kernel holds the scale.
+    """Converts a model to an untied head without scaled logits, whose kernel includes the scale.
 
     Args:
       config: the architecture.
-      tensors: its parameters, by our names.
+      tensors: its parameters by gkd's names.
 
     Returns:
-      The architecture and parameters; a head with a scale in it is float32 at least.
+      The architecture and parameters; a head that includes a scale is float32 at least.
     """
     tied, scale = config.logits_via_embedding, config.logits_scale
     source = tensors[_TABLE if tied else _KERNEL]
@@ -128,10 +129,10 @@ def with_own_head(
         return kernel if scale == 1 else kernel.astype(dtype) * dtype.type(scale)
 
     shape = source.shape[::-1] if tied else source.shape
-    own = dataclasses.replace(
+    untied = dataclasses.replace(
         config,
         logits_via_embedding=False,
         scale_logits=None,
         embedding_copies=tuple(name for name in config.embedding_copies if name != HEAD),
     )
-    return own, {**tensors, _KERNEL: Tensor(shape, dtype, source.where, read)}
+    return untied, {**tensors, _KERNEL: Tensor(shape, dtype, source.where, read)}

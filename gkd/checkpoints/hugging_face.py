@@ -1,4 +1,4 @@
-"""Hugging Face directories of the T5 family: config.json and safetensors, read and written."""
+"""Reads and writes Hugging Face directories of the T5 family: config.json and safetensors."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 
 
 def is_hugging_face(path: epath.PathLike) -> bool:
-    """Whether `path` is a folder with a config.json."""
+    """Returns True if `path` is a folder with a config.json."""
     return (epath.Path(path) / CONFIG_FILE).exists()
 
 
 def find_pickle(directory: epath.Path) -> str | None:
-    """The first file in a folder that is a pickle by its name."""
+    """Returns the first file in a folder with the name of a pickle, or None."""
     return min((path.name for kind in _PICKLES for path in directory.glob(kind)), default=None)
 
 
@@ -59,7 +59,8 @@ def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
     """Reads a Hugging Face directory of a T5, mT5, ByT5, UL2, FLAN or umT5 checkpoint.
 
     Args:
-      directory: holds config.json and model.safetensors, whole or in shards with an index.
+      directory: path of a folder with config.json and model.safetensors, as one file or in shards
+        with an index.
 
     Returns:
       The architecture, and the parameters as a nested dictionary of NumPy arrays in the file's
@@ -67,14 +68,26 @@ def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: another family, damaged files, tensors that do not fit, values not finite.
+      ValueError: the family is another one, files are damaged, tensors do not fit, or values are
+        not finite.
     """
     checkpoint = open_hf(directory)
     return checkpoint.config, read_numpy(checkpoint.tensors)
 
 
 def open_hf(directory: epath.PathLike) -> Checkpoint:
-    """`load_hf` without reading the weights: their headers are checked against config.json."""
+    """Opens a Hugging Face directory without reading the weights, see `load_hf`.
+
+    Args:
+      directory: path of the folder.
+
+    Returns:
+      The checkpoint; the headers of its tensors have been checked against config.json.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: the family is another one, files are damaged, or tensors do not fit.
+    """
     directory = epath.Path(directory)
     raw = _read_json(directory / CONFIG_FILE)
     check_config(raw, directory / CONFIG_FILE)
@@ -109,7 +122,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _open_files(directory: epath.Path) -> dict[str, Tensor]:
-    """Every tensor of the directory's safetensors files, by its name there."""
+    """All tensors of the directory's safetensors files, by transformers' names."""
     index = directory / INDEX_FILE
     if not index.exists():
         if not (directory / WEIGHTS_FILE).exists():
@@ -124,12 +137,12 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     held: dict[str, str] = {}
     for file in sorted(set(places.values())):
-        found = open_safetensors(directory / file)
-        again = next((name for name in found if name in held), None)
+        shard = open_safetensors(directory / file)
+        again = next((name for name in shard if name in held), None)
         if again is not None:
             raise InvalidFile(f"{directory / file} holds {again}, which {held[again]} has too")
-        tensors.update(found)
-        held.update(dict.fromkeys(found, file))
+        tensors.update(shard)
+        held.update(dict.fromkeys(shard, file))
     lost = next((name for name in sorted(places) if held.get(name) != places[name]), None)
     if lost is not None:
         raise InvalidFile(f"{index} places {lost} in {places[lost]}, which does not hold it")
@@ -137,7 +150,7 @@ def _open_files(directory: epath.Path) -> dict[str, Tensor]:
 
 
 def _places(index: epath.Path) -> dict[str, str]:
-    """The file of every tensor of a checkpoint in shards."""
+    """The file of every tensor of a sharded checkpoint."""
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise InvalidFile(f"{index} has no weight_map of tensor to file")
@@ -150,14 +163,14 @@ def _places(index: epath.Path) -> dict[str, str]:
 
 
 def _oriented(tensor: Tensor, transposed: bool) -> Tensor:
-    """A tensor in the other library's orientation: [out, in] <-> [in, out]."""
+    """Transposes a tensor if the libraries differ in orientation: [out, in] <-> [in, out]."""
     return converted(tensor, tensor.shape[::-1], np.transpose) if transposed else tensor
 
 
 def _copies(files: dict[str, Tensor], directory: Any) -> tuple[tuple[str, ...], bool | None]:
-    """Where the table is there again, and whether the head differs from it (None: no head)."""
+    """Names of copies of the table, and True if the head differs from it (None without a head)."""
     copies = [name for name in _COPIES if name in files]
-    if copies and _TABLE not in files:  # transformers also reads a table that has only such a name
+    if copies and _TABLE not in files:  # transformers also accepts a table under such a name only
         files[_TABLE] = files[copies.pop(0)]
     for name in copies:
         if not same_values(files[_TABLE], files[name]):
@@ -180,22 +193,22 @@ def save_hf(
     bytes_vocabulary: bool = False,
     largest_file: float | int = LARGEST_FILE,
 ) -> None:
-    """Writes a Hugging Face directory that transformers loads; tensor by tensor, all or nothing.
+    """Writes a Hugging Face directory that transformers loads, atomically and tensor by tensor.
 
     Args:
-      directory: the folder to make; it must not exist or be empty.
-      config: the architecture; `family` and `embedding_copies` come back as they were read.
-      params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
-      tokenizer_from: a folder whose tokenizer files are copied, all that there are.
-      sentencepiece: a sentencepiece model, where there is no such folder.
-      sentinels: how many ids follow the sentencepiece's own.
-      bytes_vocabulary: whether ids are bytes (ByT5), which no file describes.
-      largest_file: more bytes than this are split over several files with an index.
+      directory: path of the new folder, which must be missing or empty.
+      config: the architecture; `family` and `embedding_copies` are written as they were read.
+      params: a nested dictionary of arrays, layers stacked or not, or `Tensor`s by name.
+      tokenizer_from: path of a folder whose tokenizer files are copied.
+      sentencepiece: path of a sentencepiece model, used if no such folder has one.
+      sentinels: number of ids after those of the sentencepiece.
+      bytes_vocabulary: true if ids are bytes (ByT5), which no file describes.
+      largest_file: greatest size of a weight file in bytes; more is split over several files.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
-      ValueError: parameters that do not fit the architecture, values not finite.
-      OSError: the disk is full; nothing is left under `directory`.
+      ValueError: parameters do not fit the architecture, or values are not finite.
+      OSError: writing failed, e.g. because the disk is full; `directory` is not created.
     """
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")
@@ -230,15 +243,15 @@ _GENERATION = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 
 
 def _write_weights(folder: epath.Path, tensors: Mapping[str, Tensor], largest: float | int) -> None:
-    parts = split_by_size(tensors, largest)
-    if len(parts) == 1:
-        write_safetensors(folder / WEIGHTS_FILE, parts[0])
+    shards = split_by_size(tensors, largest)
+    if len(shards) == 1:
+        write_safetensors(folder / WEIGHTS_FILE, shards[0])
         return
     places = {}
-    for i, part in enumerate(parts, start=1):
-        name = f"model-{i:05d}-of-{len(parts):05d}.safetensors"
-        write_safetensors(folder / name, part)
-        places.update(dict.fromkeys(part, name))
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / name, shard)
+        places.update(dict.fromkeys(shard, name))
     total = sum(t.dtype.itemsize * int(np.prod(t.shape)) for t in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

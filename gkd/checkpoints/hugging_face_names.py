@@ -1,4 +1,4 @@
-"""Hugging Face's names for T5: config.json and parameter names, theirs and ours."""
+"""Translates config.json and parameter names between transformers and gkd for the T5 family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CLASSES = {
     "mt5": "MT5ForConditionalGeneration",
     "umt5": "UMT5ForConditionalGeneration",
 }
-# transformers' names -> ours; its "gelu" is the exact one, except in "gated-gelu".
+# transformers' names -> gkd's; its "gelu" is the exact one, except in "gated-gelu".
 _ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu_new": "gelu"}
 _FIXED = {
     "relative_attention_num_buckets": 32,
@@ -40,7 +40,7 @@ _FIELDS = {
     "model_type": Field(kinds=(str,), choices=tuple(_CLASSES), required=True),
     **{name: Field(kinds=(float,), none=True) for name in _FIXED},
     **{name: dataclasses.replace(T5_FIELDS[ours], required=True) for name, ours in _SIZES.items()},
-    # 0 means as many as num_layers, as transformers 4 had it.
+    # 0 means num_layers, as in transformers 4.
     "num_decoder_layers": dataclasses.replace(T5_FIELDS["num_decoder_layers"], least=0, none=True),
     "feed_forward_proj": _TEXT,
     "dense_act_fn": _TEXT,
@@ -53,14 +53,14 @@ _FIELDS = {
 
 
 def check_config(raw: Mapping[str, Any], where: Any) -> None:
-    """Checks the types and bounds of every field of a config.json that is read.
+    """Checks the types and bounds of the fields of a config.json.
 
     Args:
       raw: the JSON.
-      where: the file, for messages.
+      where: path of the file, for messages.
 
     Raises:
-      ValueError: a field is missing or wrong, or describes what this T5 cannot be, in one line.
+      ValueError: a field is missing, wrong, or describes an unsupported model.
     """
     check_fields(raw, _FIELDS, where)
     for name, only in _FIXED.items():
@@ -71,16 +71,19 @@ def check_config(raw: Mapping[str, Any], where: Any) -> None:
 def read_config(
     raw: Mapping[str, Any], where: Any, copies: Iterable[str], is_own: bool | None
 ) -> T5Config:
-    """The architecture that a config.json describes.
+    """Builds the architecture that a config.json describes.
 
     Args:
-      raw: the JSON, checked.
-      where: the file, for messages.
-      copies: names under which the weights hold the embedding table again.
-      is_own: whether the weights have a head that differs from the table; None without a head.
+      raw: the checked JSON.
+      where: path of the file, for messages.
+      copies: names of copies of the embedding table in the weights.
+      is_own: true if the weights have a head that differs from the table; None without a head.
+
+    Returns:
+      The architecture, with layers not stacked.
 
     Raises:
-      ValueError: it describes what this T5 cannot be, in one line.
+      ValueError: the file describes an unsupported model.
     """
     family = raw["model_type"]
     tied, scaled = read_head(raw, is_own, where)
@@ -114,13 +117,16 @@ def _activations(raw: Mapping[str, Any], where: Any) -> tuple[str, ...]:
 def write_config(
     config: T5Config, head: Mapping[str, bool], dtype: str | None, tokenizer_class: str | None
 ) -> dict[str, Any]:
-    """The config.json of an architecture, as transformers 4 and 5 read it.
+    """Builds the config.json of an architecture for transformers 4 and 5.
 
     Args:
       config: the architecture.
-      head: the fields that describe its head, from `heads.for_hugging_face`.
-      dtype: of the weights, where they have one.
-      tokenizer_class: 'T5Tokenizer' or 'ByT5Tokenizer', where it is known.
+      head: fields that describe the head, from `heads.for_hugging_face`.
+      dtype: dtype of the weights, None if they have several.
+      tokenizer_class: 'T5Tokenizer' or 'ByT5Tokenizer', None if unknown.
+
+    Returns:
+      The JSON.
 
     Raises:
       ValueError: transformers has no class for such a T5.
@@ -156,7 +162,11 @@ def write_config(
 
 
 def parameter_names(config: T5Config) -> dict[str, tuple[str, bool]]:
-    """Our name of every parameter -> (transformers' name, whether it is transposed there)."""
+    """Maps gkd's name of every parameter to (transformers' name, is transposed there).
+
+    Args:
+      config: the architecture.
+    """
     names = {"token_embedder/embedding": ("shared.weight", False)}
     if not config.logits_via_embedding:
         names["decoder/logits_dense/kernel"] = ("lm_head.weight", True)
@@ -170,17 +180,17 @@ def parameter_names(config: T5Config) -> dict[str, tuple[str, bool]]:
 
 def _layer_names(config: T5Config, side: str, i: int) -> dict[str, tuple[str, bool]]:
     ours, theirs = f"{side}/layers_{i}", f"{side}.block.{i}.layer"
-    own = "attention" if side == "encoder" else "self_attention"
-    blocks = [(own, "SelfAttention", f"pre_{own}_layer_norm")]
+    attention = "attention" if side == "encoder" else "self_attention"
+    blocks = [(attention, "SelfAttention", f"pre_{attention}_layer_norm")]
     if side == "decoder":
         cross = "encoder_decoder_attention"
         blocks.append((cross, "EncDecAttention", "pre_cross_attention_layer_norm"))
     names = {}
-    for j, (part, block, norm) in enumerate(blocks):
+    for j, (attention, block, norm) in enumerate(blocks):
         names[f"{ours}/{norm}/scale"] = (f"{theirs}.{j}.layer_norm.weight", False)
         for kernel in ("query", "key", "value", "out"):
             weight = f"{theirs}.{j}.{block}.{kernel[0]}.weight"
-            names[f"{ours}/{part}/{kernel}/kernel"] = (weight, True)
+            names[f"{ours}/{attention}/{kernel}/kernel"] = (weight, True)
     j = len(blocks)
     names[f"{ours}/pre_mlp_layer_norm/scale"] = (f"{theirs}.{j}.layer_norm.weight", False)
     gated = len(config.mlp_activations) == 2

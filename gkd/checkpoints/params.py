@@ -1,4 +1,4 @@
-"""Reads a run's parameters and model description, for a student's start or a teacher."""
+"""Reads the parameters and the model description of a run, for a student or a teacher."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def restore_params(
     abstract_params: Any = None,
     step: int | str | None = None,
 ) -> Any:
-    """Reads a checkpoint's parameters, after checking its hashes; changes nothing on disk.
+    """Reads the parameters of a checkpoint after checking its hashes, without changing any file.
 
     Args:
-      directory: a run directory, its checkpoints folder, or one step folder.
-      abstract_params: the wanted tree of `jax.ShapeDtypeStruct`s or arrays: structure, shapes,
-        dtypes (converted to) and shardings. None: a nested dict of NumPy arrays.
-      step: None or "newest" for the newest intact step, a step number, "best" for the best by the
-        metric that the run kept its best by, "best_or_newest" for the best where the run has one.
+      directory: path of a run directory, of its checkpoints folder, or of one step folder.
+      abstract_params: tree of `jax.ShapeDtypeStruct`s or arrays, whose structure, shapes, dtypes
+        and shardings the result has; None for a nested dict of NumPy arrays.
+      step: number of a step; None or "newest" for the newest intact step; "best" for the best step
+        by the run's own metric; "best_or_newest" for the best step if the run has one.
 
     Returns:
       The parameters.
 
     Raises:
       FileNotFoundError: the folder or the step does not exist.
-      ValueError: it is no checkpoint, is damaged, or holds tensors of other shapes.
+      ValueError: the folder is no checkpoint, is damaged, or holds tensors of other shapes.
     """
     folder, _ = choose_step(directory, step)
     saved = arrays.read_saved_shapes(folder)
@@ -59,14 +59,14 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
     """Reads the model description that a run saves with every step.
 
     Args:
-      path: a run directory, its checkpoints folder, or one step folder.
+      path: path of a run directory, of its checkpoints folder, or of one step folder.
 
     Returns:
-      The dictionary given to the `CheckpointStore` that saved it.
+      The description that was given to the `CheckpointStore` of the run.
 
     Raises:
       FileNotFoundError: the folder does not exist.
-      ValueError: it is no checkpoint, or no step in it is intact.
+      ValueError: the folder is no checkpoint, or no step is intact.
     """
     folder, _ = choose_step(path, None, thorough=False)
     saved = folders.read_item(folder, folders.DESCRIPTION_ITEM)
@@ -77,19 +77,20 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
 def choose_step(
     path: epath.PathLike, step: int | str | None = None, thorough: bool = True
 ) -> tuple[epath.Path, str]:
-    """Chooses the step folder to read: the one rule for every verb.
+    """Chooses the step folder to read, by one rule for all verbs.
 
     Args:
-      path: a run directory, its checkpoints folder, or one step folder, which is its own step.
-      step: see `restore_params`.
-      thorough: whether to check every file's hash, else only sizes.
+      path: path of a run directory, of its checkpoints folder, or of one step folder.
+      step: step to choose, see `restore_params`.
+      thorough: check the hash of every file, otherwise only sizes.
 
     Returns:
-      The absolute path of the step folder, whose name is the step; and why it was chosen, in words:
-      "step 20, the best by exact_match".
+      The absolute path of the step folder, whose name is the step; and the reason in words: "step
+      20, the best by exact_match".
 
     Raises:
-      As `restore_params`.
+      FileNotFoundError: the folder or the step does not exist.
+      ValueError: the folder is no checkpoint, or the step is damaged.
     """
     step = parse_step(step)
     directory, steps = folders.locate_steps(path)
@@ -127,7 +128,7 @@ def choose_step(
 
 
 def _recorded_best(directory: epath.Path, steps: list[int]) -> tuple[str | None, int | None]:
-    """The metric that a run recorded to compare its steps by, and the best of them."""
+    """The metric by which a run compares its steps, and the best step."""
     readable, _ = choose_step(directory, NEWEST, thorough=False)
     description = folders.read_item(readable, folders.DESCRIPTION_ITEM)
     check_fields(description, _BEST_FIELDS, readable)

@@ -1,4 +1,4 @@
-"""This project's own step folders as named tensors: opened lazily, written tensor by tensor."""
+"""Reads gkd's own step folders as lazy tensors, and writes checkpoints tensor by tensor."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ _VOCABULARY_FIELDS = {
 
 
 def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Checkpoint:
-    """Opens one step of a run; its hashes are checked, its optimizer state is not read.
+    """Opens one step of a run after checking its hashes, without its optimizer state.
 
     Args:
-      path: a run directory, its checkpoints folder, or one step folder.
-      step: see `gkd.checkpoints.params.restore_params`.
+      path: path of a run directory, of its checkpoints folder, or of one step folder.
+      step: step to open, see `gkd.checkpoints.params.restore_params`.
 
     Returns:
-      The checkpoint, layers unstacked.
+      The checkpoint, with layers unstacked.
 
     Raises:
-      FileNotFoundError, ValueError: as `gkd.checkpoints.params.restore_params`.
+      FileNotFoundError: the folder or the step does not exist.
+      ValueError: the folder is no checkpoint, is damaged, or holds tensors of other shapes.
     """
     folder, chosen = choose_step(path, step)
     description = read_description(folder)
@@ -90,7 +91,7 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
 
 
 def _config(saved: Mapping[str, Any], where: str) -> T5Config:
-    """The saved architecture, its layers unstacked."""
+    """Builds the saved architecture, with layers unstacked."""
     check_fields(saved, T5_FIELDS, where, unknown=False)
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     return T5Config(**{**values, "stacked_layers": False, "remat": False})
@@ -109,20 +110,20 @@ def save_run_checkpoint(
     vocabulary: epath.PathLike | None = None,
     tokenizer_from: epath.PathLike | None = None,
 ) -> None:
-    """Writes a run directory that holds one step, 0, with parameters only: a start or a teacher.
+    """Writes a run directory with the single step 0 and parameters only, to serve as a model.
 
     Args:
-      directory: the folder to make; it must not exist or be empty.
+      directory: path of the new folder, which must be missing or empty.
       config: the architecture.
-      params: a nested dictionary of arrays, or names to `Tensor`s, which are read one at a time.
-      description: as a run describes its checkpoints (`gkd.runs.model_loading.describe`).
-      vocabulary: the sentencepiece model to put beside it.
-      tokenizer_from: a folder whose tokenizer files are copied, all that there are.
+      params: a nested dictionary of arrays, or `Tensor`s by name, which are read one at a time.
+      description: description as in a run's checkpoints (`gkd.runs.model_loading.describe`).
+      vocabulary: path of a sentencepiece model that is copied.
+      tokenizer_from: path of a folder whose tokenizer files are copied.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
-      ValueError: parameters that do not fit the architecture, values not finite.
-      OSError: the disk is full; nothing is left under `directory`.
+      ValueError: parameters do not fit the architecture, or values are not finite.
+      OSError: writing failed, e.g. because the disk is full; `directory` is not created.
     """
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")
@@ -144,28 +145,28 @@ def save_run_checkpoint(
 
 
 class _LazyHandler(type_handlers.TypeHandler):
-    """Has Orbax write `Tensor`s as NumPy arrays, each read only when its turn comes.
+    """Lets Orbax write `Tensor`s as NumPy arrays, each read just before it is written.
 
-    Orbax's extension point for leaf types is a base class.
+    It inherits, because Orbax's extension point for leaf types is a base class.
     """
 
     def __init__(self):
         self._arrays = type_handlers.NumpyHandler(deepcopy_host_arrays=False)
 
     def typestr(self) -> str:
-        """The leaf type on disk."""
+        """Returns the leaf type on disk."""
         return self._arrays.typestr()
 
     async def metadata(self, infos):
-        """As of NumPy arrays."""
+        """Reads metadata as for NumPy arrays."""
         return await self._arrays.metadata(infos)
 
     async def deserialize(self, infos, args=None):
-        """As of NumPy arrays."""
+        """Reads arrays as for NumPy arrays."""
         return await self._arrays.deserialize(infos, args)
 
     async def serialize(self, values, infos, args=None):
-        """Reads, writes and forgets one tensor after the other."""
+        """Reads, writes and releases one tensor after the other."""
         for i, tensor in enumerate(values):
             array = np.ascontiguousarray(read_finite(tensor))
             for write in await self._arrays.serialize([array], [infos[i]], args and [args[i]]):
@@ -173,7 +174,7 @@ class _LazyHandler(type_handlers.TypeHandler):
         return []
 
     def memory_size(self, values):
-        """Bytes to write and to read of every tensor."""
+        """Returns the bytes to write and to read for every tensor."""
         sizes = [math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in values]
         return [(size, size) for size in sizes]
 

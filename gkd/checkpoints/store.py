@@ -1,4 +1,4 @@
-"""Saves and restores a run's whole state in atomic, hashed step folders, with a keep policy."""
+"""Saves and restores the whole state of a run in atomic, hashed step folders."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gkd.files.json_files import Field, check_fields
 _LOG = logging.getLogger(__name__)
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
 _DAMAGED_FOLDER = "damaged"
-# A step that the keep policy drops is first renamed into this folder: a process killed while it
-# deletes files would otherwise leave half a step behind, which looks like a damaged one.
+# Steps to be deleted are first renamed into this folder: a process killed while it deletes files
+# would otherwise leave half a step behind, which looks like a damaged one.
 _DROPPED_FOLDER = "dropped"
 _SAVE_TIMEOUT_SECONDS = 3600
 _NO_STEP, _ALL_DAMAGED = -1, -2
@@ -33,13 +33,13 @@ _NO_STEP, _ALL_DAMAGED = -1, -2
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a run continues from.
+    """The restored state of a run.
 
     Attributes:
-      step: the step that was restored.
-      state: the state, in the structure and on the shardings asked for.
-      data_state: the bytes that this process's data iterator was saved as.
-      log_state: the numbers that were measured but not logged yet.
+      step: the restored step.
+      state: the state, with the requested structure and shardings.
+      data_state: the saved state of this process's data iterator.
+      log_state: measured values that had not been logged yet.
     """
 
     step: int
@@ -49,13 +49,13 @@ class Restored:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: a folder of step folders, each complete or not there at all.
+    """The checkpoints of one run: a folder of step folders, each complete or absent.
 
-    A step folder holds the state, the data iterator's own state, the model's description, the
-    metrics, and the hashes of all these files, written before the folder gets its final name.
-    One store at a time may write to a folder (opening it removes unfinished saves); others read
-    with `restore_params`. In a job of several processes each opens a store on the same shared
-    folder and calls the same methods.
+    A step folder holds the state, the data iterator's state, the description of the model, the
+    metrics, and the hashes of all these files, written before the folder gets its final name. Only
+    one store at a time may write to a folder (opening it removes unfinished saves); readers use
+    `restore_params`. In a job of several processes each opens a store on the same shared folder and
+    calls the same methods.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class CheckpointStore:
         asynchronous: bool = True,
         description: Mapping[str, Any] | None = None,
     ):
-        """Opens or creates the folder and removes what a killed process left unfinished.
+        """Opens or creates the folder, and removes unfinished saves of killed processes.
 
         Args:
-          directory: the checkpoints folder, by custom `<run directory>/checkpoints`.
-          keep_last: how many of the newest steps to keep; 2 survive one damaged step.
-          keep_best: how many of the best steps to keep beside them, if there is a `best_metric`.
-          best_metric: the key of the saved metrics that says which step is best.
-          best_mode: whether a larger or a smaller value of it is better.
-          asynchronous: whether `save` returns before the files are written.
-          description: what is needed to build the model again, as JSON, saved with every step.
+          directory: path of the checkpoints folder, usually `<run directory>/checkpoints`.
+          keep_last: number of newest steps to keep; 2 survive one damaged step.
+          keep_best: number of best steps to keep in addition, if there is a `best_metric`.
+          best_metric: key of the saved metrics by which steps are compared.
+          best_mode: 'max' if larger is better, 'min' if smaller is.
+          asynchronous: let `save` return before the files are written.
+          description: description of the model as JSON, saved with every step.
 
         Raises:
-          ValueError: a number or mode that makes no sense, or the path of a file.
+          ValueError: a number or mode is out of range, or the path is a file.
         """
         if keep_last < 1 or keep_best < 0:
             raise InvalidValue(f"keep_last={keep_last} must be ≥ 1 and keep_best={keep_best} ≥ 0")
@@ -100,7 +100,7 @@ class CheckpointStore:
             "best_metric": best_metric,
             "best_mode": best_mode,
         }
-        self._newest_intact(thorough=False)  # what is damaged must not confuse Orbax
+        self._newest_intact(thorough=False)  # sets damaged steps aside before Orbax reads them
         self._orbax = ocp.CheckpointManager(
             self.directory, options=self._options(keep_last, keep_best if best_metric else 0)
         )
@@ -137,20 +137,18 @@ class CheckpointStore:
         metrics: Mapping[str, float] | None = None,
         log_state: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Saves one step; `state` may be donated or changed as soon as this returns.
-
-        Waits for the previous save first.
+        """Saves one step, after waiting for the previous save.
 
         Args:
-          step: the number of the step.
-          state: a tree of arrays, such as a TrainState.
-          data_state: of the data iterator, at the position of the batch consumed: the same in
-            every process.
-          metrics: numbers that were measured at this step.
-          log_state: numbers that were measured but not logged yet, as JSON.
+          step: number of the step.
+          state: tree of arrays, such as a TrainState; it may be donated or changed afterwards.
+          data_state: state of the data iterator after the last consumed batch, equal in all
+            processes.
+          metrics: metrics of this step.
+          log_state: measured values that have not been logged yet, as JSON.
 
         Returns:
-          False if that step was saved before (then nothing is written), else True.
+          False if the step was saved before (nothing is written then), else True.
 
         Raises:
           OSError: the previous save failed.
@@ -174,7 +172,7 @@ class CheckpointStore:
                         folders.DESCRIPTION_ITEM: ocp.args.JsonSave(self._description),
                     }
                 ),
-                # Never None: the policy would keep a step without metrics for ever.
+                # Never None: the policy would keep a step without metrics forever.
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
                 force=True,
             )
@@ -187,27 +185,27 @@ class CheckpointStore:
         return True
 
     def _write_hashes(self) -> None:
-        """Orbax calls this in the first process when all have written, before the rename."""
+        """Writes the hashes; called by Orbax in the first process before the final rename."""
         unfinished = self.directory / f"{self._saving}{_UNFINISHED_SUFFIX}"
         if not unfinished.exists():  # storage without renaming: Orbax marks the folder final later
             unfinished = self.directory / str(self._saving)
         hashes.write_hashes(unfinished)
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """Restores the newest step whose files are all as they were saved.
+        """Restores the newest intact step.
 
-        A damaged step is reported in one line and set aside under `damaged/`; the one before it is
+        A damaged step is reported in one line and moved to `damaged/`, and the step before it is
         used.
 
         Args:
-          abstract_state: a tree like the saved one, of arrays or `jax.ShapeDtypeStruct`s, whose
-            shardings are restored onto; they need not be those of the save.
+          abstract_state: tree like the saved one, of arrays or `jax.ShapeDtypeStruct`s with the
+            shardings to restore onto, which may differ from those of the save.
 
         Returns:
-          The restored step, or None where nothing was ever saved.
+          The restored step, or None if nothing was ever saved.
 
         Raises:
-          ValueError: no saved step is intact, or the state has other tensors than `abstract_state`.
+          ValueError: no saved step is intact, or its tensors differ from `abstract_state`.
         """
         self.wait()
         step = self._newest_intact(thorough=True)
@@ -229,10 +227,10 @@ class CheckpointStore:
         return Restored(step, state, *_saved_data(folder))
 
     def _newest_intact(self, thorough: bool) -> int:
-        """Sets damaged steps aside; returns the newest intact one, the same in every process.
+        """Sets damaged steps aside; returns the newest intact one, equal in all processes.
 
         Args:
-          thorough: read every byte, down to the first intact step; otherwise a quick look at each.
+          thorough: read every byte, down to the first intact step; otherwise check sizes only.
         """
         newest = _NO_STEP
         if jax.process_index() == 0:
@@ -252,7 +250,7 @@ class CheckpointStore:
         return _from_first_process(newest)
 
     def _set_aside(self, step: int, damage: str, newest: int) -> None:
-        """Renames a damaged step folder, which Orbax then does not see, and reports it."""
+        """Renames a damaged step folder, so that Orbax ignores it, and reports it."""
         folder = self.directory / str(step)
         (self.directory / _DAMAGED_FOLDER).mkdir(parents=True, exist_ok=True)
         number = 1
@@ -269,11 +267,11 @@ class CheckpointStore:
         )
 
     def all_steps(self) -> list[int]:
-        """Returns the steps that are completely saved, ascending."""
+        """Returns the completely saved steps, ascending."""
         return folders.step_numbers(self.directory)
 
     def latest_step(self) -> int | None:
-        """Returns the newest step that is completely saved."""
+        """Returns the newest completely saved step."""
         return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
@@ -283,10 +281,10 @@ class CheckpointStore:
         return folders.find_best_step(self.directory, self._best_metric, self._best_mode)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk under its final name and old steps are deleted.
+        """Waits until the last save is on disk under its final name and old steps are deleted.
 
         Raises:
-          OSError: that save failed; older steps are untouched.
+          OSError: the save failed; older steps are unchanged.
         """
         try:
             self._orbax.wait_until_finished()
@@ -316,14 +314,14 @@ class CheckpointStore:
 
 
 def _from_first_process(value: int) -> int:
-    """Returns the first process's value in every process."""
+    """Returns the value of the first process in every process."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _saved_data(folder: epath.Path) -> tuple[bytes, dict[str, Any]]:
-    """The data iterator's state, for any number of processes, and what was not logged yet."""
+    """Reads the data iterator's state, for any number of processes, and values not logged yet."""
     saved = folders.read_item(folder, folders.DATA_ITEM)
     fields = {"0": Field(kinds=(str,), required=True), "log": Field(kinds=(dict,))}
     check_fields(saved, fields, f"{folder}: {folders.DATA_ITEM}")

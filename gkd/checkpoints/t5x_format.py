@@ -1,7 +1,7 @@
-"""T5X's native checkpoints: a msgpack index, with small arrays in it, beside zarr arrays.
+"""Reads and writes T5X's native checkpoints: a msgpack index with small arrays, and zarr arrays.
 
-Arrays are read one at a time, those of a scanned model (T5X's scalable_t5) one layer at a time.
-What the index says is compared with what lies on the disk; no path leaves the checkpoint's folder.
+Arrays are read one at a time, those of a scanned model (T5X's scalable_t5) one layer at a time. The
+index is compared with the files on disk; paths out of the checkpoint's folder are refused.
 Source: t5x/checkpoints.py, version 3, at https://github.com/google-research/t5x.
 """
 
@@ -61,7 +61,7 @@ _GIN_FIELDS = (
 
 
 def is_t5x(path: epath.PathLike) -> bool:
-    """Whether `path` is a T5X checkpoint's folder, or a model's folder that holds some."""
+    """Returns True if `path` is the folder of a T5X checkpoint, or of a model with checkpoints."""
     return _has_index(epath.Path(path)) or bool(_steps(epath.Path(path)))
 
 
@@ -74,24 +74,27 @@ def _has_index(folder: epath.Path) -> bool:
 
 
 def _steps(folder: epath.Path) -> dict[int, epath.Path]:
-    """The complete checkpoints of a model's folder; the index is what T5X writes last."""
+    """The complete checkpoints in a model's folder; T5X writes the index last."""
     if not folder.is_dir():
         return {}
-    found = {path: _STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir()}
+    matches = {path: _STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir()}
     return {
-        int(match.group(1)): path for path, match in found.items() if match and _has_index(path)
+        int(match.group(1)): path for path, match in matches.items() if match and _has_index(path)
     }
 
 
 def find_t5x(path: epath.PathLike) -> epath.Path:
-    """The folder of the checkpoint that `path` means.
+    """Finds the folder of a T5X checkpoint.
 
     Args:
-      path: a checkpoint's folder, or a T5X model's folder, whose newest complete one is meant.
+      path: path of a checkpoint's folder, or of a model's folder with complete checkpoints.
+
+    Returns:
+      The checkpoint's folder, the newest complete one of a model.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`.
-      ValueError: it holds no complete checkpoint.
+      FileNotFoundError: the path does not exist.
+      ValueError: the folder holds no complete checkpoint.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -111,16 +114,16 @@ def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint
     """Opens a T5X checkpoint without reading its weights.
 
     Args:
-      path: a checkpoint's folder, or a T5X model's folder (its newest complete checkpoint).
-      config: the architecture; without it names and shapes tell it, and a config.gin in the folder
-        or the one above tells the activations (gelu, or relu where there is no gate, without one)
-        and the dropout rate (0 without one).
+      path: path of a checkpoint's folder, or of a model's folder (its newest complete checkpoint).
+      config: the architecture; by default it is inferred from names and shapes, and from a
+        config.gin in the folder or its parent: activations (without the file gelu, or relu if there
+        is no gate) and dropout rate (without the file 0).
 
     Returns:
-      The checkpoint; a scanned one has its layers apart and attention kernels [in, out].
+      The checkpoint, with separate layers and attention kernels [in, out].
 
     Raises:
-      FileNotFoundError: there is nothing at `path`.
+      FileNotFoundError: the path does not exist.
       ValueError: the index is damaged, leads out of its folder, or does not fit the architecture.
     """
     folder = find_t5x(path)
@@ -132,7 +135,7 @@ def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint
     config = dataclasses.replace(config, stacked_layers=False)
     check_tensors(tensors, config, folder)
     read = [read_tokenizer(place, None, VOCABULARY_FILES) for place in (folder, folder.parent)]
-    tokenizer = next((one for one in read if one.names or one.sentencepiece), read[0])
+    tokenizer = next((files for files in read if files.names or files.sentencepiece), read[0])
     return Checkpoint(
         path=folder,
         format="t5x",
@@ -148,21 +151,22 @@ def load_t5x(directory: epath.PathLike, config: T5Config | None = None) -> dict[
     """Reads the parameters of a T5X checkpoint.
 
     Args:
-      directory: a checkpoint's folder, or a T5X model's folder (its newest complete checkpoint).
-      config: the architecture that they must fit; told by names and shapes where it is None.
+      directory: path of a checkpoint's folder, or of a model's folder (its newest complete
+        checkpoint).
+      config: the architecture that they must fit; by default inferred from names and shapes.
 
     Returns:
       A nested dictionary of NumPy arrays in the file's dtypes, layers not stacked.
 
     Raises:
-      FileNotFoundError: there is nothing at `directory`.
-      ValueError: damaged files, tensors that do not fit, values not finite: one line.
+      FileNotFoundError: the path does not exist.
+      ValueError: files are damaged, tensors do not fit, or values are not finite.
     """
     return read_numpy(open_t5x(directory, config).tensors)
 
 
 def _target(index: epath.Path) -> dict[str, Any]:
-    """The parameters' part of the index; the optimizer's state is jumped over."""
+    """Reads the parameters in the index, skipping the state of the optimizer."""
 
     def keep(keys: tuple[str, ...]) -> bool:
         return keys == ("optimizer",) or keys[:2] == ("optimizer", "target") or keys[0] == "target"
@@ -177,7 +181,7 @@ def _target(index: epath.Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """A tensor as T5X stored it; `read(layer)` gives [:, layer], `read(None)` the whole."""
+    """A tensor in T5X's layout; `read(layer)` returns [:, layer], `read(None)` the whole."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -185,26 +189,26 @@ class _Stored:
 
 
 def _stored(target: dict[str, Any], folder: epath.Path) -> dict[str, _Stored]:
-    """Every tensor of the index by its name, unread."""
-    # Layers of a scanned model share chunks: this spares decompressing them once a layer where
-    # the array is small enough.
+    """The unread tensors of the index by name."""
+    # Layers of a scanned model share chunks: the cache avoids decompressing them once per layer
+    # for arrays that are small enough.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     verified: set[str] = set()
-    found = {}
+    stored = {}
     for name, value in _leaves(target, ""):
         if is_specification(value):
             array = locate_zarr(value, folder, name)
             read = functools.partial(read_zarr, array, context=context, verified=verified)
-            found[name] = _Stored(array.shape, array.dtype, read)
+            stored[name] = _Stored(array.shape, array.dtype, read)
         elif isinstance(value, StoredArray) and value.type_name in FLOAT_TYPES:
             read = functools.partial(_read_inline, folder / INDEX_FILE, value)
-            found[name] = _Stored(value.shape, FLOAT_TYPES[value.type_name], read)
+            stored[name] = _Stored(value.shape, FLOAT_TYPES[value.type_name], read)
         else:
             kind = value.type_name if isinstance(value, StoredArray) else repr(value)[:60]
             raise InvalidFile(
                 f"{folder / INDEX_FILE}: {name} is {kind}, not floating-point weights"
             )
-    return found
+    return stored
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -221,7 +225,7 @@ def _read_inline(index: epath.Path, stored: StoredArray, layer: int | None) -> n
 
 
 def _in_our_layout(stored: Mapping[str, _Stored], index: epath.Path) -> dict[str, Tensor]:
-    """Scanned layers apart (axis 1, under encoder/encoder and decoder/decoder), heads joined."""
+    """Separates scanned layers (axis 1, under encoder/encoder and decoder/decoder), joins heads."""
     tensors = {}
     for name, leaf in stored.items():
         where = f"{index}: {name}"
@@ -241,7 +245,7 @@ def _in_our_layout(stored: Mapping[str, _Stored], index: epath.Path) -> dict[str
 def _tensor(
     name: str, leaf: _Stored, shape: tuple[int, ...], where: str, layer: int | None
 ) -> Tensor:
-    """[embed, heads, dim] -> [embed, heads·dim] and for `out` [heads, dim, embed] likewise."""
+    """Joins heads: [embed, heads, dim] -> [embed, heads·dim], for `out` likewise."""
     if len(shape) == 3 and name.endswith(("/query/kernel", "/key/kernel", "/value/kernel")):
         shape = (shape[0], shape[1] * shape[2])
     elif len(shape) == 3 and name.endswith("/out/kernel"):
@@ -264,17 +268,17 @@ def _read_gin(folder: epath.Path) -> str:
 
 
 def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Config:
-    """The architecture that names and shapes tell, and a gin file what they do not."""
+    """Infers the architecture from names and shapes, and the rest from a gin file."""
     where = f"{GIN_FILE} of {folder}"
     bound = t5x_gin.read_t5_config(gin, where)
 
     def shape(name: str) -> tuple[int, int]:
-        found = tensors[name].shape if name in tensors else ()
-        if len(found) != 2 or not all(0 < size < _LARGEST_SIZE for size in found):
+        sizes = tensors[name].shape if name in tensors else ()
+        if len(sizes) != 2 or not all(0 < size < _LARGEST_SIZE for size in sizes):
             raise InvalidFile(
-                f"{folder}: {name} is {list(found) or 'missing'}: these are not a T5's parameters"
+                f"{folder}: {name} is {list(sizes) or 'missing'}: these are not a T5's parameters"
             )
-        return found
+        return sizes
 
     layer = "encoder/layers_0"
     per_layer = f"{layer}/relpos_bias/rel_embedding" in tensors
@@ -296,7 +300,7 @@ def _infer(tensors: Mapping[str, Tensor], gin: str, folder: epath.Path) -> T5Con
         logits_via_embedding="decoder/logits_dense/kernel" not in tensors,
         relative_bias_per_layer=per_layer,
         dropout_rate=t5x_gin.dropout_rate(bound, where),
-        # The model type for Hugging Face: mT5's table has a size of its own.
+        # The model type for Hugging Face; mT5 is recognised by the size of its table.
         family="umt5" if per_layer else "mt5" if vocab_size == _MT5_VOCABULARY else "t5",
     )
 
@@ -319,26 +323,26 @@ def save_t5x(
     sentencepiece: epath.PathLike | None = None,
     tokenizer_from: epath.PathLike | None = None,
 ) -> None:
-    """Writes a checkpoint that T5X restores; tensor by tensor, all or nothing.
+    """Writes a checkpoint that T5X restores, atomically and tensor by tensor.
 
-    It holds the parameters and the step and no optimizer's state: T5X evaluates and infers from it,
-    and trains from it with `fallback_to_scratch`. Layers are not scanned; where every layer has
-    its relative bias the kernels have the shapes of scalable_t5 with `scan_layers=False`. T5X
-    scales the logits of a tied head and no others: other models get an own head, same logits. A
-    config.gin beside the index says the architecture.
+    It holds the parameters and the step, but no optimizer state: T5X evaluates and infers from it,
+    and trains from it with `fallback_to_scratch`. Layers are not scanned; with a relative bias per
+    layer the kernels have the shapes of scalable_t5 with `scan_layers=False`. T5X scales the logits
+    of tied heads only: other scales are multiplied into an untied head, with the same logits. A
+    config.gin beside the index holds the architecture.
 
     Args:
-      directory: the folder to make, e.g. …/checkpoint_1000; it must not exist or be empty.
+      directory: path of the new folder, e.g. …/checkpoint_1000, which must be missing or empty.
       config: the architecture.
-      params: a nested dictionary of arrays, layers stacked or not, or names to `Tensor`s.
-      step: the training step that the checkpoint says it is of.
-      sentencepiece: a sentencepiece model to put beside it, as spiece.model.
-      tokenizer_from: a folder whose tokenizer files are copied, all that there are.
+      params: a nested dictionary of arrays, layers stacked or not, or `Tensor`s by name.
+      step: training step to record in the checkpoint.
+      sentencepiece: path of a sentencepiece model that is copied as spiece.model.
+      tokenizer_from: path of a folder whose tokenizer files are copied.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
-      ValueError: parameters that do not fit the architecture, values not finite.
-      OSError: the disk is full; nothing is left under `directory`.
+      ValueError: parameters do not fit the architecture, or values are not finite.
+      OSError: writing failed, e.g. because the disk is full; `directory` is not created.
     """
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")

@@ -1,4 +1,4 @@
-"""A checkpoint as named tensors that are read one at a time: what every format is turned into."""
+"""The common form of checkpoints of all formats: named tensors that are read one at a time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _LAYER = re.compile(r"/layers_(\d+)/")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of any format, opened but not read.
+    """An opened checkpoint of any format, whose tensors are unread.
 
     Attributes:
-      path: the folder that holds it.
+      path: path of its folder.
       format: 'huggingface', 't5x' or 'gkd'.
       config: the architecture; layers are not stacked.
-      tensors: by name, 'encoder/layers_0/attention/query/kernel': T5X's names joined by '/'.
-      vocabulary: the sentencepiece model that lies beside it; None where there is none.
-      bytes_vocabulary: whether the checkpoint says that its ids are bytes (ByT5).
-      sentinels: how many ids its tokenizer adds after the sentencepiece's own.
-      tokenizer: the description by the tokenizer files beside it; None where nobody looked.
-      description: what the run that wrote it said of it (this project's format), else None.
-      chosen: which step of a run it is, and why, in words; empty for other formats.
+      tensors: tensors by T5X's names joined by '/': 'encoder/layers_0/attention/query/kernel'.
+      vocabulary: path of the sentencepiece model beside it, or None.
+      bytes_vocabulary: true if the checkpoint declares that its ids are bytes (ByT5).
+      sentinels: number of ids that its tokenizer adds after those of the sentencepiece.
+      tokenizer: description of the tokenizer files beside it; None if they were not read.
+      description: description by the run that wrote it (gkd's format), else None.
+      chosen: the step of a run and the reason for it, in words; empty for other formats.
     """
 
     path: epath.Path
@@ -52,13 +52,27 @@ class Checkpoint:
 
 
 def tensor_names(tree: Any) -> dict[str, Any]:
-    """A nested dictionary's leaves by name: 'encoder/encoder_norm/scale'."""
+    """Flattens a nested dictionary to leaves by name.
+
+    Args:
+      tree: nested dictionary, or another pytree.
+
+    >>> tensor_names({"encoder": {"encoder_norm": {"scale": 1.0}}})
+    {'encoder/encoder_norm/scale': 1.0}
+    """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `tensor_names`."""
+    """Builds the nested dictionary of named leaves, the inverse of `tensor_names`.
+
+    Args:
+      named: leaves by name.
+
+    >>> nest({"encoder/encoder_norm/scale": 1.0})
+    {'encoder': {'encoder_norm': {'scale': 1.0}}}
+    """
     tree: dict[str, Any] = {}
     for name, value in named.items():
         *parents, last = name.split("/")
@@ -73,8 +87,12 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
 def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of an architecture, its layers unstacked."""
     depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    one = dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), 1)  # all layers are alike
-    model = as_seq2seq(dataclasses.replace(config, stacked_layers=False, remat=False, **one))
+    single_layers = dict.fromkeys(
+        ("num_encoder_layers", "num_decoder_layers"), 1
+    )  # all layers are alike
+    model = as_seq2seq(
+        dataclasses.replace(config, stacked_layers=False, remat=False, **single_layers)
+    )
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
     shapes = {}
     for name, leaf in tensor_names(nn.meta.unbox(boxed)).items():
@@ -88,12 +106,12 @@ def check_tensors(tensors: Mapping[str, Tensor], config: T5Config, where: Any) -
     """Compares a checkpoint's tensors with those of an architecture.
 
     Args:
-      tensors: the checkpoint's.
+      tensors: tensors of the checkpoint by name.
       config: the architecture.
-      where: the checkpoint, for the message.
+      where: path of the checkpoint, for the message.
 
     Raises:
-      ValueError: what is missing, what is left over, what has another shape: one line.
+      ValueError: tensors are missing, left over, or of another shape.
     """
     expected = expected_shapes(config)
     missing = [name for name in expected if name not in tensors]
@@ -103,10 +121,10 @@ def check_tensors(tensors: Mapping[str, Tensor], config: T5Config, where: Any) -
         for name, shape in expected.items()
         if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
-    parts = [("missing", missing), ("left over", left_over), ("wrong shape", reshaped)]
-    found = [f"{kind}: {_listed(names)}" for kind, names in parts if names]
-    if found:
-        raise InvalidFile(f"checkpoint {where} does not fit its architecture: {'; '.join(found)}")
+    kinds = [("missing", missing), ("left over", left_over), ("wrong shape", reshaped)]
+    faults = [f"{kind}: {_listed(names)}" for kind, names in kinds if names]
+    if faults:
+        raise InvalidFile(f"checkpoint {where} does not fit its architecture: {'; '.join(faults)}")
 
 
 def _listed(names: list[str]) -> str:
@@ -115,10 +133,14 @@ def _listed(names: list[str]) -> str:
 
 
 def as_tensors(params: Any) -> dict[str, Tensor]:
-    """Parameters in memory as named tensors, their layers unstacked; `Tensor`s stay as they are.
+    """Converts parameters to named tensors with layers unstacked.
 
     Args:
-      params: a nested dictionary of NumPy or JAX arrays, boxed or not, or names to `Tensor`s.
+      params: a nested dictionary of NumPy or JAX arrays, boxed or not, or `Tensor`s by name, which
+        are kept.
+
+    Returns:
+      Tensors by name.
     """
     named = dict(params)
     if not all(isinstance(value, Tensor) for value in named.values()):
@@ -130,15 +152,21 @@ def as_tensors(params: Any) -> dict[str, Tensor]:
 
 
 def read_finite(tensor: Tensor) -> np.ndarray:
-    """Reads one tensor and refuses NaN and infinity.
+    """Reads one tensor, and refuses NaN and infinities.
+
+    Args:
+      tensor: an unread tensor.
+
+    Returns:
+      The array.
 
     Raises:
-      ValueError: a value is not finite, or the file holds another shape than it announced.
+      ValueError: a value is not finite, or the shape differs from the announced one.
     """
     array = tensor.read()
     if tuple(array.shape) != tuple(tensor.shape):
         raise InvalidFile(f"{tensor.where} is {list(array.shape)}, announced {list(tensor.shape)}")
-    # One pass and no copy: the sum of finite values is finite (in float64), else something is not.
+    # One pass without a copy: the float64 sum is finite if and only if all values are.
     if not np.isfinite(np.sum(array, dtype=np.float64)):
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         raise InvalidFile(f"{tensor.where} has {bad} of {array.size} values that are not finite")
@@ -146,20 +174,27 @@ def read_finite(tensor: Tensor) -> np.ndarray:
 
 
 def read_numpy(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """All tensors as a nested dictionary of NumPy arrays in the file's dtypes."""
+    """Reads all tensors as a nested dictionary of NumPy arrays in the file's dtypes.
+
+    Args:
+      tensors: tensors by name.
+
+    Raises:
+      ValueError: a value is not finite.
+    """
     return nest({name: read_finite(tensor) for name, tensor in tensors.items()})
 
 
 def read_onto(tensors: Mapping[str, Tensor], wanted: Any) -> Any:
-    """Reads tensors onto devices, one at a time: each device receives its shard only.
+    """Reads tensors onto devices, one at a time; each device receives only its shard.
 
     Args:
-      tensors: that fit the architecture (`check_tensors`).
+      tensors: tensors by name that fit the architecture (`check_tensors`).
       wanted: a nested dictionary of `jax.ShapeDtypeStruct`s with shardings; a subtree `layers`
         receives the layers stacked along a new first axis.
 
     Returns:
-      `wanted`'s structure with arrays in its dtypes and shardings.
+      Arrays with the structure, dtypes and shardings of `wanted`.
     """
     names = tensor_names(wanted)
     arrays = {}
@@ -172,14 +207,14 @@ def read_onto(tensors: Mapping[str, Tensor], wanted: Any) -> Any:
 
 
 def _place(array: np.ndarray, leaf: Any) -> jax.Array:
-    # A copy where nothing is converted: the CPU backend may otherwise keep `array` itself.
+    # Always a copy: without a conversion the CPU backend might keep `array` itself.
     return jax.make_array_from_callback(
         leaf.shape, leaf.sharding, lambda index: np.array(array[index], leaf.dtype, order="C")
     )
 
 
 def _place_stacked(tensors: Mapping[str, Tensor], name: str, leaf: Any) -> jax.Array:
-    """Layer by layer into one array: at most one layer's tensor is held beside the result."""
+    """Stacks layers one by one, holding at most one layer's tensor beside the result."""
     result = np.empty(leaf.shape, leaf.dtype)
     for i in range(leaf.shape[0]):
         layer = name.replace("/layers/", f"/layers_{i}/", 1)
@@ -188,9 +223,15 @@ def _place_stacked(tensors: Mapping[str, Tensor], name: str, leaf: Any) -> jax.A
 
 
 def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whose layers are stacked along the first axis (`layers/…`) -> one tensor a layer.
+    """Splits tensors that are stacked along the first axis (`layers/…`) into one per layer.
 
-    In the order of the result each stack is read once: the last one read is kept.
+    Read in the order of the result, each stack is read once: the last one is cached.
+
+    Args:
+      tensors: tensors by name.
+
+    Returns:
+      Tensors by name, with `layers_0/…`, `layers_1/…` in place of `layers/…`.
     """
     read = functools.lru_cache(maxsize=1)(lambda name: tensors[name].read())
     result = {}
@@ -209,6 +250,14 @@ def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def layer_count(names: Any, side: str) -> int:
-    """How many layers the encoder or decoder has, by its tensors' names."""
-    numbers = [_LAYER.search(name) for name in names if name.startswith(side + "/")]
-    return 1 + max((int(found.group(1)) for found in numbers if found), default=-1)
+    """Counts the layers of the encoder or decoder by the names of its tensors.
+
+    Args:
+      names: names of tensors.
+      side: 'encoder' or 'decoder'.
+
+    >>> layer_count(["encoder/layers_0/mlp/wo/kernel", "encoder/layers_1/mlp/wo/kernel"], "encoder")
+    2
+    """
+    matches = [_LAYER.search(name) for name in names if name.startswith(side + "/")]
+    return 1 + max((int(match.group(1)) for match in matches if match), default=-1)

@@ -1,4 +1,4 @@
-"""Evaluation-only tasks in several parts: few-shot MMLU, BIG-Bench Hard and MGSM."""
+"""Builds the evaluation-only tasks few-shot MMLU, BIG-Bench Hard and MGSM."""
 
 from __future__ import annotations
 
@@ -32,23 +32,29 @@ def mmlu(
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.multiple_choice,),
 ) -> TaskSpec:
-    """MMLU: multiple-choice questions of 57 subjects, in Hendrycks et al.'s few-shot prompt (2021).
+    """Builds MMLU: multiple-choice questions of 57 subjects in a few-shot prompt.
 
     Rows hold `subject`, `question`, `choices` (a list of texts) and `answer` (the index of the
-    right one, as text). The target is its letter.
+    correct choice, as text). The target is its letter.
 
     Args:
-      files: path of each split's questions, see `sources.configured_rows`.
-      exemplars: path of the development rows, whose first `shots` of a subject go before it.
-      name: the task's name in seqio's registry.
+      files: path of the questions of each split, see `sources.configured_rows`.
+      exemplars: path of the development rows; the first `shots` of a subject are its examples.
+      name: name in seqio's registry.
       vocabulary: a seqio vocabulary; by default T5's.
-      directory: where relative paths start, by default the environment's GKD_DATA.
-      shots: worked examples before a question.
-      scoring: `options`: the letters are scored by log-likelihood (`TaskSpec.choices`);
-        `generation`: the model writes, and the letter is looked for.
-      input_length: tokens that a prompt may have; a longer one has fewer examples. None: any.
-      max_examples: how many questions of each split, spread over all; None uses all.
+      directory: folder of relative paths; by default the environment variable GKD_DATA.
+      shots: number of worked examples before a question.
+      scoring: `options` to score the letters by log-likelihood (`TaskSpec.choices`), or
+        `generation` to extract the letter from a completion.
+      input_length: greatest length of a prompt in tokens, for which examples are left out; None
+        for no limit.
+      max_examples: number of questions per split, spread over all of them; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
+
+    Returns:
+      The record of the task.
+
+    Source: Hendrycks et al., "Measuring Massive Multitask Language Understanding" (2021).
     """
     fields = {"fields": ("subject", "question", "answer"), "lists": ("choices",)}
 
@@ -90,18 +96,28 @@ def bbh(
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.answer_match,),
 ) -> TaskSpec:
-    """BIG-Bench Hard: 27 tasks in the few-shot prompts of Suzgun et al. (2022).
+    """Builds BIG-Bench Hard: 27 tasks in few-shot prompts.
 
-    Rows hold `task`, `input` and `target`. Without a chain of thought the prompt's examples keep
-    their answers only.
+    Rows hold `task`, `input` and `target`. Without a chain of thought the examples of the prompt
+    keep their answers only.
 
     Args:
-      exemplars: path of the folder of prompt files, one a task: `TASK.txt`.
-      chain_of_thought: whether the examples reason, and the model is asked to.
-      scoring: `generation`: the model writes, and what it states as its answer is compared;
-        `options`: log-likelihood over the options that questions list or are closed to. It leaves
-        out the tasks that ask for a number, a list or brackets (4 of the 27).
-      Others: as `mmlu`'s.
+      exemplars: path of the folder of prompt files, one per task: `TASK.txt`.
+      chain_of_thought: keep the reasoning of the examples, and ask the model to reason.
+      scoring: `generation` to compare the stated answer of a completion, or `options` to score the
+        possible options by log-likelihood, which leaves out the 4 of 27 tasks that ask for a
+        number, a list or brackets.
+      files, name, vocabulary, directory, shots, input_length, max_examples, metric_fns: as in
+        `mmlu`.
+
+    Returns:
+      The record of the task.
+
+    Raises:
+      ValueError: options are to be scored after a chain of thought.
+
+    Source: Suzgun et al., "Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them"
+    (2022).
     """
     if chain_of_thought and scoring == "options":
         raise InvalidValue(f"{name}: options are scored without a chain of thought; choose one")
@@ -120,7 +136,7 @@ def bbh(
         return [row for row in questions if row.options or scoring != "options"]
 
     def exemplars_of(task: str) -> Exemplars:
-        if not re.fullmatch(r"\w+", task):  # it becomes a part of a path
+        if not re.fullmatch(r"\w+", task):  # the name becomes part of a path
             raise InvalidValue(
                 f"task name {task!r} holds more than letters, digits and underscores"
             )
@@ -145,16 +161,20 @@ def mgsm(
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.final_answer,),
 ) -> TaskSpec:
-    """MGSM: 250 problems of GSM8K in several languages, after chains of thought in the language.
+    """Builds MGSM: 250 problems of GSM8K in several languages, with native chains of thought.
 
-    Shi et al., "Language Models are Multilingual Chain-of-Thought Reasoners" (2022). Files are TSV
-    without a header: question, answer. Numbers are read by `gkd.metrics.numbers`: `3,5` is
-    3.5, where the published evaluation reads 35.
+    Files are TSV without a header: question, answer. Numbers are parsed by `gkd.metrics.numbers`:
+    `3,5` is 3.5, whereas the published evaluation parses 35.
 
     Args:
-      files: for each split, path of each language's questions.
-      exemplars: path of the languages' worked examples, see `few_shot.mgsm_exemplars`.
-      Others: as `mmlu`'s.
+      files: for each split, the path of the questions of each language.
+      exemplars: path of the worked examples of all languages, see `few_shot.mgsm_exemplars`.
+      name, vocabulary, directory, shots, input_length, max_examples, metric_fns: as in `mmlu`.
+
+    Returns:
+      The record of the task.
+
+    Source: Shi et al., "Language Models are Multilingual Chain-of-Thought Reasoners" (2022).
     """
 
     def read(split: str) -> list[Question]:
@@ -214,7 +234,7 @@ def _few_shot_task(
 
     @functools.cache
     def length_of(text: str) -> int:
-        separated = rule.fit(f"{text}{few_shot.SEPARATOR}.")[:-1]  # its own separator, not an end
+        separated = rule.fit(f"{text}{few_shot.SEPARATOR}.")[:-1]  # with a separator, not stripped
         return len(vocabularies.encode_texts(vocabulary, [separated])[0])
 
     @functools.cache
@@ -259,10 +279,10 @@ def _few_shot_task(
 
 
 def _spread(rows: list[Question]) -> list[Question]:
-    """The rows with each group spread evenly over them: the first thousand are a fair sample."""
+    """Spreads the rows of each group evenly, so that the first thousand are a fair sample."""
     groups: dict[str, list[Question]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     sizes = [len(group) for group in groups.values()]
-    laid = [row for group in groups.values() for row in group]
-    return [laid[i] for i in mixtures.interleaved(sizes, sizes)]
+    grouped = [row for group in groups.values() for row in group]
+    return [grouped[i] for i in mixtures.interleaved(sizes, sizes)]

@@ -1,4 +1,4 @@
-"""The record of a task: its features, its texts, its metrics and the parts that its rows form."""
+"""The record of a task: features, texts, metrics, and groups of rows that are evaluated apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH_COLUMNS = {
     "targets": "decoder_target_tokens",
     "teacher_inputs": "teacher_encoder_input_tokens",
 }
-# A solution's final number, for votes. The calculator corrects what a model wrote, not the data.
+# A solution's final number, for votes. The calculator corrects completions, not references.
 NUMBERS = {
     "answer_of": functools.partial(calculator.final_number, calculator=True),
     "reference_answer_of": calculator.final_number,
@@ -27,27 +27,27 @@ NUMBERS = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """What jobs need of a task.
+    """A task as training, evaluation and inference use it.
 
     Attributes:
-      name: its name in seqio's registry.
+      name: name in seqio's registry.
       vocabulary: the seqio vocabulary of inputs and targets.
       task: the seqio task itself; a later task of the same name does not change this one.
-      texts: the task's first preprocessor, which makes a row's (or a batch's) texts.
+      texts: the task's first preprocessor, a function of a row (or batch) to its texts.
       choices: for tasks whose options are scored by log-likelihood: function of a row's input and
-        target text to (the option texts, the index of the right one; -1 where none is right). The
-        prediction to evaluate is the text of the best option.
+        target text to (texts of the options, index of the correct one or -1). The prediction is the
+        text of the most likely option.
       answer_of: function of a generated text to its answer, compared by ==, for majority votes and
-        rewards; None where a text gives none.
-      reference_answer_of: the same for a reference; by default `answer_of`.
-      group_of: function of a row's input and target text to the part of the task it belongs to: a
-        subject, a language, a mixture's component.
-      components: of a mixture, by their names.
-      tokenize: the tokenizer of BLEU, ROUGE and Self-BLEU, one of sacreBLEU's names; None chooses
-        by script, see `word_tokens`.
-      max_examples: the most training rows that it uses; None where it uses all.
-      teacher_input_length: tokens of a teacher prompt, where the task has the feature
-        `teacher_inputs`; None is the student's input length.
+        rewards; None for a text without an answer.
+      reference_answer_of: the same function for references; by default `answer_of`.
+      group_of: function of a row's input and target text to the name of its group: a subject, a
+        language, or the component of a mixture.
+      components: components of a mixture by name.
+      tokenize: sacreBLEU's name of the tokenizer of BLEU, ROUGE and Self-BLEU; None chooses by
+        script, see `word_tokens`.
+      max_examples: greatest number of training rows to use; None uses all.
+      teacher_input_length: greatest length of the teacher's prompt in tokens, for tasks with the
+        feature `teacher_inputs`; None is the student's input length.
     """
 
     name: str
@@ -65,15 +65,15 @@ class TaskSpec:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of its features: inputs, targets, and teacher_inputs where the teacher's differ."""
+        """Names of the features: inputs, targets, and teacher_inputs if the teacher's differ."""
         return tuple(name for name in BATCH_COLUMNS if name in self.task.output_features)
 
     def feature_lengths(self, input_length: int, target_length: int) -> dict[str, int]:
         """Computes the length in tokens of each feature's column in a batch.
 
         Args:
-          input_length: tokens of a student's prompt.
-          target_length: tokens of a target.
+          input_length: length of the student's prompt in tokens.
+          target_length: length of a target in tokens.
 
         Returns:
           Lengths by feature, in the order of `features`.
@@ -87,14 +87,17 @@ class TaskSpec:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits it has."""
+        """Names of the splits."""
         return tuple(self.task.splits)
 
     def check_batch(self, batch_size: int) -> None:
-        """Raises ValueError where `max_examples` is fewer rows than a batch; no data is read.
+        """Checks that `max_examples` fills at least one batch, without reading data.
 
         Args:
-          batch_size: rows of a batch over all hosts.
+          batch_size: number of rows of a batch over all hosts.
+
+        Raises:
+          ValueError: `max_examples` is smaller than the batch.
         """
         if self.max_examples is not None and self.max_examples < batch_size:
             raise InvalidValue(
@@ -108,20 +111,20 @@ class TaskSpec:
         predictions: Sequence[str],
         inputs: Sequence[str] | None = None,
     ) -> dict[str, float]:
-        """Every metric of the task, in percent.
+        """Computes every metric of the task in percent.
 
         Args:
           targets: reference texts.
           predictions: generated texts, in the same order.
-          inputs: the prompts; with them a task of several parts (see `group_of`) also measures each
-            part, a mixture's by the component's own metrics.
+          inputs: the prompts; with them a task with groups (see `group_of`) is also evaluated per
+            group, the components of a mixture by their own metrics.
 
         Returns:
-          The metrics over all rows; those of each part as `part/metric`; and `macro_metric`, the
-          mean over the parts of every metric that all of them have.
+          The metrics over all rows; those of each group as `group/metric`; and `macro_metric`, the
+          mean over groups, of every metric that all groups have.
 
         Raises:
-          ValueError: if the texts are none or not equally many, or there is nothing to measure.
+          ValueError: there are no texts, their numbers differ, or the task has no metrics.
         """
         values: dict[str, float] = {}
         for metric in self.task.metric_fns:
@@ -130,35 +133,35 @@ class TaskSpec:
                 options["tokenize"] = self.tokenize
             values.update(metric(targets=targets, predictions=predictions, **options))
         if inputs is not None and self.group_of is not None:
-            values.update(self._evaluate_parts(targets, predictions, inputs))
+            values.update(self._evaluate_groups(targets, predictions, inputs))
         if not values:
             raise ValueError(
                 f"task {self.name} has no metrics over all its rows: give the inputs as well"
             )
         return values
 
-    def _evaluate_parts(self, targets, predictions, inputs) -> dict[str, float]:
+    def _evaluate_groups(self, targets, predictions, inputs) -> dict[str, float]:
         rows: dict[str, list[int]] = {}
         for i, (prompt, target) in enumerate(zip(inputs, targets, strict=True)):
             rows.setdefault(self.group_of(prompt, target), []).append(i)
-        parts = {}
+        groups = {}
         for name in sorted(rows):
             chosen = [[column[i] for i in rows[name]] for column in (targets, predictions, inputs)]
-            part = self.components.get(name) or dataclasses.replace(self, group_of=None)
-            parts[name] = part.evaluate(*chosen)
-        values = {f"{name}/{key}": value for name in parts for key, value in parts[name].items()}
-        for key in sorted(set.intersection(*(set(part) for part in parts.values()))):
-            values[f"macro_{key}"] = sum(part[key] for part in parts.values()) / len(parts)
+            task = self.components.get(name) or dataclasses.replace(self, group_of=None)
+            groups[name] = task.evaluate(*chosen)
+        values = {f"{name}/{key}": value for name in groups for key, value in groups[name].items()}
+        for key in sorted(set.intersection(*(set(group) for group in groups.values()))):
+            values[f"macro_{key}"] = sum(group[key] for group in groups.values()) / len(groups)
         return values
 
     def evaluate_samples(
         self, targets: Sequence[str], samples: Sequence[Sequence[str]]
     ) -> dict[str, float]:
-        """What several samples a prompt show, in percent: diversity, and maj@k where they answer.
+        """Computes the metrics of several samples per prompt in percent: diversity and maj@k.
 
         Args:
           targets: reference texts.
-          samples: k generated texts a prompt, in the same order.
+          samples: k generated texts per prompt, in the same order.
 
         Returns:
           distinct_1 and distinct_2; self_bleu, if k is 2 or more; maj@k, if the task has answers.
@@ -182,19 +185,22 @@ def make_task(
     features: Sequence[str] = ("inputs", "targets"),
     **fields: Any,
 ) -> TaskSpec:
-    """Register a seqio task over rows that become texts; it replaces one of the same name.
+    """Registers a seqio task over rows of text, replacing a task of the same name.
 
     Args:
-      name: the task's name in seqio's registry.
+      name: name in seqio's registry.
       source: a seqio data source.
       texts: function of a row, or a batch of rows, to the text of every feature, and `empty`.
       vocabulary: a seqio vocabulary.
       metric_fns: functions of (targets, predictions) to a dictionary.
-      features: names of BATCH_COLUMNS; `teacher_inputs` gives the teacher another prompt.
+      features: names out of BATCH_COLUMNS; `teacher_inputs` gives the teacher another prompt.
       **fields: further fields of the `TaskSpec`.
 
+    Returns:
+      The record of the task.
+
     Raises:
-      ValueError: a tokenizer that cannot be used here.
+      ValueError: the tokenizer is unknown or cannot run here.
     """
     word_tokens.check_tokenizer(fields.get("tokenize"))
     feature = seqio.Feature(vocabulary, add_eos=True, required=True)
@@ -214,6 +220,13 @@ def make_task(
 
 
 def check_max_examples(max_examples: int | None) -> None:
-    """Raises ValueError if a number of rows is below 1; None stands for all rows."""
+    """Checks the number of training rows to use.
+
+    Args:
+      max_examples: number of rows; None for all rows.
+
+    Raises:
+      ValueError: the number is below 1.
+    """
     if max_examples is not None and max_examples < 1:
         raise InvalidValue(f"max_examples={max_examples} must be at least 1, or None for all rows")

@@ -1,4 +1,4 @@
-"""The tasks: functions for gin that build and register a seqio task and return a small record."""
+"""Builds and registers the seqio tasks that gin files choose from."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TfdsData:
     """A data set of TFDS.
 
     Attributes:
-      name: its name, configuration and version: `xsum:1.1.0`.
-      splits: the TFDS split behind each split of the task; None is train, validation and test.
+      name: name, configuration and version: `xsum:1.1.0`.
+      splits: TFDS split of each split of the task; None is train, validation and test.
     """
 
     name: str
@@ -33,8 +33,8 @@ class TsvFormat:
     """The format of TSV files.
 
     Attributes:
-      columns: names of the columns where a file's first line does not hold them.
-      escapes: whether \\n and \\t in cells stand for a newline and a tab.
+      columns: names of the columns, if the first line of the files does not hold them.
+      escapes: replace \\n and \\t in cells by a newline and a tab.
     """
 
     columns: Sequence[str] | None = None
@@ -64,22 +64,25 @@ def summarization(
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
     tokenize: str | None = None,
 ) -> TaskSpec:
-    """Summaries: XSum from TFDS, or any files with a document and a summary.
+    """Builds a summarization task: XSum from TFDS, or files with a document and a summary.
 
     Args:
-      name: the task's name in seqio's registry.
+      name: name in seqio's registry.
       vocabulary: a seqio vocabulary; by default T5's.
-      files: path of each split's file, see `sources.files_source`; None reads TFDS.
-      directory: where relative paths start, by default the environment's GKD_DATA.
-      tsv: the format of TSV files; None: their first line holds the columns' names.
-      input_field: the field of the text to read.
-      target_field: the field of the text to write.
-      prefix: put before every input.
-      tfds: the TFDS data set that is read where `files` is None; None is XSum.
-      max_examples: how many of the training rows to use; None uses all.
+      files: path of the file of each split, see `sources.files_source`; None reads TFDS.
+      directory: folder of relative paths; by default the environment variable GKD_DATA.
+      tsv: format of TSV files; by default their first line holds the names of the columns.
+      input_field: name of the field of the input text.
+      target_field: name of the field of the target text.
+      prefix: text before every input.
+      tfds: TFDS data set to read if `files` is None; by default XSum.
+      max_examples: number of training rows to use; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
-      tokenize: the tokenizer of BLEU and ROUGE, one of sacreBLEU's names; None chooses by the
-        references' script, see `gkd.metrics.word_tokens`.
+      tokenize: sacreBLEU's name of the tokenizer of BLEU and ROUGE; None chooses by the references'
+        script, see `gkd.metrics.word_tokens`.
+
+    Returns:
+      The record of the task.
     """
     source = _source(
         files, (input_field, target_field), directory, tsv, tfds or _XSUM, max_examples
@@ -105,10 +108,15 @@ def translation(
     metric_fns: Sequence[Callable[..., Any]] = (metrics.bleu,),
     tokenize: str | None = None,
 ) -> TaskSpec:
-    """Translation: WMT14 English to German from TFDS, or any files with the two sentences.
+    """Builds a translation task: WMT14 English to German from TFDS, or files of sentence pairs.
 
     Args:
-      As `summarization`'s.
+      name, vocabulary, files, directory, tsv, input_field, target_field, prefix, max_examples,
+        metric_fns, tokenize: as in `summarization`.
+      tfds: TFDS data set to read if `files` is None; by default WMT14 English to German.
+
+    Returns:
+      The record of the task.
     """
     return summarization(
         name=name, vocabulary=vocabulary, files=files, directory=directory, tsv=tsv,
@@ -132,16 +140,23 @@ def gsm8k_cot(
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.final_answer,),
 ) -> TaskSpec:
-    """GSM8K with a chain-of-thought prompt: from TFDS, or from files.
+    """Builds GSM8K with a chain-of-thought prompt, from TFDS or from files.
 
-    GSM8K has no validation split: by default it is the last 500 training rows.
+    GSM8K has no validation split; by default it consists of the last 500 training rows.
 
     Args:
-      question_field: the field of the question.
-      answer_field: the field of the solution with `#### N`, or, with a rationale, of N alone.
-      rationale_field: the field of the solution where the answer stands apart (FLAN's files).
-      shots: worked examples before the question, 0 … 4.
-      Others: as `summarization`'s.
+      question_field: name of the field of the question.
+      answer_field: name of the field of the solution with `#### N` or, with a rationale, of N
+        alone.
+      rationale_field: name of the field of the solution, if the answer is a separate field (FLAN).
+      shots: number of worked examples before the question, 0 … 4.
+      name, vocabulary, files, directory, tsv, max_examples, metric_fns: as in `summarization`.
+      tfds: TFDS data set to read if `files` is None; by default GSM8K.
+
+    Returns:
+      The record of the task.
+
+    Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021).
     """
     fields = [question_field, answer_field] + ([rationale_field] if rationale_field else [])
     source = _source(files, fields, directory, tsv, tfds or _GSM8K, max_examples)
@@ -166,11 +181,15 @@ def local_text(
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
     tokenize: str | None = None,
 ) -> TaskSpec:
-    """Any text to any text, from local files with the fields input and target.
+    """Builds a text-to-text task from local files with the fields input and target.
 
     Args:
-      columns, escapes: of TSV files, see `TsvFormat`.
-      Others: as `summarization`'s.
+      columns, escapes: format of TSV files, see `TsvFormat`.
+      files, name, vocabulary, directory, input_field, target_field, prefix, max_examples,
+        metric_fns, tokenize: as in `summarization`.
+
+    Returns:
+      The record of the task.
     """
     if not files:
         raise InvalidValue("local_text.files is empty: give a file for at least one split")
@@ -195,15 +214,18 @@ def instructions(
     metric_fns: Sequence[Callable[..., Any]] = (metrics.answer_match,),
     answer_of: Callable[[str], Any] | None = metrics.stated_answer,
 ) -> TaskSpec:
-    """Instruction tuning as FLAN does it: each row in the words of one of several templates.
-
-    Wei et al., "Finetuned Language Models Are Zero-Shot Learners" (2022).
+    """Builds an instruction-tuning task that fills one of several templates with each row.
 
     Args:
       templates: pairs of an input and a target with fields in braces, see `prompts.instructions`.
-      columns, escapes: of TSV files, see `TsvFormat`.
-      answer_of: a generated text's answer, for votes; None: it has none.
-      Others: as `summarization`'s.
+      columns, escapes: format of TSV files, see `TsvFormat`.
+      answer_of: function of a generated text to its answer, for votes; None for no answers.
+      name, vocabulary, files, directory, tfds, max_examples, metric_fns: as in `summarization`.
+
+    Returns:
+      The record of the task.
+
+    Source: Wei et al., "Finetuned Language Models Are Zero-Shot Learners" (2022).
     """
     if not files and tfds is None:
         raise InvalidValue(f"task {name}: give `files`, or `tfds`")
@@ -229,15 +251,18 @@ def arithmetic(
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.final_answer,),
 ) -> TaskSpec:
-    """Synthetic word problems with worked solutions: no file, no network.
+    """Builds the task of synthetic word problems with worked solutions, without any file.
 
     Args:
-      name: the task's name in seqio's registry.
-      vocabulary: a seqio vocabulary; by default the small one shipped with the package.
-      rows: problems of each split, by default 10000, 500 and 500.
-      seed, steps, minimum_steps, digits, solution: see `gkd.data.arithmetic.problems`.
-      max_examples: how many of the training rows to use, the first; None uses all.
+      name: name in seqio's registry.
+      vocabulary: a seqio vocabulary; by default the small one of the package.
+      rows: number of problems of each split; by default 10000, 500 and 500.
+      seed, steps, minimum_steps, digits, solution: as in `gkd.data.arithmetic.problems`.
+      max_examples: number of training rows to use, the first ones; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
+
+    Returns:
+      The record of the task.
     """
     check_max_examples(max_examples)
     sizes = dict(rows or {"train": 10_000, "validation": 500, "test": 500})
@@ -270,21 +295,24 @@ def from_seqio(
     metric_fns: Sequence[Callable[..., Any]] = (metrics.exact_match,),
     answer_of: Callable[[str], Any] | None = None,
 ) -> TaskSpec:
-    """Any task or mixture that is in seqio's registries, by the texts it has before tokenisation.
+    """Builds a task from any registered seqio task or mixture, by its texts before tokenisation.
 
-    A gin file registers them by importing the module that does, e.g. `import flan.v2.mixtures`,
-    which the command line must allow: `--allow_module=flan`.
+    A gin file imports the module that registers it, e.g. `import flan.v2.mixtures`, which the
+    command line must allow: `--allow_module=flan`.
 
     Args:
-      provider: its name there, e.g. `flan_zsopt`.
-      name: the new task's name; by default the provider's with `_texts` after it.
+      provider: name of the registered task or mixture, e.g. `flan_zsopt`.
+      name: name of the new task; by default the provider's followed by `_texts`.
       vocabulary: a seqio vocabulary; by default T5's. The provider's own is not used.
-      max_examples: how many of the training rows to use, the first; None uses all.
+      max_examples: number of training rows to use, the first ones; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
-      answer_of: a generated text's answer, for votes; None: it has none.
+      answer_of: function of a generated text to its answer, for votes; None for no answers.
+
+    Returns:
+      The record of the task.
 
     Raises:
-      ValueError: if the name is in neither registry, or would replace the provider.
+      ValueError: the name is in neither registry, or would replace the provider.
     """
     check_max_examples(max_examples)
     name = name or f"{provider}_texts"
@@ -307,37 +335,40 @@ def mixture(
     rows: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> TaskSpec:
-    """Several tasks as one, as seqio's mixtures mix them, but in an order that can be resumed.
+    """Mixes several tasks like seqio's mixtures, but in an order that can be resumed.
 
-    The split `train` holds the components' rows in the given rates, interleaved (see
-    `mixtures.row_counts` and `mixtures.interleaved`); an epoch is so long that every row comes at
-    least once. Every other split holds each row of the components that have it once.
+    The split `train` interleaves the components' rows at the given rates (see
+    `mixtures.row_counts` and `mixtures.interleaved`); in an epoch every row occurs at least once.
+    Every other split holds each row of the components that have the split once.
 
     Args:
       tasks: the components, of one vocabulary and with different names.
-      rates: relative rates, one a component; None is `mixtures.proportional_rates`.
-      name: the mixture's name in seqio's registry.
-      maximum, temperature: of proportional rates: the cap K in rows, and T.
-      rows: rows of a training epoch, for a shorter one that leaves rows of some components out.
-      metric_fns: measured over all rows; each component's own metrics are measured on its rows
-        where the inputs are given, see `TaskSpec.evaluate`.
+      rates: relative rates, one per component; by default `mixtures.proportional_rates`.
+      name: name of the mixture in seqio's registry.
+      maximum, temperature: K in rows and T of the proportional rates.
+      rows: number of rows of a training epoch, for a shorter epoch that leaves out rows.
+      metric_fns: metrics over all rows; the components' own metrics are computed on their rows if
+        inputs are given, see `TaskSpec.evaluate`.
+
+    Returns:
+      The record of the mixture.
 
     Raises:
-      ValueError: if components or rates do not fit together.
+      ValueError: components or rates do not fit together.
     """
     _check_mixture(tasks, rates, rows)
     components = {task.name: task for task in tasks}
 
-    def having(split: str) -> list[tuple[int, TaskSpec]]:
+    def tasks_with(split: str) -> list[tuple[int, TaskSpec]]:
         return [(i, task) for i, task in enumerate(tasks) if split in task.splits]
 
     def read(split: str) -> list[mixtures.Texts]:
-        return [mixtures.read_texts(t.task.source, t.texts, split) for _, t in having(split)]
+        return [mixtures.read_texts(t.task.source, t.texts, split) for _, t in tasks_with(split)]
 
     def counts_of(split: str, sizes: Sequence[int]) -> Sequence[int]:
         if split != "train":
             return sizes
-        chosen = rates and [rates[i] for i, _ in having(split)]
+        chosen = rates and [rates[i] for i, _ in tasks_with(split)]
         chosen = chosen or mixtures.proportional_rates(sizes, maximum, temperature)
         return mixtures.row_counts(sizes, chosen, rows)
 

@@ -21,7 +21,7 @@ def test_a_folder_appears_when_all_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("error", "seen", "message"),
     [
-        (OSError(errno.ENOSPC, "full"), OSError, "nothing is left of it: No space left on device"),
+        (OSError(errno.ENOSPC, "full"), OSError, "was removed: No space left on device"),
         (RuntimeError("w: Read-only file system [x]"), OSError, "Read-only file system"),
         (KeyError("a mistake"), KeyError, "a mistake"),
     ],
