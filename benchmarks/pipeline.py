@@ -24,6 +24,7 @@ from gkd.cli.command_line import Command
 from gkd.data import pipeline
 from gkd.evaluate.evaluation import host_batch
 from gkd.parallel import mesh as meshes
+from gkd.train.build import build_step_program
 
 START = "configs/runs/quickstart/start.gin"
 RUN = "configs/runs/quickstart/gkd.gin"
@@ -46,17 +47,16 @@ def main(arguments: list[str]) -> None:
 
 def feeding(given, overrides) -> None:
     """Seconds a step on real batches and on a constant one, and their ratio, round by round."""
-    program = command_line.configure(Command("train", (given.gin_file,), overrides))(
-        dry_run=lambda program: program
-    )
+    command = Command("train", (given.gin_file,), overrides)
+    program = build_step_program(command_line.configured_experiment(command), from_shapes=True)
     rows, source = program.batch.encoder_input_tokens.shape
     target = program.batch.decoder_target_tokens.shape[1]
     batches = pipeline.training_batches(program.task, "train", rows, source, target, seed=0)
     compiled, state = program.compile(), program.state.make()
-    expert = program.expert and jax.jit(
+    expert = program.teacher and jax.jit(
         lambda: jax.tree.map(lambda leaf: 0.01 * jax.numpy.ones(leaf.shape, leaf.dtype),
-                             program.expert.shapes),
-        out_shardings=program.expert.shardings,
+                             program.teacher.shapes),
+        out_shardings=program.teacher.shardings,
     )()  # fmt: skip
     constant = meshes.place_batch(host_batch(next(batches)), program.mesh)
 

@@ -34,8 +34,8 @@ class Verb:
       summary: for the help text.
       plain: it takes options of its own instead of gin files: `plain_arguments` declares them, or
         its module's `add_arguments(parser)`, and the function gets what was given as keywords.
-      about: it takes options of its own beside the gin files of another verb, this one, whose
-        configured function it is called with as `run`.
+      about: it takes options of its own beside the gin files of another verb, this one, and is
+        called with the `Experiment` that they configure.
       reads_files: that its gin files name; the others only speak of them, also of gs:// paths.
     """
 
@@ -288,8 +288,31 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     if command.verb == "sweep" and command.allowed:
         return functools.partial(configured, allow_module=command.allowed)
     if VERBS[command.verb].about:
-        return functools.partial(VERBS[command.verb].load(), configured, **command.options)
+        about = VERBS[command.verb].load()
+        return lambda: about(_configured_experiment(function), **command.options)
     return configured
+
+
+def configured_experiment(command: Command) -> Any:
+    """Configures `train` and returns the `Experiment` that it would run.
+
+    Args:
+      command: the parsed arguments.
+
+    Raises:
+      ConfigError: anything wrong with the configuration, in one line.
+    """
+    configure(command)
+    return _configured_experiment(command.configured.load())
+
+
+def _configured_experiment(train: Callable[..., Any]) -> Any:
+    import gin
+
+    from gkd.configuration.experiment import Experiment
+
+    bindings = gin.get_bindings(train)
+    return Experiment(**{n: v for n, v in bindings.items() if n not in ("model_dir", "dry_run")})
 
 
 def read_configuration(command: Command) -> Any:

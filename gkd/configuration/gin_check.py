@@ -26,6 +26,7 @@ DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 # What `--gin.` arguments may name besides the imports of the run's own gin files.
 COMMAND_LINE_MODULES = {
     "divergences": "gkd.distill",
+    "experiment": "gkd.configuration",
     "evaluate": "gkd.evaluate",
     "losses": "gkd.distill",
     "metrics": "gkd.metrics",

@@ -66,7 +66,7 @@ class OfflineTeacher:
             raise InvalidValue(f"target_length={target_length} must be at least 1")
         if not os.path.isfile(path):
             raise MissingFile(
-                f"TEACHER_TOP_K {path} does not exist: write it with infer --task … --score "
+                f"TEACHER_TOP_K_FILE {path} does not exist: write it with infer --task … --score "
                 "--top_k_log_probs K"
             )
         tokens, ids, log_probs = [], [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import gin
 
 from gkd.configuration import setting_values
+from gkd.configuration.experiment import Batches, Evaluation, Execution, Method, Teacher
 from gkd.configuration.verb_settings import EVALUATE
 from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidValue, MissingFile
 from gkd.evaluate import evaluation as evaluations
-from gkd.evaluate import report as report
+from gkd.evaluate import report
 from gkd.evaluate.reward_scoring import load_judge
 from gkd.files.atomic_files import write_json
 from gkd.infer.decode_options import Decoding
@@ -29,56 +31,35 @@ from gkd.step_names import BEST_OR_NEWEST
 def evaluate(
     checkpoint: str,
     task: TaskSpec,
-    input_length: int,
-    target_length: int,
-    batch_size: int,
-    evaluation_batch_size: int | None = None,
-    teacher: str | None = None,
+    batches: Batches,
+    teacher: Teacher = Teacher(),  # noqa: B008 (frozen)
+    method: Method = Method(),  # noqa: B008
+    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    execution: Execution = Execution(),  # noqa: B008
     step: int | str | None = BEST_OR_NEWEST,
-    student_dtype: str | None = None,
-    teacher_dtype: str | None = None,
-    teacher_step: int | str | None = None,
-    reward: Any = None,
-    reward_model: str | None = None,
-    split: str = "validation",
-    max_examples: int | None = None,
-    temperatures: Sequence[float] | float = (),
-    samples: int = 1,
-    beams: int = 0,
-    length_penalty: float | None = None,
+    dtype: str | None = None,
     seed: int = 0,
-    sample_rows: int = 4,
     output: str | None = None,
-    model_parallelism: int = 1,
-    fully_sharded: bool = False,
 ) -> dict[str, Any]:
     """Measures a checkpoint on a split in every way of decoding asked for; writes it as JSON.
 
-    Outputs are always written greedily, and sampled or searched for besides if so asked. A task
+    Outputs are always decoded greedily, and sampled or searched for besides if so asked. A task
     whose options are scored (`TaskSpec.choices`) is answered with the most likely option instead.
 
     Args:
       checkpoint: a run directory, one step folder, a Hugging Face directory, a T5X checkpoint.
-      task: what to measure on.
-      input_length, target_length: in tokens.
-      batch_size: rows of a batch.
-      evaluation_batch_size: the same, where it differs from training's.
-      teacher: also measured, and every divergence between the two on the student's own samples and
+      task: the task to measure on.
+      batches: lengths in tokens, and rows per batch where `evaluation` has none of its own.
+      teacher: measured too, with every divergence between the two on the student's own samples and
         on the references.
+      method: its reward is given to the outputs, in percent.
+      evaluation: split, examples and ways of decoding.
+      execution: the device mesh.
       step: of a run: 'best_or_newest', 'best', 'newest' or a number; as for `infer` and `convert`.
-      student_dtype, teacher_dtype, teacher_step: as in training.
-      reward, reward_model: as in training: what the outputs are worth, in percent.
-      split: of the task.
-      max_examples: the first so many; None uses all.
-      temperatures: of sampled outputs, each measured by itself.
-      samples: outputs a prompt at each temperature.
-      beams: of a beam search; 0 is none.
-      length_penalty: of the beam search; None is T5's 0.6.
-      seed: of sampled outputs.
-      sample_rows: rows of the printed table.
+      dtype: of the student's computation; None is its own.
+      seed: PRNG seed of sampled outputs.
       output: the JSON file; by default `evaluation-SPLIT.json` in the run directory. Beside it, as
         .jsonl, every example's outputs and the log-probabilities of its reference's tokens.
-      model_parallelism, fully_sharded: as in training.
 
     Returns:
       What was written.
@@ -87,87 +68,113 @@ def evaluate(
       ValueError, FileNotFoundError: in one line.
     """
     setting_values.check_call(EVALUATE, locals())
-    ways = decodings(task, target_length, temperatures, samples, beams, length_penalty, seed)
-    path = pathlib.Path(output) if output else _default_output(checkpoint, split)
+    ways = decodings(task, batches.target_length, evaluation, seed)
+    path = pathlib.Path(output) if output else _default_output(checkpoint, evaluation.split)
     if not path.parent.is_dir():
         raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
     with job_lease(path, f"output {path}") as lease:
-        mesh = meshes.make_mesh(model=model_parallelism)
-        rules = meshes.rules_for(fully_sharded)
+        mesh = meshes.make_mesh(model=execution.model_parallelism)
+        rules = meshes.rules_for(execution.fully_sharded)
         student = model_loading.load_model(
-            "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=student_dtype
+            "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=dtype
         )
-        teacher_dtype = teacher_dtype or model_loading.inference_dtype(mesh)
-        expert = teacher and model_loading.load_model(
-            "TEACHER", mesh, rules, task, None, teacher, teacher_step,
-            dtype=teacher_dtype, params_dtype=teacher_dtype,
-        )  # fmt: skip
-        found = {"STUDENT": student.checkpoint, "TEACHER": str(expert and expert.checkpoint)}
+        scorer = None
+        if teacher.checkpoint is not None:
+            scorer = model_loading.load_model(
+                "TEACHER", mesh, rules, task, None, teacher.checkpoint, teacher.step,
+                **model_loading.inference_ways(teacher.dtype, mesh),
+            )  # fmt: skip
+        found = {"STUDENT": student.checkpoint, "TEACHER": str(scorer and scorer.checkpoint)}
         job_messages.check_same("checkpoints", found, processes.start_seconds())
-        rows = evaluation_batch_size or batch_size
-        evaluation = evaluations.make_evaluation(
-            task, split, mesh, rules, model_loading.shared_valid_ids(student, expert, task),
-            batch_size=rows, input_length=input_length, target_length=target_length,
-            max_examples=max_examples, reward=reward,
-            judge=load_judge(reward, reward_model, None, mesh, rules, task),
+        data = evaluations.make_evaluation(
+            task, evaluation.split, mesh, rules,
+            model_loading.shared_valid_ids(student, scorer, task),
+            batch_size=evaluation.batch_size or batches.size, input_length=batches.input_length,
+            target_length=batches.target_length, max_examples=evaluation.examples,
+            reward=method.reward,
+            judge=load_judge(method.reward, method.reward_model, None, mesh, rules, task),
         )  # fmt: skip
-        both = {"student": student, **({"teacher": expert} if expert else {})}
-        outputs = {name: _outputs(evaluation, loaded, ways) for name, loaded in both.items()}
-        divergences = None
-        if expert:
-            measure = evaluation.divergences(student, expert, max_batches=None)
-            divergences = measure(student.params, expert.params, evaluations.evaluation_key(seed))
-        first = {name: next(iter(made.values())).texts for name, made in outputs.items()}
-        examples = evaluation.examples
+        measured = _measure(data, student, scorer, ways, seed)
         result = {
             "checkpoint": str(checkpoint),
-            "student": report.model_facts(student, task),
-            "teacher": expert and report.model_facts(expert, task),
-            "task": task.name,
-            "split": split,
-            "examples": len(examples.inputs),
-            "inputs_cut": examples.inputs_cut,
-            "targets_cut": examples.targets_cut,
-            "empty_examples": examples.empty_examples,
-            "input_length": input_length,
-            "target_length": target_length,
-            "batch_size": rows,
-            "mesh": dict(mesh.shape),
+            **_facts(measured, data, ways),
+            "split": evaluation.split,
+            "input_length": batches.input_length,
+            "target_length": batches.target_length,
             "seed": seed,
-            "decoding": report.decoding_facts(ways),
-            "signatures": report.signatures(outputs),
-            "metrics": report.all_metrics(outputs, divergences),
-            "by_position": divergences and divergences.by_position,
-            "samples": evaluation.sample_table(first, sample_rows),
+            "samples": data.sample_table(measured.first_texts(), evaluation.sample_rows),
             "outputs": path.with_suffix(".jsonl").name,
             "bindings": config_bindings(gin.config_str()),
             **provenance(),
         }
         lease.check()
         if processes.is_primary_process():
-            report.write_outputs(path.with_suffix(".jsonl"), evaluation, outputs)
+            report.write_outputs(path.with_suffix(".jsonl"), data, measured.outputs)
             write_json(path, result)
             report.print_summary(result, path)
         return result
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """A student's and perhaps a teacher's outputs by way of decoding, and their divergences."""
+
+    models: dict[str, model_loading.LoadedModel]
+    outputs: dict[str, dict[str, evaluations.Generated]]
+    divergences: Any
+
+    def first_texts(self) -> dict[str, Any]:
+        """Each model's texts of the first way of decoding."""
+        return {name: next(iter(made.values())).texts for name, made in self.outputs.items()}
+
+
+def _measure(data, student, teacher, ways, seed) -> _Measured:
+    models = {"student": student, **({"teacher": teacher} if teacher else {})}
+    outputs = {name: _outputs(data, loaded, ways) for name, loaded in models.items()}
+    divergences = None
+    if teacher:
+        measure = data.divergences(student, teacher, max_batches=None)
+        divergences = measure(student.params, teacher.params, evaluations.evaluation_key(seed))
+    return _Measured(models, outputs, divergences)
+
+
+def _facts(measured, data, ways) -> dict[str, Any]:
+    """The models, the data, the ways of decoding and all metrics, as JSON."""
+    examples, divergences = data.examples, measured.divergences
+    teacher = measured.models.get("teacher")
+    return {
+        "student": report.model_facts(measured.models["student"], data.task),
+        "teacher": teacher and report.model_facts(teacher, data.task),
+        "task": data.task.name,
+        "examples": len(examples.inputs),
+        "inputs_cut": examples.inputs_cut,
+        "targets_cut": examples.targets_cut,
+        "empty_examples": examples.empty_examples,
+        "batch_size": data.batch_size,
+        "mesh": dict(data.mesh.shape),
+        "decoding": report.decoding_facts(ways),
+        "signatures": report.signatures(measured.outputs),
+        "metrics": report.all_metrics(measured.outputs, divergences),
+        "by_position": divergences and divergences.by_position,
+    }
+
+
 def decodings(
-    task: TaskSpec,
-    target_length: int,
-    temperatures: Sequence[float] | float,
-    samples: int,
-    beams: int,
-    length_penalty: float | None,
-    seed: int,
+    task: TaskSpec, target_length: int, evaluation: Evaluation, seed: int
 ) -> dict[str, Decoding | None]:
     """The ways of decoding asked for, by the names that results have; None: options are scored.
 
     Args:
-      All: as `evaluate`'s.
+      task: the task; one whose options are scored decodes nothing.
+      target_length: tokens per output at most.
+      evaluation: temperatures, samples, beams and length penalty.
+      seed: PRNG seed of sampled outputs.
 
     Raises:
       ValueError: a setting that means nothing, or that the others would ignore.
     """
+    temperatures, samples = evaluation.temperatures, evaluation.samples
+    beams, length_penalty = evaluation.beams, evaluation.length_penalty
     temperatures = temperatures if isinstance(temperatures, Sequence) else (temperatures,)
     if task.choices is not None:
         if temperatures or beams or samples != 1:

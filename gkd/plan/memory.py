@@ -30,7 +30,7 @@ def resident(program: StepProgram) -> dict[str, float]:
     state = program.state.abstract
     held = {"parameters": share(state.params), "optimizer": share(state.opt_state)}
     held["rest of the state"] = share(state) - sum(held.values())
-    for name, loaded in (("teacher", program.expert), ("reward model", program.judge)):
+    for name, loaded in (("teacher", program.teacher), ("reward model", program.reward_model)):
         if loaded is not None:
             held[name] = share(loaded.shapes)
     return held
@@ -110,8 +110,9 @@ def _smaller_temporaries(program, batch):
     changes = []
     rows = program.batch.encoder_input_tokens.shape[0] // program.mesh.shape["data"]
     if batch == "BATCH_SIZE":  # of training
-        if rows % (2 * program.microbatches) == 0:
-            changes.append(f"--gin.MICROBATCHES={2 * program.microbatches} halves what is alive")
-        if not program.learner.config.remat:
+        twice = 2 * program.experiment.batches.microbatches
+        if rows % twice == 0:
+            changes.append(f"--gin.MICROBATCHES={twice} halves what is alive")
+        if not program.student.config.remat:
             changes.append("--gin.REMAT=True recomputes the student's activations")
     return changes or [f"a smaller {batch} shrinks the temporaries, now {rows} rows per chip"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import rich.console
 
 from gkd.configuration import setting_values
+from gkd.configuration.experiment import Experiment, Method, Teacher
 from gkd.configuration.verb_settings import PLAN
 from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
 from gkd.errors import InvalidValue, MissingFile
@@ -19,13 +20,8 @@ from gkd.plan import program_report, programs
 from gkd.plan.mesh_search import search_meshes
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 from gkd.runs.provenance import provenance
+from gkd.train.build import build_step_program
 
-# Overrides that turn a run of any method into fine-tuning of the same student on the same data.
-SFT = {
-    "divergence": None, "beta": None, "on_policy_fraction": 0.0, "mixing": "batch", "samples": 1,
-    "rollout_length": None, "teacher": None, "teacher_model": None, "teacher_top_k": None,
-    "reward": None, "alpha": 1.0, "replay": None,
-}  # fmt: skip
 PROGRAMS = {
     "step": programs.step_programs,
     "sft": functools.partial(programs.step_programs, name="sft"),
@@ -35,7 +31,7 @@ PROGRAMS = {
 
 
 def plan(
-    run: Callable[..., Any],
+    experiment: Experiment,
     topology: str,
     mesh: str | None = None,
     programs: str = ",".join(PROGRAM_NAMES),
@@ -47,7 +43,7 @@ def plan(
     """Compiles a run's programs for a topology, and prints their memory and roofline times.
 
     Args:
-      run: the configured function `train`, which is called with `dry_run`.
+      experiment: the run to plan.
       topology: the slice, e.g. 'v5e:4x4'; see `topology_devices`.
       mesh: sizes of the mesh axes, e.g. 'data:64,model:4'; by default the run's own.
       programs: names out of `PROGRAMS`, separated by commas.
@@ -72,8 +68,9 @@ def plan(
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
         raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
-    given = {"model_parallelism": _model_axis(mesh, len(devices))} if mesh else {}
-    trace = functools.partial(run, dry_run=lambda program: program, devices=devices)
+    if mesh:
+        experiment = resized(experiment, _model_axis(mesh, len(devices)))
+    build = functools.partial(build_step_program, devices=devices, from_shapes=True)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     prices = {"price": price, "chips": len(devices)}
     result = {"topology": topology, "expected_length": expected_length, **provenance()}
@@ -88,10 +85,29 @@ def plan(
 
     if search:
         slices = topology_slices(topology)
+        trace = lambda **sizes: build(resized(experiment, **sizes))  # noqa: E731
         search_meshes(trace, len(devices), slices, report, console.print, save)
     else:
-        _measure(trace, given, _names(programs), report, console.print, save)
+        _measure(build, experiment, _names(programs), report, console.print, save)
     return result
+
+
+def resized(
+    experiment: Experiment, model_parallelism: int, microbatches: int | None = None
+) -> Experiment:
+    """Returns the experiment on another mesh, with other microbatches where they are given."""
+    execution = dataclasses.replace(experiment.execution, model_parallelism=model_parallelism)
+    batches = experiment.batches
+    if microbatches is not None:
+        batches = dataclasses.replace(batches, microbatches=microbatches)
+    return dataclasses.replace(experiment, execution=execution, batches=batches)
+
+
+def fine_tuning(experiment: Experiment) -> Experiment:
+    """Returns the fine-tuning (SFT) of the same student on the same data."""
+    given = experiment.method
+    method = Method(normalisation=given.normalisation, training_task=given.training_task)
+    return dataclasses.replace(experiment, method=method, teacher=Teacher())
 
 
 def _names(programs):
@@ -116,9 +132,9 @@ def _model_axis(mesh: str, chips: int) -> int:
     return model
 
 
-def _measure(trace, given, names, report, say, save):
+def _measure(build, experiment, names, report, say, save):
     """Compiles every program of one setting, saving after each: the next one may take minutes."""
-    step = trace(**given)
+    step = build(experiment)
     say(program_report.heading(step))
     setting, results = program_report.setting(step), {}
     for name in names:
@@ -126,7 +142,7 @@ def _measure(trace, given, names, report, say, save):
         if name == "sft":
             if step.method.divergence is None and step.method.reward is None:
                 continue  # the step is fine-tuning already
-            program = trace(**given, **SFT)
+            program = build(fine_tuning(experiment))
         for label, planned in PROGRAMS[name](program).items():
             results[label] = report(program, planned)
             say("\n".join(program_report.lines(label, results[label])))

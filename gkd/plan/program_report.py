@@ -101,7 +101,7 @@ def facts(
     if planned.useful is not None:
         estimate["seconds_by_part"] = measured.seconds
     if planned.examples:
-        hours = seconds * program.train_steps * prices["chips"] / _HOUR
+        hours = seconds * program.experiment.schedule.train_steps * prices["chips"] / _HOUR
         estimate["mfu"] = planned.useful(expected_length) / seconds / chip.flops
         estimate |= {"examples_per_second": planned.examples / seconds, "chip_hours": hours}
         if prices["price"] is not None:
@@ -127,7 +127,8 @@ def setting(program: StepProgram) -> dict[str, Any]:
     return {
         "mesh": {name: int(size) for name, size in program.mesh.shape.items()},
         "batch": [rows, source], "target_length": program.batch.decoder_target_tokens.shape[1],
-        "microbatches": program.microbatches, "train_steps": program.train_steps,
+        "microbatches": program.experiment.batches.microbatches,
+        "train_steps": program.experiment.schedule.train_steps,
         "whole_on_every_chip": undivided(program), "split_by_rows": split_by_rows(program),
     }  # fmt: skip
 
@@ -163,8 +164,8 @@ def split_by_rows(program: StepProgram) -> list[str]:
 
 def _models(program):
     """(role, architecture, prompts per microbatch) of the models that a model axis divides."""
-    prompts = program.batch.encoder_input_tokens.shape[0] // program.microbatches
-    for role, loaded in (("student", program.learner), ("teacher", program.expert)):
+    prompts = program.batch.encoder_input_tokens.shape[0] // program.experiment.batches.microbatches
+    for role, loaded in (("student", program.student), ("teacher", program.teacher)):
         if loaded is not None and program.mesh.shape["model"] > 1:
             yield role, loaded.config, prompts
 
@@ -183,7 +184,7 @@ def heading(program: StepProgram) -> str:
 
 
 def _slow_to_compile(program):
-    for role, loaded in (("student", program.learner), ("teacher", program.expert)):
+    for role, loaded in (("student", program.student), ("teacher", program.teacher)):
         config = loaded and loaded.config
         if config and not config.stacked_layers and config.num_encoder_layers >= DEEP:
             yield (

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from gkd.distill import mixing
 from gkd.distill.train_step import Part
 from gkd.evaluate.divergence_meter import DivergenceMeter
 from gkd.infer import generator
@@ -20,8 +21,9 @@ from gkd.program_cost.program_cost import ProgramCost, ProgramMemory, program_co
 from gkd.program_cost.roofline import Chip, roofline
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
+from gkd.train.build import abstract_batch
 from gkd.train.model_flops import UPDATE, generation_flops, meter_flops, step_flops
-from gkd.train.step_program import StepProgram, abstract_batch
+from gkd.train.step_program import StepProgram
 
 # The compiler reports a shortage of memory in two forms: '… (20.12G) exceeds available HBM
 # (15.75G)' and 'Used 20.12G of 15.75G hbm'.
@@ -90,9 +92,9 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
     method, target = program.method, program.batch.decoder_target_tokens.shape[1]
     rows = program.batch.encoder_input_tokens.shape[0]
     bound = method.rollout_length or target
-    samples = callable(method.on_policy_fraction) or method.on_policy_fraction > 0
-    microbatch = rows // program.microbatches
-    cache = cache_bytes(program, program.learner, microbatch, bound, method.samples)
+    samples = mixing.student_generates(method.on_policy_fraction)
+    microbatch = rows // program.experiment.batches.microbatches
+    cache = cache_bytes(program, program.student, microbatch, bound, method.samples)
     halves = {"rollout": (Part.SAMPLING,), "update": (Part.TEACHER, UPDATE)}
 
     def planned(part, lower):
@@ -123,22 +125,22 @@ def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
     Returns:
       The programs by name.
     """
-    both = {"student": program.learner, "teacher": program.expert}
+    both = {"student": program.student, "teacher": program.teacher}
     writes = program.task.choices is None
     programs = {
         f"evaluation: {name}": _generator(program, loaded, 0.0, True, resident(program))
         for name, loaded in both.items()
         if loaded is not None and writes
     }
-    if program.expert is not None:
+    if program.teacher is not None:
         meter = DivergenceMeter(
-            program.learner, program.expert, program.mesh, program.rules, program.valid
+            program.student, program.teacher, program.mesh, program.rules, program.valid
         )
         source, target = _lengths(program)
         batch = abstract_batch(program.evaluation_rows, source, target)
         programs["evaluation: divergences"] = Planned(
             lambda: meter.lower(batch), resident(program),
-            cache_bytes(program, program.learner, program.evaluation_rows, target), target,
+            cache_bytes(program, program.student, program.evaluation_rows, target), target,
             lambda length: meter_flops(program, length), batch="EVALUATION_BATCH_SIZE",
         )  # fmt: skip
     return programs
@@ -154,7 +156,7 @@ def generation_programs(program: StepProgram) -> dict[str, Planned]:
       The programs by name.
     """
     programs = {}
-    for name, loaded in (("student", program.learner), ("teacher", program.expert)):
+    for name, loaded in (("student", program.student), ("teacher", program.teacher)):
         if loaded is not None:
             alone = _alone(program, loaded)
             held = {"parameters": share(alone.shapes)}

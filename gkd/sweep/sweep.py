@@ -29,6 +29,7 @@ from gkd.train.training_loop import SUMMARY_FILE
 AVERAGE_OVER = "seed"  # by default the table averages over this axis, where there is one
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _TRAIN = "/gkd.train.train.train."  # how bindings of the verb `train` begin
+_SCHEDULE = "/gkd.configuration.experiment.Schedule."
 _PREREQUISITE_VERBS = ("train", "infer")
 
 
@@ -185,13 +186,12 @@ def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
     arguments += [f"--gin.{text}" for text in values]
     if result is None:
         result = f"{reader.value_of(_TRAIN + 'model_dir')}/{SUMMARY_FILE}"
-    steps, metric, mode, dry = (
-        reader.value_of(_TRAIN + name)
-        for name in ("train_steps", "best_metric", "best_mode", "dry_run")
+    dry = reader.value_of(_TRAIN + "dry_run")
+    steps, metric, mode = (
+        reader.value_of(_SCHEDULE + name) for name in ("train_steps", "best_metric", "best_mode")
     )
-    set_by = setting_changes.settings_of(reader)
-    other = "evaluate." if verb == "train" else "train."
-    named = [value for key, (value, _) in set_by.items() if not key.startswith(other)]
+    set_by = setting_changes.settings_of(reader, verb)
+    named = [setting.value for setting in set_by.values()]
     needs = () if dry else _needed(named, ready)
     return Cell(
         labels=labels,

@@ -23,9 +23,9 @@ def needed(program: StepProgram) -> float:
     attention weights in float32; a real step needs more.
     """
     state = program.state.abstract
-    others = [m.shapes for m in (program.expert, program.judge) if m is not None]
+    others = [m.shapes for m in (program.teacher, program.reward_model) if m is not None]
     held = _bytes(state) + _bytes(state.params) + sum(map(_bytes, others))
-    models = [m for m in (program.learner, program.expert) if m is not None]
+    models = [m for m in (program.student, program.teacher) if m is not None]
     return held + max(_attention(program, model.config) for model in models)
 
 
@@ -35,7 +35,7 @@ def _attention(program, config) -> float:
     target = program.batch.decoder_target_tokens.shape[1]
     written = rows * program.method.samples
     weights = max(rows * source**2, written * target**2, written * target * source)
-    return 4.0 * config.num_heads * weights / program.microbatches
+    return 4.0 * config.num_heads * weights / program.experiment.batches.microbatches
 
 
 def _bytes(tree: Any) -> float:
@@ -79,8 +79,8 @@ def check_fits(program: StepProgram) -> None:
     raise InvalidValue(
         f"the step needs at least {needs / _GIGA:,.0f} GB, the machine has {has / _GIGA:,.0f} GB: "
         f"INPUT_LENGTH is {source}, TARGET_LENGTH {target}, BATCH_SIZE {rows}, MICROBATCHES "
-        f"{program.microbatches}; shorten the first two, raise MICROBATCHES, or use a smaller "
-        "batch or model"
+        f"{program.experiment.batches.microbatches}; shorten the first two, raise MICROBATCHES, or "
+        "use a smaller batch or model"
     )
 
 

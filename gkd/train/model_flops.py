@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gkd.distill import mixing
 from gkd.distill.train_step import Part
 from gkd.models.attention_sharding import layer_rows
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
+from gkd.train.method import rewards_on_host
 from gkd.train.step_program import StepProgram
 
 UPDATE = "update"
@@ -37,14 +39,15 @@ def step_flops(
     method = program.method
     samples = method.samples
     written = method.rollout_length or target  # tokens of an output
-    student = program.learner.config
-    on_policy = callable(method.on_policy_fraction) or method.on_policy_fraction > 0
-    again = program.microbatches > 1 or student.dropout_rate > 0 or method.rewards_on_host
+    student = program.student.config
+    on_policy = mixing.student_generates(method.on_policy_fraction)
+    parts = program.experiment.batches.microbatches
+    again = parts > 1 or student.dropout_rate > 0 or rewards_on_host(method)
 
     def shared(config):
         if not split:
             return ShardCounts(rows=program.mesh.size)
-        return shard_counts_of(program, config, rows // program.microbatches)
+        return shard_counts_of(program, config, rows // program.experiment.batches.microbatches)
 
     def scored(config, tokens):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
@@ -77,8 +80,8 @@ def step_flops(
         written_out += rows * samples * tokens * student.num_decoder_layers
         last = 2 * written_out * student.emb_dim * student.mlp_dim / shards.rows / shards.mlp
         costs[UPDATE] += scored(student, tokens) - last
-    if program.expert is not None:
-        teacher = program.expert.config
+    if program.teacher is not None:
+        teacher = program.teacher.config
         costs[Part.TEACHER] = scored(teacher, tokens)
         costs[UPDATE] += head_flops(teacher, rows * samples, tokens, shared(teacher))
     return costs
@@ -97,7 +100,7 @@ def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
       prompts, outputs: tokens of all rows.
     """
     data, model = program.mesh.shape["data"], program.mesh.shape["model"]
-    config = program.learner.config
+    config = program.student.config
     if program.rules["embed"] is None or model % data or config.emb_dim % data:
         return 0.0
     encoder, decoder = prompts * config.num_encoder_layers, outputs * config.num_decoder_layers
@@ -135,9 +138,9 @@ def generation_flops(
 
 def meter_flops(program: StepProgram, expected_length: float | int) -> float:
     """The same of `DivergenceMeter`: both models score a sample and a reference of every prompt."""
-    student, rows, target = program.learner, program.evaluation_rows, _lengths(program)[1]
+    student, rows, target = program.student, program.evaluation_rows, _lengths(program)[1]
     total = generation_flops(program, student, expected_length, scored=False)
-    for loaded in (student, program.expert):
+    for loaded in (student, program.teacher):
         config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
         source = _lengths(program)[0]
         total += cross_flops(config, rows, source, shards)

@@ -48,7 +48,7 @@ def part_seconds(
 
     taken, written = timed(rollout, state, batch)
     found = {"sampling_seconds": taken}
-    if program.expert is not None:
+    if program.teacher is not None:
         score = jax.jit(lambda *given: jnp.sum(step.teacher_logits_fn(*given).hidden))
         found["teacher_seconds"], _ = timed(score, teacher_params, batch, written)
     return found

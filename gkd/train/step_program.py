@@ -9,14 +9,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from gkd.configuration.experiment import Experiment, Method
 from gkd.data.tasks import TaskSpec
 from gkd.distill import mixing, replay, train_step
-from gkd.distill.types import Batch, TopK
+from gkd.distill.types import Batch
 from gkd.metrics.reward_functions import rewards_of_rows
 from gkd.parallel import mesh as meshes
-from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.method import Method
+from gkd.train.method import rewards_on_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,86 +34,57 @@ class StartingState:
     abstract: Any
 
 
-def starting_state(
-    mesh: Mesh,
-    learner: LoadedModel,
-    optimizer: Any,
-    seed: int,
-    memory: replay.Replay | None,
-    lengths: tuple[int, int],
-) -> StartingState:
-    """How a run's state begins.
-
-    Args:
-      mesh: where it lives.
-      learner: the student.
-      optimizer: of optax.
-      seed: of the run.
-      memory: of a replay; None where there is none.
-      lengths: of inputs and targets, for the memory.
-    """
-
-    def from_params(params):
-        state = train_step.init_state(params, optimizer, seed)
-        if memory is None:
-            return state
-        return state.replace(replay=replay.empty_memory(memory, *lengths))
-
-    shapes = jax.eval_shape(from_params, learner.shapes)
-    shardings = meshes.shardings_like(mesh, shapes, shapes.params, learner.shardings)
-
-    def make():
-        params = model_loading.initial_params(learner, seed)
-        return jax.jit(from_params, out_shardings=shardings)(params)
-
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    return StartingState(make, shardings, abstract)
-
-
 @dataclasses.dataclass(frozen=True)
 class StepProgram:
-    """A run before it touches data: its models on the mesh, its step, its abstract state.
+    """An experiment's models on the mesh, its step and its abstract state, before any data.
 
     Attributes:
-      mesh, rules: where it runs.
-      method: says where its rewards come from.
-      step: from `Method.make_step`.
-      state: how it begins.
-      learner, expert, judge: the student, the teacher and a reward's model, or None.
-      task: what it trains on; its vocabulary is that of rewards that read texts.
-      valid: bool [V], usable ids.
-      batch: shapes of one.
-      microbatches, train_steps, evaluation_rows: of the run.
+      mesh, rules: the device mesh, and logical axis -> mesh axis.
+      experiment: what it was built from.
+      step: from `method.make_step`.
+      state: the training state before the first step.
+      student, teacher, reward_model: the models; None where the method has none.
+      valid: bool [V], ids that have probability.
+      batch: shapes of a batch.
+      learning_rate: step -> learning rate.
     """
 
     mesh: Mesh
     rules: Mapping[str, str | None]
-    method: Method
+    experiment: Experiment
     step: train_step.TrainStep | replay.ReplayStep
     state: StartingState
-    learner: LoadedModel
-    expert: LoadedModel | None
-    judge: LoadedModel | None
-    task: TaskSpec
+    student: LoadedModel
+    teacher: LoadedModel | None
+    reward_model: LoadedModel | None
     valid: Any
     batch: Batch
-    microbatches: int
-    train_steps: int
-    evaluation_rows: int
+    learning_rate: Callable[[int], Any]
+
+    @property
+    def method(self) -> Method:
+        """The experiment's method."""
+        return self.experiment.method
+
+    @property
+    def task(self) -> TaskSpec:
+        """The task that rows to train on come from."""
+        return self.experiment.method.training_task or self.experiment.task
+
+    @property
+    def evaluation_rows(self) -> int:
+        """Rows of an evaluation batch."""
+        return self.experiment.evaluation.batch_size or self.experiment.batches.size
 
     def compile(self) -> Callable:
         """(state, teacher params, batch) -> (state, metrics), compiled; the state is donated."""
-        if self.method.rewards_on_host:
+        if rewards_on_host(self.method):
             return _HostRewards(self)
-        compiled = self._jitted(self.step.step, *self._judge_shardings)
-        if self.judge is None:
+        compiled = self._jitted(self.step.step, *self._reward_model_shardings)
+        if self.reward_model is None:
             return compiled
-        judge = self.judge.params
-        return lambda state, params, batch: compiled(state, params, batch, judge)
+        reward_model = self.reward_model.params
+        return lambda state, params, batch: compiled(state, params, batch, reward_model)
 
     def lower(self) -> dict[str, Callable[[], Any]]:
         """Functions that lower what `compile` compiles, by name, from shapes alone.
@@ -121,17 +92,19 @@ class StepProgram:
         Returns:
           One program, `step`, or `rollout` and `update` where rewards read texts.
         """
-        teacher, judge = (loaded and loaded.shapes for loaded in (self.expert, self.judge))
+        teacher, reward_model = (
+            loaded and loaded.shapes for loaded in (self.teacher, self.reward_model)
+        )
         state, batch = self.state.abstract, self.batch
-        if self.method.rewards_on_host:
+        if rewards_on_host(self.method):
             programs = _HostRewards(self)
             written = self._abstract_rollout()
             return {
                 "rollout": lambda: programs.lower_rollout(state, batch),
                 "update": lambda: programs.update.lower(state, teacher, batch, written),
             }
-        compiled = self._jitted(self.step.step, *self._judge_shardings)
-        given = () if judge is None else (judge,)
+        compiled = self._jitted(self.step.step, *self._reward_model_shardings)
+        given = () if reward_model is None else (reward_model,)
         return {"step": lambda: compiled.lower(state, teacher, batch, *given)}
 
     def describe(self) -> dict[str, Any]:
@@ -140,10 +113,10 @@ class StepProgram:
         Returns:
           The sizes of the models, and the names of the step's metrics.
         """
-        teacher, reward = (loaded and loaded.shapes for loaded in (self.expert, self.judge))
+        teacher, reward = (loaded and loaded.shapes for loaded in (self.teacher, self.reward_model))
         state, batch = self.state.abstract, self.batch
         with meshes.on_mesh(self.mesh, self.rules):
-            if self.method.rewards_on_host:
+            if rewards_on_host(self.method):
                 written = self._abstract_rollout()
                 _, metrics = jax.eval_shape(self.step.update, state, teacher, batch, written)
             else:
@@ -160,11 +133,11 @@ class StepProgram:
         return {"parameters": sizes, "metrics": sorted(metrics)}
 
     @property
-    def _judge_shardings(self):
-        return () if self.judge is None else (self.judge.shardings,)
+    def _reward_model_shardings(self):
+        return () if self.reward_model is None else (self.reward_model.shardings,)
 
     def _jitted(self, function, *more_shardings):
-        teacher = None if self.expert is None else self.expert.shardings
+        teacher = None if self.teacher is None else self.teacher.shardings
         return meshes.compile_step(
             function, self.mesh, self.state.shardings, teacher, self.rules, more_shardings
         )
@@ -212,22 +185,3 @@ class _HostRewards:
         )
         rollout = rollout.replace(rewards=meshes.place_batch(rewards, self._mesh))
         return self.update(state, teacher_params, batch, rollout)
-
-
-def abstract_batch(
-    rows: int, input_length: int, target_length: int, with_top_k: bool = False
-) -> Batch:
-    """Shapes of a batch; K is 1 where a teacher's top-k comes with it."""
-
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct((rows, *shape), dtype)
-
-    top_k = None
-    if with_top_k:
-        top_k = TopK(array("int32", target_length, 1), array("float32", target_length, 1))
-    return Batch(
-        encoder_input_tokens=array("int32", input_length),
-        decoder_target_tokens=array("int32", target_length),
-        example_weights=array("float32"),
-        teacher_top_k=top_k,
-    )

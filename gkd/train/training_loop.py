@@ -23,7 +23,6 @@ from gkd.files.atomic_files import write_json
 from gkd.files.json_files import Field, check_fields, read_json
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
-from gkd.runs import model_loading
 from gkd.runs.compilations import Compilations
 from gkd.runs.lease import Lease
 from gkd.runs.metrics_log import MetricsLog, markdown_table
@@ -33,55 +32,37 @@ from gkd.runs.run_directory import read_launches, step_spans
 from gkd.runs.signals import Stopped, StopRequest
 from gkd.train import soundness
 from gkd.train.step_means import StepMeans
+from gkd.train.step_program import StepProgram
 
 SUMMARY_FILE = "summary.json"
 TEACHER_EVALUATION_FILE = "teacher_evaluation.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Intervals:
-    """When a run does what; all in steps, 0 is never (the last step always does everything)."""
-
-    train_steps: int
-    log_every: int
-    evaluate_every: int
-    checkpoint_every: int
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether `step` is one of those, or the last."""
-        return step == self.train_steps or (every > 0 and step % every == 0)
 
 
 @dataclasses.dataclass
 class TrainingLoop:
     """One launch of a run: what it steps, measures and saves with."""
 
-    intervals: Intervals
-    compiled: Callable[..., Any]
-    mesh: Any
+    program: StepProgram
     batches: pipeline.TrainingBatches
     offline_teacher: OfflineTeacher | None
-    replay: replay.Replay | None
-    student: model_loading.LoadedModel
-    teacher: model_loading.LoadedModel | None
     evaluation: evaluations.Evaluation
     store: CheckpointStore
     log: MetricsLog
     monitor: Monitor
     stop: StopRequest
-    schedule: Callable[[int], Any]
     means: StepMeans
-    seed: int
-    stop_after_skipped: int
-    sample_rows: int
-    best_metric: str | None
     directory: pathlib.Path
     lease: Lease
     record: Callable[[int], None]
     time_parts: Callable[..., dict[str, float]] | None = None
 
     def __post_init__(self):
-        self._key = evaluations.evaluation_key(self.seed)
+        program = self.program
+        self.schedule, self.mesh = program.experiment.schedule, program.mesh
+        self.student, self.teacher = program.student, program.teacher
+        self.replay = program.method.replay
+        self.compiled = program.compile()
+        self._key = evaluations.evaluation_key(program.experiment.seed)
         self._generate = self.evaluation.generator(self.student)
         self._meter = None
         if self.teacher is not None:
@@ -96,7 +77,7 @@ class TrainingLoop:
 
     def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
         """Steps until the end, a signal, or too many updates that are not finite."""
-        first, total = restored_step or 0, self.intervals.train_steps
+        first, total = restored_step or 0, self.schedule.train_steps
         if first > total:
             raise InvalidValue(
                 f"TRAIN_STEPS is {total}, but {self.directory} is at step {first}: use {first} or "
@@ -162,8 +143,8 @@ class TrainingLoop:
         return state.replace(replay=jax.device_put(memory, places))
 
     def _pauses_after(self, number):
-        every = (self.intervals.evaluate_every, self.intervals.checkpoint_every)
-        return any(self.intervals.due(number, interval) for interval in every)
+        every = (self.schedule.evaluate_every, self.schedule.checkpoint_every)
+        return any(self.schedule.due(number, interval) for interval in every)
 
     def _pause(self, state, number):
         """Evaluates and saves where it is time to, and ends the launch where a signal asks.
@@ -173,13 +154,13 @@ class TrainingLoop:
         """
         self.lease.check()
         self.monitor.begins("evaluation or checkpoint after step", number)
-        stops = self._stops and number < self.intervals.train_steps
+        stops = self._stops and number < self.schedule.train_steps
         measured = {}
-        if self.intervals.due(number, self.intervals.evaluate_every):
+        if self.schedule.due(number, self.schedule.evaluate_every):
             measured = self._evaluate(state, number)
             state = self._adapted(state, measured)
         # What was evaluated is saved, so that the best can be kept.
-        if measured or stops or self.intervals.due(number, self.intervals.checkpoint_every):
+        if measured or stops or self.schedule.due(number, self.schedule.checkpoint_every):
             self._save(state, number, measured)
         if stops:
             self.store.wait()
@@ -224,10 +205,10 @@ class TrainingLoop:
             self._seconds.append(seconds)
         self._clock = now
         self.monitor.step_ended(number, seconds, tokens)
-        if self.intervals.due(number, self.intervals.log_every):
+        if self.schedule.due(number, self.schedule.log_every):
             sampled_length = self.means.sampled_length()
             values = self.means.take()
-            values["train/learning_rate"] = float(self.schedule(number - 1))
+            values["train/learning_rate"] = float(self.program.learning_rate(number - 1))
             self.log.write(number, values)
             row = self.monitor.write(number, sampled_length)
             self.log.write_events(number, {f"speed/{key}": row[key] for key in row})
@@ -235,14 +216,14 @@ class TrainingLoop:
         loss, weight = map(float, pairs["loss"])
         self._progress.update(number, tokens, self._speed, loss=loss / max(weight, 1e-30))
         streak = int(pairs["skipped_in_a_row"][0])
-        if streak >= self.stop_after_skipped:
+        if streak >= self.schedule.stop_after_skipped:
             saved = self.store.latest_step()
             kept = f"checkpoint {saved} in {self.directory} is kept" if saved else "none was saved"
             raise NotFinite(
                 f"loss or gradient was not finite in {streak} updates in a row, up to step "
                 f"{number}: {kept}; {self._remedy(pairs, number, host)}"
             )
-        if streak and number == self.intervals.train_steps:
+        if streak and number == self.schedule.train_steps:
             raise NotFinite(
                 f"loss or gradient was not finite in the last {streak} updates, up to step "
                 f"{number}, the last: the run is not complete; {self._remedy(pairs, number, host)}"
@@ -257,15 +238,17 @@ class TrainingLoop:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""
         with self._compilations.of("evaluation"):
             measured, texts = self._measure(state.params, number)
-        if self.best_metric is not None and self.best_metric not in measured:
+        if self.schedule.best_metric is not None and self.schedule.best_metric not in measured:
             raise InvalidValue(
-                f"BEST_METRIC is {self.best_metric!r}, measured are {', '.join(sorted(measured))}: "
-                "choose one of them, or None"
+                f"BEST_METRIC is {self.schedule.best_metric!r}, measured are "
+                f"{', '.join(sorted(measured))}: choose one of them, or None"
             )
         outputs = {"student": texts}
         if self._teacher_texts:
             outputs["teacher"] = self._teacher_texts
-        self._table = self.evaluation.sample_table(outputs, self.sample_rows)
+        self._table = self.evaluation.sample_table(
+            outputs, self.program.experiment.evaluation.sample_rows
+        )
         if write:
             named = {f"evaluation/{name}": value for name, value in measured.items()}
             self.log.write(number, named)
@@ -350,7 +333,7 @@ class TrainingLoop:
             if processes.broadcast_from_primary(saved.get("steps") == int(state.step)):
                 return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary
-            self._evaluate(state, self.intervals.train_steps, write=False)
+            self._evaluate(state, self.schedule.train_steps, write=False)
         parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
         summary = {
             "steps": int(state.step),

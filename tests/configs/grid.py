@@ -11,6 +11,7 @@ import gin
 from gkd.cli import command_line
 from gkd.cli.command_line import Command
 from gkd.configuration.gin_files import GinReader, Reference
+from gkd.runs.setting_changes import settings_of
 from gkd.sweep import sweep
 from tests.paths import REPOSITORY
 
@@ -72,9 +73,29 @@ def command_of(cell: sweep.Cell) -> Command:
     return command_line.parse_arguments(cell.arguments)
 
 
+# The macros that change single values of a method, by the method's fields.
+METHOD_MACROS = {
+    "LAMBDA": "on_policy_fraction", "DIVERGENCE": "divergence", "BETA": "beta", "ALPHA": "alpha",
+    "REWARD": "reward", "REPLAY": "replay", "NORMALISATION": "normalisation",
+    "TEMPERATURE": "temperature", "MIXING": "mixing", "SAMPLES": "samples",
+    "ROLLOUT_LENGTH": "rollout_length", "SAMPLING_TEMPERATURE": "sampling_temperature",
+    "SAMPLING_TOP_K": "sampling_top_k", "SAMPLING_TOP_P": "sampling_top_p",
+    "ADVANTAGE": "advantage",
+}  # fmt: skip
+
+
+def values(reader: GinReader) -> dict[str, object]:
+    """All macros that hold, those of the method with the value that they or its file give."""
+    macros = {b.macro: b.value for b in reader.final_bindings() if b.macro}
+    flat = settings_of(reader, "train")
+    chosen = {macro: flat[field].value for macro, field in METHOD_MACROS.items()}
+    macros.pop("METHOD")
+    return {**macros, **chosen, "TRAIN_TASK": flat["task"].value}
+
+
 def program(reader: GinReader) -> dict[str, str]:
     """The macros that choose the program, as text; numbers that only weigh are all alike."""
-    macros = {b.macro: b.value for b in reader.final_bindings() if b.macro}
+    macros = values(reader)
     for name in ("LAMBDA", "ALPHA"):
         if isinstance(macros.get(name), float) and 0 < macros[name] < 1:
             macros[name] = "a share"

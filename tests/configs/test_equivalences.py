@@ -8,18 +8,18 @@ import pytest
 
 from gkd.checkpoints.params import restore_params
 from gkd.cli import command_line
-from gkd.configuration.gin_files import GinReader, resolve_gin_file
+from gkd.cli.command_line import Command
+from gkd.runs.setting_changes import settings_of
 from tests.paths import TINY
+
+NONE = ("MODEL_DIR='none'",)
 
 
 def settings(method, *overrides):
-    """What a method file sets in the end, as text."""
-    reader = GinReader()
-    reader.read_file(resolve_gin_file(f"configs/methods/{method}.gin"))
-    imports = [item for source in reader.sources for item in source.imports]
-    for override in overrides:
-        reader.read_override(override, imports)
-    return {binding.key: repr(binding.value) for binding in reader.final_bindings()}
+    """The method's settings in the end, and its teacher, as text."""
+    command = Command("train", (TINY, f"configs/methods/{method}.gin"), (*NONE, *overrides))
+    flat = settings_of(command_line.read_configuration(command), "train")
+    return {name: repr(setting.value) for name, setting in flat.items()}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def settings(method, *overrides):
         ("imitkd", "gkd", ["LAMBDA=0.5"]),
         ("f_distill", "gkd", ["LAMBDA=0.5", "DIVERGENCE=@divergences.total_variation"]),
         ("skew_kl", "gkd", ["DIVERGENCE=@divergences.skew_forward_kl"]),
-        ("sft", "supervised_kd", ["DIVERGENCE=None", "TEACHER=None", "TEACHER_MODEL=None"]),
+        ("sft", "gkd", ["METHOD=@experiment.Method()", "TEACHER=None", "TEACHER_MODEL=None"]),
     ],
 )
 def test_a_special_case_has_the_same_settings(special, general, overrides):

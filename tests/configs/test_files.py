@@ -10,8 +10,8 @@ from gkd.configuration.gin_files import GinReader
 from tests.configs import grid
 
 METHODS = grid.names("methods")
-# What a method file sets, all of it, so that nothing of the method before is left.
-METHOD_MACROS = {"LAMBDA", "DIVERGENCE", "BETA", "ALPHA", "REWARD", "REPLAY", "TRAIN_TASK"}
+# All of a method: nothing of the method before it is left.
+METHOD_MACROS = {*grid.METHOD_MACROS, "TRAIN_TASK"}
 NO_TEACHER = {"TEACHER", "TEACHER_MODEL"}  # methods without one set these two to None
 RUN = "configs/runs/xsum/small.gin"
 
@@ -29,8 +29,7 @@ def set_by(name):
 
 def values(*files):
     """Name to value of all macros, for a run of these files."""
-    reader = read("train", *files)
-    return {b.macro: repr(b.value) for b in reader.final_bindings() if b.macro}
+    return {name: repr(value) for name, value in grid.values(read("train", *files)).items()}
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
@@ -91,10 +90,10 @@ def test_a_method_file_is_short_and_complete(name):
     assert len([line for line in lines if line]) < 15
     found = set_by(name)
     teaches = name.endswith("self_distillation.gin") and {"TEACHER_MODEL"}
-    assert set(found) - METHOD_MACROS == (
-        teaches or (NO_TEACHER if found["DIVERGENCE"] is None else set())
-    )
-    assert set(found) >= METHOD_MACROS
+    without = values("configs/runs/xsum/common.gin", *_models(), name)["DIVERGENCE"] == "None"
+    assert set(found) - {"METHOD"} == (teaches or (NO_TEACHER if without else set()))
+    stem = name.rpartition("/")[2].removesuffix(".gin")
+    assert repr(found["METHOD"]) == f"@{stem}/experiment.Method()"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -59,7 +59,7 @@ def real_step(monkeypatch):
             shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
             return jax.device_put(values, shardings)
 
-        mesh, state, expert = program.mesh, program.state.abstract, program.expert
+        mesh, state, expert = program.mesh, program.state.abstract, program.teacher
         zeros = placed(state, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
         begun = zeros.replace(params=placed(state.params, random))
         before = jax.tree.map(np.asarray, begun.params)

@@ -37,7 +37,7 @@ def test_nested_texts_are_found(mount):
 
 
 def test_a_run_lies_in_the_bucket_and_infer_reads_it_there(mount):
-    options = ["TRAIN_STEPS=2", "EVALUATION_EXAMPLES=8", "train.train.tensorboard=False"]
+    options = ["TRAIN_STEPS=2", "EVALUATION_EXAMPLES=8", "experiment.Execution.tensorboard=False"]
     options += ["MODEL_DIR='gs://b/runs/a'"]
     overrides = [f"--gin.{text}" for text in options]
     assert command_line.main(["train", f"--gin_file={TINY}", *overrides]) == 0

@@ -123,7 +123,7 @@ def test_a_file_cut_short_or_missing_is_refused(written, tmp_path):
     (tmp_path / "t.jsonl.gz").write_bytes(whole[:-12])
     with pytest.raises(ValueError, match="t.jsonl.gz: damaged gzip|t.jsonl.gz:.*malformed JSON"):
         OfflineTeacher.read(path, 3)
-    with pytest.raises(FileNotFoundError, match="TEACHER_TOP_K .*no.jsonl does not exist"):
+    with pytest.raises(FileNotFoundError, match="TEACHER_TOP_K_FILE .*no.jsonl does not exist"):
         OfflineTeacher.read(str(tmp_path / "no.jsonl"), 3)
     with pytest.raises(ValueError, match="target_length=0"):
         OfflineTeacher.read(path, 0)

@@ -1,9 +1,9 @@
 """Plans of a small run, and step programs traced from it."""
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
 from gkd.plan import programs as plan_programs
 from tests.paths import TINY
+from tests.step_programs import program_of
 
 DISTIL = (
     "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "TEACHER_MODEL=%STUDENT_MODEL",
@@ -11,8 +11,7 @@ DISTIL = (
 
 
 def traced(*overrides, devices=None):
-    command = Command("train", (TINY,), ("MODEL_DIR='none'", *overrides))
-    return command_line.configure(command)(dry_run=lambda program: program, devices=devices)
+    return program_of(*overrides, devices=devices)
 
 
 def plan(capsys, *options, code=0):

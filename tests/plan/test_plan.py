@@ -76,7 +76,7 @@ def test_a_plan_says_what_a_chip_holds_and_takes(capsys, tmp_path):
     # MFU is of what the run multiplies without rematerialisation, at a cpu's 100 GFLOP/s.
     once = traced(*run)
     useful = 2 * products(
-        once.step.step, once.state.abstract, once.expert.shapes, once.batch, loop_trips=6
+        once.step.step, once.state.abstract, once.teacher.shapes, once.batch, loop_trips=6
     )
     assert step["mfu"] == pytest.approx(useful / 8 / step["seconds"] / 1e11, rel=0.01)
     assert step["flops"] > 1.1 * useful / 8

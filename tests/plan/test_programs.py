@@ -32,7 +32,7 @@ from tests.products import products
 )
 def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
     program = traced(*overrides)
-    arguments = program.state.abstract, program.expert and program.expert.shapes, program.batch
+    arguments = program.state.abstract, program.teacher and program.teacher.shapes, program.batch
     counted = 2 * products(program.step.step, *arguments, loop_trips=length)
     costs = step_flops(program, length or 12, split=False)
     assert sum(costs.values()) * program.mesh.size == pytest.approx(counted, rel=0.01)
@@ -47,7 +47,7 @@ def test_sampling_that_ends_early_costs_less():
         for costs in (all_of_it, third)
     ]
     assert loops[1] == pytest.approx(loops[0] / 3)
-    arguments = program.state.abstract, program.expert.shapes, program.batch
+    arguments = program.state.abstract, program.teacher.shapes, program.batch
     counted = 2 * products(program.step.step, *arguments, loop_trips=4)
     assert sum(third.values()) == pytest.approx(counted / 8, rel=0.01)
     assert third[UPDATE] == all_of_it[UPDATE]
@@ -198,7 +198,7 @@ def test_what_is_rematerialised_is_no_use():
 
 def test_a_step_that_sampled_nothing_has_the_work_of_one_that_never_does():
     mixed, never = traced(*DISTIL, "LAMBDA=0.5"), traced(*DISTIL, "LAMBDA=0.0")
-    arguments = never.state.abstract, never.expert.shapes, never.batch
+    arguments = never.state.abstract, never.teacher.shapes, never.batch
     counted = 2 * products(never.step.step, *arguments)
     assert useful_flops(mixed, 0) == pytest.approx(counted / 8, rel=0.01)
     assert useful_flops(mixed, 12) > 1.1 * counted / 8

@@ -12,7 +12,7 @@ SMALL = (
     "TRAIN_STEPS=2",
     "EVALUATE_EVERY=0",
     "EVALUATION_EXAMPLES=8",
-    "train.train.tensorboard=False",
+    "experiment.Execution.tensorboard=False",
 )
 
 

@@ -138,7 +138,7 @@ def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts, capfd):
     from tests.paths import TINY
 
     options = ["TRAIN_STEPS=4", "LOG_EVERY=2", f"TIME_PARTS={parts}", "EVALUATION_EXAMPLES=16"]
-    options += [f'MODEL_DIR="{tmp_path}"', "train.train.tensorboard=False"]
+    options += [f'MODEL_DIR="{tmp_path}"', "experiment.Execution.tensorboard=False"]
     arguments = ["train", f"--gin_file={TINY}", *(f"--gin.{text}" for text in options)]
     assert command_line.main(arguments) == 0
     written = rows(tmp_path)

@@ -35,10 +35,11 @@ def before():
         "MODEL_PARALLELISM=2", "FULLY_SHARDED=True", "MICROBATCHES=2", "REMAT=True",
         "STUDENT_STACKED=True", "TEACHER_STACKED=True", "EVALUATION_BATCH_SIZE=8",
         "STALL_SECONDS=5", "PROFILE_STEPS=(1, 2)", "TIME_PARTS=True", "BEST_METRIC='rouge1'",
-        "train.train.keep_last=3", "train.train.tensorboard=False", "ALLOW_CHANGES=True",
-        "evaluate.evaluate.sample_rows=2", "EVALUATION_BEAMS=4", "CHECKPOINT_STEP=8",
+        "experiment.Schedule.keep_last=3", "experiment.Execution.tensorboard=False",
+        "ALLOW_CHANGES=True",
+        "experiment.Evaluation.sample_rows=2", "EVALUATION_BEAMS=4", "CHECKPOINT_STEP=8",
         "MODEL_DIR='runs/b'", "TEACHER='runs/../runs/t'", "LAMBDA=0.50", "ALPHA=1",
-        "train.train.keep_best=1",  # its default
+        "experiment.Schedule.keep_best=1",  # its default
     ],
 )  # fmt: skip
 def test_execution_and_length_may_change(before, override):
@@ -80,7 +81,7 @@ def test_execution_and_length_may_change(before, override):
         ("EVALUATION_EXAMPLES=3", "EVALUATION_EXAMPLES None → 3"),
         ("REPLAY=@replay.Replay()", "REPLAY None → @replay.Replay()"),
         ("t5.T5Config.mlp_dim=48", "mlp_dim 32 → 48"),
-        ("train.train.train_split='test'", "train_split 'train' → 'test'"),
+        ("experiment.Batches.split='test'", "train_split 'train' → 'test'"),
     ],
 )
 def test_method_data_and_optimisation_may_not(before, override, change):
@@ -107,7 +108,7 @@ def test_a_record_without_a_later_parameter_means_what_that_version_did(verb):
     now = config_bindings(gin.config_str())
     without = {key: value for key, value in now.items() if not key.endswith(".escapes")}
     earlier = {key: value for key, value in without.items() if "allow_changes" not in key}
-    settings = settings_of(command_line.read_configuration(command))
+    settings = settings_of(command_line.read_configuration(command), "train")
 
     def changes(before):
         if verb == "sweep":

@@ -177,7 +177,7 @@ def test_a_sweep_may_lie_in_a_bucket(grid, tmp_path, monkeypatch, capsys):
 def test_a_cell_that_was_made_otherwise_is_refused(grid, capsys):
     """A run of its own, by the very command; then the grid's configuration changes."""
     axes = "sweep.sweep.axes={'method': {'sft': ['configs/methods/sft.gin', 'TRAIN_STEPS=2']}}"
-    small = "'EVALUATION_EXAMPLES=8', 'train.train.tensorboard=False'"
+    small = "'EVALUATION_EXAMPLES=8', 'experiment.Execution.tensorboard=False'"
     assert grid(axes, f"OVERRIDES=[{small}]", "ACTION='list'") == 0
     words = shlex.split(capsys.readouterr().out)[3:]
     assert command_line.main(words) == 0

@@ -4,15 +4,13 @@ import jax
 import pytest
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
 from gkd.train import memory_bound
 from tests.paths import TINY
+from tests.step_programs import program_of
 
 
 def program(*overrides):
-    settings = ("MODEL_DIR='x'", *overrides)
-    run = command_line.configure(Command("train", (TINY,), settings))
-    return run(dry_run=lambda step: step, devices=jax.devices()[:1])
+    return program_of(*overrides, devices=jax.devices()[:1])
 
 
 PARAMETERS = 8432  # of tiny.gin, as its dry run prints

@@ -23,7 +23,7 @@ from tests.train.training import saved_steps, wait_for_step
 
 SETTINGS = (
     "DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5", "TRAIN_STEPS=30",
-    "EVALUATE_EVERY=10", "train.train.tensorboard=False",
+    "EVALUATE_EVERY=10", "experiment.Execution.tensorboard=False",
 )  # fmt: skip
 HEARTBEAT = int(os.environ.get(processes.HEARTBEAT, "20"))  # more where processes are paused
 
@@ -135,7 +135,7 @@ def launch_each(folder, each, *overrides):
         processes.COORDINATOR: f"127.0.0.1:{port}", processes.PROCESSES: "2", "XLA_FLAGS": "",
         processes.HEARTBEAT: str(HEARTBEAT), "JAX_PLATFORMS": "cpu",
     }  # fmt: skip
-    values = [f'MODEL_DIR="{folder / "run"}"', "train.train.tensorboard=False", *overrides]
+    values = [f'MODEL_DIR="{folder / "run"}"', "experiment.Execution.tensorboard=False", *overrides]
     return [
         subprocess.Popen(
             [sys.executable, "-m", "gkd", "train", f"--gin_file={TINY}",

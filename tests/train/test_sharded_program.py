@@ -144,7 +144,7 @@ def test_state_and_teacher_enter_and_leave_the_program_split(compiled):
     run, program = compiled
     whole = ("data",) if not run.rules["embed"] else ()  # axes along which copies are allowed
     copies = int(np.prod([run.mesh.shape[axis] for axis in whole]))
-    state, teacher = run.state.abstract, run.expert.shapes
+    state, teacher = run.state.abstract, run.teacher.shapes
     entering, leaving = program.input_shardings[0], program.output_shardings
     pairs = [(state, entering[0]), (teacher, entering[1]), (state, leaving[0])]
     checked = 0
@@ -189,7 +189,7 @@ def test_a_step_reads_back_nothing_but_its_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(ArrayImpl, "_value", property(note))
     monkeypatch.setattr(Monitor, "begins", begins)
     options = [f'MODEL_DIR="{tmp_path}"', "TRAIN_STEPS=7", "EVALUATE_EVERY=0", "CHECKPOINT_EVERY=0"]
-    options += ["EVALUATION_EXAMPLES=16", "train.train.tensorboard=False"]
+    options += ["EVALUATION_EXAMPLES=16", "experiment.Execution.tensorboard=False"]
     arguments = ["train", f"--gin_file={TINY}", *(f"--gin.{text}" for text in options)]
     assert command_line.main(arguments) == 0
     assert read and set(read) == {()}

@@ -35,7 +35,7 @@ def test_a_teacher_that_overflows_is_named_and_not_the_learning_rate(tmp_path, c
     capfd.readouterr()
     message = fails(
         capfd, tmp_path / "taught", f'TEACHER="{big}"', "DIVERGENCE=@divergences.forward_kl",
-        "TRAIN_STEPS=8", "train.train.stop_after_skipped=3",
+        "TRAIN_STEPS=8", "experiment.Schedule.stop_after_skipped=3",
     )  # fmt: skip
     assert "TEACHER" in message and "overflowing_teacher" in message
     assert "LEARNING_RATE" not in message

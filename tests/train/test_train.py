@@ -256,7 +256,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(folder, capfd):
     message = fails(
         capfd, run, "TRAIN_STEPS=60", "LEARNING_RATE=1e30", "CHECKPOINT_EVERY=1",
         "ALLOW_CHANGES=True",
-        "train.train.stop_after_skipped=3",
+        "experiment.Schedule.stop_after_skipped=3",
     )  # fmt: skip
     assert "not finite in 3 updates in a row" in message and "LEARNING_RATE" in message
     assert 4 in saved_steps(run)

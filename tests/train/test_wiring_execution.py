@@ -38,8 +38,8 @@ def test_each_model_computes_in_its_own_dtype():
     assert min(abs(wanted - other) for other in by_hand.values()) > 0.05
     assert got["loss"] == pytest.approx(wanted, abs=0.02)
     program = wiring.step_program(FORWARD | settings | {"STUDENT_DTYPE": "float32"})
-    assert (program.learner.config.dtype, program.expert.config.dtype) == kinds
-    for loaded, dtype in ((program.learner, "float32"), (program.expert, "bfloat16")):
+    assert (program.student.config.dtype, program.teacher.config.dtype) == kinds
+    for loaded, dtype in ((program.student, "float32"), (program.teacher, "bfloat16")):
         assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.shapes)} == {dtype}
 
 
@@ -47,11 +47,11 @@ def test_stacked_layers_and_recomputation_change_no_number():
     settings = {"STUDENT_STACKED": True, "TEACHER_STACKED": True, "REMAT": True}
     program = wiring.step_program(FORWARD | settings)
     step = str(jax.make_jaxpr(program.step.step)(
-        program.state.abstract, program.expert.shapes, program.batch
+        program.state.abstract, program.teacher.shapes, program.batch
     ))  # fmt: skip
     plain = wiring.step_program(FORWARD)
     usual = str(jax.make_jaxpr(plain.step.step)(
-        plain.state.abstract, plain.expert.shapes, plain.batch
+        plain.state.abstract, plain.teacher.shapes, plain.batch
     ))  # fmt: skip
     assert "remat" in step and "remat" not in usual
     assert step.count("scan[") >= usual.count("scan[") + 4, "both stacks of both models"
@@ -134,7 +134,7 @@ def test_a_models_reward_judges_each_sample_by_its_prompt():
         "REWARD_ARCHITECTURE": "@teacher/t5.T5Config()", "TEACHER_MODEL": None,
     }  # fmt: skip
     program = wiring.step_program(settings)
-    judge = dataclasses.replace(program.judge, params=wiring.teacher_params())
+    judge = dataclasses.replace(program.reward_model, params=wiring.teacher_params())
     program = dataclasses.replace(program, judge=judge)
     _, got = wiring.take_step(program)
     expected = ByHand({"LAMBDA": 1.0})

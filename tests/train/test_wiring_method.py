@@ -132,7 +132,9 @@ def test_a_teacher_of_k_ids_is_the_one_worked_out_by_hand(tail):
     places = np.argsort(-log_p)[..., :3]
     known = np.take_along_axis(log_p, places, -1)
     top_k = TopK(np.int32(places + 1), np.float32(known))
-    program = wiring.step_program(settings | {"TEACHER_TOP_K": "unread", "TEACHER_MODEL": None})
+    program = wiring.step_program(
+        settings | {"TEACHER_TOP_K_FILE": "unread", "TEACHER_MODEL": None}
+    )
     data = wiring.batch().replace(teacher_top_k=top_k)
     after, got = wiring.take_step(program, data=data)
     expected = ByHand(settings, top_k=top_k)

@@ -57,7 +57,7 @@ def student(tmp_path_factory, keys):
     common = {
         "EVALUATION_EXAMPLES": 9,
         "CHECKPOINT_EVERY": 1,
-        "train.train.tensorboard": False,
+        "experiment.Execution.tensorboard": False,
         "LOG_EVERY": 1,
     }
     teacher = {"TEACHER_MODEL": None, "STUDENT_MODEL": "@teacher/t5.T5Config()"}
@@ -67,7 +67,7 @@ def student(tmp_path_factory, keys):
         "TEACHER_MODEL": None, "TEACHER_STEP": 1, "REPLAY": "@replay.Replay()",
         "replay.Replay.capacity": 7,
         "replay.Replay.increase": 0.3, "replay.Replay.metric": METRIC, "SEED": SEED,
-        "TRAIN_STEPS": STEPS, "EVALUATE_EVERY": 1, "train.train.keep_last": 9,
+        "TRAIN_STEPS": STEPS, "EVALUATE_EVERY": 1, "experiment.Schedule.keep_last": 9,
         "WARMUP_STEPS": 2, "COOLDOWN_STEPS": 1,
     }  # fmt: skip
     run("train", settings)

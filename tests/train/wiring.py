@@ -11,6 +11,7 @@ from gkd.cli.command_line import Command
 from gkd.distill.types import Batch
 from gkd.models.t5 import T5Config
 from gkd.parallel import mesh as meshes
+from tests.step_programs import program_of
 
 GIN = str(pathlib.Path(__file__).with_name("wiring.gin"))
 VOCAB, IDS = 56, np.arange(1, 51)  # the arithmetic vocabulary: pad, 50 usable ids, 5 unused
@@ -51,7 +52,7 @@ def configured(settings):
 def step_program(settings, devices=1):
     """The `StepProgram` that `train` would run with these overrides."""
     devices = jax.devices()[:devices]
-    return configured(settings)(dry_run=lambda program: program, devices=devices)
+    return program_of(*overrides(settings), gin_file=GIN, devices=devices)
 
 
 def parameters(shapes, seed):
@@ -106,9 +107,9 @@ def take_step(program, compiled=None, state=None, data=None, teacher=None):
       The new state on the host, and the metrics as float64.
     """
     state = state_of(program) if state is None else state
-    if program.expert is not None:
+    if program.teacher is not None:
         teacher = teacher_params() if teacher is None else teacher
-        shapes = program.expert.shapes
+        shapes = program.teacher.shapes
         teacher = jax.tree.map(lambda x, leaf: np.asarray(x, leaf.dtype), teacher, shapes)
     compiled = compiled or program.compile()
     placed = meshes.place_batch(batch() if data is None else data, program.mesh)

@@ -1,0 +1,165 @@
+"""Builds an experiment's step program: models on the mesh, step, optimizer, abstract state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gkd.configuration.experiment import Experiment
+from gkd.distill import optimizers, replay, train_step
+from gkd.distill.types import Batch, TopK
+from gkd.evaluate.reward_scoring import load_judge
+from gkd.parallel import mesh as meshes
+from gkd.runs import model_loading
+from gkd.runs.model_loading import LoadedModel
+from gkd.train import method as methods
+from gkd.train.step_program import StartingState, StepProgram
+
+
+def build_step_program(
+    experiment: Experiment, devices: list[Any] | None = None, from_shapes: bool = False
+) -> StepProgram:
+    """Builds the step program that `train` runs, a dry run describes and `plan` compiles.
+
+    Args:
+      experiment: what to build.
+      devices: of the mesh; None is all of this process's backend.
+      from_shapes: reads no parameters, and no checkpoint at all of a model whose architecture is
+        given.
+
+    Raises:
+      ValueError: settings that do not fit together, in one line.
+      FileNotFoundError: a checkpoint does not exist.
+    """
+    method, batches, task = experiment.method, experiment.batches, experiment.task
+    methods.check_method(method, experiment.teacher, experiment.student.dropout_rate)
+    mesh = meshes.make_mesh(model=experiment.execution.model_parallelism, devices=devices)
+    rules = meshes.rules_for(experiment.execution.fully_sharded)
+    meshes.check_batch_divides(batches.size, mesh, batches.microbatches)
+    (method.training_task or task).check_batch(batches.size)
+    student, teacher, reward_model = _load_models(experiment, mesh, rules, from_shapes)
+    valid = model_loading.shared_valid_ids(student, teacher, task)
+    schedule = _learning_rate(experiment)
+    optimizer = (experiment.optimisation.optimizer or optimizers.adafactor)(
+        learning_rate=schedule, max_norm=experiment.optimisation.max_gradient_norm
+    )
+    step = methods.make_step(
+        experiment, student, teacher, reward_model, optimizer, valid, mesh.shape["data"]
+    )
+    lengths = batches.input_length, batches.target_length
+    return StepProgram(
+        mesh=mesh,
+        rules=rules,
+        experiment=experiment,
+        step=step,
+        state=starting_state(mesh, student, optimizer, experiment.seed, method.replay, lengths),
+        student=student,
+        teacher=teacher,
+        reward_model=reward_model,
+        valid=valid,
+        batch=abstract_batch(
+            batches.size, *lengths, with_top_k=experiment.teacher.top_k_file is not None
+        ),
+        learning_rate=schedule,
+    )
+
+
+def _load_models(experiment, mesh, rules, from_shapes):
+    """The student, and the teacher and reward model where the method has them."""
+    task, method = experiment.task, experiment.method
+
+    def load(role, chosen, step=None, **execution):
+        checkpoint = None if from_shapes and chosen.architecture is not None else chosen.checkpoint
+        return model_loading.load_model(
+            role, mesh, rules, task, chosen.architecture, checkpoint, step, **execution
+        )
+
+    chosen = experiment.student
+    student = load(
+        "STUDENT", chosen, dtype=chosen.dtype, stacked_layers=chosen.stacked, remat=chosen.remat,
+        with_params=False,
+    )  # fmt: skip
+    student = model_loading.with_dropout(student, chosen.dropout_rate)
+    teacher, chosen = None, experiment.teacher
+    if methods.needs_teacher(method) and chosen.top_k_file is None:
+        dtypes = {}
+        if not model_loading.is_module(chosen.architecture):
+            dtypes = model_loading.inference_ways(chosen.dtype, mesh)
+        teacher = load(
+            "TEACHER", chosen, chosen.step, stacked_layers=chosen.stacked,
+            with_params=not from_shapes, **dtypes,
+        )  # fmt: skip
+    reward_model = load_judge(
+        method.reward, None if from_shapes and method.reward_architecture else method.reward_model,
+        method.reward_architecture, mesh, rules, task, with_params=not from_shapes,
+    )  # fmt: skip
+    return student, teacher, reward_model
+
+
+def _learning_rate(experiment):
+    optimisation = experiment.optimisation
+    return optimizers.warmup_constant_cooldown(
+        optimisation.learning_rate, optimisation.warmup_steps, experiment.schedule.train_steps,
+        optimisation.cooldown_steps,
+    )  # fmt: skip
+
+
+def starting_state(
+    mesh: Mesh,
+    student: LoadedModel,
+    optimizer: Any,
+    seed: int,
+    memory: replay.Replay | None,
+    lengths: tuple[int, int],
+) -> StartingState:
+    """How a run's state begins.
+
+    Args:
+      mesh: where it lives.
+      student: the student.
+      optimizer: of optax.
+      seed: of the run.
+      memory: of a replay; None where there is none.
+      lengths: of inputs and targets, for the memory.
+    """
+
+    def from_params(params):
+        state = train_step.init_state(params, optimizer, seed)
+        if memory is None:
+            return state
+        return state.replace(replay=replay.empty_memory(memory, *lengths))
+
+    shapes = jax.eval_shape(from_params, student.shapes)
+    shardings = meshes.shardings_like(mesh, shapes, shapes.params, student.shardings)
+
+    def make():
+        params = model_loading.initial_params(student, seed)
+        return jax.jit(from_params, out_shardings=shardings)(params)
+
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return StartingState(make, shardings, abstract)
+
+
+def abstract_batch(
+    rows: int, input_length: int, target_length: int, with_top_k: bool = False
+) -> Batch:
+    """Shapes of a batch; K is 1 where a teacher's top-k comes with it."""
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    top_k = None
+    if with_top_k:
+        top_k = TopK(array("int32", target_length, 1), array("float32", target_length, 1))
+    return Batch(
+        encoder_input_tokens=array("int32", input_length),
+        decoder_target_tokens=array("int32", target_length),
+        example_weights=array("float32"),
+        teacher_top_k=top_k,
+    )

@@ -1,0 +1,13 @@
+"""Builds, from shapes alone, the step program that gin files and overrides configure."""
+
+from gkd.cli import command_line
+from gkd.cli.command_line import Command
+from gkd.train.build import build_step_program
+from tests.paths import TINY
+
+
+def program_of(*overrides, gin_file=TINY, devices=None):
+    """The `StepProgram` of `train` with these overrides, NAME=VALUE, on these devices (or all)."""
+    command = Command("train", (str(gin_file),), ("MODEL_DIR='none'", *overrides))
+    experiment = command_line.configured_experiment(command)
+    return build_step_program(experiment, devices=devices, from_shapes=True)
