@@ -20,7 +20,7 @@ import jax
 
 from benchmarks.machine import spread
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.data import pipeline
 from gkd.evaluate.evaluation import host_batch
 from gkd.parallel import mesh as meshes

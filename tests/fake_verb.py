@@ -9,7 +9,7 @@ import gin
 import pytest
 
 import gkd.train
-from gkd.cli import command_line
+from gkd.cli import arguments, command_line
 
 _COUNTER = itertools.count()  # gin remembers functions for ever: each test has its own module
 
@@ -89,7 +89,7 @@ def fake_verb(tmp_path, monkeypatch, capsys):
     (tmp_path / f"{name}.py").write_text(JOB)
     monkeypatch.setattr(gkd.train, "__path__", [*gkd.train.__path__, str(tmp_path)])
     module = importlib.import_module(f"gkd.train.{name}")
-    verb = command_line.Verb(module.__name__, "run", "a verb for tests")
+    verb = arguments.Verb(module.__name__, "run", "a verb for tests")
     monkeypatch.setitem(command_line.VERBS, "fake", verb)
     monkeypatch.delenv("GKD_TRACEBACK", raising=False)
     gin.enter_interactive_mode()  # every test registers another `job.run`

@@ -1,7 +1,7 @@
 """Builds, from shapes alone, the step program that gin files and overrides configure."""
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.train.build import build_step_program
 from tests.paths import TINY
 

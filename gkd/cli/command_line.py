@@ -1,245 +1,24 @@
-"""The command line: verbs, gin files and overrides, and one line for every expected error."""
+"""The command line: configures a verb by gin files and overrides, runs it, prints its errors."""
 
-import argparse
-import dataclasses
 import functools
-import importlib
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from gkd.cli import plain_arguments
+from gkd.cli.arguments import VERBS, Command, PlainCommand, UsageError, parse_arguments
 from gkd.configuration import buckets
-from gkd.errors import UserError, one_line, report
+from gkd.configuration.configured_experiment import experiment_of
+from gkd.errors import one_line, report
 from gkd.parallel import job_messages, processes
 from gkd.runs.signals import (
     EXIT_INTERRUPTED,
-    EXIT_LOST,
     EXIT_STOPPED,
     Stopped,
     quick_interrupt,
 )
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """A function that the command line offers; imported only when it is used.
-
-    Attributes:
-      module, function: where it is.
-      summary: for the help text.
-      plain: it takes options of its own instead of gin files: `plain_arguments` declares them, or
-        its module's `add_arguments(parser)`, and the function gets what was given as keywords.
-      about: it takes options of its own beside the gin files of another verb, this one, and is
-        called with the `Experiment` that they configure.
-      reads_files: that its gin files name; the others only speak of them, also of gs:// paths.
-    """
-
-    module: str
-    function: str
-    summary: str
-    plain: bool = False
-    about: str | None = None
-    reads_files: bool = False
-
-    def load(self, function: str = "") -> Callable[..., Any]:
-        """Imports the function, or another of its module."""
-        return getattr(importlib.import_module(self.module), function or self.function)
-
-    @property
-    def selector(self) -> str:
-        """How gin files call it: `train.train`."""
-        return f"{self.module.rpartition('.')[2]}.{self.function}"
-
-
-VERBS = {
-    "train": Verb(
-        "gkd.train.train", "train", "train a student: SFT, supervised KD, GKD", reads_files=True
-    ),
-    "evaluate": Verb(
-        "gkd.evaluate.evaluate", "evaluate", "measure a checkpoint on a task", reads_files=True
-    ),
-    "sweep": Verb("gkd.sweep.sweep", "sweep", "train every cell of a grid, or print their table"),
-    "plan": Verb(
-        "gkd.plan.plan", "plan", "whether a run fits a TPU slice, and what it costs", about="train"
-    ),
-    "infer": Verb("gkd.infer.infer", "infer", "write outputs for a file of inputs", plain=True),
-    "convert": Verb(
-        "gkd.convert.convert", "convert", "write another checkpoint format", plain=True
-    ),
-}
-
-USAGE = """\
-usage: python -m gkd VERB --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALUE ...]
-       python -m gkd VERB ARGUMENTS
-
-verbs with gin files:
-{gin_verbs}
-
-verbs with arguments of their own (python -m gkd VERB --help lists them):
-{plain_verbs}
-
-options of verbs with gin files:
-  --gin_file=FILE   a run file, e.g. configs/runs/NAME.gin; later files override earlier ones
-  --gin.NAME=VALUE  overrides a macro (--gin.LAMBDA=0.5), a function
-                    (--gin.DIVERGENCE=@divergences.reverse_kl) or a parameter
-                    (--gin.train.train.steps=100); text needs quotes: '--gin.MODEL_DIR="runs/a"'
-  --allow_module=NAME  lets gin files import and use this Python module, whose code then runs; by
-                    default they may use gkd's own functions only
-  --help            this text; `python -m gkd plan --help` has that verb's further options
-
-exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
-            {stopped} (SIGTERM, SIGHUP or Ctrl-C, all saved) and {lost} (another process was lost)
-environment: GKD_TRACEBACK=1 shows where an error was raised; GKD_BUCKETS=FOLDER is where buckets
-            are mounted by name, gs://NAME/path being FOLDER/NAME/path; GKD_LEASE_SECONDS=60 is how
-            long an output's last writer, on another host, must be silent to count as dead
-"""
-
-
-class UsageError(UserError, ValueError):
-    """Arguments that make no command."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """The parsed arguments of a verb with gin files."""
-
-    verb: str
-    gin_files: tuple[str, ...]
-    overrides: tuple[str, ...]  # NAME=VALUE
-    allowed: tuple[str, ...] = ()  # modules that gin files may use besides gkd's
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the verb's own
-
-    @property
-    def configured(self) -> Verb:
-        """The verb that the gin files configure."""
-        return VERBS[VERBS[self.verb].about or self.verb]
-
-
-@dataclasses.dataclass(frozen=True)
-class PlainCommand:
-    """The parsed arguments of a verb with arguments of its own."""
-
-    verb: str
-    arguments: Mapping[str, Any]
-
-
-def usage() -> str:
-    """The help text."""
-
-    def listed(plain: bool) -> str:
-        verbs = [(name, verb) for name, verb in VERBS.items() if verb.plain == plain]
-        return "\n".join(f"  {name:<10}{verb.summary}" for name, verb in verbs)
-
-    codes = {"stopped": EXIT_STOPPED, "lost": EXIT_LOST}
-    return USAGE.format(gin_verbs=listed(False), plain_verbs=listed(True), **codes)
-
-
-def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
-    """Splits the arguments.
-
-    Args:
-      arguments: what follows `python -m gkd`.
-
-    Returns:
-      The command, or the text to print when help is asked for.
-
-    Raises:
-      UsageError: no or unknown verb, unknown option, no gin file, a plain verb's wrong argument.
-    """
-    if not arguments:
-        raise UsageError(f"no verb; one of {', '.join(VERBS)}")
-    verb, *options = arguments
-    if verb in VERBS and VERBS[verb].plain:
-        return _parse_plain(verb, options)
-    if verb in VERBS and VERBS[verb].about:
-        return _parse_about(verb, options)
-    if "--help" in arguments or "-h" in arguments or verb == "help":
-        return usage()
-    if verb not in VERBS:
-        raise UsageError(f"unknown verb {verb!r}{_suggestion(verb, VERBS)}")
-    return _parse_gin(verb, options)
-
-
-def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
-    add_arguments = plain_arguments.ADD_ARGUMENTS.get(verb) or VERBS[verb].load("add_arguments")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m gkd {verb}",
-        description=VERBS[verb].summary,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_arguments(parser)
-    if "--help" in options or "-h" in options:
-        return parser.format_help()
-
-    def refuse(message: str) -> None:  # argparse would print its usage and exit
-        raise UsageError(f"{verb}: {message}")
-
-    parser.error = refuse
-    known = re.findall(r"--[\w-]+", parser.format_usage())
-    if "--gin" in known:  # spelled as for the verbs with gin files
-        options = [re.sub(r"^--gin\.", "--gin=", option) for option in options]
-    try:
-        parsed, unknown = parser.parse_known_args(options)
-    except UsageError:
-        # A misspelt option is also reported as the lack of the right one.
-        names = [option.partition("=")[0] for option in options if option.startswith("--")]
-        parsed, unknown = None, [name for name in names if name not in known]
-        if not unknown:
-            raise
-    if unknown:
-        name = unknown[0].partition("=")[0]
-        raise UsageError(f"{verb}: unknown argument {name!r}{_suggestion(name, known)}")
-    return PlainCommand(verb, vars(parsed))
-
-
-def _parse_about(verb: str, options: Sequence[str]) -> Command | str:
-    """Gin's options, and then all others as the verb's own."""
-    is_gin, rest = [], list(options)
-    for option in options:
-        if option.startswith(("--gin_file=", "--gin.", "--allow_module=")):
-            is_gin.append(option)
-            rest.remove(option)
-    own = _parse_plain(verb, rest)
-    if isinstance(own, str):
-        return own
-    return dataclasses.replace(_parse_gin(verb, is_gin), options=own.arguments)
-
-
-def _parse_gin(verb: str, options: Sequence[str]) -> Command:
-    gin_files, overrides, allowed = [], [], []
-    remaining = iter(options)
-    for option in remaining:
-        name, equals, value = option.partition("=")
-        if name == "--gin_file":
-            value = value if equals else next(remaining, "")
-            if not value:
-                raise UsageError("--gin_file needs a file name")
-            gin_files.append(value)
-        elif name == "--allow_module":
-            value = value if equals else next(remaining, "")
-            if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", value):
-                raise UsageError(f"--allow_module is {value!r}: name a module, e.g. my.divergences")
-            allowed.append(value)
-        elif option.startswith("--gin."):
-            overrides.append(option.removeprefix("--gin."))
-        else:
-            known = ["--gin_file", "--gin.", "--allow_module", "--help"]
-            raise UsageError(f"unknown option {option!r}{_suggestion(name, known)}")
-    if not gin_files:
-        raise UsageError(f"{verb} needs at least one --gin_file=FILE")
-    return Command(verb, tuple(gin_files), tuple(overrides), tuple(allowed))
-
-
-def _suggestion(name: str, candidates: Any) -> str:
-    from gkd.configuration.gin_check import suggestion
-
-    return suggestion(name, candidates, "one of")
 
 
 def configure(command: Command | PlainCommand) -> Callable[[], Any]:
@@ -289,7 +68,7 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
         return functools.partial(configured, allow_module=command.allowed)
     if VERBS[command.verb].about:
         about = VERBS[command.verb].load()
-        return lambda: about(_configured_experiment(function), **command.options)
+        return lambda: about(experiment_of(function), **command.options)
     return configured
 
 
@@ -303,16 +82,7 @@ def configured_experiment(command: Command) -> Any:
       ConfigError: anything wrong with the configuration, in one line.
     """
     configure(command)
-    return _configured_experiment(command.configured.load())
-
-
-def _configured_experiment(train: Callable[..., Any]) -> Any:
-    import gin
-
-    from gkd.configuration.experiment import Experiment
-
-    bindings = gin.get_bindings(train)
-    return Experiment(**{n: v for n, v in bindings.items() if n not in ("model_dir", "dry_run")})
+    return experiment_of(command.configured.load())
 
 
 def read_configuration(command: Command) -> Any:

@@ -68,36 +68,26 @@ def evaluate(
       ValueError, FileNotFoundError: in one line.
     """
     setting_values.check_call(EVALUATE, locals())
-    ways = decodings(task, batches.target_length, evaluation, seed)
+    decode_options = decodings(task, batches.target_length, evaluation, seed)
     path = pathlib.Path(output) if output else _default_output(checkpoint, evaluation.split)
     if not path.parent.is_dir():
         raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
     with job_lease(path, f"output {path}") as lease:
         mesh = meshes.make_mesh(model=execution.model_parallelism)
         rules = meshes.rules_for(execution.fully_sharded)
-        student = model_loading.load_model(
-            "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=dtype
-        )
-        scorer = None
-        if teacher.checkpoint is not None:
-            scorer = model_loading.load_model(
-                "TEACHER", mesh, rules, task, None, teacher.checkpoint, teacher.step,
-                **model_loading.inference_ways(teacher.dtype, mesh),
-            )  # fmt: skip
-        found = {"STUDENT": student.checkpoint, "TEACHER": str(scorer and scorer.checkpoint)}
-        job_messages.check_same("checkpoints", found, processes.start_seconds())
+        models = _load_models(checkpoint, step, dtype, teacher, task, mesh, rules)
         data = evaluations.make_evaluation(
             task, evaluation.split, mesh, rules,
-            model_loading.shared_valid_ids(student, scorer, task),
+            model_loading.shared_valid_ids(models["student"], models.get("teacher"), task),
             batch_size=evaluation.batch_size or batches.size, input_length=batches.input_length,
             target_length=batches.target_length, max_examples=evaluation.examples,
             reward=method.reward,
             judge=load_judge(method.reward, method.reward_model, None, mesh, rules, task),
         )  # fmt: skip
-        measured = _measure(data, student, scorer, ways, seed)
+        measured = _measure(data, models, decode_options, seed)
         result = {
             "checkpoint": str(checkpoint),
-            **_facts(measured, data, ways),
+            **_facts(measured, data, decode_options),
             "split": evaluation.split,
             "input_length": batches.input_length,
             "target_length": batches.target_length,
@@ -115,6 +105,27 @@ def evaluate(
         return result
 
 
+def _load_models(
+    checkpoint, step, dtype, teacher, task, mesh, rules
+) -> dict[str, model_loading.LoadedModel]:
+    """The student and, where one is named, the teacher; all processes must read the same."""
+    models = {
+        "student": model_loading.load_model(
+            "STUDENT", mesh, rules, task, None, checkpoint, step, dtype=dtype
+        )
+    }
+    if teacher.checkpoint is not None:
+        models["teacher"] = model_loading.load_model(
+            "TEACHER", mesh, rules, task, None, teacher.checkpoint, teacher.step,
+            **model_loading.inference_ways(teacher.dtype, mesh),
+        )  # fmt: skip
+    read = {"STUDENT": models["student"].checkpoint, "TEACHER": "None"}
+    if "teacher" in models:
+        read["TEACHER"] = models["teacher"].checkpoint
+    job_messages.check_same("checkpoints", read, processes.start_seconds())
+    return models
+
+
 @dataclasses.dataclass(frozen=True)
 class _Measured:
     """A student's and perhaps a teacher's outputs by way of decoding, and their divergences."""
@@ -128,9 +139,9 @@ class _Measured:
         return {name: next(iter(made.values())).texts for name, made in self.outputs.items()}
 
 
-def _measure(data, student, teacher, ways, seed) -> _Measured:
-    models = {"student": student, **({"teacher": teacher} if teacher else {})}
-    outputs = {name: _outputs(data, loaded, ways) for name, loaded in models.items()}
+def _measure(data, models, decode_options, seed) -> _Measured:
+    student, teacher = models["student"], models.get("teacher")
+    outputs = {name: _outputs(data, loaded, decode_options) for name, loaded in models.items()}
     divergences = None
     if teacher:
         measure = data.divergences(student, teacher, max_batches=None)
@@ -138,7 +149,7 @@ def _measure(data, student, teacher, ways, seed) -> _Measured:
     return _Measured(models, outputs, divergences)
 
 
-def _facts(measured, data, ways) -> dict[str, Any]:
+def _facts(measured, data, decode_options) -> dict[str, Any]:
     """The models, the data, the ways of decoding and all metrics, as JSON."""
     examples, divergences = data.examples, measured.divergences
     teacher = measured.models.get("teacher")
@@ -152,7 +163,7 @@ def _facts(measured, data, ways) -> dict[str, Any]:
         "empty_examples": examples.empty_examples,
         "batch_size": data.batch_size,
         "mesh": dict(data.mesh.shape),
-        "decoding": report.decoding_facts(ways),
+        "decoding": report.decoding_facts(decode_options),
         "signatures": report.signatures(measured.outputs),
         "metrics": report.all_metrics(measured.outputs, divergences),
         "by_position": divergences and divergences.by_position,
@@ -189,26 +200,28 @@ def decodings(
         raise InvalidValue(
             f"EVALUATION_SAMPLES is {samples} but nothing is sampled: set EVALUATION_TEMPERATURES"
         )
-    ways: dict[str, Decoding | None] = {"greedy": Decoding(target_length)}
+    decode_options: dict[str, Decoding | None] = {"greedy": Decoding(target_length)}
     for temperature in temperatures:
         name = f"temperature_{temperature}"
-        if not isinstance(temperature, int | float) or temperature <= 0 or name in ways:
+        if not isinstance(temperature, int | float) or temperature <= 0 or name in decode_options:
             raise InvalidValue(
                 f"EVALUATION_TEMPERATURES are {tuple(temperatures)}: use different numbers above 0 "
                 "(0, greedy, is always measured)"
             )
-        ways[name] = Decoding(
+        decode_options[name] = Decoding(
             target_length, temperature=float(temperature), samples=samples, seed=seed
         )
     if beams or length_penalty is not None:
-        ways[f"beam_{beams}"] = Decoding(target_length, beams=beams, length_penalty=length_penalty)
-    return ways
+        decode_options[f"beam_{beams}"] = Decoding(
+            target_length, beams=beams, length_penalty=length_penalty
+        )
+    return decode_options
 
 
-def _outputs(evaluation, loaded, ways) -> dict[str, evaluations.Generated]:
+def _outputs(evaluation, loaded, decode_options) -> dict[str, evaluations.Generated]:
     """A model's outputs in every way of decoding; the references are scored with the first."""
     made: dict[str, evaluations.Generated] = {}
-    for name, decoding in ways.items():
+    for name, decoding in decode_options.items():
         made[name] = evaluation.generator(loaded, decoding, score=not made)(loaded.params)
     return made
 

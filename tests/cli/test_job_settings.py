@@ -5,7 +5,7 @@ import pathlib
 
 import gkd
 from gkd.cli import command_line, job_settings
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from tests.paths import TINY
 
 

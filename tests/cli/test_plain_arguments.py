@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from gkd.cli import command_line
+from gkd.cli import arguments, command_line
 from gkd.errors import InvalidValue
 from gkd.runs.signals import Stopped
 from tests.cli.one_line import assert_one_line
@@ -36,7 +36,7 @@ def plain_verb(monkeypatch):
         copy.__code__, {**copy.__globals__, "__name__": module.__name__}, closure=copy.__closure__
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    verb = command_line.Verb(module.__name__, "copy", "copies things", plain=True)
+    verb = arguments.Verb(module.__name__, "copy", "copies things", plain=True)
     monkeypatch.setitem(command_line.VERBS, "copy", verb)
     return calls
 

@@ -9,7 +9,7 @@ from unittest import mock
 import gin
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.configuration.gin_files import GinReader, Reference
 from gkd.runs.setting_changes import settings_of
 from gkd.sweep import sweep

@@ -8,7 +8,7 @@ import pytest
 
 from gkd.checkpoints.params import restore_params
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.runs.setting_changes import settings_of
 from tests.paths import TINY
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.configuration.gin_files import GinReader
 from tests.configs import grid
 

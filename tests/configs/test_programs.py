@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.parallel import mesh as meshes
 from gkd.train.step_program import StepProgram
 from tests.configs import grid, traces

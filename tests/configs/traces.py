@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from tests.configs import grid
 
 # Of the published checkpoints.

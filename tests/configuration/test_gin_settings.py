@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.configuration import gin_settings
 from gkd.configuration.gin_files import REPOSITORY, ConfigError
 from gkd.configuration.verb_settings import SETTINGS

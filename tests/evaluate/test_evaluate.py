@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gkd.cli import command_line
+from gkd.configuration.experiment import Evaluation
 from gkd.evaluate import report
 from gkd.evaluate.evaluate import decodings
 from gkd.infer import generator
@@ -168,12 +169,12 @@ def test_the_programs_write_as_they_are_told(evaluate, model):
 
 
 REFUSED = {
-    "EVALUATION_SAMPLES is 0": {"samples": 0, "temperatures": (1.0,)},
+    "samples is 0": {"samples": 0, "temperatures": (1.0,)},
     "set EVALUATION_TEMPERATURES": {"samples": 2},
-    "are (-0.5,): use different numbers above 0": {"temperatures": (-0.5,)},
-    "(0, greedy, is always measured)": {"temperatures": 0.0},
+    "temperatures[0] is -0.5: use more than 0": {"temperatures": (-0.5,)},
+    "temperatures is 0.0: use more than 0": {"temperatures": 0.0},
     "are (0.7, 0.7): use different": {"temperatures": (0.7, 0.7)},
-    "are ('a',)": {"temperatures": ["a"]},
+    "temperatures[0] is 'a'": {"temperatures": ["a"]},
     "beams is -1": {"beams": -1},
     "length_penalty is -1": {"beams": 2, "length_penalty": -1.0},
     "length_penalty is of a beam search": {"length_penalty": 0.6},
@@ -182,19 +183,17 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_settings_that_mean_nothing_are_refused(message):
-    plain = {"temperatures": (), "samples": 1, "beams": 0, "length_penalty": None}
     task = types.SimpleNamespace(choices=None)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        decodings.__wrapped__(task, 8, **plain | REFUSED[message], seed=0)
+        decodings.__wrapped__(task, 8, Evaluation(**REFUSED[message]), seed=0)
     assert "\n" not in str(error.value)
 
 
 def test_a_task_of_options_refuses_to_sample():
     task = types.SimpleNamespace(choices=len, name="quiz")
-    plain = (8, (), 1, 0, None, 0)
-    assert decodings.__wrapped__(task, *plain) == {"options": None}
+    assert decodings.__wrapped__(task, 8, Evaluation(), 0) == {"options": None}
     with pytest.raises(ValueError, match="task quiz scores its options"):
-        decodings.__wrapped__(task, 8, (0.7,), *plain[2:])
+        decodings.__wrapped__(task, 8, Evaluation(temperatures=(0.7,)), 0)
 
 
 def test_the_command_line_says_it_in_one_line(evaluate):

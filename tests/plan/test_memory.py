@@ -16,7 +16,7 @@ from tests.plan.planning import DISTIL, traced
 def test_the_cache_is_what_decoding_keeps(model, rows, divided):
     """Against the shapes that `init_cache` makes; two heads do not divide over four chips."""
     program = traced(f"MODEL_PARALLELISM={model}")
-    learner, samples = program.learner, 3
+    learner, samples = program.student, 3
 
     def kept(params, tokens):
         encoded = learner.model.encode(params, tokens)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gkd.cli import command_line
-from gkd.cli.command_line import Command
+from gkd.cli.arguments import Command
 from gkd.distill.types import Batch
 from gkd.models.t5 import T5Config
 from gkd.parallel import mesh as meshes
