@@ -34,7 +34,7 @@ def test_named_files_exist(page):
 @pytest.mark.parametrize("page", pages.names())
 def test_dotted_names_exist(page):
     """`gkd.distill.losses` and the like are modules, or names in modules."""
-    for name in re.findall(r"`(gkd(?:\.\w+)+)`", pages.prose(page)):
+    for name in re.findall(r"`(gkd(?:\.\w+)+)", pages.prose(page)):
         parts = name.split(".")
         module = next((n for n in range(len(parts), 0, -1) if _source(parts[:n]) is not None), 0)
         assert module > 1, f"{page}: {name}: no such module"
