@@ -57,7 +57,9 @@ VERBS = {
     "plan": Verb(
         "gkd.plan.plan", "plan", "whether a run fits a TPU slice, and what it costs", about="train"
     ),
-    "infer": Verb("gkd.infer.infer", "infer", "write outputs for a file of inputs", plain=True),
+    "infer": Verb(
+        "gkd.infer.infer", "infer_options", "write outputs for a file of inputs", plain=True
+    ),
     "convert": Verb(
         "gkd.convert.convert", "convert", "write another checkpoint format", plain=True
     ),

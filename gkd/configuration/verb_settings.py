@@ -78,8 +78,7 @@ SWEEP = {
     "overrides": _WORDS,
     "evaluations": dataclasses.replace(_GRID, none=True),
     "prerequisites": dataclasses.replace(_GRID, none=True),
-    "metrics": sequence(text(), none=True),
-    "average_over": text(),
+    "results": Setting(results=("gkd.sweep.sweep.Results",)),
     "max_parallel": whole(1, 10_000),
     "retries": whole(0),
     # They choose which programs run: a file that somebody else wrote must not.
@@ -151,4 +150,8 @@ SETTINGS = {
     "gkd.train.train.train": TRAIN,
     "gkd.evaluate.evaluate.evaluate": EVALUATE,
     "gkd.sweep.sweep.sweep": SWEEP,
+    "gkd.sweep.sweep.Results": {
+        "metrics": sequence(text(), none=True),
+        "average_over": text(),
+    },
 }

@@ -10,39 +10,68 @@ from typing import Any
 from gkd.configuration import setting_values
 from gkd.configuration.verb_settings import INFER
 from gkd.errors import InvalidValue
+from gkd.infer.decode_options import Decoding
 from gkd.runs.signals import quick_interrupt
 from gkd.step_names import BEST_OR_NEWEST
 
 BATCHES_PER_WINDOW = 32
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputSource:
+    """Where inputs come from: a file's rows, or a task's split.
+
+    Attributes:
+      input: a file of texts or JSON lines, see `gkd.infer.inputs.open_source`.
+      input_field, target_field: fields of a file's rows.
+      prefix: text before each of a file's inputs.
+      task: a gin file that defines TASK, instead of `input`.
+      split: split of the task; None is 'train'.
+      gin: overrides of the task's gin file, NAME=VALUE.
+      allow_module: modules that the task's gin file may import besides gkd's own.
+    """
+
+    input: str | None = None
+    input_field: str | None = None
+    target_field: str | None = None
+    prefix: str = ""
+    task: str | None = None
+    split: str | None = None
+    gin: Sequence[str] | None = None
+    allow_module: Sequence[str] | None = None
+
+
+def infer_options(**options: Any) -> dict[str, Any]:
+    """Runs `infer` with the command line's options, see `plain_arguments.add_infer_arguments`.
+
+    Args:
+      **options: the parameters of `infer`, and the fields of its objects by their names.
+
+    Raises:
+      ValueError: an option out of its range, in one line.
+    """
+    setting_values.check_call(INFER, options)
+
+    def taken(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+        return kind(**{name: options.pop(name) for name in names if name in options})
+
+    return infer(source=taken(InputSource), decoding=taken(Decoding), **options)
+
+
 def infer(
     model: str,
     output: str,
-    input: str | None = None,
-    task: str | None = None,
-    split: str | None = None,
-    gin: Sequence[str] | None = None,
+    source: InputSource,
+    decoding: Decoding,
     step: int | str | None = BEST_OR_NEWEST,
-    input_field: str | None = None,
-    target_field: str | None = None,
-    prefix: str = "",
     vocabulary: str | None = None,
     input_length: int = 1024,
-    max_length: int = 128,
     batch_size: int = 16,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    samples: int = 1,
-    beams: int = 0,
-    length_penalty: float | None = None,
-    seed: int = 0,
     dtype: str | None = None,
     score: bool = False,
     top_k_log_probs: int | None = None,
     model_parallelism: int = 1,
-    allow_module: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Writes what a model answers to every input of a file, or of a task's split.
 
@@ -55,7 +84,18 @@ def infer(
     and from what it was made. The same call continues it, and the result is the same byte for byte.
 
     Args:
-      As `plain_arguments.add_infer_arguments` describes them.
+      model: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
+      output: the file to write, JSON lines.
+      source: where the inputs come from.
+      decoding: length, sampling or beam search.
+      step: of a run: 'best_or_newest', 'best', 'newest' or a number.
+      vocabulary: a sentencepiece file, a checkpoint's folder or 'bytes'; None is the model's own.
+      input_length: tokens per input; longer ones are truncated and counted.
+      batch_size: inputs per batch.
+      dtype: of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
+      score: scores the targets too, token by token.
+      top_k_log_probs: number of most probable ids to write at every target token.
+      model_parallelism: devices along the mesh's model axis.
 
     Returns:
       The totals of this call; none where the output was complete.
@@ -64,43 +104,29 @@ def infer(
       ValueError, FileNotFoundError, FileExistsError: in one line.
       Stopped: a signal came; what was complete is kept.
     """
-    setting_values.check_call(INFER, locals())
     with quick_interrupt():
-        import jax
-
-        from gkd.infer import generator, inputs, output_files, requests
+        from gkd.infer import output_files
         from gkd.parallel import mesh as meshes
         from gkd.runs import model_loading
-        from gkd.vocabularies import vocabularies
 
     files = output_files.OutputFiles(pathlib.Path(output))
     files.check()
-    if jax.process_count() > 1:
-        raise InvalidValue("infer runs in one process: give each process its own part of the input")
-    decoding = generator.Decoding(
-        max_length, temperature, top_k, top_p, samples, beams, length_penalty, seed
-    )
-    _check_top_k(top_k_log_probs, score)
-    own = {"--prefix": prefix, "--input_field": input_field, "--target_field": target_field}
-    if _is_task(input, task, split, gin, own):
-        source = inputs.open_split(task, gin or (), split or "train", score, allow_module or ())
-    else:
-        source = inputs.open_source(input, input_field, target_field, score)
+    _check_one_process()
+    inputs = _open_inputs(source, score, top_k_log_probs)
     opened = model_loading.open_model("MODEL", model, step)
     words = model_loading.vocabulary_of(opened, vocabulary)
     if top_k_log_probs:
-        source.check_vocabulary(words)
-    mesh, rules = meshes.make_mesh(model=model_parallelism), meshes.rules_for()
+        inputs.check_vocabulary(words)
+    mesh = meshes.make_mesh(model=model_parallelism)
     dtype = dtype or model_loading.inference_dtype(mesh)
     window = BATCHES_PER_WINDOW * batch_size
     facts = {
         "model": str(opened.path),
         "format": opened.format,
         "vocabulary": model_loading.describe_vocabulary(words),
-        **source.settings(),
-        **dataclasses.asdict(decoding),
-        "length_penalty": decoding.penalty,
-        "prefix": prefix,
+        **inputs.settings(),
+        **_decoding_facts(decoding),
+        "prefix": source.prefix,
         "input_length": input_length,
         "batch_size": batch_size,
         "window": window,
@@ -109,8 +135,21 @@ def infer(
         "top_k_log_probs": top_k_log_probs,
         "model_parallelism": model_parallelism,
     }
-    complete = f"{output} is complete, and was written with these settings: nothing to do"
-    files = output_files.OutputFiles(files.output, window, source.count, samples)
+    files = output_files.OutputFiles(files.output, window, inputs.count, decoding.samples)
+    return _write(inputs, files, opened, mesh, words, decoding, facts)
+
+
+def _write(inputs, files, opened, mesh, words, decoding, facts) -> dict[str, Any]:
+    """Writes the outputs that are missing; returns this call's totals.
+
+    Args:
+      inputs, files: what is read and written.
+      opened, mesh: the model and where it runs.
+      words: its vocabulary.
+      decoding: length, sampling or beam search.
+      facts: all settings, as they are recorded beside the output.
+    """
+    complete = f"{files.output} is complete, and was written with these settings: nothing to do"
     if files.is_complete(facts):
         print(complete)
         return {}
@@ -119,42 +158,78 @@ def infer(
         if done is None:  # another launch has ended just now
             print(complete)
             return {}
-        source.describe()
+        inputs.describe()
         if opened.chosen:
-            print(f"model {model}: {opened.chosen}")
-        loaded = model_loading.load_checkpoint(opened, mesh, rules, dtype)
-        valid = vocabularies.valid_ids(words, loaded.config.vocab_size)
-        buckets = generator.length_buckets(input_length)
-        write_outputs = generator.Generator(
-            loaded, mesh, rules, valid, decoding, buckets, batch_size, score, top_k_log_probs or 0
-        )
-        job = requests.InferenceJob(
-            source, files, lease, write_outputs, words, prefix, input_length, window
-        )
-        totals = job.run(done)
+            print(f"model {opened.path}: {opened.chosen}")
+        generator = _generator(opened, mesh, words, decoding, facts)
+        totals = _job(inputs, files, lease, generator, words, facts).run(done)
         lease.check()
         files.finish()
-    print(_described(totals, source.count, done), f"written: {output}", sep="\n")
+    print(_described(totals, inputs.count, done), f"written: {files.output}", sep="\n")
     return totals
 
 
-def _check_top_k(top_k_log_probs, score) -> None:
+def _check_one_process() -> None:
+    import jax
+
+    if jax.process_count() > 1:
+        raise InvalidValue("infer runs in one process: give each process its own part of the input")
+
+
+def _decoding_facts(decoding: Decoding) -> dict[str, Any]:
+    return {**dataclasses.asdict(decoding), "length_penalty": decoding.penalty}
+
+
+def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) -> Any:
+    from gkd.infer import inputs
+
     if top_k_log_probs is not None and not score:
         raise InvalidValue("top_k_log_probs are of the targets' tokens: give --score too")
+    if _is_task(source):
+        return inputs.open_split(
+            source.task, source.gin or (), source.split or "train", score,
+            source.allow_module or (),
+        )  # fmt: skip
+    return inputs.open_source(source.input, source.input_field, source.target_field, score)
 
 
-def _is_task(input, task, split, gin, of_files) -> bool:
-    """Whether a task is read; ValueError unless there is one source, with its own options only."""
-    if (input is None) == (task is None):
+def _generator(opened, mesh, words, decoding, facts) -> Any:
+    """The model on the mesh, as a generator of outputs."""
+    from gkd.infer import generator
+    from gkd.parallel import mesh as meshes
+    from gkd.runs import model_loading
+    from gkd.vocabularies import vocabularies
+
+    rules = meshes.rules_for()
+    loaded = model_loading.load_checkpoint(opened, mesh, rules, facts["dtype"])
+    return generator.Generator(
+        loaded, mesh, rules, vocabularies.valid_ids(words, loaded.config.vocab_size), decoding,
+        generator.length_buckets(facts["input_length"]), facts["batch_size"], facts["score"],
+        facts["top_k_log_probs"] or 0,
+    )  # fmt: skip
+
+
+def _job(inputs, files, lease, generator, words, facts) -> Any:
+    from gkd.infer import requests
+
+    return requests.InferenceJob(
+        inputs, files, lease, generator, words, facts["prefix"], facts["input_length"],
+        facts["window"],
+    )  # fmt: skip
+
+
+def _is_task(source: InputSource) -> bool:
+    """Returns whether a task is read; ValueError unless there is one source, with its options."""
+    if (source.input is None) == (source.task is None):
         raise InvalidValue("give either --input=FILE or --task=FILE.gin")
-    if task is None and (split or gin):
+    if source.task is None and (source.split or source.gin):
         raise InvalidValue("--split and --gin.NAME are of --task: give that instead of --input")
-    for option, value in of_files.items():
-        if task is not None and value:
+    for name in ("prefix", "input_field", "target_field"):
+        if source.task is not None and getattr(source, name):
             raise InvalidValue(
-                f"{option} is of --input: a task has its own, change it with --gin.NAME=VALUE"
+                f"--{name} is of --input: a task has its own, change it with --gin.NAME=VALUE"
             )
-    return task is not None
+    return source.task is not None
 
 
 def _described(totals: dict[str, Any], count: int, done: int) -> str:

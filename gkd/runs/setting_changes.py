@@ -63,7 +63,7 @@ def of_bindings(
             continue  # the default of earlier versions: what it measured had a best step
         if old is not UNSET and new is not UNSET and not _same(old, new):
             differences.append(f"{name} {old!r} → {new!r}")
-    return differences
+    return sorted(differences)
 
 
 def of_launches(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -33,6 +33,19 @@ _SCHEDULE = "/gkd.configuration.experiment.Schedule."
 _PREREQUISITE_VERBS = ("train", "infer")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """The columns and rows of a sweep's table.
+
+    Attributes:
+      metrics: columns, e.g. 'rouge2', 'seconds_per_step'; None is the BEST_METRIC of every task.
+      average_over: the axis that the table averages over, if the sweep has it.
+    """
+
+    metrics: Sequence[str] | None = None
+    average_over: str = AVERAGE_OVER
+
+
 def sweep(
     directory: str,
     gin_files: Sequence[str],
@@ -41,8 +54,7 @@ def sweep(
     overrides: Sequence[str] = (),
     evaluations: Mapping[str, Any] | None = None,
     prerequisites: Mapping[str, Any] | None = None,
-    metrics: Sequence[str] | None = None,
-    average_over: str = AVERAGE_OVER,
+    results: Results = Results(),
     max_parallel: int = 1,
     retries: int = 3,
     launcher: Sequence[str] = (),
@@ -70,9 +82,7 @@ def sweep(
         ['train', gin files and overrides] or ['infer', '--NAME=VALUE', …]. A cell waits for those
         whose MODEL_DIR or output its configuration names; those that no incomplete cell needs are
         not run.
-      metrics: columns of the table, e.g. 'rouge2', 'seconds_per_step'; by default the BEST_METRIC
-        of every task.
-      average_over: the axis that the table averages over, if the sweep has it.
+      results: columns and rows of the table.
       max_parallel: greatest number of cells that run at the same time.
       retries: number of restarts of a cell that crashed or was preempted.
       launcher: words in place of `python -m gkd`, in which {name} becomes the cell's name:
@@ -86,6 +96,7 @@ def sweep(
     """
     check_call(SWEEP, locals())
     cells = plan(directory, gin_files, axes, overrides, evaluations, prerequisites, allow_module)
+    average_over = results.average_over
     if average_over not in axes and average_over != AVERAGE_OVER:
         raise InvalidValue(
             f"AVERAGE_OVER is {average_over!r}, but the axes are {', '.join(axes)}: choose one"
@@ -103,7 +114,9 @@ def sweep(
     elif action == "table":
         if others:
             print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
-        names = list(metrics or dict.fromkeys(c.best_metric for c in cells if c.best_metric))
+        names = list(
+            results.metrics or dict.fromkeys(c.best_metric for c in cells if c.best_metric)
+        )
         rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
         outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
         table.write(place, table.averages(outcomes, names, average_over))

@@ -1,16 +1,22 @@
 """Every parameter, default and option has a setting."""
 
+import dataclasses
 import inspect
 
 import pytest
 
-from gkd.cli import command_line
 from gkd.cli.plain_arguments import ADD_ARGUMENTS
 from gkd.configuration.setting_values import FunctionValue, check
 from gkd.configuration.verb_settings import CONVERT, INFER, PLAN, SETTINGS
+from gkd.convert.convert import convert
+from gkd.infer.decode_options import Decoding
+from gkd.infer.infer import InputSource, infer
+from gkd.plan.plan import plan
 from tests.configuration.required import REQUIRED
 
 VERBS = {"infer": INFER, "convert": CONVERT, "plan": PLAN}
+VERB_FUNCTIONS = {"infer": infer, "convert": convert, "plan": plan}
+OBJECTS = {"infer": {"source": InputSource, "decoding": Decoding}}
 
 
 @pytest.mark.parametrize("path", SETTINGS)
@@ -27,7 +33,7 @@ def test_every_parameter_has_a_setting(path):
         "student_logits", "teacher_logits", "targets", "predictions", "text", "prompts", "samples",
         "references",
     }  # fmt: skip
-    if module.startswith(("gkd.train", "gkd.evaluate", "gkd.sweep")):
+    if module.startswith(("gkd.train", "gkd.evaluate", "gkd.sweep", "gkd.configuration")):
         from_caller = set()
     assert set(given) - from_caller == set(SETTINGS[path])
 
@@ -40,6 +46,8 @@ def test_every_default_is_an_accepted_value(path):
         value = parameter.default
         if value is parameter.empty or parameter.name not in SETTINGS[path]:
             continue
+        if dataclasses.is_dataclass(value):  # an object, whose own fields are checked
+            continue
         if callable(value):
             value = FunctionValue(f"{value.__module__}.{value.__name__}", False, "")
         if isinstance(value, tuple) and value and callable(value[0]):
@@ -49,12 +57,16 @@ def test_every_default_is_an_accepted_value(path):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_a_plain_verb_has_a_setting(verb):
-    parameters = inspect.signature(command_line.VERBS[verb].load()).parameters
-    assert set(parameters) - {"run"} == set(VERBS[verb])
+    parameters = dict(inspect.signature(VERB_FUNCTIONS[verb]).parameters)
+    for name, kind in OBJECTS.get(verb, {}).items():
+        del parameters[name]
+        parameters |= inspect.signature(kind).parameters
+    parameters.pop("experiment", None)
+    assert set(parameters) == set(VERBS[verb])
     parsed = vars(_parser(verb).parse_args(REQUIRED[verb]))
     assert set(parsed) == set(VERBS[verb])
     for name, parameter in parameters.items():
-        if name != "run" and parameter.default is not parameter.empty:
+        if parameter.default is not parameter.empty:
             assert parsed[name] == parameter.default, name
 
 
