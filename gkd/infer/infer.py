@@ -136,19 +136,21 @@ def infer(
         "model_parallelism": model_parallelism,
     }
     files = output_files.OutputFiles(files.output, window, inputs.count, decoding.samples)
-    return _write(inputs, files, opened, mesh, words, decoding, facts)
+    return _write(inputs, files, (model, opened), mesh, words, decoding, facts)
 
 
-def _write(inputs, files, opened, mesh, words, decoding, facts) -> dict[str, Any]:
+def _write(inputs, files, chosen, mesh, words, decoding, facts) -> dict[str, Any]:
     """Writes the outputs that are missing; returns this call's totals.
 
     Args:
       inputs, files: what is read and written.
-      opened, mesh: the model and where it runs.
+      chosen: the model as the user named it, and its opened checkpoint.
+      mesh: where it runs.
       words: its vocabulary.
       decoding: length, sampling or beam search.
       facts: all settings, as they are recorded beside the output.
     """
+    model, opened = chosen
     complete = f"{files.output} is complete, and was written with these settings: nothing to do"
     if files.is_complete(facts):
         print(complete)
@@ -160,7 +162,7 @@ def _write(inputs, files, opened, mesh, words, decoding, facts) -> dict[str, Any
             return {}
         inputs.describe()
         if opened.chosen:
-            print(f"model {opened.path}: {opened.chosen}")
+            print(f"model {model}: {opened.chosen}")
         generator = _generator(opened, mesh, words, decoding, facts)
         totals = _job(inputs, files, lease, generator, words, facts).run(done)
         lease.check()

@@ -114,12 +114,8 @@ def sweep(
     elif action == "table":
         if others:
             print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
-        names = list(
-            results.metrics or dict.fromkeys(c.best_metric for c in cells if c.best_metric)
-        )
         rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
-        outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
-        table.write(place, table.averages(outcomes, names, average_over))
+        _write_table(place, rows, cells, results)
     elif others:
         raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
@@ -129,6 +125,13 @@ def sweep(
         place.mkdir(parents=True, exist_ok=True)
         with Lease(place / "sweep", f"the sweep's directory {directory}") as lease:
             Runner(cells, launcher, max_parallel, retries, place / "logs", lease).run()
+
+
+def _write_table(place, rows, cells, results) -> None:
+    best = dict.fromkeys(cell.best_metric for cell in cells if cell.best_metric)
+    outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
+    names = list(results.metrics or best)
+    table.write(place, table.averages(outcomes, names, results.average_over))
 
 
 def plan(

@@ -32,6 +32,8 @@ OTHERS = {
     "gkd.distill.replay": None,
     "gkd.evaluate.evaluate": {"decodings"},
     "gkd.sweep.sweep": {"plan"},
+    "gkd.configuration.experiment": {"accepts", "table"},
+    "gkd.train.train": {"check_experiment"},
     "gkd.models.t5": None,
 }  # None: most functions of it are none
 
