@@ -32,8 +32,8 @@ def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) 
 
 
 def pin_teacher(
-    directory: pathlib.Path, teacher: str | None, expert: model_loading.LoadedModel | None
+    directory: pathlib.Path, teacher: str | None, loaded: model_loading.LoadedModel | None
 ) -> None:
     """Records which step of the teacher's run this run learns from."""
-    if expert is not None:
-        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": expert.checkpoint})
+    if loaded is not None:
+        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": loaded.checkpoint})

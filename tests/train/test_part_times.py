@@ -13,8 +13,8 @@ from gkd.parallel import mesh as meshes
 from gkd.train import part_times
 
 
-@pytest.mark.parametrize("expert", [None, "a teacher"])
-def test_the_first_run_of_each_part_is_left_out(expert, monkeypatch):
+@pytest.mark.parametrize("teacher", [None, "a teacher"])
+def test_the_first_run_of_each_part_is_left_out(teacher, monkeypatch):
     """Sampling takes 100 s and then 5, 1 and 3; the teacher 200 s and then 8, 4 and 6."""
     seconds = iter([100, 5, 1, 3, 200, 8, 4, 6])
     now = [0.0]
@@ -36,9 +36,9 @@ def test_the_first_run_of_each_part_is_left_out(expert, monkeypatch):
 
     step = types.SimpleNamespace(rollout=rollout, teacher_logits_fn=teacher_logits_fn)
     program = types.SimpleNamespace(
-        step=step, mesh=meshes.make_mesh(), rules=meshes.rules_for(), expert=expert
+        step=step, mesh=meshes.make_mesh(), rules=meshes.rules_for(), teacher=teacher
     )
     state = TrainState(jnp.int32(1), None, None, jax.random.PRNGKey(0), None, None)
     found = part_times.part_seconds.__wrapped__(program, state, jnp.ones(8), jnp.arange(8))
-    wanted = {"sampling_seconds": 3} | ({"teacher_seconds": 6} if expert else {})
+    wanted = {"sampling_seconds": 3} | ({"teacher_seconds": 6} if teacher else {})
     assert found == wanted
