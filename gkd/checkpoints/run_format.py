@@ -27,7 +27,7 @@ from gkd.checkpoints.tensors import (
 )
 from gkd.files import atomic_folders
 from gkd.files.json_files import Field, check_fields
-from gkd.models.t5 import T5_FIELDS, T5Config
+from gkd.models.architecture import Architecture, from_description
 from gkd.tensor_files.tensor import Tensor
 from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 
@@ -62,7 +62,7 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
     if description.get("vocabulary"):
         where = f"{folder}: description, vocabulary"
         check_fields(description["vocabulary"], _VOCABULARY_FIELDS, where)
-    config = _config(description["model"], f"{folder}: description, model")
+    config = from_description(description["model"], f"{folder}: description, model")
     saved = arrays.read_saved_shapes(folder)
     tensors = {
         name: Tensor(
@@ -90,13 +90,6 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
     )
 
 
-def _config(saved: Mapping[str, Any], where: str) -> T5Config:
-    """Builds the saved architecture, with layers unstacked."""
-    check_fields(saved, T5_FIELDS, where, unknown=False)
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
-    return T5Config(**{**values, "stacked_layers": False, "remat": False})
-
-
 def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     wanted = {"params": nest({name: np.empty(shape, dtype)})}
     return jax.tree.leaves(arrays.read_arrays(folder, wanted))[0]
@@ -104,7 +97,7 @@ def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype
 
 def save_run_checkpoint(
     directory: epath.PathLike,
-    config: T5Config,
+    config: Architecture,
     params: Any,
     description: Mapping[str, Any],
     vocabulary: epath.PathLike | None = None,

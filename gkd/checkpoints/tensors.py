@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from gkd.errors import InvalidFile
-from gkd.models.t5 import T5Config, as_seq2seq
+from gkd.models.architecture import Architecture
 from gkd.tensor_files.tensor import Tensor
 from gkd.vocabularies.tokenizer_files import TokenizerFiles
 
@@ -41,7 +41,7 @@ class Checkpoint:
 
     path: epath.Path
     format: str
-    config: T5Config
+    config: Architecture
     tensors: Mapping[str, Tensor]
     vocabulary: epath.Path | None = None
     bytes_vocabulary: bool = False
@@ -83,26 +83,7 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@functools.lru_cache(maxsize=8)
-def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of an architecture, its layers unstacked."""
-    depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    single_layers = dict.fromkeys(
-        ("num_encoder_layers", "num_decoder_layers"), 1
-    )  # all layers are alike
-    model = as_seq2seq(
-        dataclasses.replace(config, stacked_layers=False, remat=False, **single_layers)
-    )
-    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
-    shapes = {}
-    for name, leaf in tensor_names(nn.meta.unbox(boxed)).items():
-        depth = depths[name.split("/")[0]] if "/layers_0/" in name else 1
-        for i in range(depth):
-            shapes[name.replace("/layers_0/", f"/layers_{i}/", 1)] = leaf.shape
-    return shapes
-
-
-def check_tensors(tensors: Mapping[str, Tensor], config: T5Config, where: Any) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], config: Architecture, where: Any) -> None:
     """Compares a checkpoint's tensors with those of an architecture.
 
     Args:
@@ -113,7 +94,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: T5Config, where: Any) -
     Raises:
       ValueError: tensors are missing, left over, or of another shape.
     """
-    expected = expected_shapes(config)
+    expected = config.parameter_shapes()
     missing = [name for name in expected if name not in tensors]
     left_over = [tensor.where for name, tensor in tensors.items() if name not in expected]
     reshaped = [

@@ -13,7 +13,7 @@ import numpy as np
 from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.files.atomic_folders import remove_unfinished
-from gkd.runs import model_loading
+from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.runs.lease import Lease, job_lease
 from gkd.runs.progress import Progress
 from gkd.step_names import BEST_OR_NEWEST
@@ -67,9 +67,9 @@ def convert(
 
 def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
     """The vocabulary to write down, None where none is known."""
-    if given is None and model_loading.own_vocabulary(opened) is None:
+    if given is None and checkpoint_vocabulary.own_vocabulary(opened) is None:
         return None
-    return model_loading.vocabulary_of(opened, given)
+    return checkpoint_vocabulary.vocabulary_of(opened, given)
 
 
 def _counted(

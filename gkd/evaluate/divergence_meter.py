@@ -59,7 +59,7 @@ class DivergenceMeter:
           mesh, rules: where they run.
           valid: bool [V], ids that may be written and carry probability.
         """
-        self._mesh, self._rules = mesh, rules
+        self._mesh = mesh
         self._shapes = student.shapes, teacher.shapes
         rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
         self._run = jax.jit(
@@ -81,9 +81,8 @@ class DivergenceMeter:
         totals: dict[str, Any] = {}
         first = 0
         for batch in batches:
-            with meshes.on_mesh(self._mesh, self._rules):
-                placed = meshes.place_batch(batch, self._mesh)
-                sums = self._run(params, teacher_params, placed, np.int32(first), key)
+            placed = meshes.place_batch(batch, self._mesh)
+            sums = self._run(params, teacher_params, placed, np.int32(first), key)
             first += placed.example_weights.shape[0]
             for name, value in jax.device_get(sums).items():
                 totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
@@ -93,8 +92,7 @@ class DivergenceMeter:
         """Lowers the program for a batch's shapes, for inspection."""
         first = jax.ShapeDtypeStruct((), "int32")
         key = jax.eval_shape(jax.random.PRNGKey, 0)
-        with meshes.on_mesh(self._mesh, self._rules):
-            return self._run.lower(*self._shapes, batch, first, key)
+        return self._run.lower(*self._shapes, batch, first, key)
 
 
 def _make_sums(student, teacher, valid, data_shards) -> Callable:

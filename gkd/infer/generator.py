@@ -108,7 +108,7 @@ class BatchedProgram:
             raise InvalidValue(
                 f"batch_size {batch_size} does not divide over {shards} devices: use a multiple"
             )
-        self._mesh, self._rules = mesh, rules
+        self._mesh = mesh
         self._padding_id = loaded.model.special_ids.padding
         self._buckets, self._batch_size = tuple(buckets), batch_size
         rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
@@ -121,8 +121,7 @@ class BatchedProgram:
 
     def lower(self, params: Any, shared: Any, batch: tuple[Any, ...]) -> Any:
         """Lowers the program for one batch's shapes, for inspection."""
-        with meshes.on_mesh(self._mesh, self._rules):
-            return self.compiled.lower(params, shared, batch)
+        return self.compiled.lower(params, shared, batch)
 
     def run(
         self,
@@ -154,9 +153,8 @@ class BatchedProgram:
                 *rows_of(filled),
             )
             self.lengths_run.add(length)
-            with meshes.on_mesh(self._mesh, self._rules):
-                placed = meshes.place_batch(jax.tree.map(lambda x: x[own], batch), self._mesh)
-                running = self.compiled(params, shared, placed)
+            placed = meshes.place_batch(jax.tree.map(lambda x: x[own], batch), self._mesh)
+            running = self.compiled(params, shared, placed)
             if pending is not None:  # the device works on this batch while that one is read
                 yield pending[0], to_host(pending[1])
             pending = (part, running)
@@ -202,7 +200,7 @@ class Generator:
                 f"{usable} or fewer"
             )
         self._top_k = top_k_log_probs
-        self._loaded, self._shards = loaded, mesh.shape["data"]
+        self._loaded, self._mesh, self._shards = loaded, mesh, mesh.shape["data"]
         self._valid, self.decoding, self._score = jnp.asarray(valid), decoding, score
         self._batched = BatchedProgram(self._program, loaded, mesh, rules, buckets, batch_size)
         self._compiled = self._batched.compiled
@@ -321,7 +319,8 @@ class Generator:
 
         def top_k(x, k):  # of each device's own rows; XLA's would gather all of them on each
             best = functools.partial(jax.lax.top_k, k=k)
-            return jax.shard_map(best, in_specs=rows, out_specs=rows, check_vma=False)(x)
+            mesh = self._mesh
+            return jax.shard_map(best, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(x)
 
         best = most_probable_ids(logits, self._valid, self._top_k, top_k=top_k, data_shards=shards)
         return log_probs, *best

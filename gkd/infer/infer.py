@@ -107,14 +107,14 @@ def infer(
     with quick_interrupt():
         from gkd.infer import output_files
         from gkd.parallel import mesh as meshes
-        from gkd.runs import model_loading
+        from gkd.runs import checkpoint_vocabulary, model_loading
 
     files = output_files.OutputFiles(pathlib.Path(output))
     files.check()
     _check_one_process()
     inputs = _open_inputs(source, score, top_k_log_probs)
     opened = model_loading.open_model("MODEL", model, step)
-    words = model_loading.vocabulary_of(opened, vocabulary)
+    words = checkpoint_vocabulary.vocabulary_of(opened, vocabulary)
     if top_k_log_probs:
         inputs.check_vocabulary(words)
     mesh = meshes.make_mesh(model=model_parallelism)
@@ -123,7 +123,7 @@ def infer(
     facts = {
         "model": str(opened.path),
         "format": opened.format,
-        "vocabulary": model_loading.describe_vocabulary(words),
+        "vocabulary": checkpoint_vocabulary.describe_vocabulary(words),
         **inputs.settings(),
         **_decoding_facts(decoding),
         "prefix": source.prefix,

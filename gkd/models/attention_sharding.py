@@ -1,43 +1,45 @@
-"""Where a model's rows lie while its layers run on a mesh that does not divide its heads."""
+"""Sharding of a model's rows over chips whose number does not divide its attention heads."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import flax.linen as nn
-import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
+
 
 @dataclasses.dataclass(frozen=True)
-class LayerRows:
-    """How the layers of one model share out rows among chips; made by `layer_rows`.
+class RowSharding:
+    """The sharding of a model's rows inside its layers; made by `row_sharding`.
 
     Attributes:
-      batch: the mesh axis, or axes, of the batch outside of the layers.
-      spread_over: the mesh axes of the rows inside of them; () where they are those of the batch.
+      sharding: the model's mesh.
+      batch: the mesh axis of the batch outside the layers.
+      spread_over: the mesh axes of the rows inside the layers; () where they stay on the batch's.
     """
 
-    batch: Any = None
+    sharding: ModelSharding = UNSHARDED
+    batch: str | None = None
     spread_over: tuple[str, ...] = ()
 
     def spread(self, x: Array) -> Array:
-        """`x` [rows, …] with every chip's own rows only: what attention and the residual take."""
+        """Shards `x` [rows, …] over all chips: the layout of attention and of the residual."""
         return self._placed(x, self.spread_over)
 
     def gather(self, x: Array) -> Array:
-        """`x`, spread, with the rows of the batch's axis: what kernels split by columns take.
+        """Gathers spread rows along the heads' axis: the input layout of column-sharded kernels.
 
-        Both places are said, here and in `scatter`, so that a gradient takes the same way back.
+        Both layouts are constrained, here and in `scatter`, so that gradients take the same route.
         """
         return self._placed(self.spread(x), self.batch)
 
     def scatter(self, x: Array) -> Array:
-        """The reverse of `gather`; parts of sums, of kernels split by rows, are added up here.
+        """Inverts `gather`, summing the partial products of row-sharded kernels.
 
-        Also for what another model may take too (a prompt's mask): it keeps the batch's rows there.
+        Used also for arrays that another model shares (a prompt's mask), which keep the batch's
+        layout there.
         """
         return self.spread(self._placed(x, self.batch))
 
@@ -45,26 +47,27 @@ class LayerRows:
         if not self.spread_over:
             return x
         rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
+        return self.sharding.place(x, PartitionSpec(axes, *rest))
 
 
-def layer_rows(num_heads: int, prompts: int) -> LayerRows:
-    """Whether layers spread their rows over the heads' mesh axis too: where it divides no heads.
+def row_sharding(sharding: ModelSharding, num_heads: int, prompts: int) -> RowSharding:
+    """Chooses the sharding of rows inside layers: also over the heads' axis if it divides no heads.
 
-    Every chip would else repeat the attention of all chips along that axis.
+    Otherwise every chip along that axis would compute the same attention.
 
     Args:
-      num_heads: of the model's attention.
-      prompts: B; rows of a prompt stay together.
+      sharding: the model's mesh and rules.
+      num_heads: attention heads of the model.
+      prompts: B; the rows of a prompt stay together.
 
     Returns:
-      By the mesh and the logical rules in force (`gkd.parallel.mesh.on_mesh`). Rows stay as they
-      are where there are none, where the heads divide, or where the prompts do not.
+      The row sharding. Rows keep the batch's layout without a mesh, where the heads divide, and
+      where the prompts do not divide over all chips.
     """
-    shape, rules = dict(jax.sharding.get_abstract_mesh().shape), dict(nn.get_logical_axis_rules())
-    batch, heads = rules.get("batch"), rules.get("heads")
-    if batch not in shape or heads not in shape:
-        return LayerRows()
+    batch, heads = sharding.mesh_axis("batch"), sharding.mesh_axis("heads")
+    if batch is None or heads is None:
+        return RowSharding()
+    shape = sharding.mesh.shape
     if num_heads % shape[heads] == 0 or prompts % (shape[batch] * shape[heads]):
-        return LayerRows()
-    return LayerRows(batch, (batch, heads))
+        return RowSharding()
+    return RowSharding(sharding, batch, (batch, heads))

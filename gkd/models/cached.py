@@ -1,11 +1,11 @@
-"""Cached decoding of T5, one token a step, as pure functions of its parameter tree.
+"""Cached decoding of T5, one token per step, as pure functions of its parameter tree.
 
 `init_cache` runs once before the decoding loop: it gathers every product that does not depend on
 the step (fused kernels in the compute dtype, the keys and values of the encoder's states, the
 relative bias by distance). `decode_step` then touches only those and the self-attention cache.
 
 Kernels are used in place, in their own orientation [in, out]: a sampler that is called every step
-would else copy the whole decoder every step.
+would otherwise copy the whole decoder every step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gkd.models.attention_sharding import layer_rows
+from gkd.models.attention_sharding import row_sharding
 from gkd.models.interface import Encoded
 from gkd.models.layers import (
     MASKED,
@@ -28,6 +28,7 @@ from gkd.models.layers import (
     relative_position_bucket,
     rms_norm,
 )
+from gkd.parallel.model_sharding import ModelSharding
 
 
 @flax.struct.dataclass
@@ -58,7 +59,7 @@ class LayerWeights:
 
 @flax.struct.dataclass
 class Weights:
-    """All that a step reads and never changes: layers, final norm, embeddings, prompt mask bias."""
+    """The loop's invariants: layers, final norm, embeddings and the prompts' padding bias."""
 
     layers: tuple
     final_norm: Any
@@ -67,7 +68,7 @@ class Weights:
 
 
 def unstack(side):
-    """One side of a model whose layers are stacked -> `layers_0`, `layers_1`, …; else unchanged."""
+    """Splits one side's stacked layers into `layers_0`, `layers_1`, …; others are unchanged."""
     if "layers" not in side:
         return side
     rest = {name: value for name, value in side.items() if name != "layers"}
@@ -78,7 +79,7 @@ def unstack(side):
 
 
 def _bias_by_distance(table, length):
-    """[H, 2·T-1]: entry T-1-d is the bias of a key d tokens back, what follows masks the future.
+    """[H, 2·T-1]: entry T-1-d is the bias of a key d tokens back; later entries mask the future.
 
     The row of position p is the window of T entries that starts at T-1-p.
     """
@@ -88,11 +89,11 @@ def _bias_by_distance(table, length):
     return jnp.concatenate([by_distance[:, ::-1], future], axis=1)
 
 
-def _prepare_layer(config, layer, table, encoded, length):
+def _prepare_layer(config, sharding, layer, table, encoded, length):
     dtype = jnp.dtype(config.dtype)
     own, cross, mlp = layer["self_attention"], layer["encoder_decoder_attention"], layer["mlp"]
     norms = ("pre_self_attention", "pre_cross_attention", "pre_mlp")
-    rows = layer_rows(config.num_heads, len(encoded.mask))
+    rows = row_sharding(sharding, config.num_heads, len(encoded.mask))
 
     def kernel(part, name):
         return part[name]["kernel"].astype(dtype)
@@ -120,16 +121,17 @@ def _prepare_layer(config, layer, table, encoded, length):
 
 
 def init_cache(
-    config, params, encoded: Encoded, max_length: int, samples: int = 1
+    config, sharding: ModelSharding, params, encoded: Encoded, max_length: int, samples: int = 1
 ) -> tuple[Weights, tuple]:
     """Prepares the weights of the loop and an empty self-attention cache.
 
     Args:
       config: the `T5Config`; layers may be stacked or not.
+      sharding: the mesh on which the model runs.
       params: the parameter tree, boxed or not.
       encoded: B encoded prompts.
-      max_length: T, how many tokens will be decoded at most.
-      samples: G, rows of every prompt; they share its keys and values.
+      max_length: T, the greatest number of tokens to decode.
+      samples: G, rows per prompt; they share its keys and values.
 
     Returns:
       (weights, cache): the loop's invariants; per layer (keys, values), each [B·G, H, D, T].
@@ -137,13 +139,13 @@ def init_cache(
     params, dtype = nn.meta.unbox(params), jnp.dtype(config.dtype)
     decoder = unstack(params["decoder"])
     prompts = len(encoded.mask)
-    rows = layer_rows(config.num_heads, prompts)
+    rows = row_sharding(sharding, config.num_heads, prompts)
     shared = decoder.get("relpos_bias")
 
     def layer_weights(i):
         layer = decoder[f"layers_{i}"]
         table = layer.get("relpos_bias", shared)["rel_embedding"]
-        return _prepare_layer(config, layer, table, encoded, max_length)
+        return _prepare_layer(config, sharding, layer, table, encoded, max_length)
 
     weights = Weights(
         layers=tuple(layer_weights(i) for i in range(config.num_decoder_layers)),
@@ -167,11 +169,11 @@ def _attend(query, keys, values, bias):
     return jnp.einsum("bhgl,bhdl->bghd", attention, values).reshape(query.shape[0], -1)
 
 
-def _layer_step(config, layer, prompt_bias, cache, x, position):
+def _layer_step(config, sharding, layer, prompt_bias, cache, x, position):
     """One layer on one token: x [B, E] -> ([B, E], the layer's cache with this token in it)."""
     dtype = jnp.dtype(config.dtype)
     heads, length = config.num_heads, cache[0].shape[3]
-    rows = layer_rows(heads, len(layer.cross_keys))
+    rows = row_sharding(sharding, heads, len(layer.cross_keys))
 
     def by_heads(y):
         return y.reshape(len(y), heads, config.head_dim)
@@ -196,27 +198,31 @@ def _layer_step(config, layer, prompt_bias, cache, x, position):
 
 def decode_step(
     config,
+    sharding: ModelSharding,
     weights: Weights,
     cache: tuple,
     tokens: Int[Array, " batch"],
     position: Int[Array, ""] | int,
 ) -> tuple[Float[Array, "batch embed"], tuple]:
-    """Feeds one token of every row and returns the hidden states that predict the next.
+    """Feeds one token per row and returns the hidden states that predict the next.
 
     Args:
       config: the `T5Config`.
+      sharding: the mesh on which the model runs.
       weights, cache: from `init_cache`, or the cache of the step before.
       tokens: the decoder's input at `position` (0, the start token, at position 0).
-      position: which step this is, the same for every row.
+      position: the step's number, the same for every row.
 
     Returns:
       (hidden [B, E] ready for the head, the cache with this token's keys and values).
     """
     dtype = jnp.dtype(config.dtype)
-    rows = layer_rows(config.num_heads, len(weights.prompt_bias))
+    rows = row_sharding(sharding, config.num_heads, len(weights.prompt_bias))
     x = rows.scatter(jnp.take(weights.embedding, tokens, axis=0).astype(dtype))  # [B, E]
     updated = []
     for layer, layer_cache in zip(weights.layers, cache, strict=True):
-        x, layer_cache = _layer_step(config, layer, weights.prompt_bias, layer_cache, x, position)
+        x, layer_cache = _layer_step(
+            config, sharding, layer, weights.prompt_bias, layer_cache, x, position
+        )
         updated.append(layer_cache)
     return rows.gather(rms_norm(x, weights.final_norm, dtype)), tuple(updated)

@@ -1,18 +1,46 @@
-"""T5's matrix products in closed form: what a compiled program's count is checked against."""
+"""Matrix products of transformers in closed form, to compare with a compiled program's count."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixSizes:
+    """Sizes that determine the matrix products of an encoder-decoder or a decoder-only model.
+
+    Attributes:
+      vocab_size: V, columns of the head.
+      emb_dim: E, width of the residual stream.
+      num_heads: attention (query) heads.
+      query_width: columns of all query heads, num_heads · head_dim.
+      key_width: columns of all key heads; less than query_width where query heads share them.
+      mlp_dim: F, width of the feed-forward layers.
+      mlp_kernels: kernels of a feed-forward layer: 2, or 3 where it is gated.
+      encoder_layers: layers that a prompt passes; of a decoder-only model those of the decoder.
+      decoder_layers: layers that an output token passes.
+      cross_attention: True where decoder layers attend to the encoder through kernels of their own.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    query_width: int
+    key_width: int
+    mlp_dim: int
+    mlp_kernels: int
+    encoder_layers: int
+    decoder_layers: int
+    cross_attention: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardCounts:
-    """Into how many equal parts the work is divided among chips, by what it belongs to.
+    """Numbers of equal shards into which chips divide the work, by kind of work.
 
     Attributes:
-      rows: the batch.
-      heads, mlp, vocab: attention, the feed-forward layers, the head's columns.
+      rows: shards of the batch.
+      heads, mlp, vocab: shards of attention, of feed-forward layers, of the head's columns.
     """
 
     rows: int = 1
@@ -22,63 +50,91 @@ class ShardCounts:
 
 
 def encoder_flops(
-    config: Any, rows: float | int, source: int, shards: ShardCounts = ShardCounts()
+    sizes: MatrixSizes, rows: float | int, source: int, shards: ShardCounts = ShardCounts()
 ) -> float:
-    """Of encoding prompts [rows, source], padding too, on one chip.
+    """Counts the FLOPs per chip of encoding prompts [rows, source], padding included.
 
     Args:
-      config: a `T5Config`.
-      rows: of all chips.
-      source: tokens of a row.
-      shards: how many parts the chips divide the work into.
+      sizes: the model's.
+      rows: prompts on all chips.
+      source: tokens per prompt.
+      shards: the division among chips.
+
+    Returns:
+      Multiplications and additions.
+
+    >>> small = MatrixSizes(32128, 512, 6, 384, 384, 1024, 3, 8, 8, True)  # T5 v1.1 small
+    >>> encoder_flops(small, rows=1, source=1)  # 2 · 8 layers · (4·512·384 + 3·512·1024 + 2·384)
+    37761024.0
     """
-    layer = _attention(config, 4, source, shards) + _mlp(config, shards)
-    return 2 * rows * source * config.num_encoder_layers * layer / shards.rows
+    attention = _projections(sizes) + 2 * source * sizes.query_width
+    layer = attention / shards.heads + _mlp(sizes, shards)
+    return 2 * rows * source * sizes.encoder_layers * layer / shards.rows
 
 
 def cross_flops(
-    config: Any, rows: float | int, source: int, shards: ShardCounts = ShardCounts()
+    sizes: MatrixSizes, rows: float | int, source: int, shards: ShardCounts = ShardCounts()
 ) -> float:
-    """Of the keys and values that the decoder's layers take from prompts [rows, source]."""
-    kernels = 2 * config.emb_dim * _joined(config) / shards.heads
-    return 2 * rows * source * config.num_decoder_layers * kernels / shards.rows
+    """Counts the FLOPs per chip of projecting encoded prompts to cross-attention keys and values.
+
+    Args:
+      sizes, rows, source, shards: as in `encoder_flops`.
+
+    Returns:
+      Multiplications and additions; 0 for a decoder-only model.
+    """
+    kernels = 2 * sizes.emb_dim * sizes.key_width * sizes.cross_attention / shards.heads
+    return 2 * rows * source * sizes.decoder_layers * kernels / shards.rows
 
 
 def decoder_flops(
-    config: Any,
+    sizes: MatrixSizes,
     rows: float | int,
     tokens: float | int,
     attended: float | int,
     shards: ShardCounts = ShardCounts(),
 ) -> float:
-    """Of the decoder's layers on tokens [rows, tokens], its head and `cross_flops` left out.
+    """Counts the FLOPs per chip of decoder layers on outputs [rows, tokens].
+
+    The head and `cross_flops` are not included.
 
     Args:
-      config, rows, shards: as in `encoder_flops`.
-      tokens: of a row.
-      attended: what each token attends to: own positions (the whole target, or the whole cache;
-        masks save nothing) and the prompt's.
+      sizes, rows, shards: as in `encoder_flops`.
+      tokens: tokens per output.
+      attended: positions that each token attends to: those of the output (the whole target or the
+        whole cache, because masks save nothing) and those of the prompt.
+
+    Returns:
+      Multiplications and additions.
     """
-    layer = _attention(config, 6, attended, shards) + _mlp(config, shards)
-    return 2 * rows * tokens * config.num_decoder_layers * layer / shards.rows
+    kernels = _projections(sizes) + 2 * sizes.emb_dim * sizes.query_width * sizes.cross_attention
+    attention = kernels + 2 * attended * sizes.query_width
+    layer = attention / shards.heads + _mlp(sizes, shards)
+    return 2 * rows * tokens * sizes.decoder_layers * layer / shards.rows
 
 
 def head_flops(
-    config: Any, rows: float | int, tokens: float | int, shards: ShardCounts = ShardCounts()
+    sizes: MatrixSizes,
+    rows: float | int,
+    tokens: float | int,
+    shards: ShardCounts = ShardCounts(),
 ) -> float:
-    """Of one product with the head, for tokens [rows, tokens]."""
-    return 2 * rows * tokens * config.emb_dim * config.vocab_size / shards.rows / shards.vocab
+    """Counts the FLOPs per chip of one product with the head, for tokens [rows, tokens].
+
+    Args:
+      sizes, rows, tokens, shards: as in `decoder_flops`.
+
+    Returns:
+      Multiplications and additions.
+    """
+    return 2 * rows * tokens * sizes.emb_dim * sizes.vocab_size / shards.rows / shards.vocab
 
 
-def _joined(config):
-    return config.num_heads * config.head_dim
+def _projections(sizes):
+    """Multiplications per token of self-attention's query, key, value and output kernels."""
+    return 2 * sizes.emb_dim * (sizes.query_width + sizes.key_width)
 
 
-def _attention(config, kernels, attended, shards):
-    """Multiplications of a token with square-ish kernels and with what it attends to."""
-    return _joined(config) * (kernels * config.emb_dim + 2 * attended) / shards.heads
-
-
-def _mlp(config, shards):
-    kernels = len(config.mlp_activations) + 1
-    return kernels * config.emb_dim * config.mlp_dim / shards.mlp
+def _mlp(sizes, shards):
+    """Multiplications per token of a feed-forward layer."""
+    return sizes.mlp_kernels * sizes.emb_dim * sizes.mlp_dim / shards.mlp

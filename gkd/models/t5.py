@@ -1,9 +1,11 @@
-"""T5 (v1.0, v1.1, mT5, ByT5, UL2, umT5) as a Flax Linen module, and as a `Seq2SeqModel`."""
+"""T5 (v1.0, v1.1, mT5, ByT5, UL2, umT5): its architecture, Flax Linen module and functions."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,20 +15,12 @@ from jaxtyping import Array, Float, Int
 from gkd.errors import InvalidValue
 from gkd.files.json_files import Field, check_fields, shown
 from gkd.models import cached
-from gkd.models.attention_sharding import layer_rows
-from gkd.models.interface import Encoded, Head, Hidden, Seq2SeqModel, project
-from gkd.models.layers import (
-    MASKED,
-    Attention,
-    Dense,
-    Embed,
-    Mlp,
-    RelativeBias,
-    RMSNorm,
-    padding_bias,
-)
+from gkd.models.flops import MatrixSizes
+from gkd.models.interface import T5_IDS, Encoded, Head, Hidden, Seq2SeqModel, SpecialIds, project
+from gkd.models.layers import Embed
+from gkd.models.t5_stacks import Decoder, Encoder
+from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 
-RESIDUAL = ("batch", "length", "activation_embed")
 _COUNT = Field(kinds=(int,), least=1, most=1 << 20)
 _SWITCH = Field(kinds=(bool,))
 _NAMES = Field(kinds=(tuple, list), most=8)
@@ -55,7 +49,7 @@ T5_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The architecture of a T5. The defaults are T5 v1.1 small.
+    """The architecture of a T5 (see `gkd.models.architecture`). The defaults are T5 v1.1 small.
 
     Attributes:
       vocab_size: rows of the embedding table (may exceed the ids that the vocabulary uses).
@@ -63,16 +57,17 @@ class T5Config:
       num_encoder_layers, num_decoder_layers: depths.
       mlp_activations: ('gelu', 'linear') gated as in v1.1, ('relu',) as in v1.0.
       logits_via_embedding: tied head: the embedding table is the head, too.
-      scale_logits: whether logits are divided by √emb_dim. None: exactly where the head is tied, as
-        in T5X and T5 1.0; transformers 5 also makes tied T5 1.1 and mT5 models that are not scaled.
+      scale_logits: True divides logits by √emb_dim. None: exactly where the head is tied, as in T5X
+        and T5 1.0; transformers 5 also makes tied T5 1.1 and mT5 models that are not scaled.
       relative_bias_per_layer: umT5 and T5X's scalable_t5: every layer has its own bias.
-      dropout_rate: used only where a dropout key is given.
+      dropout_rate: acts only where a dropout key is passed.
       dtype: compute dtype of the layers, 'float32' or 'bfloat16'; parameters stay as they are.
       stacked_layers: run the layers in a `lax.scan` over stacked parameters (`stack_layers`).
       remat: recompute each layer in the backward pass instead of storing its activations.
       family, embedding_copies: without effect on the model and on equality; Hugging Face's model
-        type ('t5', 'mt5', 'umt5') and the names under which a file of it held the embedding table
-        again, so that what was read can be written as it was.
+        type ('t5', 'mt5', 'umt5') and the names of further copies of the embedding table in a file
+        of it, so that `save_hf` writes the file that `load_hf` read.
+      configurable: True: the execution fields may be set.
     """
 
     vocab_size: int = 32128
@@ -92,6 +87,7 @@ class T5Config:
     remat: bool = False
     family: str = dataclasses.field(default="t5", compare=False)
     embedding_copies: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    configurable: ClassVar[bool] = True
 
     def __post_init__(self):
         check_fields(vars(self), T5_FIELDS, "T5Config")
@@ -109,7 +105,7 @@ class T5Config:
 
     @property
     def scales_logits(self) -> bool:
-        """Whether logits are hidden · head ÷ √emb_dim."""
+        """True where logits are hidden · head ÷ √emb_dim."""
         return self.logits_via_embedding if self.scale_logits is None else self.scale_logits
 
     @property
@@ -117,167 +113,83 @@ class T5Config:
         """The factor between hidden · head and the logits."""
         return self.emb_dim**-0.5 if self.scales_logits else 1.0
 
+    @property
+    def special_ids(self) -> SpecialIds:
+        """Start and padding 0, end 1."""
+        return T5_IDS
 
-def _dropout(config, deterministic):
-    """Dropout shared along the length, as T5 has it."""
-    return partial(
-        nn.Dropout(config.dropout_rate, broadcast_dims=(-2,)), deterministic=deterministic
-    )
+    @property
+    def sizes(self) -> MatrixSizes:
+        """Sizes of the matrix products."""
+        width = self.num_heads * self.head_dim
+        return MatrixSizes(
+            vocab_size=self.vocab_size,
+            emb_dim=self.emb_dim,
+            num_heads=self.num_heads,
+            query_width=width,
+            key_width=width,
+            mlp_dim=self.mlp_dim,
+            mlp_kernels=len(self.mlp_activations) + 1,
+            encoder_layers=self.num_encoder_layers,
+            decoder_layers=self.num_decoder_layers,
+            cross_attention=True,
+        )
 
+    def build(self, sharding: ModelSharding = UNSHARDED) -> Seq2SeqModel:
+        """Builds the model's functions, see `as_seq2seq`."""
+        return as_seq2seq(self, sharding)
 
-def _norm(config, name):
-    return RMSNorm(jnp.dtype(config.dtype), name=name)
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of every parameter by name, layers not stacked."""
+        return dict(_parameter_shapes(self))
 
+    def with_execution(self, **changes: Any) -> T5Config:
+        """Returns the same architecture with another dtype, dropout_rate, stacked_layers or remat.
 
-def _attention(config, deterministic, name):
-    dtype = jnp.dtype(config.dtype)
-    sizes = (config.num_heads, config.head_dim, dtype, config.dropout_rate)
-    return Attention(*sizes, deterministic, name=name)
+        Args:
+          **changes: new values of these fields; None keeps a field.
+        """
+        return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the fields as JSON."""
+        return dataclasses.asdict(self)
 
-def _mlp(config, deterministic, name):
-    sizes = (config.mlp_dim, config.mlp_activations, jnp.dtype(config.dtype), config.dropout_rate)
-    return Mlp(*sizes, deterministic, name=name)
+    @classmethod
+    def from_description(cls, saved: Mapping[str, Any], where: str) -> T5Config:
+        """Inverts `describe`; layers are neither stacked nor rematerialised.
 
-
-def _relative_bias(config, length, bidirectional):
-    return RelativeBias(config.num_heads, bidirectional, name="relpos_bias")(length)
-
-
-def _as_residual(x, rows):
-    """A layer's result, placed as the next layer takes it."""
-    return rows.spread(x) if rows.spread_over else nn.with_logical_constraint(x, RESIDUAL)
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention and MLP; returns (states, None) so that `nn.scan` can carry it."""
-
-    config: T5Config
-    deterministic: bool
-
-    @nn.compact
-    def __call__(self, x, padding, relative):
-        """x [B, S, E], biases [B, 1, 1, S] and [1, H, S, S] (None: its own) -> (like x, None)."""
-        cfg, deterministic = self.config, self.deterministic
-        rows = layer_rows(cfg.num_heads, len(x))
-        dropout = _dropout(cfg, deterministic)
-        if cfg.relative_bias_per_layer:
-            relative = _relative_bias(cfg, x.shape[1], bidirectional=True)
-        y = _norm(cfg, "pre_attention_layer_norm")(x)
-        x = x + dropout(_attention(cfg, deterministic, "attention")(y, y, relative, padding))
-        y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
-        x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
-        return _as_residual(x, rows), None
-
-
-class DecoderLayer(nn.Module):
-    """Causal self-attention, attention to the encoder, MLP; returns (states, None)."""
-
-    config: T5Config
-    deterministic: bool
-
-    @nn.compact
-    def __call__(self, x, bias, context, context_bias):
-        """x [B·G, T, E], bias [1, H|1, T, T], context [B, S, E], its bias -> (like x, None)."""
-        cfg, deterministic = self.config, self.deterministic
-        rows = layer_rows(cfg.num_heads, len(context))
-        dropout = _dropout(cfg, deterministic)
-        if cfg.relative_bias_per_layer:
-            bias = bias + _relative_bias(cfg, x.shape[1], bidirectional=False)
-        y = _norm(cfg, "pre_self_attention_layer_norm")(x)
-        x = x + dropout(_attention(cfg, deterministic, "self_attention")(y, y, bias))
-        y = _norm(cfg, "pre_cross_attention_layer_norm")(x)
-        cross = _attention(cfg, deterministic, "encoder_decoder_attention")
-        # The G rows of a prompt as one long row: its keys and values are made and read once.
-        together = y.reshape(len(context), -1, y.shape[-1])
-        x = x + dropout(cross(together, context, context_bias).reshape(y.shape))
-        y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
-        x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
-        return _as_residual(x, rows), None
-
-
-def _run_layers(layer, config, deterministic, depth, x, *inputs):
-    """Applies `depth` layers, stacked or one by one; called inside a compact method."""
-    if config.remat:
-        layer = nn.remat(layer, prevent_cse=not config.stacked_layers)
-    if not config.stacked_layers:
-        for i in range(depth):
-            x, _ = layer(config, deterministic, name=f"layers_{i}")(x, *inputs)
-        return x
-    scanned = nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=depth,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scanned(config, deterministic, name="layers")(x, *inputs)[0]
-
-
-class Encoder(nn.Module):
-    """The encoder's stack."""
-
-    config: T5Config
-
-    @nn.compact
-    def __call__(self, x, mask, deterministic):
-        """Embedded prompt [B, S, E] and its mask [B, S] -> [B, S, E]."""
-        cfg = self.config
-        rows = layer_rows(cfg.num_heads, len(x))
-        dropout = _dropout(cfg, deterministic)
-        relative = None
-        if not cfg.relative_bias_per_layer:
-            relative = _relative_bias(cfg, x.shape[1], bidirectional=True)
-        inputs = rows.scatter(padding_bias(mask)), relative
-        x = rows.scatter(dropout(x))
-        x = _run_layers(EncoderLayer, cfg, deterministic, cfg.num_encoder_layers, x, *inputs)
-        return dropout(_norm(cfg, "encoder_norm")(x))
-
-
-class Decoder(nn.Module):
-    """The decoder's stack and, where the head is its own, the head."""
-
-    config: T5Config
-
-    @nn.compact
-    def __call__(self, x, encoded, deterministic):
-        """Embedded inputs [B·G, T, E] -> hidden states [B·G, T, E], ready for the head."""
-        cfg = self.config
-        rows = layer_rows(cfg.num_heads, len(encoded.mask))
-        dropout = _dropout(cfg, deterministic)
-        length = x.shape[1]
-        positions = jnp.arange(length)  # a constant [T, T] would take memory while tracing
-        causal = positions[:, None] >= positions
-        bias = jnp.where(causal, 0.0, MASKED)[None, None].astype(jnp.float32)  # [1, 1, T, T]
-        if not cfg.relative_bias_per_layer:
-            bias = bias + _relative_bias(cfg, length, bidirectional=False)  # [1, H, T, T]
-        inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
-        x = rows.scatter(dropout(x))
-        x = _run_layers(DecoderLayer, cfg, deterministic, cfg.num_decoder_layers, x, *inputs)
-        x = rows.gather(dropout(_norm(cfg, "decoder_norm")(x)))
-        if not cfg.logits_via_embedding and self.is_initializing():
-            Dense(cfg.vocab_size, ("embed", "vocab"), name="logits_dense")(x)
-        return x
+        Raises:
+          InvalidFile: a field that is unknown or out of bounds.
+        """
+        check_fields(saved, T5_FIELDS, where, unknown=False)
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+        return cls(**{**values, "stacked_layers": False, "remat": False})
 
 
 class T5(nn.Module):
-    """T5: `T5(config).apply({'params': p}, encoder_input_tokens, decoder_input_tokens)`."""
+    """T5: `T5(config).apply({'params': p}, encoder_input_tokens, decoder_input_tokens)`.
+
+    Attributes:
+      config: the architecture.
+      sharding: the mesh on which the activations live; none by default.
+    """
 
     config: T5Config
+    sharding: ModelSharding = UNSHARDED
 
     def setup(self):
-        """Names the parts as T5X does."""
+        """Makes the parts under T5X's names."""
         cfg = self.config
         self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, jnp.dtype(cfg.dtype))
-        self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        self.encoder = Encoder(cfg, self.sharding)
+        self.decoder = Decoder(cfg, self.sharding)
 
     def encode(
         self, encoder_input_tokens: Int[Array, "batch source"], deterministic: bool = True
     ) -> Encoded:
         """Encodes prompts; id 0 is padding."""
-        mask = encoder_input_tokens > 0
+        mask = encoder_input_tokens > self.config.special_ids.padding
         hidden = self.encoder(self.token_embedder(encoder_input_tokens), mask, deterministic)
         return Encoded(hidden, mask)
 
@@ -287,9 +199,9 @@ class T5(nn.Module):
         decoder_input_tokens: Int[Array, "batch length"],
         deterministic: bool = True,
     ) -> Hidden:
-        """Hidden states at every position of teacher-forced inputs (targets shifted right).
+        """Computes hidden states at every position of teacher-forced inputs, G rows per prompt.
 
-        Every prompt may have G rows of inputs, one after the other.
+        The inputs are the targets shifted right; the G rows of a prompt are adjacent.
         """
         x = self.token_embedder(decoder_input_tokens)
         return Hidden(self.decoder(x, encoded, deterministic))
@@ -299,32 +211,34 @@ class T5(nn.Module):
         encoder_input_tokens: Int[Array, "batch source"],
         decoder_input_tokens: Int[Array, "batch length"],
     ) -> Float[Array, "batch length vocab"]:
-        """float32 logits of every vocabulary entry at every decoder position, without dropout."""
+        """Computes float32 logits at every decoder position, without dropout."""
         hidden = self.decode_hidden(self.encode(encoder_input_tokens), decoder_input_tokens)
         return project(hidden.last, head_of(self.config, self.variables["params"]))
 
 
 def head_of(config: T5Config, params) -> Head:
-    """The head of a parameter tree: its own kernel [E, V], or the embedding table [V, E]."""
+    """Returns a parameter tree's head: a kernel [E, V], or the tied embedding table [V, E]."""
     if config.logits_via_embedding:
         table = nn.meta.unbox(params["token_embedder"]["embedding"])
         return Head(table, scale=config.logits_scale, transposed=True)
     return Head(nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"]), config.logits_scale)
 
 
-def as_seq2seq(config: T5Config) -> Seq2SeqModel:
-    """T5 behind the interface that sampling, losses and evaluation use.
+def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2SeqModel:
+    """Builds T5's pure functions.
 
     Args:
       config: the architecture; `dropout_rate` acts where a `dropout_rng` is passed.
+      sharding: the mesh on which the functions run.
 
     Returns:
       The pure functions of `Seq2SeqModel`.
     """
-    module = T5(config)
+    module = T5(config, sharding)
 
-    def init(rng):
-        return module.init(rng, jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32))["params"]
+    def init(rng):  # on one row, which no mesh divides
+        tokens = jnp.ones((1, 2), jnp.int32)
+        return T5(config).init(rng, tokens, tokens)["params"]
 
     def apply(method, params, *inputs, dropout_rng=None):
         active = dropout_rng is not None and config.dropout_rate > 0
@@ -335,16 +249,33 @@ def as_seq2seq(config: T5Config) -> Seq2SeqModel:
         init=init,
         encode=partial(apply, T5.encode),
         decode_hidden=partial(apply, T5.decode_hidden),
-        init_cache=partial(cached.init_cache, config),
-        decode_step=partial(cached.decode_step, config),
+        init_cache=partial(cached.init_cache, config, sharding),
+        decode_step=partial(cached.decode_step, config, sharding),
         head=partial(head_of, config),
         vocab_size=config.vocab_size,
         dtype=config.dtype,
+        special_ids=config.special_ids,
     )
 
 
+@lru_cache(maxsize=8)
+def _parameter_shapes(config):
+    """(name, shape) of every parameter, from a model of one layer: all layers are alike."""
+    depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    one = dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), 1)
+    model = as_seq2seq(dataclasses.replace(config, stacked_layers=False, remat=False, **one))
+    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(nn.meta.unbox(boxed))[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        depth = depths[name.split("/")[0]] if "/layers_0/" in name else 1
+        for i in range(depth):
+            shapes[name.replace("/layers_0/", f"/layers_{i}/", 1)] = tuple(leaf.shape)
+    return tuple(shapes.items())
+
+
 def stack_layers(params):
-    """layers_0, layers_1, … -> one subtree `layers` with a leading layer axis (stacked_layers)."""
+    """Stacks layers_0, layers_1, … into one subtree `layers` with a leading layer axis."""
 
     def stack(side):
         count = sum(name.startswith("layers_") for name in side)
@@ -356,7 +287,7 @@ def stack_layers(params):
 
 
 def unstack_layers(params):
-    """The inverse of `stack_layers`."""
+    """Inverts `stack_layers`."""
     return {
         **params,
         "encoder": cached.unstack(params["encoder"]),

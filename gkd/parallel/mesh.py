@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gkd.errors import IndivisibleBatch, InvalidValue
+from gkd.parallel.model_sharding import ModelSharding
 
 # Logical axis -> mesh axis. `fully_sharded` adds embed -> data.
 RULES: Mapping[str, str | None] = {
@@ -110,11 +110,14 @@ def rules_of_model(
     return {**rules, "heads": None, "joined_kv": None}
 
 
-@contextlib.contextmanager
-def on_mesh(mesh: Mesh, rules: Mapping[str, str | None] = RULES):
-    """Traces and runs what is inside with the mesh and the logical rules in force."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
-        yield
+def model_sharding(mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> ModelSharding:
+    """Bundles a mesh and its logical rules for the model code that runs on it.
+
+    Args:
+      mesh: from `make_mesh`.
+      rules: logical axis -> mesh axis, from `rules_for`.
+    """
+    return ModelSharding(mesh, tuple(rules.items()))
 
 
 def _partition_spec(axes, shape, mesh, rules):
@@ -308,7 +311,6 @@ def compile_step(
     mesh: Mesh,
     state_shardings: Any,
     teacher_shardings: Any,
-    rules: Mapping[str, str | None] = RULES,
     more_shardings: tuple[Any, ...] = (),
 ) -> Callable:
     """Puts a train step under one `jax.jit` over the mesh.
@@ -321,27 +323,15 @@ def compile_step(
       mesh: from `make_mesh`.
       state_shardings: of the state, see `parameter_shardings` and `shardings_like`.
       teacher_shardings: of the teacher's parameters, or None where there is no teacher.
-      rules: the logical rules that activations follow.
       more_shardings: of the arguments that follow the batch.
 
     Returns:
-      A function with the signature of `step`; its attribute `lower` lowers it for inspection.
+      The jitted function, with the signature of `step`.
     """
-    compiled = jax.jit(
+    return jax.jit(
         step,
         in_shardings=(state_shardings, teacher_shardings, batch_sharding(mesh), *more_shardings),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
         compiler_options=_ON_CPU if mesh.devices.flat[0].platform == "cpu" else None,
     )
-
-    def run(*args):
-        with on_mesh(mesh, rules):
-            return compiled(*args)
-
-    def lower(*args):
-        with on_mesh(mesh, rules):
-            return compiled.lower(*args)
-
-    run.lower = lower
-    return run

@@ -63,8 +63,8 @@ def cache_bytes(
     """
     config, shards = loaded.config, shard_counts_of(program, loaded.config, prompts)
     tokens = program.batch.encoder_input_tokens.shape[1] + samples * max_length
-    width = config.num_heads * config.head_dim / shards.heads
-    numbers = 2 * config.num_decoder_layers * width * tokens * prompts / shards.rows
+    width = config.sizes.key_width / shards.heads
+    numbers = 2 * config.sizes.decoder_layers * width * tokens * prompts / shards.rows
     return numbers * jnp.dtype(config.dtype).itemsize
 
 

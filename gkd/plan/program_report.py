@@ -138,10 +138,10 @@ def undivided(program: StepProgram) -> list[str]:
     notes = []
     for role, config, prompts in _models(program):
         shards = shard_counts_of(program, config, prompts)
-        heads = f"{config.num_heads} heads, nor do {prompts} rows divide over all chips"
+        heads = f"{config.sizes.num_heads} heads, nor do {prompts} rows divide over all chips"
         sizes = {
             "attention": (shards.heads, heads),
-            "feed-forward layers": (shards.mlp, f"width {config.mlp_dim}"),
+            "feed-forward layers": (shards.mlp, f"width {config.sizes.mlp_dim}"),
             "vocabulary": (shards.vocab, f"{config.vocab_size} ids"),
         }
         notes += [
@@ -155,7 +155,7 @@ def undivided(program: StepProgram) -> list[str]:
 def split_by_rows(program: StepProgram) -> list[str]:
     """Lists the models whose attention is split by rows, as their heads cannot be divided."""
     return [
-        f"the {role}'s {config.num_heads} heads do not divide over "
+        f"the {role}'s {config.sizes.num_heads} heads do not divide over "
         f"model={program.mesh.shape['model']}: its attention is split by rows, over all chips"
         for role, config, prompts in _models(program)
         if rows_are_spread(program, config, prompts)
@@ -186,9 +186,9 @@ def heading(program: StepProgram) -> str:
 def _slow_to_compile(program):
     for role, loaded in (("student", program.student), ("teacher", program.teacher)):
         config = loaded and loaded.config
-        if config and not config.stacked_layers and config.num_encoder_layers >= DEEP:
+        if config and not config.stacked_layers and config.sizes.encoder_layers >= DEEP:
             yield (
-                f"the {role}'s {config.num_encoder_layers} layers are compiled separately: "
+                f"the {role}'s {config.sizes.encoder_layers} layers are compiled separately: "
                 f"--gin.{role.upper()}_STACKED=True is faster, here and in training"
             )
 

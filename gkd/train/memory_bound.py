@@ -35,7 +35,8 @@ def _attention(program, config) -> float:
     target = program.batch.decoder_target_tokens.shape[1]
     written = rows * program.method.samples
     weights = max(rows * source**2, written * target**2, written * target * source)
-    return 4.0 * config.num_heads * weights / program.experiment.batches.microbatches
+    heads = config.sizes.num_heads
+    return 4.0 * heads * weights / program.experiment.batches.microbatches
 
 
 def _bytes(tree: Any) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gkd.distill import mixing
 from gkd.distill.train_step import Part
-from gkd.models.attention_sharding import layer_rows
+from gkd.models.attention_sharding import row_sharding
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
@@ -52,9 +52,11 @@ def step_flops(
     def scored(config, tokens):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
         shards = shared(config)
-        prompts = encoder_flops(config, rows, source, shards)
-        prompts += cross_flops(config, rows, source, shards)
-        return prompts + decoder_flops(config, rows * samples, tokens, tokens + source, shards)
+        prompts = encoder_flops(config.sizes, rows, source, shards)
+        prompts += cross_flops(config.sizes, rows, source, shards)
+        return prompts + decoder_flops(
+            config.sizes, rows * samples, tokens, tokens + source, shards
+        )
 
     shards = shared(student)
     tokens = written if on_policy and method.on_policy_fraction == 1 else target
@@ -62,13 +64,13 @@ def step_flops(
     if on_policy:
         outputs = rows * samples
         costs[Part.SAMPLING] = (
-            cross_flops(student, rows, source, shards)
-            + decoder_flops(student, outputs, expected_length, written + source, shards)
-            + head_flops(student, outputs, expected_length, shards)
+            cross_flops(student.sizes, rows, source, shards)
+            + decoder_flops(student.sizes, outputs, expected_length, written + source, shards)
+            + head_flops(student.sizes, outputs, expected_length, shards)
         )
         if again:
-            costs[Part.SAMPLING] += encoder_flops(student, rows, source, shards)
-    heads = 3 * head_flops(student, rows * samples, tokens, shards)
+            costs[Part.SAMPLING] += encoder_flops(student.sizes, rows, source, shards)
+    heads = 3 * head_flops(student.sizes, rows * samples, tokens, shards)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
     if split:
         costs[UPDATE] -= _reduce_scattered_gradients(
@@ -76,14 +78,15 @@ def step_flops(
         )
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
-        written_out = rows * source * student.num_encoder_layers
-        written_out += rows * samples * tokens * student.num_decoder_layers
-        last = 2 * written_out * student.emb_dim * student.mlp_dim / shards.rows / shards.mlp
+        sizes = student.sizes
+        written_out = rows * source * sizes.encoder_layers
+        written_out += rows * samples * tokens * sizes.decoder_layers
+        last = 2 * written_out * sizes.emb_dim * sizes.mlp_dim / shards.rows / shards.mlp
         costs[UPDATE] += scored(student, tokens) - last
     if program.teacher is not None:
         teacher = program.teacher.config
         costs[Part.TEACHER] = scored(teacher, tokens)
-        costs[UPDATE] += head_flops(teacher, rows * samples, tokens, shared(teacher))
+        costs[UPDATE] += head_flops(teacher.sizes, rows * samples, tokens, shared(teacher))
     return costs
 
 
@@ -100,17 +103,19 @@ def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
       prompts, outputs: tokens of all rows.
     """
     data, model = program.mesh.shape["data"], program.mesh.shape["model"]
-    config = program.student.config
-    if program.rules["embed"] is None or model % data or config.emb_dim % data:
+    sizes = program.student.config.sizes
+    if program.rules["embed"] is None or model % data or sizes.emb_dim % data:
         return 0.0
-    encoder, decoder = prompts * config.num_encoder_layers, outputs * config.num_decoder_layers
-    columns = 0.0  # of kernels that every chip has whole, times the tokens that they are for
+    encoder, decoder = prompts * sizes.encoder_layers, outputs * sizes.decoder_layers
+    columns = 0.0  # of kernels that every chip has whole, times the tokens that pass them
     if shards.heads == 1:
-        of_prompts = 4 * encoder + 2 * prompts * config.num_decoder_layers
-        columns += config.num_heads * config.head_dim * (of_prompts + 6 * decoder)
+        columns += 2 * (sizes.query_width + sizes.key_width) * (encoder + decoder)
+        if sizes.cross_attention:
+            columns += 2 * sizes.query_width * decoder
+            columns += 2 * sizes.key_width * prompts * sizes.decoder_layers
     if shards.mlp == 1:
-        columns += config.mlp_dim * (len(config.mlp_activations) + 1) * (encoder + decoder)
-    return 2 * config.emb_dim * columns / shards.rows * (1 - 1 / data)
+        columns += sizes.mlp_dim * sizes.mlp_kernels * (encoder + decoder)
+    return 2 * sizes.emb_dim * columns / shards.rows * (1 - 1 / data)
 
 
 def generation_flops(
@@ -126,8 +131,8 @@ def generation_flops(
     """
     rows, source, target = program.evaluation_rows, *_lengths(program)
     config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
-    prompts = encoder_flops(config, rows, source, shards)
-    cross = cross_flops(config, rows, source, shards)
+    prompts = encoder_flops(config.sizes, rows, source, shards)
+    cross = cross_flops(config.sizes, rows, source, shards)
     return (
         prompts
         + (2 if scored else 1) * cross
@@ -143,10 +148,10 @@ def meter_flops(program: StepProgram, expected_length: float | int) -> float:
     for loaded in (student, program.teacher):
         config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
         source = _lengths(program)[0]
-        total += cross_flops(config, rows, source, shards)
+        total += cross_flops(config.sizes, rows, source, shards)
         total += _decoding(config, 2 * rows, target, target + source, shards)
         if loaded is not student:
-            total += encoder_flops(config, rows, source, shards)
+            total += encoder_flops(config.sizes, rows, source, shards)
     return total
 
 
@@ -156,8 +161,8 @@ def _lengths(program):
 
 def _decoding(config, rows, tokens, attended, shards):
     """The decoder's layers and its head."""
-    layers = decoder_flops(config, rows, tokens, attended, shards)
-    return layers + head_flops(config, rows, tokens, shards)
+    layers = decoder_flops(config.sizes, rows, tokens, attended, shards)
+    return layers + head_flops(config.sizes, rows, tokens, shards)
 
 
 def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
@@ -183,24 +188,25 @@ def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:
       config: of the model.
       prompts: that it is run on at the same time.
     """
-    mesh, rules = program.mesh, meshes.rules_of_model(program.rules, config.num_heads, program.mesh)
+    mesh, sizes = program.mesh, config.sizes
+    rules = meshes.rules_of_model(program.rules, sizes.num_heads, mesh)
 
     def parts(axis, size):
         name = rules.get(axis)
         return mesh.shape[name] if name and size % mesh.shape[name] == 0 else 1
 
-    attention = parts("heads", config.num_heads)
+    attention = parts("heads", sizes.num_heads)
     if rows_are_spread(program, config, prompts):
         attention = mesh.shape["model"]
     return ShardCounts(
         mesh.shape["data"],
         attention,
-        parts("mlp", config.mlp_dim),
-        parts("vocab", config.vocab_size),
+        parts("mlp", sizes.mlp_dim),
+        parts("vocab", sizes.vocab_size),
     )
 
 
 def rows_are_spread(program: StepProgram, config, prompts: int) -> bool:
-    """Whether a model's layers have their rows over both axes, for heads that do not divide."""
-    with meshes.on_mesh(program.mesh, program.rules):
-        return bool(layer_rows(config.num_heads, prompts).spread_over)
+    """Checks if a model's layers have their rows over both axes, for heads that do not divide."""
+    sharding = meshes.model_sharding(program.mesh, program.rules)
+    return bool(row_sharding(sharding, config.sizes.num_heads, prompts).spread_over)

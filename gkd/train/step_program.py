@@ -115,12 +115,11 @@ class StepProgram:
         """
         teacher, reward = (loaded and loaded.shapes for loaded in (self.teacher, self.reward_model))
         state, batch = self.state.abstract, self.batch
-        with meshes.on_mesh(self.mesh, self.rules):
-            if rewards_on_host(self.method):
-                written = self._abstract_rollout()
-                _, metrics = jax.eval_shape(self.step.update, state, teacher, batch, written)
-            else:
-                _, metrics = jax.eval_shape(self.step.step, state, teacher, batch, reward)
+        if rewards_on_host(self.method):
+            written = self._abstract_rollout()
+            _, metrics = jax.eval_shape(self.step.update, state, teacher, batch, written)
+        else:
+            _, metrics = jax.eval_shape(self.step.step, state, teacher, batch, reward)
         named = {"student": state.params, "teacher": teacher, "reward model": reward}
         sizes = {
             name: sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -139,14 +138,13 @@ class StepProgram:
     def _jitted(self, function, *more_shardings):
         teacher = None if self.teacher is None else self.teacher.shardings
         return meshes.compile_step(
-            function, self.mesh, self.state.shardings, teacher, self.rules, more_shardings
+            function, self.mesh, self.state.shardings, teacher, more_shardings
         )
 
     def _abstract_rollout(self):
         """What the host gives back to the update: the rollout with its rewards."""
-        with meshes.on_mesh(self.mesh, self.rules):
-            key = jax.eval_shape(jax.random.PRNGKey, 0)
-            rollout = jax.eval_shape(self.step.rollout, self.state.abstract, self.batch, key)
+        key = jax.eval_shape(jax.random.PRNGKey, 0)
+        rollout = jax.eval_shape(self.step.rollout, self.state.abstract, self.batch, key)
         rows = rollout.target_tokens.shape[:1]
         return rollout.replace(rewards=jax.ShapeDtypeStruct(rows, "float32"))
 
@@ -155,7 +153,7 @@ class _HostRewards:
     """Samples in one program, rewards each host's own rows by their texts, updates in another."""
 
     def __init__(self, program: StepProgram):
-        self._method, self._mesh, self._rules = program.method, program.mesh, program.rules
+        self._method, self._mesh = program.method, program.mesh
         self._vocabulary = program.task.vocabulary
         rows = meshes.batch_sharding(self._mesh)
         step = program.step
@@ -170,12 +168,10 @@ class _HostRewards:
 
     def lower_rollout(self, state: Any, batch: Batch) -> Any:
         """Lowers the first program."""
-        with meshes.on_mesh(self._mesh, self._rules):
-            return self._rollout.lower(state, batch)
+        return self._rollout.lower(state, batch)
 
     def __call__(self, state: Any, teacher_params: Any, batch: Batch) -> Any:
-        with meshes.on_mesh(self._mesh, self._rules):
-            rollout = self._rollout(state, batch)
+        rollout = self._rollout(state, batch)
         texts = (batch.encoder_input_tokens, rollout.target_tokens, batch.decoder_target_tokens)
         rewards = rewards_of_rows(
             self._method.reward,

@@ -32,7 +32,7 @@ from gkd.errors import InvalidValue, NotAFolder, StorageError
 from gkd.evaluate import evaluation as evaluations
 from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
-from gkd.runs import model_loading
+from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.runs.lease import run_lease
 from gkd.runs.metrics_log import MetricsLog
 from gkd.runs.monitor import Monitor
@@ -224,7 +224,7 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
         def record(step):
             run.record(step)
             pin_teacher(run.path, teacher, program.teacher)
-            model_loading.save_vocabulary(task.vocabulary, run.path)
+            checkpoint_vocabulary.save_vocabulary(task.vocabulary, run.path)
 
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, schedule.keep_last, schedule.keep_best,

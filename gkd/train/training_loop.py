@@ -231,8 +231,7 @@ class TrainingLoop:
 
     def _remedy(self, metrics, number, host):
         batch = meshes.place_batch(self._host_batch(host), self.mesh)
-        with meshes.on_mesh(self.mesh, self.evaluation.rules):
-            return soundness.remedy(metrics, number, self.teacher, batch)
+        return soundness.remedy(metrics, number, self.teacher, batch)
 
     def _evaluate(self, state, number, write=True) -> dict[str, float]:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""

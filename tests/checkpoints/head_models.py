@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gkd.checkpoints.tensors import expected_shapes, nest
+from gkd.checkpoints.tensors import nest
 from gkd.models.t5 import T5, T5Config
 
 
@@ -23,7 +23,7 @@ def model_of(family, tied, scaled):
         relative_bias_per_layer=family == "umt5", family=family.removesuffix("relu"),
     )  # fmt: skip
     rng = np.random.default_rng(3)
-    shapes = expected_shapes(config)
+    shapes = config.parameter_shapes()
     scales = {name: 1.0 if "embedding" in name else 24**-0.5 for name in shapes}
     return config, nest(
         {name: np.float32(rng.normal(size=shape) * scales[name]) for name, shape in shapes.items()}

@@ -15,7 +15,7 @@ def test_names_and_nested_dictionaries_are_inverse():
 
 
 def test_shapes_are_those_of_the_design_for_every_layer():
-    shapes = tensors.expected_shapes(TINY)
+    shapes = TINY.parameter_shapes()
     assert shapes["token_embedder/embedding"] == (24, 8)
     assert shapes["decoder/layers_1/encoder_decoder_attention/query/kernel"] == (8, 6)
     assert shapes["encoder/layers_0/mlp/wo/kernel"] == (10, 8)

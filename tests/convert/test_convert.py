@@ -15,7 +15,7 @@ from gkd.checkpoints import formats, load_hf, run_format
 from gkd.checkpoints.tensors import read_numpy
 from gkd.cli import command_line
 from gkd.parallel import mesh as meshes
-from gkd.runs import model_loading
+from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.vocabularies import vocabularies
 
 NAME = "t5v11_tiny"
@@ -86,7 +86,7 @@ def test_added_tokens_travel_through_every_format(shared, tmp_path, capfd):
         assert "vocabulary: 32104 ids" in convert(capfd, here, there, "--to", to)
         opened = model_loading.open_model("MODEL", str(there))
         ids = vocabularies.encode_texts(
-            model_loading.vocabulary_of(opened), ["a < b { c } \n\tnew"]
+            checkpoint_vocabulary.vocabulary_of(opened), ["a < b { c } \n\tnew"]
         )
         assert ids == [[3, 9, 32102, 3, 115, 32100, 3, 75, 32101, 32103, 126]]
         here = there
@@ -99,12 +99,12 @@ def test_added_tokens_travel_through_every_format(shared, tmp_path, capfd):
     # A run keeps them, and a task with another vocabulary is told where to find this one.
     run = tmp_path / "run"
     run.mkdir()
-    model_loading.save_vocabulary(vocabularies.t5(str(case)), run)
+    checkpoint_vocabulary.save_vocabulary(vocabularies.t5(str(case)), run)
     assert vocabularies.t5(str(run)).vocab_size == 32104
     opened = model_loading.open_model("STUDENT", str(case))
     task = types.SimpleNamespace(name="a", vocabulary=vocabularies.t5(str(plain)))
     with pytest.raises(ValueError, match="32104 ids, the other 32100 .set GKD_VOCABULARY to .*;"):
-        model_loading.check_vocabulary("STUDENT", opened, task)
+        checkpoint_vocabulary.check_vocabulary("STUDENT", opened, task)
 
 
 def test_no_other_vocabulary_takes_a_tokenizers_place(source, capfd, tmp_path, monkeypatch):
@@ -190,9 +190,9 @@ def test_a_damaged_tokenizer_of_a_run_is_written_again(tmp_path):
     content = pathlib.Path(vocabularies.__file__).with_name("arithmetic.model").read_bytes()
     for damaged in (b"", b"junk", content[:100]):
         (tmp_path / "spiece.model").write_bytes(damaged)
-        model_loading.save_vocabulary(vocabulary, tmp_path)
+        checkpoint_vocabulary.save_vocabulary(vocabulary, tmp_path)
         assert (tmp_path / "spiece.model").read_bytes() == content
     (tmp_path / "spiece.model").unlink()
     (tmp_path / "spiece.model").mkdir()
     with pytest.raises(OSError, match="cannot write .*spiece.model"):
-        model_loading.save_vocabulary(vocabulary, tmp_path)
+        checkpoint_vocabulary.save_vocabulary(vocabulary, tmp_path)

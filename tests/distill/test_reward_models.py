@@ -94,9 +94,9 @@ def test_the_score_is_the_probability_of_the_entailment_token_on_any_devices():
     sharding = jax.NamedSharding(mesh, PartitionSpec("data"))
     prompts = jax.device_put(padded(PROMPTS, 19), sharding)
     samples = jax.device_put(padded(SAMPLES, 5), sharding)
-    score = jax.jit(lambda *arrays: REWARD.score(as_seq2seq(CONFIG), *arrays))
-    with meshes.on_mesh(mesh, meshes.rules_for()):
-        got = score(params, prompts, samples)
+    model = as_seq2seq(CONFIG, meshes.model_sharding(mesh))
+    score = jax.jit(lambda *arrays: REWARD.score(model, *arrays))
+    got = score(params, prompts, samples)
     assert got.dtype == jnp.float32
     assert got.sharding.is_equivalent_to(sharding, 1)
     np.testing.assert_allclose(got, wanted, rtol=1e-4)

@@ -83,7 +83,7 @@ def test_model_parallel_parameters_change_neither_loss_nor_gradient():
     state_shardings = meshes.shardings_like(
         mesh, jax.eval_shape(lambda: state), STUDENT_PARAMS, shardings
     )
-    step = meshes.compile_step(build(1.0).step, mesh, state_shardings, teacher_shardings, rules)
+    step = meshes.compile_step(build(1.0).step, mesh, state_shardings, teacher_shardings)
     got_state, got = step(
         jax.device_put(state, state_shardings),
         jax.device_put(TEACHER_PARAMS, teacher_shardings),

@@ -11,21 +11,23 @@ import pytest
 from gkd.decode.beam import beam_search
 from gkd.decode.sampling import sample
 from gkd.models import t5
-from gkd.models.attention_sharding import layer_rows
+from gkd.models.attention_sharding import row_sharding
 from gkd.models.interface import project
 from gkd.parallel import mesh as meshes
+from gkd.parallel.model_sharding import UNSHARDED
 from gkd.program_cost.program_cost import program_cost
 
 PROMPTS, SOURCE, SAMPLES, LENGTH, VOCAB = 8, 7, 2, 5, 64
 EMBED, HEADS, DIM, MLP, DEPTH = 16, 3, 8, 32, 2
 
 
-def model_of(**ways):
+def model_of(sharding=UNSHARDED, **ways):
     return t5.as_seq2seq(
         t5.T5Config(
             vocab_size=VOCAB, emb_dim=EMBED, num_heads=HEADS, head_dim=DIM, mlp_dim=MLP,
             num_encoder_layers=DEPTH, num_decoder_layers=DEPTH, **ways,
-        )
+        ),
+        sharding,
     )  # fmt: skip
 
 
@@ -48,17 +50,17 @@ def learn_and_write(model, params, inputs, targets):
 
 @functools.cache
 def case(prompts, **ways):
-    """(function, its arguments, what one device makes of them, boxed shapes of parameters)."""
+    """(arguments, what one device makes of them, boxed shapes of parameters)."""
     model = model_of(**ways)
     random = np.random.RandomState(0)
     inputs = random.randint(2, VOCAB, (prompts, SOURCE))
     inputs[::3, 4:] = 0
     targets = random.randint(2, VOCAB, (prompts * SAMPLES, LENGTH))
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0)))
-    function = functools.partial(learn_and_write, model)
     arguments = params, jnp.asarray(inputs), jnp.asarray(targets)
     boxed = jax.eval_shape(model.init, jax.random.key(0))
-    return function, arguments, jax.jit(function)(*arguments), boxed
+    one_device = jax.jit(functools.partial(learn_and_write, model))(*arguments)
+    return arguments, one_device, boxed
 
 
 def on_mesh(mesh, function, arguments, boxed):
@@ -66,8 +68,7 @@ def on_mesh(mesh, function, arguments, boxed):
     rows, rules = meshes.batch_sharding(mesh), meshes.rules_for()
     own = meshes.rules_of_model(rules, HEADS, mesh)
     placements = meshes.parameter_shardings(mesh, boxed, own), rows, rows
-    with meshes.on_mesh(mesh, rules):
-        compiled = jax.jit(function, in_shardings=placements).lower(*arguments).compile()
+    compiled = jax.jit(function, in_shardings=placements).lower(*arguments).compile()
     return compiled, jax.device_put(arguments, placements)
 
 
@@ -83,8 +84,10 @@ def on_mesh(mesh, function, arguments, boxed):
 def test_rows_over_both_axes_change_neither_loss_nor_gradient_nor_samples(
     data, model, prompts, ways
 ):
-    function, arguments, want, boxed = case(prompts, **dict.fromkeys(ways, True))
+    arguments, want, boxed = case(prompts, **dict.fromkeys(ways, True))
     mesh = meshes.make_mesh(data, model, devices=jax.devices()[: data * model])
+    sharded = model_of(meshes.model_sharding(mesh), **dict.fromkeys(ways, True))
+    function = functools.partial(learn_and_write, sharded)
     compiled, placed = on_mesh(mesh, function, arguments, boxed)
     got = compiled(*placed)
     scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(want[1]))
@@ -107,14 +110,14 @@ def test_rows_over_both_axes_change_neither_loss_nor_gradient_nor_samples(
     ],
 )
 def test_rows_are_spread_where_heads_do_not_divide_and_prompts_do(shape, heads, prompts, axes):
-    with meshes.on_mesh(meshes.make_mesh(*shape)):
-        assert layer_rows(heads, prompts).spread_over == axes
+    sharding = meshes.model_sharding(meshes.make_mesh(*shape))
+    assert row_sharding(sharding, heads, prompts).spread_over == axes
 
 
 def test_without_a_mesh_rows_stay_as_they_are():
-    assert layer_rows(6, 8).spread_over == ()
+    assert row_sharding(UNSHARDED, 6, 8).spread_over == ()
     x = jnp.ones((8, 3))
-    rows = layer_rows(6, 8)
+    rows = row_sharding(UNSHARDED, 6, 8)
     assert rows.spread(x) is x and rows.gather(x) is x and rows.scatter(x) is x
 
 
@@ -125,8 +128,9 @@ def attention_flops(rows, length, keys, kernels):
 
 def test_chips_share_attention_and_gather_activations_only(optimized):
     """The encoder alone: its products and its collectives, by hand."""
-    function, (params, inputs, _), _, boxed = case(PROMPTS)
-    model, mesh = model_of(), meshes.make_mesh(2, 4)
+    (params, inputs, _), _, boxed = case(PROMPTS)
+    mesh = meshes.make_mesh(2, 4)
+    model = model_of(meshes.model_sharding(mesh))
 
     def encode(params, inputs, targets):
         return model.encode(params, inputs).hidden

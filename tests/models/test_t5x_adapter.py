@@ -54,8 +54,8 @@ def states(model, params, want):
 def test_logits_and_states_equal_golden_ones_and_ours(adapted, golden):
     params, want = golden
     real = want["decoder_target_tokens"] > 0
-    hidden = jax.jit(lambda p: states(adapted.model, p, want))(params)
-    logits = project(hidden, adapted.model.head(params))
+    hidden = jax.jit(lambda p: states(adapted.build(), p, want))(params)
+    logits = project(hidden, adapted.build().head(params))
     np.testing.assert_allclose(logits[real], want["logits"][real], atol=1e-4)
     ours = jax.jit(lambda p: states(t5.as_seq2seq(adapted.config), p, want))(params)
     np.testing.assert_allclose(hidden[real], ours[real], atol=1e-5)
@@ -67,9 +67,9 @@ def test_greedy_tokens_equal_golden_ones(adapted, golden):
 
     @jax.jit
     def write(params, inputs):
-        encoded = adapted.model.encode(params, inputs)
+        encoded = adapted.build().encode(params, inputs)
         options = {"max_length": 20, "valid": valid, "temperature": 0.0}
-        return sample(adapted.model, params, encoded, jax.random.PRNGKey(0), **options)
+        return sample(adapted.build(), params, encoded, jax.random.PRNGKey(0), **options)
 
     got = write(params, jnp.asarray(want["encoder_input_tokens"]))
     np.testing.assert_array_equal(got.tokens, want["greedy_tokens"])
@@ -80,8 +80,8 @@ def test_gradients_equal_golden_ones(adapted, golden):
     targets = jnp.asarray(want["decoder_target_tokens"])
 
     def cross_entropy(params):
-        hidden = states(adapted.model, params, want)
-        log_probs = jax.nn.log_softmax(project(hidden, adapted.model.head(params)))
+        hidden = states(adapted.build(), params, want)
+        log_probs = jax.nn.log_softmax(project(hidden, adapted.build().head(params)))
         chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
         return -jnp.sum(chosen * (targets > 0)) / jnp.sum(targets > 0)
 
@@ -100,23 +100,23 @@ def test_gradients_equal_golden_ones(adapted, golden):
 def test_tied_head_equals_t5x_logits(network):
     module = transformer(network, logits_via_embedding=True, mlp_activations=("relu",))
     adapted = t5x_adapter.adapt(module)
-    params = nn.meta.unbox(adapted.model.init(jax.random.PRNGKey(0)))
+    params = nn.meta.unbox(adapted.build().init(jax.random.PRNGKey(0)))
     inputs = jnp.array([[5, 9, 1, 0]])
     outputs = jnp.array([[0, 7, 8]])
 
     @jax.jit
     def both(params):
-        encoded = adapted.model.encode(params, inputs)
-        hidden = adapted.model.decode_hidden(params, encoded, outputs).last
+        encoded = adapted.build().encode(params, inputs)
+        hidden = adapted.build().decode_hidden(params, encoded, outputs).last
         theirs = (inputs, outputs, outputs + 1)
         want = module.apply({"params": params}, *theirs, enable_dropout=False)
-        return project(hidden, adapted.model.head(params)), want
+        return project(hidden, adapted.build().head(params)), want
 
     np.testing.assert_allclose(*both(params), atol=1e-5)
 
 
 def test_parameters_are_sharded_by_the_logical_axes(adapted):
-    boxed = jax.eval_shape(adapted.model.init, jax.random.PRNGKey(0))
+    boxed = jax.eval_shape(adapted.build().init, jax.random.PRNGKey(0))
     got = meshes.parameter_shardings(meshes.make_mesh(data=4, model=2), boxed)
     assert got["token_embedder"]["embedding"].spec == PartitionSpec("model", None)
     layer = got["decoder"]["layers_1"]
@@ -129,7 +129,7 @@ def test_parameters_are_sharded_by_the_logical_axes(adapted):
 def test_dropout_acts_only_with_a_key(network, golden):
     params, want = golden
     module = transformer(network, dropout_rate=0.5)
-    model = t5x_adapter.adapt(module).model
+    model = t5x_adapter.adapt(module).build()
     inputs, outputs = (jnp.asarray(want[f"{n}coder_input_tokens"][:1]) for n in ("en", "de"))
     targets = jnp.maximum(jnp.asarray(want["decoder_target_tokens"][:1]), 1)
     key = jax.random.PRNGKey(3)

@@ -236,13 +236,12 @@ def test_a_step_donates_its_state_and_never_its_teacher():
 
 
 def test_activations_follow_the_rules_inside_a_mesh():
-    mesh = meshes.make_mesh()
+    sharding = meshes.model_sharding(meshes.make_mesh())
 
     def constrain(x):
-        return nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+        return sharding.constrain(x, ("batch", "length", "activation_embed"))
 
-    with meshes.on_mesh(mesh):
-        text = jax.jit(constrain).lower(jnp.ones((8, 2, 2))).as_text()
+    text = jax.jit(constrain).lower(jnp.ones((8, 2, 2))).as_text()
     assert "sharding_constraint" in text or "Sharding" in text
 
 

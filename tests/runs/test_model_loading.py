@@ -1,21 +1,22 @@
 """What a checkpoint describes of itself, and errors that name the role."""
 
 import dataclasses
+import types
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
+from gkd.checkpoints import formats, hashes
+from gkd.checkpoints.run_format import save_run_checkpoint
+from gkd.data.task_spec import TaskSpec
 from gkd.models.t5 import T5Config
+from gkd.models.t5x_adapter import T5XModel
 from gkd.parallel import mesh as meshes
+from gkd.parallel.model_sharding import UNSHARDED
 from gkd.runs import model_loading
 from gkd.vocabularies import vocabularies
-
-
-def test_a_vocabulary_is_described_by_its_size_and_pieces():
-    found = model_loading.describe_vocabulary(vocabularies.byte_level())
-    assert (found["size"], found["bytes"]) == (vocabularies.byte_level().vocab_size, True)
-    other = model_loading.describe_vocabulary(vocabularies.arithmetic())
-    assert other["size"] == 51 and not other["bytes"] and other["sha256"] != found["sha256"]
 
 
 def test_an_architecture_is_described_field_by_field():
@@ -33,3 +34,79 @@ def test_models_that_do_not_learn_are_float32_on_a_cpu():
 def test_a_missing_checkpoint_is_one_line_that_names_its_role(role, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"^{role}: checkpoint .*none: there is no such"):
         model_loading.open_model(role, str(tmp_path / "none"))
+
+
+CONFIG = T5Config(
+    vocab_size=512, emb_dim=32, num_heads=2, head_dim=8, mlp_dim=640, num_encoder_layers=1,
+    num_decoder_layers=1,
+)  # fmt: skip
+TASK = TaskSpec("texts", vocabularies.byte_level(), None, lambda row: row)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with one step of CONFIG, and its parameters."""
+    params = nn.meta.unbox(CONFIG.build().init(jax.random.PRNGKey(2)))
+    description = model_loading.describe(CONFIG, TASK.vocabulary)
+    save_run_checkpoint(tmp_path / "run", CONFIG, params, description)
+    return str(tmp_path / "run"), params
+
+
+def load(architecture, checkpoint=None, **options):
+    return model_loading.load_model(
+        "STUDENT", meshes.make_mesh(), meshes.rules_for(), TASK, architecture, checkpoint, **options
+    )
+
+
+def test_a_students_checkpoint_is_opened_and_hashed_once(run, monkeypatch):
+    """The parameters are read later, at step 0, without reading every byte a second time."""
+    folder, params = run
+    hashed, opened = [], []
+    sha256, open_checkpoint = hashes._sha256, formats.open_checkpoint
+
+    def counted_sha256(path):
+        hashed.append((path.name, path.stat().length))
+        return sha256(path)
+
+    def counted_open(*given):
+        opened.append(given)
+        return open_checkpoint(*given)
+
+    monkeypatch.setattr(hashes, "_sha256", counted_sha256)
+    monkeypatch.setattr(formats, "open_checkpoint", counted_open)
+    student = load(None, folder, with_params=False)
+    read = model_loading.initial_params(student, seed=0)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    large = [name for name, size in hashed if size > 1 << 16]  # smaller ones are always compared
+    assert len(large) == len(set(large)) > 0
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("with_checkpoint", [False, True])
+def test_something_else_than_an_architecture_is_one_line_that_names_its_type(run, with_checkpoint):
+    with pytest.raises(ValueError, match="STUDENT_MODEL is SimpleNamespace, which is not") as found:
+        load(types.SimpleNamespace(vocab_size=512), run[0] if with_checkpoint else None)
+    assert "\n" not in str(found.value)
+
+
+def test_an_architecture_beside_a_checkpoint_must_be_its_own(run):
+    assert load(dataclasses.replace(CONFIG, dropout_rate=0.1), run[0]).config == CONFIG
+    with pytest.raises(ValueError, match="STUDENT_MODEL has mlp_dim=64, but the checkpoint .* 640"):
+        load(dataclasses.replace(CONFIG, mlp_dim=64), run[0])
+
+
+def test_a_t5x_module_runs_itself_with_the_checkpoints_parameters(run):
+    """Its architecture stays when dropout is switched off, which it is while dropout is 0."""
+    module = types.SimpleNamespace(config=None, init=None)
+
+    class Unchecked(T5XModel):
+        """Builds this project's T5 in place of a T5X module, which is not installed."""
+
+        def build(self, sharding=UNSHARDED):
+            return self.config.build(sharding)
+
+    own = Unchecked(module, dataclasses.replace(CONFIG, dropout_rate=0.1))
+    loaded = model_loading.with_dropout(load(own, run[0]), 0.0)
+    assert isinstance(loaded.config, Unchecked) and loaded.config.module is module
+    with pytest.raises(ValueError, match="^STUDENT_MODEL: .*T5X module: set its dtype"):
+        load(own, run[0], dtype="bfloat16")

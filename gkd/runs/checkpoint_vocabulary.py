@@ -1,0 +1,140 @@
+"""The vocabulary of a checkpoint: described, saved beside it, and compared with a task's."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from typing import Any
+
+from gkd.checkpoints.tensors import Checkpoint
+from gkd.errors import InvalidValue
+from gkd.files.atomic_files import replace_file
+from gkd.parallel import processes
+from gkd.vocabularies import vocabularies
+from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE
+
+_LOG = logging.getLogger(__name__)
+
+
+def describe_vocabulary(vocabulary: Any) -> dict[str, Any]:
+    """Size and fingerprint of a vocabulary: equal if and only if every piece is."""
+    return {
+        "size": int(vocabulary.vocab_size),
+        "sha256": vocabularies.fingerprint(vocabulary),
+        "bytes": vocabularies.is_byte_level(vocabulary),
+    }
+
+
+def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
+    """Puts the tokenizer's files beside a run's checkpoints, so that they travel with them."""
+    folder, pieces = vocabularies.tokenizer_folder(vocabulary), None
+    if folder is None:
+        pieces = vocabularies.sentencepiece_file(vocabulary)
+    sources = {name: folder / name for name in TOKENIZER_FILES} if folder is not None else {}
+    if pieces is not None:
+        sources = {VOCABULARY_FILE: pathlib.Path(pieces)}
+    for name, source in sources.items():
+        target = directory / name
+        if not processes.is_primary_process() or not source.exists():
+            continue
+        content = source.read_bytes()
+        if not target.is_file() or target.read_bytes() != content:  # absent, or damaged
+            replace_file(target, content)
+
+
+def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
+    """The vocabulary to use a checkpoint with.
+
+    Args:
+      opened: the checkpoint.
+      given: a sentencepiece model file, a checkpoint's folder, or 'bytes'; None takes the
+        checkpoint's own, or else what the environment's GKD_VOCABULARY names, and reports that.
+
+    Raises:
+      FileNotFoundError: none is known, or the file does not exist.
+      ValueError: the vocabulary has more ids than the model; a tokenizer that is not read.
+    """
+    if given == "bytes":
+        vocabulary = vocabularies.byte_level()
+    elif given is not None:
+        vocabulary = vocabularies.t5(given, _sentinels(opened))
+    else:
+        vocabulary = own_vocabulary(opened)
+        if vocabulary is None:
+            vocabulary = vocabularies.t5(None, _sentinels(opened))
+            _LOG.warning(
+                "%s names no vocabulary: the one of %s is taken on trust",
+                opened.path, vocabularies.ENVIRONMENT,
+            )  # fmt: skip
+    vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # says what does not fit
+    return vocabulary
+
+
+def own_vocabulary(opened: Checkpoint) -> Any:
+    """The vocabulary that a checkpoint's own files describe; None where they describe none.
+
+    Raises:
+      ValueError: a tokenizer that is damaged or of a kind that is not read.
+    """
+    files = opened.tokenizer
+    if files is None or files.is_empty:
+        return vocabularies.byte_level() if opened.bytes_vocabulary else None
+    if opened.bytes_vocabulary and not files.is_bytes:
+        return vocabularies.byte_level()
+    return vocabularies.from_files(files, _sentinels(opened))
+
+
+def _sentinels(opened: Checkpoint) -> int:
+    """How many ids follow the sentencepiece's own: what the run said, else what its family has."""
+    described = (opened.description or {}).get("vocabulary")
+    alone = opened.tokenizer is not None and opened.tokenizer.names == (VOCABULARY_FILE,)
+    if described and opened.vocabulary is not None and alone:
+        own = vocabularies.sentencepiece(str(opened.vocabulary)).vocab_size
+        return described["size"] - own
+    return opened.sentinels
+
+
+def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
+    """Compares a checkpoint's vocabulary with the task's, piece by piece where both are known.
+
+    Raises:
+      ValueError: they differ; a tokenizer that is not read.
+    """
+    difference = _vocabulary_difference(role, opened, task.vocabulary)
+    if difference:
+        raise InvalidValue(
+            f"{role} {opened.path} has another vocabulary than task {task.name}: {difference}; "
+            "distillation needs one vocabulary, use the task's with which that model was trained"
+        )
+
+
+def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | None:
+    """What differs, in words; None where nothing does, or nothing is known of the checkpoint's."""
+    described = (opened.description or {}).get("vocabulary")
+    here = describe_vocabulary(wanted)
+    if described and (described["size"], described["sha256"]) == (here["size"], here["sha256"]):
+        return None
+    own = own_vocabulary(opened)
+    if own is None and described and here["bytes"]:
+        return "one is bytes, the other pieces"
+    if own is not None:
+        are_bytes = [vocabularies.is_byte_level(own), here["bytes"]]
+        if all(are_bytes):
+            return None
+        folders = [vocabularies.tokenizer_folder(one) is not None for one in (own, wanted)]
+        if any(are_bytes) and not any(folders):
+            return "one is bytes, the other pieces"
+        if vocabularies.sentencepiece_file(own) is not None:  # sentinels are not compared
+            own = vocabularies.sentencepiece(str(opened.vocabulary), wanted.extra_ids)
+        difference = vocabularies.same_vocabulary(own, wanted)
+        if difference and folders[0]:
+            return f"{difference} (set {vocabularies.ENVIRONMENT} to {opened.tokenizer.folder})"
+        if difference or not described:
+            return difference
+    if described:
+        return (
+            f"the model's has {described['size']} ids (sha256 {described['sha256'][:12]}), "
+            f"the task's {here['size']} ({here['sha256'][:12]})"
+        )
+    _LOG.warning("%s %s names no vocabulary: the task's is taken on trust", role, opened.path)
+    return None
