@@ -44,11 +44,11 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     from gkd.configuration.gin_files import ConfigError
 
     reader = read_configuration(command)
-    if processes.is_multiprocess():
+    if processes.is_multiprocess(os.environ):
         from gkd.cli import job_settings
 
         own = job_settings.facts(command.verb, command.options, reader)
-        job_messages.check_same("settings", own, processes.start_seconds())
+        job_messages.check_same("settings", own, processes.start_seconds(os.environ))
     if VERBS[command.verb].reads_files:
         buckets.translate_environment()
         reader.replace_values(buckets.local_in)
@@ -166,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(command, str):
                 print(command)
                 return EXIT_OK
-            if processes.is_multiprocess():
-                processes.join()
+            if processes.is_multiprocess(os.environ):
+                processes.join(os.environ)
             run = configure(command)
     except UsageError as error:
         plain = [n for n in arguments[:1] if n in VERBS and (VERBS[n].plain or VERBS[n].about)]

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watched = bool(os.environ.get(processes.JOINED))
     if watched:
         end_with_parent()()
-    if watched or not processes.is_multiprocess():
+    if watched or not processes.is_multiprocess(os.environ):
         return command_line.main(rest)
     return _watch([sys.executable, "-m", "gkd", *rest])
 
@@ -76,10 +76,10 @@ def _lost(signal_name: str, joined: bool) -> str:
         address = os.environ.get(processes.COORDINATOR, "as the cluster names it")
         return (
             f"{ended} before it found the others: they must all start within "
-            f"{processes.start_seconds()} s ({processes.START}), and reach process 0's port "
-            f"({processes.COORDINATOR} is {address})"
+            f"{processes.start_seconds(os.environ)} s ({processes.START}), and reach process 0's "
+            f"port ({processes.COORDINATOR} is {address})"
         )
     return (
         f"{ended}: most likely another process of the job was lost, which the others notice within "
-        f"{processes.heartbeat_seconds()} s ({processes.HEARTBEAT}); {again}"
+        f"{processes.heartbeat_seconds(os.environ)} s ({processes.HEARTBEAT}); {again}"
     )

@@ -20,16 +20,16 @@ _BLOCK = 256
 
 @flax.struct.dataclass
 class Beams:
-    """The K outputs that the search kept of every prompt, best first.
+    """The K best completions of every prompt that the search found, best first.
 
-    Where fewer than K outputs exist, the last places are empty: tokens 0, length 0, log-probability
-    and score −inf.
+    Where fewer than K exist, the last places are empty: padding, length 0, log-probability and
+    score −inf.
 
     Attributes:
-      tokens: int32 [B, K, T], through EOS, then 0.
-      log_probs: float32 [B, K], log Q(output | prompt) over the usable ids, EOS included.
+      tokens: int32 [B, K, T], through EOS, then padding.
+      log_probs: float32 [B, K], log Q(completion | prompt) over the valid ids, EOS included.
       scores: float32 [B, K], log_probs ÷ ((5 + length) ÷ 6)**length_penalty.
-      lengths: int32 [B, K], tokens through EOS (which counts), or T where a beam was cut off.
+      lengths: int32 [B, K], tokens through EOS (which counts), or T where a beam is truncated.
     """
 
     tokens: Any
@@ -40,15 +40,15 @@ class Beams:
 
 @flax.struct.dataclass
 class _Search:
-    """What a step changes.
+    """The loop's state.
 
     Attributes:
-      step: int32 [], tokens written so far.
+      step: int32 [], number of tokens generated.
       tokens: int32 [B, K, T] of the live beams, most probable first.
-      log_probs: float32 [B, K] of the live beams; −inf where there is none.
+      log_probs: float32 [B, K] of the live beams; −inf for a beam that does not exist.
       last: int32 [B·K], the decoder's next input.
-      finished: the best `Beams` with an EOS so far.
-      cache: of the model, row = prompt·K + beam.
+      finished: the best `Beams` with an EOS.
+      cache: the model's cache, row = prompt·K + beam.
     """
 
     step: Any
@@ -61,7 +61,7 @@ class _Search:
 
 def _check(max_length, beams, length_penalty, eos_id, vocab):
     if max_length < 1:
-        raise InvalidValue(f"max_length is {max_length}: write at least one token")
+        raise InvalidValue(f"max_length is {max_length}: generate at least one token")
     if beams < 1:
         raise InvalidValue(f"beams is {beams}: use 1 or more")
     if not 0 <= length_penalty < math.inf:
@@ -71,12 +71,18 @@ def _check(max_length, beams, length_penalty, eos_id, vocab):
 
 
 def _score(log_probs, length, length_penalty):
-    """Log-probabilities by length, Wu et al. 2016 (arXiv:1609.08144), Eq. 14."""
+    """Divides log-probabilities by the length penalty of Wu et al. 2016 (arXiv:1609.08144), Eq. 14.
+
+    >>> _score(-6.0, 1, 0.6), _score(-6.0, 7, 1.0), _score(-6.0, 7, 0.0)  # ÷ 1, ÷ 2, ÷ 1
+    (-6.0, -3.0, -6.0)
+    >>> round(_score(-4.0, 7, 0.6), 3)  # ÷ 2**0.6 = 1.516
+    -2.639
+    """
     return log_probs / ((5.0 + length) / 6.0) ** length_penalty
 
 
 def _take(tree, index):
-    """The entries index [B, M] of every leaf [B, N, …] -> [B, M, …]."""
+    """Gathers entries [B, M] of every leaf [B, N, …]: [B, M, …]."""
 
     def take(leaf):
         return jax.vmap(lambda row, i: row.at[i].get(mode="clip"))(leaf, index)
@@ -85,9 +91,10 @@ def _take(tree, index):
 
 
 def _top(x, count):
-    """`lax.top_k` of x [B, N] as `count` passes: (values, indices) [B, count], ties in order.
+    """Computes `lax.top_k` of x [B, N] in `count` passes: (values, indices) [B, count].
 
-    XLA gathers all rows onto every device for its top_k; maxima stay where their rows are.
+    Of equal values the first comes first. XLA gathers all rows onto every device for its top_k,
+    while maxima keep the sharding of the rows.
     """
     ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
 
@@ -104,7 +111,7 @@ def _top(x, count):
 
 
 def _top_of_many(x, count):
-    """`_top` of long rows: what it looks for lies in the `count` blocks with the best maxima."""
+    """Computes `_top` of long rows, within the `count` blocks with the largest maxima."""
     batch, size = x.shape
     if size <= count * _BLOCK:
         return _top(x, count)
@@ -116,14 +123,14 @@ def _top_of_many(x, count):
 
 
 def _take_rows(cache, parents):
-    """The cache of every beam's parent: leaves [B·K, …], parents [B, K]; scalars are kept."""
+    """Gathers the caches of the parents [B, K] from leaves [B·K, …]; scalars are kept."""
     split = jax.tree.map(lambda x: x.reshape(*parents.shape, *x.shape[1:]) if x.ndim else x, cache)
     taken = jax.tree.map(lambda x: _take(x, parents) if x.ndim else x, split)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim else x, taken)
 
 
 def _merge(first, second, key):
-    """The K best by key([B, N] scores) of two `Beams`; of equals those of the first."""
+    """Merges two `Beams` into the K best by key([B, N] scores); ties go to the first."""
     count = first.scores.shape[1]
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), first, second)
     return _take(both, _top(key(both.scores), count)[1])
@@ -145,10 +152,10 @@ def _start(first, beams, padding_id, max_length, cache):
 
 
 def _advance(search, log_probs, cache, eos_id, length_penalty):
-    """Extends the live beams, given log Q of the next token [B, K, V], and sorts out the ended."""
+    """Extends the live beams by log Q of the next token [B, K, V] and separates finished ones."""
     batch, beams, vocab = log_probs.shape
     log_probs = (search.log_probs[..., None] + log_probs).reshape(batch, beams * vocab)
-    # Each beam has one EOS: of twice as many candidates, enough are left to go on with.
+    # Each beam has one EOS, so of twice as many candidates at least K are live.
     log_probs, index = _top_of_many(log_probs, 2 * beams)  # [B, 2·K]
     parents, token = index // vocab, index % vocab
     tokens = _take(search.tokens, parents)  # [B, 2·K, T]
@@ -199,41 +206,42 @@ def beam_search(
     length_penalty: float = 0.6,
     eos_id: int | None = None,
 ) -> Beams:
-    """Writes the K most probable outputs it can find for every prompt, as T5X's beam search does.
+    """Searches for the K most probable completions of every prompt, as T5X's beam search does.
 
     Each step extends the K live beams and keeps the 2·K most probable candidates: those that end
-    compete, by score, for K finished places, the K best others live on. A score is
-    log Q(output) ÷ ((5 + length) ÷ 6)**length_penalty, and length counts EOS, as in T5X
+    compete, by score, for K finished places, and the K best others stay live. A score is
+    log Q(completion) ÷ ((5 + length) ÷ 6)**length_penalty, where length counts EOS, as in T5X
     (`decoding.brevity_penalty`). (Hugging Face's transformers divide by length**length_penalty, and
-    let an EOS end a beam only where it is among the K most probable candidates.)
+    an EOS ends a beam only if it is among the K most probable candidates.)
 
-    The search of a prompt is over when its best live log-probability, scored as if it were final at
-    max_length, the most favourable length, does not exceed its worst of K finished scores; the loop
-    ends with the last prompt's search. What the batch's other prompts do changes nothing.
+    The search of a prompt ends when its best live log-probability, scored at max_length, the most
+    favourable length, does not exceed its worst of K finished scores; the loop ends with the last
+    prompt's search. The other prompts of a batch do not affect a prompt's result.
 
-    Beams cut off at max_length never displace one with an EOS: they fill the places that are free,
-    best first, their score taken at length max_length. (T5X shows them only where nothing finished,
-    and gives their log-probability as the score.) So scores fall within either group only.
+    Beams truncated at max_length never displace one with an EOS: they fill the free places, best
+    first, with their score taken at length max_length. (T5X returns them only where nothing
+    finished, with their log-probability as the score.) So scores descend within either group only.
 
-    With beams=1 and length_penalty=0 this is greedy, but for EOS as the second choice: that output
-    is kept too, and returned if the greedy one turns out to be less probable (as in T5X).
+    With beams=1 and length_penalty=0 this is greedy search except for EOS as the second choice:
+    that completion is kept too, and returned if the greedy one turns out to be less probable (as in
+    T5X).
 
     Args:
-      model: the functions of the model; what it caches has the row (prompt·K + beam) as the first
-        axis, or none at all.
+      model: the model; the first axis of its cache's leaves is the row (prompt·K + beam), and
+        leaves without axes are shared.
       params: its parameters; no gradient flows through the search.
       encoded: B encoded prompts.
-      max_length: T, at most so many tokens, EOS included.
-      valid: bool [V], ids that may be written; pad and unusable ids are false.
-      beams: K, how many beams live and how many outputs are returned.
-      length_penalty: 0 ranks by log-probability; the larger, the longer the outputs.
-      eos_id: ends an output; it is kept, everything after it is 0.
+      max_length: T, the greatest number of tokens, EOS included.
+      valid: bool [V], ids that may be generated; false for padding and ids without a token.
+      beams: K, number of live beams and of returned completions.
+      length_penalty: exponent; 0 ranks by log-probability, larger values favour longer completions.
+      eos_id: ends a completion; it is kept, everything after it is padding. None: the model's own.
 
     Returns:
-      The outputs, best first, with log-probabilities over the usable ids, scores and lengths.
+      The completions, best first, with log-probabilities over the valid ids, scores and lengths.
 
     Raises:
-      ValueError: for a length, number of beams, penalty or EOS id that means nothing.
+      InvalidValue: a length, number of beams, penalty or EOS id out of range.
     """
     ids = model.special_ids
     eos_id = ids.end if eos_id is None else eos_id
@@ -248,7 +256,7 @@ def beam_search(
         improvable = reachable > search.finished.scores[:, -1]
         return (search.step < max_length) & jnp.any(improvable)
 
-    def write_one(search):
+    def extend(search):
         hidden, cache = model.decode_step(weights, search.cache, search.last, search.step)
         logits = jnp.where(valid, project(hidden, head), _IMPOSSIBLE)  # [B·K, V]
         log_probs = jax.nn.log_softmax(logits).reshape(batch, beams, -1)
@@ -256,5 +264,5 @@ def beam_search(
 
     first = first_inputs(model, encoded, beams)
     start = _start(first, beams, ids.padding, max_length, cache)
-    found = jax.lax.while_loop(unfinished, write_one, start)
+    found = jax.lax.while_loop(unfinished, extend, start)
     return _conclude(found, length_penalty, ids.padding)

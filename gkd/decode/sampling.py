@@ -19,12 +19,12 @@ _IMPOSSIBLE = -jnp.inf
 
 @flax.struct.dataclass
 class Samples:
-    """What the sampler wrote.
+    """Sampled completions.
 
     Attributes:
-      tokens: int32 [N, T], through EOS, then 0; N = B·G rows, prompt·G + sample.
-      log_probs: float32 [N, T], log Q(token | prefix) over the usable ids, 0 after the end.
-      lengths: int32 [N], tokens through EOS, or T where a row was cut off.
+      tokens: int32 [N, T], through EOS, then padding; N = B·G rows, row = prompt·G + sample.
+      log_probs: float32 [N, T], log Q(token | prefix) over the valid ids, 0 after the end.
+      lengths: int32 [N], tokens through EOS, or T where a row is truncated.
     """
 
     tokens: Any
@@ -35,16 +35,25 @@ class Samples:
 def truncate_logits(
     logits: Float[Array, "batch vocab"], top_k: int = 0, top_p: float = 1.0
 ) -> Float[Array, "batch vocab"]:
-    """Rules out all but the most probable ids.
+    """Truncates distributions to their most probable ids.
 
     Args:
-      logits: of the distribution to truncate, already divided by the temperature.
-      top_k: keep the k most probable ids (ties with the k-th too); 0 keeps all.
-      top_p: then keep the smallest set of most probable ids that holds at least this mass, and
-        always the most probable one; 1 keeps all.
+      logits: [B, V], already divided by the temperature.
+      top_k: keeps the k most probable ids and those that tie with the k-th; 0 keeps all.
+      top_p: keeps, of these, the smallest set of most probable ids with at least this mass (at
+        least one id); 1 keeps all.
 
     Returns:
-      The logits with −inf at the ids ruled out.
+      The logits [B, V], −inf at the other ids.
+
+    >>> import jax.numpy as jnp
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    >>> jnp.exp(truncate_logits(logits, top_k=2)).round(3).tolist()  # not renormalised
+    [[0.5, 0.30000001192092896, 0.0]]
+    >>> jnp.isfinite(truncate_logits(logits, top_p=0.7)).tolist()  # 0.5 < 0.7 <= 0.5 + 0.3
+    [[True, True, False]]
+    >>> jnp.isfinite(truncate_logits(logits, top_p=0.4)).tolist()
+    [[True, False, False]]
     """
     if top_k:
         kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
@@ -53,7 +62,7 @@ def truncate_logits(
         ordered = -jnp.sort(-logits, axis=-1)
         mass = jnp.cumsum(jax.nn.softmax(ordered), axis=-1)
         index, end = jnp.arange(logits.shape[-1]), logits.shape[-1] - 1
-        # The first id that reaches p; a rounded sum may not be monotone, nor ever reach it.
+        # The first id that reaches p; a rounded sum may be non-monotone, and may never reach it.
         last = jnp.min(jnp.where(mass >= top_p, index, end), axis=-1, keepdims=True)
         threshold = jnp.take_along_axis(ordered, last, axis=-1)
         logits = jnp.where(logits < threshold, _IMPOSSIBLE, logits)
@@ -61,12 +70,12 @@ def truncate_logits(
 
 
 def row_keys(rng: Array, rows: Int[Array, " batch"]) -> Array:
-    """One key a row, from its global number: the same wherever and with whomever it is sampled."""
+    """Derives a key per row from its global number, independent of its device and its batch."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, rows)
 
 
 def _choose(logits, keys, step, temperature, top_k, top_p):
-    """The next token of every row of logits [B, V], and its log-probability under them."""
+    """Chooses the next token of each row of logits [B, V]; returns it with its log-probability."""
     peak, mass, view = _mass(logits)
     log_total = peak + jnp.log(jnp.sum(mass, axis=(1, 2)))
     if temperature == 0.0:
@@ -83,7 +92,7 @@ def _choose(logits, keys, step, temperature, top_k, top_p):
 
 
 def _mass(logits):
-    """Probability mass by class of ids, not normalised: the maximum [B], [B, G, L], the view.
+    """Sums unnormalised probability by class of ids: the maximum [B], sums [B, G, L], the view.
 
     Id i is entry (g, w, l) of a view [B, G, W, L] of a row's logits, whose class is (g, l). The
     sums over W run side by side in L, and G divides like a sharded vocabulary.
@@ -97,9 +106,9 @@ def _mass(logits):
 
 
 def _draw(peak, mass, view, uniforms):
-    """Ids with the probabilities of the view's softmax, by its inverse in two stages: class, id.
+    """Draws ids from the view's softmax by inversion in two stages: first the class, then the id.
 
-    Two uniform numbers a row instead of Gumbel noise for every id.
+    It takes two uniform numbers per row instead of Gumbel noise for every id.
     """
     batch, _, width, lanes = view.shape
     chosen = _invert(mass.reshape(batch, -1), uniforms[:, 0])  # [B]
@@ -150,30 +159,30 @@ def sample(
     samples: int = 1,
     rows: Int[Array, " rows"] | None = None,
 ) -> Samples:
-    """Writes outputs for every prompt, exactly from the model's distribution by default.
+    """Samples completions of every prompt, by default exactly from the model's distribution.
 
-    The noise of row r at token t comes from fold_in(fold_in(rng, r), t): how prompts are split over
-    devices or microbatches changes nothing, as long as `rows` numbers them globally.
+    The noise of row r at token t comes from fold_in(fold_in(rng, r), t), so the division of prompts
+    over devices or microbatches changes nothing, as long as `rows` numbers them globally.
 
     Args:
-      model: the functions of the model.
+      model: the model.
       params: its parameters; no gradient flows through the samples.
       encoded: B encoded prompts.
-      rng: the key of this call (a step's, an evaluation's).
-      max_length: T, at most so many tokens; a row that reaches it has no EOS.
-      valid: bool [V], ids that may be written; pad and unusable ids are false.
+      rng: PRNG key of this call (a step, an evaluation).
+      max_length: T, the greatest number of tokens; a row that is truncated there has no EOS.
+      valid: bool [V], ids that may be sampled; false for padding and ids without a token.
       temperature: 0 is greedy; 1 samples the model's own distribution.
       top_k, top_p: see `truncate_logits`; off by default.
       eos_id: ends a row; it is kept, everything after it is padding. None: the model's own.
-      samples: G, outputs a prompt; row prompt·G + sample.
+      samples: G, completions per prompt; row = prompt·G + sample.
       rows: global row numbers, 0…B·G−1 by default.
 
     Returns:
-      The tokens, their log-probabilities under the model's own distribution over the usable ids
-      (temperature 1, not truncated: what a teacher-forced pass gives) and lengths.
+      The tokens, their lengths, and their log-probabilities under the model's own distribution
+      over the valid ids (temperature 1, not truncated), equal to those of a teacher-forced pass.
 
     Raises:
-      ValueError: for a length, temperature, top_k or top_p that means nothing.
+      InvalidValue: a length, temperature, top_k or top_p out of range.
     """
     _check(max_length, temperature, top_k, top_p)
     batch = encoded.mask.shape[0] * samples
@@ -188,7 +197,7 @@ def sample(
         step, _, ended, *_ = carry
         return (step < max_length) & ~jnp.all(ended)
 
-    def write_one(carry):
+    def sample_one(carry):
         step, last, ended, tokens, log_probs, cache = carry
         hidden, cache = model.decode_step(weights, cache, last, step)
         logits = jnp.where(valid, project_token(hidden, head), _IMPOSSIBLE)  # [B, V]
@@ -207,5 +216,5 @@ def sample(
         jnp.zeros((batch, max_length), jnp.float32),
         cache,
     )
-    _, _, _, tokens, log_probs, _ = jax.lax.while_loop(unfinished, write_one, start)
+    _, _, _, tokens, log_probs, _ = jax.lax.while_loop(unfinished, sample_one, start)
     return Samples(tokens, log_probs, jnp.sum(tokens != ids.padding, axis=-1, dtype=jnp.int32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -122,7 +123,7 @@ def _load_models(
     read = {"STUDENT": models["student"].checkpoint, "TEACHER": "None"}
     if "teacher" in models:
         read["TEACHER"] = models["teacher"].checkpoint
-    job_messages.check_same("checkpoints", read, processes.start_seconds())
+    job_messages.check_same("checkpoints", read, processes.start_seconds(os.environ))
     return models
 
 

@@ -113,7 +113,7 @@ def check_architecture(value: Any, name: str) -> Architecture:
     """Returns an architecture, or raises InvalidValue for anything else.
 
     Args:
-      value: what a configuration gives as a model.
+      value: a configuration's value for a model.
       name: the setting, for the message.
 
     Raises:

@@ -209,7 +209,8 @@ def decode_step(
     Args:
       config: the `T5Config`.
       sharding: the mesh on which the model runs.
-      weights, cache: from `init_cache`, or the cache of the step before.
+      weights: loop invariants, from `init_cache`.
+      cache: cache of the previous step, at first from `init_cache`.
       tokens: the decoder's input at `position` (0, the start token, at position 0).
       position: the step's number, the same for every row.
 

@@ -137,7 +137,7 @@ def project_token(hidden: Float[Array, "batch embed"], head: Head) -> Float[Arra
 
     Args:
       hidden: [B, E] states.
-      head: from `head_for_loop`.
+      head: head cast by `head_for_loop`.
 
     Returns:
       float32 logits [B, V]: those of `project`, where `hidden` is float32.

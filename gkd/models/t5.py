@@ -91,7 +91,7 @@ class T5Config:
 
     def __post_init__(self):
         check_fields(vars(self), T5_FIELDS, "T5Config")
-        for name in ("mlp_activations", "embedding_copies"):  # JSON and gin know lists only
+        for name in ("mlp_activations", "embedding_copies"):  # JSON and gin have lists only
             names = tuple(getattr(self, name))
             if not all(isinstance(each, str) for each in names):
                 raise InvalidValue(f"T5Config: {name} is {shown(names)}: names are needed")

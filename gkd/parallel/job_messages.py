@@ -22,19 +22,19 @@ _stop_watching = threading.Event()
 
 
 def check_same(subject: str, facts: Mapping[str, str], timeout_seconds: float | int) -> None:
-    """Compares what must be equal in every process of a job with the first process's.
+    """Checks that every process of a job has the same facts as process 0.
 
-    Every process calls it, in the same order for all subjects. Only a hash is exchanged where all
+    Every process must call it, in the same order for all subjects. Only a hash is sent where all
     agree.
 
     Args:
-      subject: what the facts are, for messages: 'settings'.
-      facts: names to texts.
-      timeout_seconds: how long to wait for the first process.
+      subject: name of the facts for messages, such as 'settings'.
+      facts: texts by name.
+      timeout_seconds: seconds to wait for the first process.
 
     Raises:
-      ValueError: this process differs from the first; the message names where.
-      ConnectionError: the first process did not call it in time.
+      InvalidValue: this process's facts differ; the message lists the differences.
+      JobError: process 0 did not call it in time.
     """
     client, number = _job()
     if client is None:

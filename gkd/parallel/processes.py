@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from gkd.errors import InvalidValue, JobError
@@ -21,63 +22,82 @@ START = "GKD_START_SECONDS"  # timeout of the start: how long processes wait for
 START_SECONDS = 300
 
 
-def is_multiprocess() -> bool:
+def is_multiprocess(environment: Mapping[str, str]) -> bool:
     """Checks if this process belongs to a job that may have other processes; imports no JAX.
+
+    Args:
+      environment: environment variables of the process, `os.environ`.
 
     Returns:
       True where the environment configures a job (`GKD_COORDINATOR` and its siblings), under Slurm
       or Open MPI with more than one task, on GKE, and on a machine with TPUs, where JAX asks the
       cluster.
     """
-    configured = any(name in os.environ for name in (COORDINATOR, PROCESSES, PROCESS_ID))
-    if configured or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+    configured = any(name in environment for name in (COORDINATOR, PROCESSES, PROCESS_ID))
+    if configured or environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return configured
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_COUNT")
     return (
-        any(int(os.environ.get(name, "1") or 1) > 1 for name in tasks)
-        or any(os.environ.get(name) for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+        any(int(environment.get(name, "1") or 1) > 1 for name in tasks)
+        or any(environment.get(name) for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
         or bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     )
 
 
-def heartbeat_seconds() -> int:
+def heartbeat_seconds(environment: Mapping[str, str]) -> int:
     """Returns the heartbeat timeout in seconds (GKD_HEARTBEAT_SECONDS, or 100).
 
+    Args:
+      environment: environment variables of the process.
+
     Raises:
       ValueError: the environment's value is not a positive whole number.
     """
-    return _seconds(HEARTBEAT, HEARTBEAT_SECONDS)
+    return _seconds(environment, HEARTBEAT, HEARTBEAT_SECONDS)
 
 
-def start_seconds() -> int:
+def start_seconds(environment: Mapping[str, str]) -> int:
     """Returns the seconds that processes wait for each other (GKD_START_SECONDS, or 300).
 
+    Args:
+      environment: environment variables of the process.
+
     Raises:
       ValueError: the environment's value is not a positive whole number.
     """
-    return _seconds(START, START_SECONDS)
+    return _seconds(environment, START, START_SECONDS)
 
 
-def _seconds(name, default):
-    value = os.environ.get(name, str(default))
+def _seconds(environment, name, default):
+    value = environment.get(name, str(default))
     if not value.isdigit() or not int(value):
         raise InvalidValue(f"{name} is {value!r}: use whole seconds, 1 or more")
     return int(value)
 
 
-def coordinator_from_environment() -> dict[str, Any]:
+def coordinator_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Reads the job's coordinator from GKD_COORDINATOR, GKD_PROCESSES and GKD_PROCESS_ID.
+
+    Args:
+      environment: environment variables of the process.
 
     Returns:
       Arguments of `jax.distributed.initialize`; empty where none of the three is set.
 
     Raises:
       ValueError: one of the three is missing or malformed.
+
+    >>> coordinator_from_environment({})
+    {}
+    >>> coordinator_from_environment(
+    ...     {"GKD_COORDINATOR": "host0:1234", "GKD_PROCESSES": "2", "GKD_PROCESS_ID": "1"}
+    ... )
+    {'coordinator_address': 'host0:1234', 'num_processes': 2, 'process_id': 1}
     """
     names = COORDINATOR, PROCESSES, PROCESS_ID
-    if not any(name in os.environ for name in names):
+    if not any(name in environment for name in names):
         return {}
-    address, count, number = (os.environ.get(name, "") for name in names)
+    address, count, number = (environment.get(name, "") for name in names)
     port = re.fullmatch(r".+:(\d+)", address)
     if not port or not 0 < int(port.group(1)) < 2**16:
         raise InvalidValue(
@@ -95,8 +115,11 @@ def coordinator_from_environment() -> dict[str, Any]:
     }
 
 
-def join() -> None:
+def join(environment: Mapping[str, str]) -> None:
     """Connects this process with the others of its job, before JAX initialises its devices.
+
+    Args:
+      environment: environment variables of the process.
 
     Raises:
       ValueError: the environment's coordinator is incomplete.
@@ -104,17 +127,17 @@ def join() -> None:
     """
     import jax
 
-    coordinator = coordinator_from_environment()
+    coordinator = coordinator_from_environment(environment)
     if coordinator.get("process_id") == 0:
         _check_port(coordinator["coordinator_address"])
     jax.distributed.initialize(
-        heartbeat_timeout_seconds=heartbeat_seconds(),
-        initialization_timeout=start_seconds(),
+        heartbeat_timeout_seconds=heartbeat_seconds(environment),
+        initialization_timeout=start_seconds(environment),
         **coordinator,
     )
     job_messages.watch_for_failures()
-    if JOINED in os.environ:
-        os.write(int(os.environ[JOINED]), b"1")
+    if JOINED in environment:
+        os.write(int(environment[JOINED]), b"1")
 
 
 def _check_port(address: str) -> None:

@@ -278,4 +278,4 @@ def _check_same_in_all_processes(program: StepProgram, batches, evaluation) -> N
     facts = {name: str(loaded and loaded.checkpoint) for name, loaded in models.items()}
     facts["training data"] = batches.state().decode()
     facts["evaluation data"] = hashlib.sha256(texts.encode()).hexdigest()
-    job_messages.check_same("checkpoints or data", facts, processes.start_seconds())
+    job_messages.check_same("checkpoints or data", facts, processes.start_seconds(os.environ))

@@ -13,7 +13,7 @@ from gkd.parallel import job_messages, processes
 PROGRAM = """
 import os, sys, time
 from gkd.parallel import job_messages, processes
-processes.join()
+processes.join(os.environ)
 number = int(os.environ["GKD_PROCESS_ID"])
 try:
     facts = {"LEARNING_RATE": sys.argv[1 + number], "SEED": "0"}

@@ -191,15 +191,15 @@ def _kill_child(group, number, with_signal=signal.SIGKILL):
 def test_a_job_is_recognised_by_its_environment(monkeypatch):
     for name in (processes.COORDINATOR, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
-    assert not processes.is_multiprocess()
+    assert not processes.is_multiprocess(os.environ)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("JAX_PLATFORMS", "")
-    assert not processes.is_multiprocess()
+    assert not processes.is_multiprocess(os.environ)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert processes.is_multiprocess()
+    assert processes.is_multiprocess(os.environ)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
-    assert processes.is_multiprocess()
+    assert processes.is_multiprocess(os.environ)
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_a_port_in_use_is_one_error(monkeypatch, capfd, job_settings):
 
 def test_a_heartbeat_is_whole_seconds(monkeypatch):
     monkeypatch.delenv(processes.HEARTBEAT, raising=False)
-    assert processes.heartbeat_seconds() == 100
+    assert processes.heartbeat_seconds(os.environ) == 100
     monkeypatch.setenv(processes.HEARTBEAT, "1.5")
     with pytest.raises(ValueError, match=r"GKD_HEARTBEAT_SECONDS is '1.5'"):
-        processes.heartbeat_seconds()
+        processes.heartbeat_seconds(os.environ)
