@@ -135,7 +135,7 @@ def test_a_models_reward_judges_each_sample_by_its_prompt():
     }  # fmt: skip
     program = wiring.step_program(settings)
     judge = dataclasses.replace(program.reward_model, params=wiring.teacher_params())
-    program = dataclasses.replace(program, judge=judge)
+    program = dataclasses.replace(program, reward_model=judge)
     _, got = wiring.take_step(program)
     expected = ByHand({"LAMBDA": 1.0})
     assert got["on_policy"] == 1
