@@ -1,21 +1,16 @@
 """The tables of docs/configuration.md are the gin files' macros, defaults included."""
 
+import dataclasses
 import re
 
 import pytest
 
-from gkd.configuration.gin_files import GinReader, Macro, Reference
+from gkd.configuration import experiment
+from gkd.configuration.gin_files import GinReader, Macro
 from tests.docs import pages
 from tests.paths import REPOSITORY
 
 PAGE = "docs/configuration.md"
-OF_A_RUN = (
-    "Student and teacher",
-    "Method",
-    "Optimisation",
-    "Intervals and evaluation",
-    "Execution",
-)
 
 
 def macros(*names):
@@ -24,30 +19,58 @@ def macros(*names):
     for name in names:
         reader.read_file(REPOSITORY / name)
     own = [binding for binding in reader.bindings if binding.source.name in names]
-    return {binding.macro: written(binding.value) for binding in own if binding.macro}
+    return {binding.macro: repr(binding.value) for binding in own if binding.macro}
 
 
-def written(value):
-    if isinstance(value, Reference):
-        return f"@{value.selector}"
-    return f"%{value.name}" if isinstance(value, Macro) else repr(value)
-
-
-def documented(*headings):
-    """Macro to the rest of its row; a row may name several macros."""
+def documented(heading):
+    """First cell to the others of the rows below a heading; a row may name several macros."""
     rows = {}
-    for heading in headings:
-        for first, *rest in pages.tables(PAGE, heading):
-            for macro in re.findall(r"`(\w+)`", first):
-                assert macro not in rows, f"{macro} is in two rows"
-                rows[macro] = [cell.strip("`") for cell in rest]
+    for first, *rest in pages.tables(PAGE, heading):
+        for name in re.findall(r"`(\w+)`", first):
+            assert name not in rows, f"{name} is in two rows"
+            rows[name] = [cell.strip("`") for cell in rest]
     return rows
 
 
+def set_by():
+    """(object, field) to the macro that sets it in configs/train.gin."""
+    reader = GinReader()
+    reader.read_file(REPOSITORY / "configs/train.gin")
+    found = {}
+    for binding in reader.bindings:
+        kind = binding.selector.rpartition(".")[2]
+        if not binding.macro and isinstance(binding.value, Macro):
+            found[kind.replace("MethodChanges", "Method"), binding.parameter] = binding.value.name
+    return found
+
+
+@pytest.mark.parametrize("kind", experiment.OBJECTS, ids=lambda kind: kind.__name__)
+def test_every_field_of_an_object_is_documented_with_its_macro_and_default(kind):
+    values, macro_of = macros("configs/train.gin"), set_by()
+    rows = documented(kind.__name__)
+    assert set(rows) == {field.name for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(kind):
+        macro, default, meaning = rows[field.name]
+        assert macro == macro_of.get((kind.__name__, field.name), "–"), field.name
+        assert meaning
+        if kind is experiment.Method and macro != "–":
+            assert values[macro] == "None"  # keeps the method's own
+        if kind is experiment.Method or macro == "–":
+            assert default == repr(field.default), field.name
+        else:
+            assert default == values.get(macro, "–"), field.name
+
+
 def test_every_macro_of_a_run_is_documented_with_its_default():
-    defaults = {name: cells[0] for name, cells in documented(*OF_A_RUN).items()}
-    assert defaults == macros("configs/train.gin")
-    assert all(meaning for _, meaning in documented(*OF_A_RUN).values())
+    defaults = {name: cells[0] for name, cells in documented("Other macros").items()}
+    for kind in experiment.OBJECTS:
+        for macro, default, _ in documented(kind.__name__).values():
+            assert macro == "–" or macro not in defaults
+            defaults[macro] = "None" if kind is experiment.Method else default
+    must_be_set = {"MODEL_DIR", "TASK", "INPUT_LENGTH", "TARGET_LENGTH", "BEST_METRIC"}
+    assert {name for name, default in defaults.items() if default == "–"} == must_be_set
+    given = {name: default for name, default in defaults.items() if name not in must_be_set}
+    assert given == {"–": given["–"], **macros("configs/train.gin")}
 
 
 def test_every_macro_of_a_sweep_is_documented_with_its_default():
@@ -56,7 +79,6 @@ def test_every_macro_of_a_sweep_is_documented_with_its_default():
 
 
 def test_every_macro_of_a_task_is_documented_with_the_tasks_that_set_it():
-    of_a_run = documented("Macros of a run file")
     rows = documented("Macros of task files")
     files = {path.stem: f"configs/tasks/{path.name}" for path in REPOSITORY.glob("configs/tasks/*")}
     setting: dict[str, set[str]] = {"FILES": {"local_text"}}  # the one that a user must set
@@ -65,14 +87,15 @@ def test_every_macro_of_a_task_is_documented_with_the_tasks_that_set_it():
             setting.setdefault(macro, set()).add(task)
     for macro in macros("configs/teacher_outputs.gin"):
         setting.setdefault(macro, set()).add("configs/teacher_outputs.gin")
-    own = set(setting) - set(of_a_run) - {"TEACHER_OUTPUTS_TASK"}
+    every = {"TASK", "INPUT_LENGTH", "TARGET_LENGTH", "BEST_METRIC"}  # of all task files
+    own = set(setting) - every - {"TEACHER_OUTPUTS_TASK"}
     assert set(rows) == own
     for macro, (where, _) in rows.items():
         if where.startswith("tasks with"):
             continue
         named = {name.strip("`") for name in where.split(", ")}
         assert (set(files) if where == "all" else named) == setting[macro], macro
-    assert setting["TASK"] == setting["BEST_METRIC"] == set(files)
+    assert all(setting[macro] == set(files) for macro in every)
 
 
 def test_environment_variables_are_documented():
@@ -82,8 +105,3 @@ def test_environment_variables_are_documented():
     missing = {name for name in named if not re.search(rf"\b{name}\b", text)}
     # Between a process and its watcher; of launch scripts' own waiting, ports, runs and arguments.
     assert missing <= {"GKD_JOINED", "GKD_RETRY_SECONDS", "GKD_PORT", "GKD_RUNS"}
-
-
-@pytest.mark.parametrize("heading", [*OF_A_RUN, "Sweeps", "Macros of task files"])
-def test_tables_have_no_empty_meaning(heading):
-    assert all(cells[-1] for cells in pages.tables(PAGE, heading))
