@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from gkd.cli import command_line
+from gkd.configuration.configured_experiment import experiment_of
 from gkd.configuration.task_files import read_task
 from gkd.data import pipeline
 from gkd.distill.divergence_records import registered_divergences
+from gkd.train.build import build_step_program
 from tests.docs import pages
 
 PAGE = "docs/extending.md"
@@ -58,6 +60,21 @@ def test_the_divergence_trains_and_is_reported(place):
     assert "divergence" in facts["metrics"]
     records = {record.name: record for record in registered_divergences()}
     assert records["jeffreys"].reported == {"jeffreys": {"weight": 0.5}}
+
+
+def test_the_method_gives_the_teacher_its_own_prompt(place):
+    files = ("configs/runs/small_arithmetic/student.gin", "privileged.gin")
+    command = command_line.Command("train", files, (*TINY, "MODEL_DIR='none'"), ("my_prompts",))
+    experiment = experiment_of(command_line.configure(command))
+    program = build_step_program(experiment, from_shapes=True)
+    assert program.batch.encoder_input_tokens.shape == (64, 22)
+    task = experiment.method.training_task
+    batch = next(pipeline.training_batches(task, "train", 4, 22, 16, seed=0))
+    vocabulary = task.vocabulary
+    columns = ("encoder_input_tokens", "decoder_target_tokens", "teacher_encoder_input_tokens")
+    for rows in zip(*(batch[name].tolist() for name in columns), strict=True):
+        prompt, solution, teachers = (vocabulary.decode(row) for row in rows)
+        assert teachers == f"{prompt} {solution}"
 
 
 def test_the_task_has_the_rows_and_lengths_that_it_says(place):
