@@ -34,10 +34,24 @@ def step_files(method, task):
     return (f"configs/runs/{task}/small.gin", f"configs/methods/{method}.gin")
 
 
-def test_every_run_file_traces_at_full_size(real_vocabulary):
+def test_a_run_file_of_every_kind_traces_at_full_size(real_vocabulary):
+    """Every method's models, and its tasks, among the run files."""
     found = traces.programs(sweeps=False)
     assert len(found) > 20
-    for command, program in found.values():
+
+    def facts(program):
+        method = program["DIVERGENCE"], program["TEACHER_MODEL"]
+        return (*method, program["STUDENT_MODEL"]), (*method[:1], program["TASK"])
+
+    some = traces.of_every_kind(found, facts)
+    assert 6 < len(some) < 12
+    for command, program in some.values():
+        traces.trace(command, program)
+
+
+@pytest.mark.slow
+def test_every_run_file_traces_at_full_size(real_vocabulary):
+    for command, program in traces.programs(sweeps=False).values():
         traces.trace(command, program)
 
 

@@ -45,6 +45,20 @@ def programs(sweeps: bool) -> dict:
     }
 
 
+def of_every_kind(found: dict, facts_of) -> dict:
+    """A few of the programs that have between them every fact that any of them has.
+
+    Args:
+      found: from `programs`.
+      facts_of: a program's facts.
+    """
+    facts = {name: set(facts_of(program)) for name, (_, program) in found.items()}
+    kept: dict = {}
+    while missing := set().union(*facts.values()) - set().union(*(facts[name] for name in kept)):
+        kept[max(facts, key=lambda name: len(facts[name] & missing))] = None
+    return {name: found[name] for name in kept}
+
+
 def trace(command: Command, program: dict[str, str]) -> None:
     """Traces a program's whole step; checks its models' sizes."""
     overrides = [*command.overrides, *STACKED]
