@@ -12,10 +12,41 @@ from jaxtyping import Int
 
 from gkd.data.permutation import permutation
 from gkd.errors import InvalidValue
+from gkd.vocabularies import vocabularies
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 _ROWS_AT_ONCE = 1024
 Texts = dict[str, np.ndarray]  # every feature: bytes [rows]; empty: bool [rows]
+
+
+def check_components(
+    tasks: Sequence[Any], rates: Sequence[float | int] | None, rows: int | None
+) -> None:
+    """Checks that tasks can be mixed.
+
+    Args:
+      tasks: the components (`TaskSpec`).
+      rates: relative rates, one per component; None for proportional ones.
+      rows: number of rows of a training epoch; None for all.
+
+    Raises:
+      ValueError: no tasks, two of one name, different vocabularies, or rates that do not fit.
+    """
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) != len(names):
+        raise InvalidValue(f"a mixture needs tasks with different names, not {names}")
+    for task in tasks[1:]:
+        difference = vocabularies.same_vocabulary(tasks[0].vocabulary, task.vocabulary)
+        if difference:
+            raise InvalidValue(
+                f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}"
+            )
+    if rates is not None and (len(rates) != len(tasks) or min(rates) <= 0):
+        raise InvalidValue(
+            f"rates {list(rates)}: give a positive one to each of {', '.join(names)}"
+        )
+    if rows is not None and rows < 1:
+        raise InvalidValue(f"rows={rows} of a mixture must be at least 1, or None")
 
 
 def proportional_rates(

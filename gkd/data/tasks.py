@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.data import arithmetic as arithmetic_problems
 from gkd.data import mixtures, prompts, sources
+from gkd.data.task_sources import TfdsData, TsvFormat, task_source
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
 from gkd.errors import InvalidValue
 from gkd.metrics import metrics
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TfdsData:
-    """A data set of TFDS.
-
-    Attributes:
-      name: name, configuration and version: `xsum:1.1.0`.
-      splits: TFDS split of each split of the task; None is train, validation and test.
-    """
-
-    name: str
-    splits: Mapping[str, str] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TsvFormat:
-    """The format of TSV files.
-
-    Attributes:
-      columns: names of the columns, if the first line of the files does not hold them.
-      escapes: replace \\n and \\t in cells by a newline and a tab.
-    """
-
-    columns: Sequence[str] | None = None
-    escapes: bool = False
-
-
-_XSUM = TfdsData(name="xsum:1.1.0")
-_WMT14_EN_DE = TfdsData(name="wmt14_translate/de-en:1.0.0")
-# GSM8K has no validation split.
 _GSM8K = TfdsData(
     name="gsm8k:1.0.0",
     splits={"train": "train[:-500]", "validation": "train[-500:]", "test": "test"},
@@ -84,8 +54,13 @@ def summarization(
     Returns:
       The record of the task.
     """
-    source = _source(
-        files, (input_field, target_field), directory, tsv, tfds or _XSUM, max_examples
+    source = task_source(
+        files,
+        (input_field, target_field),
+        directory,
+        tsv,
+        tfds or TfdsData(name="xsum:1.1.0"),
+        max_examples,
     )
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(input_field, target_field, prefix, rule_of(chosen))
@@ -121,7 +96,7 @@ def translation(
     return summarization(
         name=name, vocabulary=vocabulary, files=files, directory=directory, tsv=tsv,
         input_field=input_field, target_field=target_field, prefix=prefix,
-        tfds=tfds or _WMT14_EN_DE,
+        tfds=tfds or TfdsData(name="wmt14_translate/de-en:1.0.0"),
         max_examples=max_examples, metric_fns=metric_fns, tokenize=tokenize,
     )  # fmt: skip
 
@@ -159,7 +134,7 @@ def gsm8k_cot(
     Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021).
     """
     fields = [question_field, answer_field] + ([rationale_field] if rationale_field else [])
-    source = _source(files, fields, directory, tsv, tfds or _GSM8K, max_examples)
+    source = task_source(files, fields, directory, tsv, tfds or _GSM8K, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.chain_of_thought(
         question_field, answer_field, rationale_field, shots, rule_of(chosen)
@@ -233,7 +208,7 @@ def instructions(
     texts = prompts.instructions(templates, rule_of(chosen))
     fields = prompts.template_fields(templates)
     tsv = TsvFormat(columns=columns, escapes=escapes)
-    source = _source(files, fields, directory, tsv, tfds, max_examples)
+    source = task_source(files, fields, directory, tsv, tfds, max_examples)
     return make_task(
         name, source, texts, chosen, metric_fns, answer_of=answer_of, max_examples=max_examples
     )
@@ -281,7 +256,7 @@ def arithmetic(
         )
         return [{"input": problem.input, "target": problem.target} for problem in made]
 
-    source = sources.rows_source(rows_of, ("input", "target"), tuple(sizes))
+    source = sources.rowstask_source(rows_of, ("input", "target"), tuple(sizes))
     chosen = vocabulary or vocabularies.arithmetic()
     texts = prompts.text_to_text("input", "target", rule=rule_of(chosen))
     return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples, **NUMBERS)
@@ -318,7 +293,7 @@ def from_seqio(
     name = name or f"{provider}_texts"
     if name == provider:
         raise InvalidValue(f"task {name!r} would replace the one it reads: give another name")
-    source = sources.provider_source(provider, max_examples)
+    source = sources.providertask_source(provider, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(*sources.PRETOKENIZED, rule=rule_of(chosen))
     return make_task(
@@ -356,7 +331,7 @@ def mixture(
     Raises:
       ValueError: components or rates do not fit together.
     """
-    _check_mixture(tasks, rates, rows)
+    mixtures.check_components(tasks, rates, rows)
     components = {task.name: task for task in tasks}
 
     def tasks_with(split: str) -> list[tuple[int, TaskSpec]]:
@@ -375,48 +350,10 @@ def mixture(
     splits = sorted({split for task in tasks for split in task.splits})
     return make_task(
         name,
-        mixtures.mixed_source(read, splits, counts_of),
+        mixtures.mixedtask_source(read, splits, counts_of),
         lambda texts: texts,
         tasks[0].vocabulary,
         metric_fns,
         group_of=mixtures.component_finder(components),
         components=components,
     )
-
-
-def _check_mixture(
-    tasks: Sequence[TaskSpec], rates: Sequence[float | int] | None, rows: int | None
-) -> None:
-    names = [task.name for task in tasks]
-    if not tasks or len(set(names)) != len(names):
-        raise InvalidValue(f"a mixture needs tasks with different names, not {names}")
-    for task in tasks[1:]:
-        difference = vocabularies.same_vocabulary(tasks[0].vocabulary, task.vocabulary)
-        if difference:
-            raise InvalidValue(
-                f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}"
-            )
-    if rates is not None and (len(rates) != len(tasks) or min(rates) <= 0):
-        raise InvalidValue(
-            f"rates {list(rates)}: give a positive one to each of {', '.join(names)}"
-        )
-    if rows is not None and rows < 1:
-        raise InvalidValue(f"rows={rows} of a mixture must be at least 1, or None")
-
-
-def _source(
-    files: Mapping[str, str] | None,
-    fields: Sequence[str],
-    directory: str | None,
-    tsv: TsvFormat | None,
-    tfds: TfdsData | None,
-    max_examples: int | None,
-) -> Any:
-    check_max_examples(max_examples)
-    if files:
-        tsv = tsv or TsvFormat()
-        return sources.files_source(
-            files, fields, directory, tsv.columns, max_examples, tsv.escapes
-        )
-    splits = tfds.splits or {split: split for split in ("train", "validation", "test")}
-    return sources.tfds_source(tfds.name, splits, max_examples)
