@@ -7,8 +7,15 @@ from typing import Any
 
 from gkd.data import arithmetic as arithmetic_problems
 from gkd.data import mixtures, prompts, sources
-from gkd.data.task_sources import TfdsData, TsvFormat, task_source
-from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
+from gkd.data.task_spec import (
+    NUMBERS,
+    TaskSpec,
+    TfdsData,
+    TsvFormat,
+    check_max_examples,
+    make_task,
+    task_source,
+)
 from gkd.errors import InvalidValue
 from gkd.metrics import metrics
 from gkd.vocabularies import vocabularies
