@@ -263,7 +263,7 @@ def arithmetic(
         )
         return [{"input": problem.input, "target": problem.target} for problem in made]
 
-    source = sources.rowstask_source(rows_of, ("input", "target"), tuple(sizes))
+    source = sources.rows_source(rows_of, ("input", "target"), tuple(sizes))
     chosen = vocabulary or vocabularies.arithmetic()
     texts = prompts.text_to_text("input", "target", rule=rule_of(chosen))
     return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples, **NUMBERS)
@@ -300,7 +300,7 @@ def from_seqio(
     name = name or f"{provider}_texts"
     if name == provider:
         raise InvalidValue(f"task {name!r} would replace the one it reads: give another name")
-    source = sources.providertask_source(provider, max_examples)
+    source = sources.provider_source(provider, max_examples)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(*sources.PRETOKENIZED, rule=rule_of(chosen))
     return make_task(
@@ -357,7 +357,7 @@ def mixture(
     splits = sorted({split for task in tasks for split in task.splits})
     return make_task(
         name,
-        mixtures.mixedtask_source(read, splits, counts_of),
+        mixtures.mixed_source(read, splits, counts_of),
         lambda texts: texts,
         tasks[0].vocabulary,
         metric_fns,
