@@ -49,7 +49,7 @@ names = {
 }
 runs = {name: json.loads(pathlib.Path(sys.argv[1], name, "summary.json").read_text()) for name in names}
 start = runs["start"]["evaluation"]["bleu"]
-print("\n| model | parameters | steps | seconds a step | BLEU | gain over the start |")
+print("\n| model | parameters | steps | seconds per step | BLEU | gain over SFT |")
 print("| --- | ---: | ---: | ---: | ---: | ---: |")
 for name, title in names.items():
     run = runs[name]

@@ -17,16 +17,17 @@ from gkd.runs.signals import (
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A function that the command line offers; imported only when it is used.
+    """A verb of the command line, whose function is imported only when it is used.
 
     Attributes:
-      module, function: where it is.
-      summary: for the help text.
-      plain: it takes options of its own instead of gin files: `plain_arguments` declares them, or
-        its module's `add_arguments(parser)`, and the function gets what was given as keywords.
-      about: it takes options of its own beside the gin files of another verb, this one, and is
-        called with the `Experiment` that they configure.
-      reads_files: that its gin files name; the others only speak of them, also of gs:// paths.
+      module, function: names of the module and the function.
+      summary: line in the help text.
+      plain: true if it takes options of its own instead of gin files; `plain_arguments` or the
+        module's `add_arguments(parser)` declares them, and the function gets them as keywords.
+      about: name of another verb, whose gin files it takes beside options of its own; it is called
+        with the `Experiment` that they configure.
+      reads_files: true if it reads the files that gin files name; other verbs only pass the names
+        on, including gs:// paths.
     """
 
     module: str
@@ -42,7 +43,7 @@ class Verb:
 
     @property
     def selector(self) -> str:
-        """How gin files call it: `train.train`."""
+        """Name of the function in gin files: `train.train`."""
         return f"{self.module.rpartition('.')[2]}.{self.function}"
 
 
@@ -86,14 +87,14 @@ options of verbs with gin files:
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
             {stopped} (SIGTERM, SIGHUP or Ctrl-C, all saved) and {lost} (another process was lost)
-environment: GKD_TRACEBACK=1 shows where an error was raised; GKD_BUCKETS=FOLDER is where buckets
-            are mounted by name, gs://NAME/path being FOLDER/NAME/path; GKD_LEASE_SECONDS=60 is how
-            long an output's last writer, on another host, must be silent to count as dead
+environment: GKD_TRACEBACK=1 prints the traceback of every error; GKD_BUCKETS=FOLDER holds the
+            mounts of buckets, gs://NAME/path being FOLDER/NAME/path; GKD_LEASE_SECONDS=60 is the
+            heartbeat timeout after which an output's writer on another host counts as dead
 """
 
 
 class UsageError(UserError, ValueError):
-    """Arguments that make no command."""
+    """Raised for arguments that form no command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ class PlainCommand:
 
 
 def usage() -> str:
-    """The help text."""
+    """Returns the help text."""
 
     def listed(plain: bool) -> str:
         verbs = [(name, verb) for name, verb in VERBS.items() if verb.plain == plain]
@@ -135,7 +136,7 @@ def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
     """Splits the arguments.
 
     Args:
-      arguments: what follows `python -m gkd`.
+      arguments: the command line after `python -m gkd`.
 
     Returns:
       The command, or the text to print when help is asked for.

@@ -24,7 +24,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     """Reads, checks and applies a command's gin files and overrides; a plain verb has none.
 
-    Gin's state is global: this clears what an earlier call set.
+    Gin's state is global: bindings of an earlier call are cleared.
 
     Args:
       command: the parsed arguments.
@@ -33,7 +33,7 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
       The verb's function, to be called without arguments.
 
     Raises:
-      ConfigError: anything wrong with the configuration, in one line.
+      ConfigError: the configuration is wrong; the text is one line.
     """
     if isinstance(command, PlainCommand):
         buckets.translate_environment()
@@ -150,12 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      arguments: what follows `python -m gkd`; the process's own when None.
+      arguments: the command line after `python -m gkd`; by default that of this process.
 
     Returns:
-      The exit code, as the help text lists them.
+      The exit code, as listed in the help text.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings hide our lines
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's start-up messages
     _keep_programs_on_disk()
     from gkd.configuration.gin_files import ConfigError
 

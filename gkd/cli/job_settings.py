@@ -1,4 +1,4 @@
-"""What every process of a job must have alike before it starts: bindings, code, libraries."""
+"""Collects the settings that all processes of a job must share: bindings, code, libraries."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def facts(verb: str, options: Any, reader: Any) -> dict[str, str]:
-    """The settings of a process as texts, for `job_messages.check_same`.
+    """Collects the settings of a process as texts, for `job_messages.check_same`.
 
     Args:
-      verb: from the command line.
-      options: the verb's own.
+      verb: verb of the command line.
+      options: the verb's own options.
       reader: the `gin_files.GinReader` that holds all bindings.
 
     Returns:
-      Names to texts; of paths in buckets before they become a mount's.
+      Texts by name; gs:// paths are not yet translated to a mount.
     """
     bindings = {binding.key: repr(binding.value) for binding in reader.final_bindings()}
     libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
@@ -34,7 +34,7 @@ def facts(verb: str, options: Any, reader: Any) -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """The first digits of a hash of all source files of gkd, by path and content."""
+    """Computes the first digits of a hash over the paths and contents of gkd's source files."""
     root = pathlib.Path(gkd.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -19,15 +19,18 @@ STEP_HELP = "of a run: best_or_newest, best, newest or a number"
 
 
 def value_of(text: str, setting: Setting, name: str) -> Any:
-    """The value that an option's text stands for.
+    """Parses and checks the text of an option.
 
     Args:
-      text: as the user typed it.
-      setting: what the option may be.
-      name: of the option, for errors.
+      text: text as the user typed it.
+      setting: allowed values of the option.
+      name: name of the option, for errors.
+
+    Returns:
+      The value.
 
     Raises:
-      ValueError: in one line.
+      ValueError: the value is not allowed.
     """
     value: Any = text
     kinds = () if setting.literal is None else setting.literal.kinds
@@ -39,10 +42,10 @@ def value_of(text: str, setting: Setting, name: str) -> Any:
                     break
                 except ValueError:
                     continue
-    setting_values.check(value, setting, name)  # as it was typed: 1 and not 1.0
+    setting_values.check(value, setting, name)  # errors show it as typed: 1 and not 1.0
     if isinstance(value, int) and kinds and int not in kinds:
         value = float(text)
-        setting_values.check(value, setting, name)  # a number of 400 digits has become infinite
+        setting_values.check(value, setting, name)  # a number of 400 digits becomes infinite
     return value
 
 
@@ -79,36 +82,36 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
         _option(parser, INFER, f"--{name}", text, **how)
 
     option("model", "a checkpoint: of a run, Hugging Face's, T5X's", metavar="DIR")
-    option("input", "FILE.txt (an input a line), .tsv (with a header) or .jsonl", metavar="FILE",
+    option("input", "FILE.txt (one input per line), .tsv (with a header) or .jsonl", metavar="FILE",
            default=None)  # fmt: skip
     option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin",
            default=None)  # fmt: skip
-    option("split", "of --task; None is train", default=None)
+    option("split", "split of --task; None is train", default=None)
     option("gin", "--gin.NAME=VALUE overrides a macro of --task's file; may be repeated",
            metavar="NAME=VALUE", default=None)  # fmt: skip
     option("allow_module", "lets --task's file import and use this Python module; may be repeated",
            metavar="NAME", default=None)  # fmt: skip
-    option("output", "FILE.jsonl, one line a sample in the inputs' order", metavar="FILE")
+    option("output", "FILE.jsonl, one line per sample in the order of inputs", metavar="FILE")
     option("step", STEP_HELP, default=BEST_OR_NEWEST)
-    option("input_field", "of TSV and JSONL; None is the first of input, inputs, text, prompt",
+    option("input_field", "in TSV and JSONL; None is the first of input, inputs, text, prompt",
            default=None)  # fmt: skip
     option("target_field", "for --score; None is the first of target, targets", default=None)
-    option("prefix", "text before every input; not part of the output's field input", default="")
+    option("prefix", "text before every input; not copied to the output", default="")
     option("vocabulary", "spiece.model, a folder, or bytes; None: the checkpoint's own",
            metavar="FILE", default=None)  # fmt: skip
-    option("input_length", "tokens; longer inputs are cut", default=1024)
-    option("max_length", "tokens of an output, EOS included; also of a scored target", default=128)
-    option("batch_size", "inputs a batch, over all devices", default=16)
+    option("input_length", "in tokens; longer inputs are truncated", default=1024)
+    option("max_length", "of a completion or a scored target, in tokens with EOS", default=128)
+    option("batch_size", "inputs per batch, over all devices", default=16)
     option("temperature", "0 is greedy, above 0 samples", default=0.0)
     option("top_k", "sample from the k most probable ids; 0 is all", default=0)
     option("top_p", "sample from the most probable ids that hold this mass", default=1.0)
-    option("samples", "outputs an input", default=1)
+    option("samples", "completions per input", default=1)
     option("beams", "beam search that keeps the best --samples; 0 is none", default=0)
-    option("length_penalty", "of a beam search; None is T5's 0.6", default=None)
-    option("seed", "of sampling", default=0)
+    option("length_penalty", "length penalty of the beam search; None is 0.6", default=None)
+    option("seed", "PRNG seed of sampling", default=0)
     option("dtype", "None is bfloat16 on accelerators", default=None)
-    option("score", "add target_log_probs, of the target's tokens", default=False)
-    option("top_k_log_probs", "with --score, how many ids to keep at each token", default=None)
+    option("score", "add the log-probabilities of the target's tokens", default=False)
+    option("top_k_log_probs", "with --score, ids to keep per target token", default=None)
     option("model_parallelism", "devices that share a copy of the model", default=1)
 
 
@@ -118,8 +121,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **how: Any) -> None:
         _option(parser, CONVERT, name, text, **how)
 
-    option("source", "a checkpoint; its files show its format", metavar="SRC")
-    option("target", "the folder to make", metavar="DST")
+    option("source", "a checkpoint of any format", metavar="SRC")
+    option("target", "the new folder", metavar="DST")
     option("--to", "the format to write: gkd (a run directory, the default for a Hugging Face "
            "SRC), huggingface (the default otherwise), t5x", default=None)  # fmt: skip
     option("--step", STEP_HELP, default=BEST_OR_NEWEST)
@@ -136,12 +139,12 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
     option("topology", "v5e:16x16, 2*v5e:16x16 (two), cpu:8")
     option("mesh", "data:64,model:4; by default the run's MODEL_PARALLELISM", default=None)
-    option("programs", "which to compile, with commas between", default=",".join(PROGRAMS))
-    option("expected_length", "tokens of an output on average; by default all", default=None)
-    option("price", "of a chip for an hour", default=None)
+    option("programs", "programs to compile, separated by commas", default=",".join(PROGRAMS))
+    option("expected_length", "mean tokens per completion; by default the limit", default=None)
+    option("price", "price of one chip-hour", default=None)
     option("search", "compile the step for every mesh and number of microbatches that divide; rank "
            "them", default=False)  # fmt: skip
-    option("output", "a JSON file for all of it", default=None)
+    option("output", "a JSON file for all results", default=None)
 
 
 ADD_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {

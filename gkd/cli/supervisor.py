@@ -1,4 +1,4 @@
-"""A job's process and the one that watches it: JAX aborts, in C++, where another was lost."""
+"""Supervises a process of a job: JAX aborts it in C++ if another process was lost."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _OPTIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; as a watched child where it belongs to a job of several processes.
+    """Runs a command, in a supervised child if it belongs to a job of several processes.
 
     Args:
-      arguments: what follows `python -m gkd`, also --coordinator=HOST:PORT, --processes=N and
-        --process_id=I; the process's own when None.
+      arguments: the command line after `python -m gkd`, with --coordinator=HOST:PORT,
+        --processes=N and --process_id=I; by default that of this process.
 
     Returns:
-      The exit code, as the command line's help text lists them.
+      The exit code, as listed in the help text.
     """
     rest = []
     given = iter(sys.argv[1:] if arguments is None else arguments)
@@ -46,32 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _watch(command: list[str]) -> int:
-    """Runs the command, passes signals on, and explains an abort."""
-    told, tells = os.pipe()  # the child writes when it has found the others
-    environment = {**os.environ, processes.JOINED: str(tells)}
-    child = subprocess.Popen(command, env=environment, pass_fds=[tells], start_new_session=True)
-    os.close(tells)
+    """Runs the command, forwards signals, and explains an abort."""
+    reader, writer = os.pipe()  # the child writes once it has joined the others
+    environment = {**os.environ, processes.JOINED: str(writer)}
+    child = subprocess.Popen(command, env=environment, pass_fds=[writer], start_new_session=True)
+    os.close(writer)
     for number in stop_signals():
         signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
     if code >= 0:
         return code
-    os.set_blocking(told, False)
+    os.set_blocking(reader, False)
     try:
-        joined = bool(os.read(told, 1))
-    except BlockingIOError:  # a process that the child left behind holds the other end
+        joined = bool(os.read(reader, 1))
+    except BlockingIOError:  # a process that the child left behind has the other end open
         joined = False
     print(f"gkd: error: {_lost(signal.Signals(-code).name, joined)}", file=sys.stderr)
     return EXIT_LOST
 
 
 def _lost(signal_name: str, joined: bool) -> str:
-    """A line for a process that could not go on, or begin, without another."""
+    """Explains why a process could not continue, or start, without another."""
     number = os.environ.get(processes.PROCESS_ID, "of this host")
     ended = f"process {number} was ended by {signal_name}"
     again = "start all of them again: the run continues from its last checkpoint"
     if signal_name == "SIGKILL":
-        return f"{ended}, by hand or for want of memory, and the others follow; {again}"
+        return f"{ended}, by hand or for lack of memory, and the others follow; {again}"
     if not joined:
         address = os.environ.get(processes.COORDINATOR, "as the cluster names it")
         return (

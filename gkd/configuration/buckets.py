@@ -1,8 +1,8 @@
-"""gs:// paths: a bucket is a folder, mounted with Cloud Storage FUSE below GKD_BUCKETS.
+"""Translates gs:// paths to mounts of Cloud Storage FUSE below GKD_BUCKETS.
 
-Runs append to files and rename folders, which objects in a bucket cannot do and a mount can: so
-gs://NAME/path means GKD_BUCKETS/NAME/path, everywhere. The launch scripts mount what a command
-names.
+Runs append to files and rename folders, which a mount supports and objects in a bucket do not.
+Therefore gs://NAME/path means GKD_BUCKETS/NAME/path everywhere. The launch scripts mount the
+buckets that a command names.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any
 
 from gkd.errors import MissingFile
 
-ENVIRONMENT = "GKD_BUCKETS"  # the folder with a mount for each bucket, by the bucket's name
+ENVIRONMENT = "GKD_BUCKETS"  # folder with one mount per bucket, named like the bucket
 SCHEME = "gs://"
 _ALSO = ("GKD_DATA", "GKD_VOCABULARY")  # environment variables that name files
 
 
 def local(path: str) -> str:
-    """The path of a file in a bucket's mount; of any other file, the path as it is.
+    """Translates a gs:// path to a path in the bucket's mount.
+
+    Args:
+      path: any path; other paths are returned unchanged.
 
     Raises:
       FileNotFoundError: the bucket is not mounted.
@@ -39,7 +42,11 @@ def local(path: str) -> str:
 
 
 def local_in(value: Any) -> Any:
-    """A value with every gs:// path inside it, however nested, as `local` gives it."""
+    """Translates every gs:// path inside a nested value, see `local`.
+
+    Args:
+      value: any value of strings, dictionaries, lists and tuples.
+    """
     if isinstance(value, str):
         return local(value)
     if isinstance(value, dict):
@@ -50,7 +57,7 @@ def local_in(value: Any) -> Any:
 
 
 def translate_environment() -> None:
-    """Lets the environment's GKD_DATA and GKD_VOCABULARY be gs:// paths."""
+    """Translates gs:// paths in the environment variables GKD_DATA and GKD_VOCABULARY."""
     for name in _ALSO:
         if name in os.environ:
             os.environ[name] = local(os.environ[name])

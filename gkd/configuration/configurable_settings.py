@@ -1,4 +1,4 @@
-"""The settings of the functions and classes that gin files name: tasks, models, optimizers, …"""
+"""Tables of the settings that gin files may bind: of tasks, models, optimizers, divergences, …"""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _DATA_SET = (
     "the name of a TFDS data set, with its configuration and version: 'xsum:1.1.0'",
 )
 _TFDS = {"tfds": Setting(results=_paths("data.tasks", "TfdsData"), none=True)}
-_TOKENIZE = {"tokenize": text(none=True)}  # the task knows sacreBLEU's names
+_TOKENIZE = {"tokenize": text(none=True)}  # the task checks the names against sacreBLEU's
 _TEXTS = {"input_field": text(), "target_field": text(), "prefix": text(0)}
 _TSV_FORMAT = {"tsv": Setting(results=_paths("data.tasks", "TsvFormat"), none=True)}
 _SUMMARIES = {**_FROM_FILES, **_TSV_FORMAT, **_TEXTS, **_TFDS, **_TOKENIZE}
@@ -180,7 +180,7 @@ DATA = {
 _SCALING = {"learning_rate": number(above=0), "weight_decay": number(0)}
 _OPTIMIZER = {**_SCALING, "max_norm": number(above=0, none=True)}
 _SKEW = {"alpha": number(above=0, below=1)}
-# Set by the step, not by gin files; they are named so that a file that sets them is told.
+# Set by the step, not by gin files; listed so that files that set them get a clear error.
 _DIVERGENCE = {
     "temperature": number(above=0, items=number(above=0), lengths=(2, 2)),
     "valid": Setting(none=True),
@@ -246,7 +246,7 @@ ARCHITECTURES = {
         "family": text(),
         "embedding_copies": sequence(text()),
     },
-    # Its module is of a package that the user allows.
+    # Its module must belong to a package that the user allows.
     "gkd.models.t5x_adapter.adapt": {"module": Setting(results=("t5x",))},
 }
 

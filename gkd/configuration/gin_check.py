@@ -1,4 +1,4 @@
-"""Checks bindings before gin applies them, so that each mistake is one line with its place."""
+"""Checks bindings before gin applies them, so that each mistake gets a one-line error."""
 
 import difflib
 import functools
@@ -23,7 +23,7 @@ from gkd.configuration.gin_files import (
 )
 
 DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
-# What `--gin.` arguments may name besides the imports of the run's own gin files.
+# Modules that `--gin.` arguments may use besides the imports of the run's own gin files.
 COMMAND_LINE_MODULES = {
     "divergences": "gkd.distill",
     "experiment": "gkd.configuration",
@@ -41,19 +41,22 @@ COMMAND_LINE_MODULES = {
     "vocabularies": "gkd.vocabularies",
 }
 _BUILTINS = types.SimpleNamespace(macro=gin.config.macro, singleton=gin.config.singleton)
-_SHOWN = 10  # names an error lists when none is close
+_SHOWN = 10  # greatest number of names that an error lists if none is similar
 
 
 def suggestion(name: str, candidates: Iterable[str], kind: str = "") -> str:
-    """Says what a misspelt name may have meant: `; did you mean LAMBDA?`.
+    """Suggests a correction of a misspelt name: `; did you mean LAMBDA?`.
 
     Args:
       name: the unknown name.
-      candidates: the known ones.
-      kind: what the candidates are; when given, a short list is shown if none is close.
+      candidates: the known names.
+      kind: description of the candidates; if given, a short list is shown if none is similar.
 
     Returns:
-      The end of an error message, empty when there is nothing to suggest.
+      The end of an error message, empty if there is nothing to suggest.
+
+    >>> suggestion("LAMDA", ["LAMBDA", "BETA"])
+    '; did you mean LAMBDA?'
     """
     known = sorted(set(candidates))
     by_lower = {candidate.lower(): candidate for candidate in known}
@@ -66,10 +69,16 @@ def suggestion(name: str, candidates: Iterable[str], kind: str = "") -> str:
 
 
 def override_imports(overrides: Sequence[str], reader: GinReader) -> list[Any]:
-    """The imports that the overrides need: GKD's public modules and those of the run's files.
+    """Lists the imports for the overrides: gkd's public modules, and those of the run's files.
 
-    A public module is imported only when an override mentions its name: none costs start-up
-    time that it does not use.
+    A public module is imported only if an override mentions its name, to save start-up time.
+
+    Args:
+      overrides: texts NAME=VALUE.
+      reader: the files, read.
+
+    Returns:
+      Import statements.
     """
     text = " ".join(overrides)
     lines = ["from __gin__ import dynamic_registration"]
@@ -83,16 +92,16 @@ def override_imports(overrides: Sequence[str], reader: GinReader) -> list[Any]:
 
 
 def check(reader: GinReader, verb: Callable[..., Any], verb_name: str) -> None:
-    """Checks everything that was read.
+    """Checks all bindings.
 
     Args:
       reader: all files and overrides, read.
       verb: the function that will be called without arguments.
-      verb_name: how gin files call it, e.g. `train.train`.
+      verb_name: its name in gin files, e.g. `train.train`.
 
     Raises:
-      ConfigError: an unknown module, function, parameter or macro, a macro that nothing uses,
-        a macro or a required parameter without a value.
+      ConfigError: a module, function, parameter or macro is unknown, a macro is unused, or a macro
+        or required parameter has no value.
     """
     overrides = [binding.source for binding in reader.bindings if not binding.source.path]
     symbols = {id(source): _import_all(source) for source in (*reader.sources, *overrides)}
@@ -109,7 +118,7 @@ def check(reader: GinReader, verb: Callable[..., Any], verb_name: str) -> None:
 
 
 def _import_all(source: Source) -> dict[str, Any]:
-    """Imports what a source imports and returns its names, as gin will see them."""
+    """Executes the imports of a source, and returns the imported names as gin sees them."""
     names: dict[str, Any] = {}
     for position, statement in enumerate(source.imports):
         place = source.place(statement.location.line_num)
@@ -122,7 +131,7 @@ def _import_all(source: Source) -> dict[str, Any]:
             module = importlib.import_module(statement.module)
         except ModuleNotFoundError as error:
             if not error.name or not f"{statement.module}.".startswith(f"{error.name}."):
-                raise  # the module exists, something it needs does not
+                raise  # the module exists, but one of its own imports does not
             hint = _module_suggestion(error.name)
             raise ConfigError(f"{place}: no module {error.name}{hint}") from None
         whole = statement.is_from or statement.alias
@@ -140,7 +149,7 @@ def _module_suggestion(missing: str) -> str:
 
 
 def _resolve(selector: str, names: dict[str, Any], binding: Binding, sign: str = "") -> Any:
-    """Finds the object a selector names, through the imports of the binding's source."""
+    """Finds the object of a selector through the imports of the binding's source."""
     head, *rest = selector.split(".")
     if "gin" not in names and binding.source.path:
         raise ConfigError(
@@ -172,7 +181,7 @@ def _resolve(selector: str, names: dict[str, Any], binding: Binding, sign: str =
 
 @functools.lru_cache(maxsize=256)  # `train` has dozens of bindings, and a sweep hundreds of cells
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The parameters a binding may set; None where any name is accepted."""
+    """The parameters that a binding may set; None if any name is accepted."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # written in C
@@ -195,7 +204,7 @@ def _check_binding(binding: Binding, names: dict[str, Any]) -> Callable[..., Any
 
 
 def _check_macros(reader: GinReader) -> None:
-    """Every macro that is set is used by some line, every macro that is used has a value."""
+    """Checks that every bound macro is used, and that every used macro is bound."""
     used = {
         reference.name
         for binding in reader.bindings
@@ -247,7 +256,7 @@ def _check_required(
     verb: Callable[..., Any],
     verb_name: str,
 ) -> None:
-    """Whatever is called without arguments, the verb and each `@f()`, has all it needs."""
+    """Checks that the verb and each `@f()` have values for all required parameters."""
     final = reader.final_bindings()
     bound: dict[Any, set[str]] = {}
     for binding in final:

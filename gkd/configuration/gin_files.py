@@ -1,4 +1,4 @@
-"""Reads gin files into bindings with their places, so that errors can name file and line."""
+"""Reads gin files into bindings that record file and line, for errors."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ from gin import config_parser
 from gkd.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-_SHOWN = 80  # characters of a token that an error shows
+_SHOWN = 80  # greatest number of characters of a token in an error message
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot run; the message is one line."""
+    """Raised for a configuration that cannot run; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """`@scope/module.function`, or its result when written with `()`."""
+    """The value `@scope/module.function`, or with `()` its result."""
 
     scope: str
     selector: str
@@ -37,7 +37,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Macro:
-    """`%NAME`."""
+    """The value `%NAME`."""
 
     name: str
 
@@ -47,14 +47,14 @@ class Macro:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where bindings stand: a gin file, or one `--gin.` argument (which shows no line)."""
+    """The source of bindings: a gin file, or one `--gin.` argument (without line numbers)."""
 
     name: str
     imports: list[config_parser.ImportStatement]
     path: pathlib.Path | None = None
 
     def place(self, line: int) -> str:
-        """The place as a person looks for it: `configs/runs/x.gin:7` or `--gin.X=1`."""
+        """Renders a place for messages: `configs/runs/x.gin:7` or `--gin.X=1`."""
         return f"{self.name}:{line}" if self.path else self.name
 
 
@@ -71,12 +71,12 @@ class Binding:
 
     @property
     def place(self) -> str:
-        """Where it is written."""
+        """Source and line of the binding, for messages."""
         return self.source.place(self.line)
 
     @functools.cached_property
     def macro(self) -> str | None:
-        """The macro's name, when this sets a macro."""
+        """Name of the macro that it binds; None for a parameter."""
         if self.parameter and self.selector != "gin.macro":
             return None
         scope = f"{self.scope}/" if self.scope else ""
@@ -84,7 +84,7 @@ class Binding:
 
     @functools.cached_property
     def key(self) -> str:
-        """What it sets, in gin's spelling."""
+        """Name of the bound macro or parameter, as spelt in the source."""
         scope = f"{self.scope}/" if self.scope else ""
         return self.macro or f"{scope}{self.selector}.{self.parameter}"
 
@@ -97,7 +97,7 @@ class Binding:
 
     @functools.cached_property
     def target(self) -> str:
-        """What it sets, whatever a file calls the module: the same for all spellings."""
+        """Full name of the bound macro or parameter, equal for all spellings of the module."""
         name, _, rest = self.key.rpartition("/")[2].partition(".")
         for statement in reversed(self.source.imports):
             if not self.macro and statement.bound_name() == name:
@@ -107,7 +107,7 @@ class Binding:
 
 
 class _Delegate:
-    """Leaves references and macros unresolved: the check resolves them, with better errors."""
+    """Leaves references and macros unresolved for `gin_check`, which has better errors."""
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Reference | Macro:
         scope, selector = config_parser.parse_scoped_selector(scoped_selector)
@@ -120,7 +120,12 @@ class _Delegate:
 
 
 def references_in(value: Any, kinds: Any = Reference | Macro) -> Iterator[Any]:
-    """All references and macros inside a value, however nested; or what is of other kinds."""
+    """Yields all references and macros inside a nested value, or values of other kinds.
+
+    Args:
+      value: any value, nested in dictionaries, lists and tuples.
+      kinds: type or union of types to yield.
+    """
     if isinstance(value, kinds):
         yield value
     elif isinstance(value, dict):
@@ -138,14 +143,14 @@ def parse_statements(text: str, name: str, show_line: bool = True) -> tuple[Any,
 
     Args:
       text: gin statements.
-      name: what errors call the text: a file name or an argument.
-      show_line: whether errors add the line to `name`.
+      name: name of the text in errors: a file name or an argument.
+      show_line: add the line number to `name` in errors.
 
     Returns:
       Import, include, binding and block statements of `gin.config_parser`.
 
     Raises:
-      ConfigError: a syntax error, in one line with its place.
+      ConfigError: there is a syntax error; the text is one line with its place.
     """
 
     def fail(line: int | None, message: str) -> ConfigError:
@@ -176,10 +181,16 @@ def _shortened(token: str) -> str:
 
 
 def resolve_gin_file(path: str) -> pathlib.Path:
-    """Finds a `--gin_file`: in the current directory, else in the repository.
+    """Finds a `--gin_file` in the current directory, else in the repository.
+
+    Args:
+      path: path on the command line.
+
+    Returns:
+      The absolute path.
 
     Raises:
-      ConfigError: it is in neither.
+      ConfigError: there is no such file.
     """
     for folder in (pathlib.Path.cwd(), REPOSITORY):
         if (folder / path).is_file():
@@ -190,18 +201,17 @@ def resolve_gin_file(path: str) -> pathlib.Path:
 
 
 def display_name(path: pathlib.Path) -> str:
-    """A path as errors show it: relative to the repository where it lies inside."""
+    """Renders a path for errors, relative to the repository if it is inside."""
     return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
 
 
 class GinReader:
-    """Collects the bindings of gin files in the order in which they hold: the last of a key wins.
+    """Collects the bindings of gin files in order of priority: the last one of a key wins.
 
-    An include of a file that was read already is passed over, so that a method file that follows
-    a run file does not set everything back to the defaults that both include. A file named on the
-    command line is read where it is named.
+    An include of a file that was read before is skipped, so that a method file after a run file
+    does not reset the defaults that both include. A file on the command line is always read.
 
-    `bindings` holds all of them, `sources` all files. Reading checks syntax, includes and order
+    `bindings` holds all bindings, `sources` all files. Reading checks syntax, includes and order
     only.
     """
 
@@ -212,15 +222,15 @@ class GinReader:
         self._visited: set[pathlib.Path] = set()
 
     def read_file(self, path: pathlib.Path, including: Sequence[Source] = ()) -> None:
-        """Reads one file and what it includes.
+        """Reads a file and its includes.
 
         Args:
           path: absolute path of the file.
-          including: the files that led here, outermost first.
+          including: the files that include it, outermost first.
 
         Raises:
-          ConfigError: syntax error, missing include, an include in a circle, or one that
-            would undo a line above it.
+          ConfigError: there is a syntax error, an include is missing or circular, or it would
+            override a line above it.
         """
         source = Source(display_name(path), [], path)
         if path in (outer.path for outer in including):
@@ -255,10 +265,10 @@ class GinReader:
 
         Args:
           argument: `NAME=VALUE`, without the leading `--gin.`.
-          imports: the import statements whose names it may use.
+          imports: import statements whose names it may use.
 
         Raises:
-          ConfigError: not a binding, or a value that gin cannot read.
+          ConfigError: the argument is no binding, or its value is not valid gin.
         """
         key, equals, value = argument.partition("=")
         name = f"--gin.{argument}"
@@ -274,31 +284,35 @@ class GinReader:
         self._add(Binding(*statements[0][:4], Source(name, list(imports)), 1), ())
 
     def final_bindings(self) -> list[Binding]:
-        """The bindings that hold after all overriding."""
+        """Lists the bindings that hold after all overrides."""
         return list(self._latest.values())
 
     def value_of(self, key: str) -> Any:
-        """The literal that a macro or parameter ends up with, through macros that name others.
+        """Determines the final value of a macro or parameter, following macros.
 
         Args:
-          key: as `Binding.target` spells it.
+          key: full name, see `Binding.target`.
 
         Returns:
-          The value; a Reference where it is a function, None where nothing sets the key.
+          The value; a Reference for a function, None if the key is unbound.
         """
         binding = self._latest.get(key)
         value = binding and binding.value
         return self.value_of(value.name) if isinstance(value, Macro) else value
 
     def replace_values(self, change: Callable[[Any], Any]) -> None:
-        """Changes the values that hold; what is overridden stays as it is."""
+        """Changes the final values; overridden values stay unchanged.
+
+        Args:
+          change: function of a value to its replacement.
+        """
         for number, binding in enumerate(self.bindings):
             if self._latest[binding.target] is binding:
                 changed = dataclasses.replace(binding, value=change(binding.value))
                 self.bindings[number] = self._latest[binding.target] = changed
 
     def gin_texts(self) -> Iterator[str]:
-        """What was read as texts for `gin.parse_config`, in order; each with its own imports."""
+        """Yields texts for `gin.parse_config`, in order, each with its own imports."""
         for source in self.sources:
             yield _import_lines(source)
         for _, group in itertools.groupby(self.bindings, lambda binding: id(binding.source)):
@@ -306,7 +320,7 @@ class GinReader:
             yield _import_lines(bindings[0].source) + "".join(f"{b.text}\n" for b in bindings)
 
     def _add(self, binding: Binding, including: Sequence[Source]) -> None:
-        """Adds a binding, unless an include undoes silently what was set on purpose."""
+        """Adds a binding, refusing an include that silently overrides an explicit value."""
         before = self._latest.get(binding.target)
         if before and before.value != binding.value and before.source in including:
             raise ConfigError(

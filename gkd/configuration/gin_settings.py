@@ -33,19 +33,19 @@ _PACKAGES = {module.rpartition(".")[0] for module in _MODULES} | {"gkd"}
 
 
 class _Unknown(Exception):
-    """A value that other checks refuse: a macro without a value, or defined by itself."""
+    """Raised for a value that other checks refuse: an unbound or circular macro."""
 
 
 def check(reader: GinReader, trusted: Sequence[str] = ()) -> None:
-    """Checks everything that was read, without importing any of it.
+    """Checks all bindings without importing any module.
 
     Args:
       reader: all files and overrides, read.
-      trusted: modules, with all that lies in them, that files may use besides the tables.
+      trusted: modules that files may use, with all of their content, besides the tables.
 
     Raises:
-      ConfigError: a module or function that is not allowed, a value of the wrong type or out of
-        its range, in one line with its place.
+      ConfigError: a module or function is not allowed, or a value has the wrong type or is out of
+        range; the text is one line with its place.
     """
     for source in _sources(reader):
         _check_imports(source, trusted)
@@ -61,7 +61,12 @@ def check(reader: GinReader, trusted: Sequence[str] = ()) -> None:
 
 
 def path_of(selector: str, source: Source) -> str | None:
-    """The dotted name of what a selector names, by its source's imports; None where unknown."""
+    """Resolves a selector to a dotted name by its source's imports; None if unknown.
+
+    Args:
+      selector: name in a gin file, e.g. `divergences.forward_kl`.
+      source: the source of the name, with its imports.
+    """
     if selector == _SINGLETON or selector.startswith("gin."):
         return selector
     head, dot, rest = selector.partition(".")
@@ -92,7 +97,7 @@ def _check_imports(source: Source, trusted: Sequence[str]) -> None:
 
 
 def _is_missing_here(module: str) -> bool:
-    """Whether a module of this package does not exist: its import fails, with a suggestion."""
+    """True if a module of gkd does not exist, so that its import fails with a suggestion."""
     if not module.startswith("gkd."):
         return False
     path = REPOSITORY.joinpath(*module.split("."))
@@ -148,7 +153,7 @@ def _check_value(binding: Binding, macros: dict[str, Binding], trusted: Sequence
 
 
 def _refuse(binding: Binding, function: Any, *arguments: Any) -> None:
-    """Calls a check; its error gets the place where a file has the value."""
+    """Calls a check, and adds the place of the value to its error."""
     try:
         function(*arguments)
     except UserError as error:
@@ -157,7 +162,7 @@ def _refuse(binding: Binding, function: Any, *arguments: Any) -> None:
 
 
 def _resolved(binding: Binding, macros: dict[str, Binding]) -> tuple[Any, Binding]:
-    """The value that a parameter gets, and the binding that wrote it down."""
+    """The final value of a parameter, and the binding that holds it."""
     seen = [binding.key]
     while isinstance(binding.value, Macro):
         name = binding.value.name
@@ -169,7 +174,7 @@ def _resolved(binding: Binding, macros: dict[str, Binding]) -> tuple[Any, Bindin
 
 
 def _literal(value: Any, binding: Binding, macros: dict[str, Binding], seen: tuple) -> Any:
-    """A value with macros replaced by theirs, and references by what they refer to."""
+    """Replaces macros inside a value by their values, and references by functions."""
     if isinstance(value, Macro):
         if value.name in seen or value.name not in macros:
             raise _Unknown
@@ -191,9 +196,9 @@ def _function(
     reference: Reference, binding: Binding, macros: dict[str, Binding], seen: tuple
 ) -> setting_values.FunctionValue:
     path = path_of(reference.selector, binding.source)
-    if path is None:  # not imported: the next check says so
+    if path is None:  # not imported, which the next check reports
         raise _Unknown
-    if path == _SINGLETON:  # whatever its constructor makes
+    if path == _SINGLETON:  # the result of its constructor
         constructor = macros.get(f"{reference.scope}/{_CONSTRUCTOR}")
         if constructor is None or not isinstance(constructor.value, Reference):
             raise _Unknown

@@ -1,7 +1,7 @@
-"""The values that one setting may have, checked before anything heavy is imported.
+"""Describes and checks the values of settings, before heavy imports.
 
-A `Setting` describes one parameter; tables of them are beside (`verb_settings`,
-`configurable_settings`). All errors are one line that names the setting, its value and what to use.
+A `Setting` describes one parameter; `verb_settings` and `configurable_settings` hold tables of
+them. All errors are one line with the setting, its value and the allowed values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gkd.errors import InvalidValue
 from gkd.files.json_files import Field, check_value, shown
 
 LARGEST_COUNT = 2**31 - 1  # steps and rows are int32 on the device
-LARGEST_SEED = 2**32 - 1  # a key has 32 bits of a seed: larger ones would repeat smaller ones
+LARGEST_SEED = 2**32 - 1  # a key has 32 bits of a seed: larger seeds would repeat smaller ones
 LARGEST_NUMBER = 3.4e38  # float32
-LONGEST_SEQUENCE = 65536  # tokens: attention over more has no room on any chip
+LONGEST_SEQUENCE = 65536  # tokens: attention over more exceeds the memory of any chip
 LARGEST_BATCH = 1_000_000  # rows
 
 
@@ -27,9 +27,9 @@ class FunctionValue:
     """A function as a setting's value: `@module.function`, or its result, `@module.function()`.
 
     Attributes:
-      path: the dotted name of the function.
-      evaluated: whether it is called.
-      text: as the user wrote it.
+      path: dotted name of the function.
+      evaluated: true if it is called.
+      text: text as the user wrote it.
     """
 
     path: str
@@ -54,9 +54,9 @@ class Setting:
       keys: the only keys of a mapping, if not empty.
       functions: dotted names of the functions accepted as `@f`.
       results: dotted names of the functions accepted as `@f()`.
-      none: whether None is accepted.
-      from_files: whether a file may set it to more than an empty value.
-      anything: the function that it configures checks it.
+      none: true if None is accepted.
+      from_files: false if files may only set it to an empty value.
+      anything: true if the configured function itself checks the value.
     """
 
     literal: Field | None = None
@@ -74,7 +74,7 @@ class Setting:
 
 
 def whole(least: int = 0, most: int = LARGEST_COUNT, **others: Any) -> Setting:
-    """A whole number between bounds, both inclusive."""
+    """Describes a whole number between inclusive bounds."""
     return Setting(literal=Field(kinds=(int,), least=least, most=most), **others)
 
 
@@ -85,33 +85,33 @@ def number(
     below: float | int | None = None,
     **others: Any,
 ) -> Setting:
-    """A finite number between bounds; `above` and `below` are exclusive."""
+    """Describes a finite number between bounds; `above` and `below` are exclusive."""
     field = Field(kinds=(float,), least=least, most=most, above=above, below=below)
     return Setting(literal=field, **others)
 
 
 def text(least: int = 1, **others: Any) -> Setting:
-    """A string of at least so many characters."""
+    """Describes a string of at least `least` characters."""
     return Setting(literal=Field(kinds=(str,), least=least), **others)
 
 
 def choice(*choices: str, **others: Any) -> Setting:
-    """One of several strings."""
+    """Describes one of several strings."""
     return Setting(literal=Field(kinds=(str,), choices=choices), **others)
 
 
 def flag(**others: Any) -> Setting:
-    """True or False."""
+    """Describes True or False."""
     return Setting(literal=Field(kinds=(bool,)), **others)
 
 
 def sequence(items: Setting, least: int = 0, most: int = 1_000_000, **others: Any) -> Setting:
-    """A list or tuple."""
+    """Describes a list or tuple of `least` to `most` items."""
     return Setting(items=items, lengths=(least, most), **others)
 
 
 def mapping(values: Setting, least: int = 0, **others: Any) -> Setting:
-    """A dictionary with strings as keys."""
+    """Describes a dictionary with strings as keys."""
     return Setting(values=values, lengths=(least, 1_000_000), **others)
 
 
@@ -119,13 +119,13 @@ def check(value: Any, setting: Setting, name: str, trusted: Collection[str] = ()
     """Checks one value.
 
     Args:
-      value: literals, with `FunctionValue` for functions.
-      setting: what it may be.
-      name: what the error message calls it.
-      trusted: modules whose functions may stand wherever a function may.
+      value: a literal, with `FunctionValue` for functions.
+      setting: allowed values.
+      name: name of the setting in error messages.
+      trusted: modules whose functions are allowed wherever a function is.
 
     Raises:
-      ValueError: in one line.
+      ValueError: the value is not allowed; the text is one line.
     """
     if setting.anything or (value is None and setting.none):
         return
@@ -168,7 +168,7 @@ def _check_literal(value, setting, name):
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if float in kinds and isinstance(value, float) and not math.isfinite(value):
         raise InvalidValue(f"{name} is {shown(value)}: use a finite number")
-    # Only where the type is right can the message be about the range.
+    # The range is checked only if the type is right.
     if type(value) in kinds or (is_number and float in kinds):
         check_value(value, setting.literal, name)
         return
@@ -180,7 +180,15 @@ def _check_literal(value, setting, name):
 
 
 def check_text(value: str, name: str) -> None:
-    """Raises ValueError for a string that no file name or text file can hold."""
+    """Checks that a string can be part of a file name or text file.
+
+    Args:
+      value: the string.
+      name: name of the setting in error messages.
+
+    Raises:
+      ValueError: the string holds a NUL character or half of a surrogate pair.
+    """
     if "\0" in value:
         raise InvalidValue(f"{name} is {shown(value)}: text cannot hold a NUL character")
     try:
@@ -202,12 +210,19 @@ def _check_function(value, setting, name, trusted):
 
 
 def is_within(path: str, modules: Collection[str]) -> bool:
-    """Whether a dotted name is one of the modules, or lies in one."""
+    """Returns True if a dotted name is one of the modules, or inside one."""
     return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def expected(setting: Setting) -> str:
-    """The accepted values in words: `a number, @mixing.linear_schedule() or None`."""
+    """Describes the allowed values in words.
+
+    Args:
+      setting: allowed values.
+
+    >>> expected(number(none=True))
+    'a number or None'
+    """
     parts = []
     if setting.literal is not None:
         parts += [repr(choice) for choice in setting.literal.choices] or [
@@ -236,12 +251,16 @@ _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "True
 
 
 def check_call(table: Mapping[str, Setting], arguments: Mapping[str, Any]) -> None:
-    """Checks the arguments of a call from Python, under the names of the parameters.
+    """Checks the arguments of a call from Python.
 
-    Objects that no literal can stand for (functions, models, tasks) are left to the function.
+    Objects that no literal can represent (functions, models, tasks) are left to the function.
+
+    Args:
+      table: allowed values by name of the parameter.
+      arguments: arguments by name of the parameter.
 
     Raises:
-      ValueError: in one line.
+      ValueError: a value is not allowed; the text is one line.
     """
     for name, setting in table.items():
         value = arguments.get(name)

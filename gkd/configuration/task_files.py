@@ -1,4 +1,4 @@
-"""Tasks by the name of their gin file, for verbs with options of their own."""
+"""Reads a task from its gin file, for verbs with options of their own."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ from gkd.configuration.gin_files import ConfigError, GinReader, parse_statements
 from gkd.data.tasks import TaskSpec
 from gkd.errors import one_line
 
-# Beside the task, a task file sets these for the jobs that include it.
+# Further macros that a task file binds for the runs that include it.
 _ALSO_SET = ("INPUT_LENGTH", "TARGET_LENGTH", "BEST_METRIC")
 _IMPORTS = "from __gin__ import dynamic_registration\nfrom gkd.configuration import task_files\n"
 
 
 def chosen(task: TaskSpec, **others: Any) -> TaskSpec:
-    """What gin calls with the macros of a task file; their values are of no interest but TASK's."""
+    """Returns its task; gin calls it with the macros of a task file, so that all are used.
+
+    Args:
+      task: value of TASK.
+      **others: values of the other macros, which are ignored.
+    """
     del others
     return task
 
 
 def read_task(file: str, overrides: Sequence[str] = (), allowed: Sequence[str] = ()) -> TaskSpec:
-    """The task that a gin file defines as TASK.
+    """Reads the task that a gin file defines as TASK.
 
-    Gin's state is global: this clears what an earlier call set.
+    Gin's state is global: bindings of an earlier call are cleared.
 
     Args:
-      file: e.g. configs/tasks/xsum.gin, looked for here and in the repository; a run file will do.
-      overrides: NAME=VALUE, as `--gin.NAME=VALUE` of the verbs with gin files.
+      file: path of a task or run file, e.g. configs/tasks/xsum.gin, in the current directory or the
+        repository.
+      overrides: overrides NAME=VALUE, as in `--gin.NAME=VALUE`.
       allowed: modules that the file may import besides gkd's own.
 
+    Returns:
+      The task.
+
     Raises:
-      ConfigError: anything wrong with the configuration, in one line with its place.
+      ConfigError: the configuration is wrong; the text is one line with its place.
     """
     reader = GinReader()
     try:

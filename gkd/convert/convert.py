@@ -1,4 +1,4 @@
-"""The verb `convert`: a checkpoint from one format into another, tensor by tensor."""
+"""The verb `convert`: converts a checkpoint to another format, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -31,19 +31,22 @@ def convert(
     dtype: str | None = None,
     vocabulary: str | None = None,
 ) -> None:
-    """Converts a checkpoint; `target` appears whole or not at all.
+    """Converts a checkpoint atomically: `target` appears complete or not at all.
 
     Args:
-      source: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
-      target: the folder to make; it must not exist or be empty.
-      to: 'gkd', 'huggingface' or 't5x'; None is Hugging Face, and gkd from there.
-      step: of a run: 'best_or_newest', 'best', 'newest' or a number.
-      dtype: of the written weights; None keeps every tensor's own.
-      vocabulary: a sentencepiece model, or a folder with a tokenizer, to put beside the weights,
-        or 'bytes'; None takes the source's own, if it has one, with all its files.
+      source: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
+      target: path of the new folder, which must be missing or empty.
+      to: 'gkd', 'huggingface' or 't5x'; by default Hugging Face, or gkd for a Hugging Face source.
+      step: step of a run: 'best_or_newest', 'best', 'newest' or a number.
+      dtype: dtype of the written weights; by default that of every tensor.
+      vocabulary: path of a sentencepiece model or of a tokenizer's folder that is copied, or
+        'bytes'; by default the source's own tokenizer files, if it has any.
 
     Raises:
-      FileNotFoundError, FileExistsError, ValueError, OSError: in one line.
+      FileNotFoundError: a file is missing.
+      FileExistsError: `target` exists and is not empty.
+      ValueError: a file is damaged, or the format cannot represent the model.
+      OSError: writing failed, e.g. because the disk is full.
     """
     opened = model_loading.open_model("SRC", source, step)
     to = to or ("gkd" if opened.format == "huggingface" else "huggingface")
@@ -66,7 +69,7 @@ def convert(
 
 
 def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
-    """The vocabulary to write down, None where none is known."""
+    """The vocabulary to write; None if none is known."""
     if given is None and checkpoint_vocabulary.own_vocabulary(opened) is None:
         return None
     return checkpoint_vocabulary.vocabulary_of(opened, given)
@@ -75,7 +78,7 @@ def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
 def _counted(
     tensors: Mapping[str, Tensor], dtype: str | None, progress: Progress, lease: Lease
 ) -> dict[str, Tensor]:
-    """The same tensors, converted as they are read, each moving the bar."""
+    """Wraps tensors so that reading one converts it and advances the progress bar."""
     done: set[str] = set()
 
     def reader(name: str, tensor: Tensor):

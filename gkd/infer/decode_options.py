@@ -1,4 +1,4 @@
-"""How outputs are written: greedy, sampled, or searched for with beams."""
+"""The options of decoding: greedy, sampling, or beam search."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ LENGTH_PENALTY = 0.6  # T5X's
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How outputs are written: one greedy output an input, by default.
+    """The options of decoding; by default one greedy completion per input.
 
     Attributes:
-      max_length: tokens of an output at most, EOS included.
-      temperature: 0 is greedy; above 0 outputs are sampled.
-      top_k, top_p: of sampling; 0 and 1 keep all ids.
-      samples: outputs an input.
-      beams: of a beam search, whose best `samples` outputs are kept; 0 is no beam search.
-      length_penalty: of a beam search; None is T5's.
-      seed: of sampling.
+      max_length: greatest length of a completion in tokens, including EOS.
+      temperature: 0 for greedy decoding; above 0 completions are sampled.
+      top_k, top_p: limits of sampling to the most probable ids; 0 and 1 keep all ids.
+      samples: completions per input.
+      beams: beams of a beam search, whose best `samples` completions are kept; 0 for none.
+      length_penalty: length penalty of the beam search; None is T5's 0.6.
+      seed: PRNG seed of sampling.
 
     Raises:
-      ValueError: a setting that means nothing, or that the others would ignore.
+      ValueError: an option is out of range, or would be ignored because of others.
     """
 
     max_length: int = 128
@@ -46,13 +46,13 @@ class Decoding:
         if self.beams:
             self._check_beams()
         elif self.length_penalty is not None:
-            raise InvalidValue("length_penalty is of a beam search: set beams too")
+            raise InvalidValue("length_penalty belongs to a beam search: set beams too")
         elif not self.temperature and self.samples > 1:
             raise InvalidValue(
                 f"{self.samples} greedy samples are all the same: set temperature above 0, or beams"
             )
         elif not self.temperature and (self.top_k or self.top_p < 1):
-            raise InvalidValue("top_k and top_p are of sampling: set temperature above 0 too")
+            raise InvalidValue("top_k and top_p belong to sampling: set temperature above 0 too")
 
     def _check_beams(self):
         if self.temperature or self.top_k or self.top_p < 1:
@@ -62,13 +62,13 @@ class Decoding:
         if self.samples > self.beams:
             raise InvalidValue(
                 f"samples is {self.samples} and beams {self.beams}: a beam search gives at most "
-                f"{self.beams} outputs an input"
+                f"{self.beams} completions per input"
             )
         if not 0 <= self.penalty < float("inf"):
             raise InvalidValue(f"length_penalty is {self.length_penalty}: use 0 (none) or more")
 
     @property
     def penalty(self) -> float | int | None:
-        """The length penalty that is used; None where there is no beam search."""
+        """The effective length penalty; None without a beam search."""
         unset = self.beams and self.length_penalty is None
         return LENGTH_PENALTY if unset else self.length_penalty

@@ -1,4 +1,4 @@
-"""Outputs for many inputs: a few compiled lengths, full batches, results in the inputs' order."""
+"""Generates completions for many inputs, in full batches of a few compiled lengths."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ SHORTEST_BUCKET = 32
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What the model wrote for one input.
+    """The completions of one input, and the scores of its target.
 
     Attributes:
-      tokens: one list of ids for each of its samples, through EOS. It is empty where a beam search
-        found fewer outputs than asked for.
-      log_probs: the log-probability of each, over the usable ids; −inf for an empty one.
-      target_log_probs: of every token of the input's target under the raw logits, if asked for.
-      target_top_ids, target_top_log_probs: the K most probable usable ids at each of them, best
-        first, and their log-probabilities over the usable ids, if asked for.
+      tokens: ids of each completion through EOS; empty if a beam search found fewer completions.
+      log_probs: log-probability of each completion over `valid_ids`; −inf for an empty one.
+      target_log_probs: log-probability of every token of the target under the raw logits, if
+        requested.
+      target_top_ids, target_top_log_probs: the K most probable of `valid_ids` at every token of
+        the target, the best first, and their log-probabilities over `valid_ids`, if requested.
     """
 
     tokens: list[list[int]]
@@ -50,7 +50,14 @@ class Output:
 
 
 def length_buckets(longest: int) -> tuple[int, ...]:
-    """The lengths that inputs are padded to: 32, 64, 128, … and `longest`."""
+    """Lists the lengths that inputs are padded to: 32, 64, 128, … and `longest`.
+
+    Args:
+      longest: greatest length of an input in tokens.
+
+    >>> length_buckets(100)
+    (32, 64, 100)
+    """
     buckets = []
     length = SHORTEST_BUCKET
     while length < longest:
@@ -62,25 +69,28 @@ def length_buckets(longest: int) -> tuple[int, ...]:
 def plan(
     lengths: Sequence[int], buckets: Sequence[int], batch_size: int
 ) -> list[tuple[int, list[int]]]:
-    """Batches of inputs of like length, as few as possible, the longest first.
+    """Plans batches of inputs of similar length, as few as possible, the longest first.
 
     Args:
-      lengths: tokens of every input, none above the last bucket.
+      lengths: length of every input in tokens, none above the last bucket.
       buckets: ascending lengths.
-      batch_size: inputs a batch.
+      batch_size: inputs per batch.
 
     Returns:
-      Of each batch the length it is padded to, and the numbers of its inputs; only the last batch
-      may have fewer than `batch_size`.
+      For each batch the length that it is padded to, and the indices of its inputs; only the last
+      batch may have fewer than `batch_size`.
+
+    >>> plan([5, 40, 7], buckets=(32, 64), batch_size=2)
+    [(64, [1, 0]), (32, [2])]
     """
     bucket_of = [next(bucket for bucket in buckets if length <= bucket) for length in lengths]
     order = sorted(range(len(lengths)), key=lambda number: -bucket_of[number])  # stable
-    parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [(bucket_of[part[0]], part) for part in parts]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [(bucket_of[batch[0]], batch) for batch in batches]
 
 
 class BatchedProgram:
-    """A program over many prompts: full batches, one compilation a length, one batch ahead."""
+    """Runs a program over many prompts: full batches, one compilation per length, one ahead."""
 
     def __init__(
         self,
@@ -91,14 +101,14 @@ class BatchedProgram:
         buckets: Sequence[int],
         batch_size: int,
     ) -> None:
-        """Prepares; nothing is compiled yet.
+        """Prepares the program; nothing is compiled yet.
 
         Args:
           function: (params, shared, inputs [B, S], *row arrays [B, …]) -> arrays [B, …].
           loaded: the model whose parameters it runs on.
-          mesh, rules: where it runs.
-          buckets: the lengths that inputs are padded to, ascending.
-          batch_size: B, inputs a batch, over all devices of all hosts.
+          mesh, rules: device mesh and sharding rules.
+          buckets: lengths that inputs are padded to, ascending.
+          batch_size: B, inputs per batch, over all devices of all hosts.
 
         Raises:
           ValueError: the batch does not divide over the devices.
@@ -120,7 +130,7 @@ class BatchedProgram:
         self.lengths_run: set[int] = set()
 
     def lower(self, params: Any, shared: Any, batch: tuple[Any, ...]) -> Any:
-        """Lowers the program for one batch's shapes, for inspection."""
+        """Lowers the program for the shapes of one batch, for inspection."""
         return self.compiled.lower(params, shared, batch)
 
     def run(
@@ -130,40 +140,41 @@ class BatchedProgram:
         inputs: Sequence[Sequence[int]],
         rows_of: Callable[[Sequence[int]], tuple[np.ndarray, ...]],
     ) -> Iterator[tuple[list[int], Any]]:
-        """Runs over all inputs, similar lengths together; every host passes the same ones.
+        """Runs the program over all inputs, grouped by length; every host passes the same inputs.
 
         Args:
-          params: the model's parameters on the mesh.
-          shared: a pytree of what all rows share, such as a key.
+          params: parameters of the model on the mesh.
+          shared: pytree that all rows share, such as a key.
           inputs: token ids through EOS, each at most as long as the last bucket.
-          rows_of: (positions of a full batch's inputs) -> the program's further row arrays.
+          rows_of: function of the positions of a full batch's inputs to its further row arrays.
 
         Yields:
-          (positions in `inputs`, the program's arrays on the host, whose first rows are theirs).
+          (positions in `inputs`, the program's arrays on the host, whose first rows belong to
+          them).
         """
         pending = None
-        own = meshes.own_rows(self._mesh, self._batch_size)
+        host_rows = meshes.own_rows(self._mesh, self._batch_size)
         sizes = [len(tokens) for tokens in inputs]
-        for length, part in plan(sizes, self._buckets, self._batch_size):
-            # A batch is always full, so that the program is the same. What fills it is a real
-            # input: an empty one might write to the end, and the loop would wait for it.
-            filled = part + [part[-1]] * (self._batch_size - len(part))
+        for length, positions in plan(sizes, self._buckets, self._batch_size):
+            # Batches are always full, so that the program is the same. They are filled up with a
+            # real input: an empty one might generate up to the limit and delay the loop.
+            filled = positions + [positions[-1]] * (self._batch_size - len(positions))
             batch = (
                 padded([inputs[i] for i in filled], length, self._padding_id),
                 *rows_of(filled),
             )
             self.lengths_run.add(length)
-            placed = meshes.place_batch(jax.tree.map(lambda x: x[own], batch), self._mesh)
+            placed = meshes.place_batch(jax.tree.map(lambda x: x[host_rows], batch), self._mesh)
             running = self.compiled(params, shared, placed)
-            if pending is not None:  # the device works on this batch while that one is read
+            if pending is not None:  # read while the device works on the next batch
                 yield pending[0], to_host(pending[1])
-            pending = (part, running)
+            pending = (positions, running)
         if pending is not None:
             yield pending[0], to_host(pending[1])
 
 
 class Generator:
-    """A model that writes outputs; it compiles once for every length that its inputs have."""
+    """Generates completions with a model, compiled once for every padded length of its inputs."""
 
     def __init__(
         self,
@@ -177,27 +188,27 @@ class Generator:
         score: bool = False,
         top_k_log_probs: int = 0,
     ) -> None:
-        """Prepares; nothing is compiled yet.
+        """Prepares the program; nothing is compiled yet.
 
         Args:
           loaded: the model, its parameters on the mesh.
-          mesh, rules: where it runs.
-          valid: bool [V], ids that may be written.
-          decoding: how outputs are written.
-          buckets: the lengths that inputs are padded to, ascending.
-          batch_size: inputs a batch, over all devices.
-          score: also give the log-probabilities of the targets' tokens.
-          top_k_log_probs: with `score`, how many of the most probable ids to give at each of the
-            targets' tokens; 0 is none.
+          mesh, rules: device mesh and sharding rules.
+          valid: bool [V], the `valid_ids` that may be generated.
+          decoding: options of decoding.
+          buckets: lengths that inputs are padded to, ascending.
+          batch_size: inputs per batch, over all devices.
+          score: return the log-probabilities of the targets' tokens too.
+          top_k_log_probs: with `score`, number of most probable ids to return at each of the
+            targets' tokens; 0 for none.
 
         Raises:
-          ValueError: the batch does not divide over the devices, or fewer ids are usable.
+          ValueError: the batch does not divide over the devices, or there are fewer `valid_ids`.
         """
-        usable = int(np.sum(np.asarray(valid)))
-        if top_k_log_probs > usable:
+        count = int(np.sum(np.asarray(valid)))
+        if top_k_log_probs > count:
             raise InvalidValue(
-                f"top_k_log_probs is {top_k_log_probs}, but only {usable} ids can be written: use "
-                f"{usable} or fewer"
+                f"top_k_log_probs is {top_k_log_probs}, but only {count} ids are valid: use "
+                f"{count} or fewer"
             )
         self._top_k = top_k_log_probs
         self._loaded, self._mesh, self._shards = loaded, mesh, mesh.shape["data"]
@@ -208,7 +219,7 @@ class Generator:
 
     @property
     def programs(self) -> int:
-        """How many programs have been compiled."""
+        """Number of compiled programs."""
         return len(self._batched.lengths_run)
 
     def outputs(
@@ -218,19 +229,19 @@ class Generator:
         targets: Sequence[Sequence[int]] | None = None,
         params: Any = None,
     ) -> Iterator[list[tuple[int, Output]]]:
-        """Writes outputs for some inputs, batch by batch, similar lengths together.
+        """Generates completions batch by batch, grouping inputs of similar length.
 
-        The noise of a sample comes from the seed and its global number, (number of the input)·N +
-        sample: how inputs are cut into calls and batches changes nothing.
+        The noise of a sample is a function of the seed and its global number, (number of the
+        input)·N + sample, so that the division of inputs into calls and batches changes nothing.
 
         Args:
           inputs: token ids through EOS, each at most as long as the last bucket.
-          first_number: the global number of the first input.
-          targets: token ids of the targets, at most max_length each, where they are scored.
-          params: the parameters to write with, on the mesh; None is the loaded model's own.
+          first_number: global number of the first input.
+          targets: token ids of the targets, at most max_length each, if they are scored.
+          params: parameters to use, on the mesh; by default those of the loaded model.
 
         Yields:
-          (position in `inputs`, output) of the inputs of one batch.
+          (position in `inputs`, output) for the inputs of one batch.
         """
         length = self.decoding.max_length if self._score else 0
         padding = self._loaded.model.special_ids.padding
@@ -242,11 +253,15 @@ class Generator:
 
         params = self._loaded.params if params is None else params
         key = jax.random.PRNGKey(self.decoding.seed)
-        for part, arrays in self._batched.run(params, key, inputs, rows_of):
-            yield self._finish(part, arrays, targets)
+        for positions, arrays in self._batched.run(params, key, inputs, rows_of):
+            yield self._finish(positions, arrays, targets)
 
     def lower(self, length: int) -> Any:
-        """Lowers the program for inputs of a length, from shapes alone, for inspection."""
+        """Lowers the program for one input length from shapes alone, for inspection.
+
+        Args:
+          length: padded length of the inputs in tokens.
+        """
 
         def tokens(*shape):
             return jax.ShapeDtypeStruct((self._batch_size, *shape), "int32")
@@ -256,7 +271,7 @@ class Generator:
         batch = (tokens(length), tokens(scored), tokens())
         return self._batched.lower(self._loaded.shapes, key, batch)
 
-    def _finish(self, part, arrays, targets) -> list[tuple[int, Output]]:
+    def _finish(self, positions, arrays, targets) -> list[tuple[int, Output]]:
         tokens, log_probs, lengths, *scores = arrays
         return [
             (
@@ -267,48 +282,52 @@ class Generator:
                     *(x[i, : len(targets[position])].tolist() for x in scores),
                 ),
             )
-            for i, position in enumerate(part)
+            for i, position in enumerate(positions)
         ]
 
     def _program(self, params, key, inputs, targets, numbers):
-        """Inputs [B, S], targets [B, T|0], numbers [B] -> tokens [B, N, T], log Q and lengths
-        [B, N], where targets are scored their log Q [B, T], and top-k ids and log P [B, T, K].
+        """Generates and scores one batch.
+
+        Inputs [B, S], targets [B, T|0], numbers [B] -> tokens [B, N, T], log Q and lengths [B, N],
+        and for scored targets log Q [B, T], top-k ids and log P [B, T, K].
         """
         encoded = self._loaded.model.encode(params, inputs)
-        written = self._search if self.decoding.beams else self._sample
+        decode = self._search if self.decoding.beams else self._sample
         scores = self._scores(params, encoded, targets) if self._score else ()
-        return *written(params, encoded, numbers, key), *scores
+        return *decode(params, encoded, numbers, key), *scores
 
     def _sample(self, params, encoded, numbers, key):
-        """N samples an input from one encoding; row = input·N + sample."""
+        """Draws N samples per input from one encoding; row = input·N + sample."""
         decoding = self.decoding
         batch, samples = numbers.shape[0], decoding.samples
         rows = (numbers[:, None] * samples + jnp.arange(samples)).reshape(-1)
-        written = sample(
+        sampled = sample(
             self._loaded.model, params, encoded, key,
             max_length=decoding.max_length, valid=self._valid, temperature=decoding.temperature,
             top_k=decoding.top_k, top_p=decoding.top_p, samples=samples, rows=rows,
         )  # fmt: skip
-        log_probs = jnp.sum(written.log_probs, axis=-1)
-        results = (written.tokens, log_probs, written.lengths)
+        log_probs = jnp.sum(sampled.log_probs, axis=-1)
+        results = (sampled.tokens, log_probs, sampled.lengths)
         return jax.tree.map(lambda x: x.reshape(batch, samples, *x.shape[1:]), results)
 
     def _search(self, params, encoded, numbers, key):
-        """The best N of a beam search."""
-        del numbers, key  # nothing is drawn
+        """Returns the best N completions of a beam search."""
+        del numbers, key  # beam search is deterministic
         from gkd.decode.beam import beam_search
 
         decoding = self.decoding
-        found = beam_search(
+        beams = beam_search(
             self._loaded.model, params, encoded, max_length=decoding.max_length, valid=self._valid,
             beams=decoding.beams, length_penalty=decoding.penalty,
         )  # fmt: skip
-        results = (found.tokens, found.log_probs, found.lengths)
+        results = (beams.tokens, beams.log_probs, beams.lengths)
         return jax.tree.map(lambda x: x[:, : decoding.samples], results)
 
     def _scores(self, params, encoded, targets):
-        """Of every target token [B, T]: log Q under the raw logits; if asked for the K best ids
-        and their log-probabilities [B, T, K]. All block by block along T.
+        """Scores the targets block by block along T.
+
+        Returns log Q of every target token [B, T] under the raw logits and, if requested, the K
+        best ids and their log-probabilities [B, T, K].
         """
         shards = self._shards
         logits = score_tokens(self._loaded.model, params, encoded, targets)
@@ -317,7 +336,7 @@ class Generator:
             return (log_probs,)
         rows = PartitionSpec("data")
 
-        def top_k(x, k):  # of each device's own rows; XLA's would gather all of them on each
+        def top_k(x, k):  # on each device's own rows; XLA's version gathers all rows on each
             best = functools.partial(jax.lax.top_k, k=k)
             mesh = self._mesh
             return jax.shard_map(best, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(x)
@@ -329,15 +348,15 @@ class Generator:
 def token_log_probs(
     logits: ProjectedLogits, targets: Int[Array, "rows length"], data_shards: int
 ) -> Float[Array, "rows length"]:
-    """log Q of every target token under the raw logits, block by block along T.
+    """Computes log Q of every target token under the raw logits, block by block along T.
 
     Args:
-      logits: N rows of T tokens.
-      targets: int32 [N, T], 0 after the end; what stands there means nothing.
+      logits: projected logits of N rows of T tokens.
+      targets: int32 [N, T], 0 after the end.
       data_shards: number of devices that share the rows.
 
     Returns:
-      float32 [N, T].
+      float32 [N, T]; values after the end of a target are meaningless.
     """
     _, log_probs, _ = fused_token_loss(
         lambda logits, _, ids: token_log_prob(logits, ids), logits, None, targets,
@@ -347,20 +366,50 @@ def token_log_probs(
 
 
 def encode_inputs(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
-    """Token ids of inputs through EOS, and how many were cut; a cut one ends with EOS too."""
+    """Encodes inputs through EOS, and counts truncated ones, which end with EOS too.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      texts: the inputs.
+      length: greatest length in tokens, including EOS.
+
+    Returns:
+      Token ids of every input, and the number of truncated inputs.
+    """
     rows = vocabularies.encode_texts(vocabulary, texts)  # without EOS
-    cut = sum(len(row) >= length for row in rows)
-    return [[*row[: length - 1], vocabulary.eos_id] for row in rows], cut
+    truncated = sum(len(row) >= length for row in rows)
+    return [[*row[: length - 1], vocabulary.eos_id] for row in rows], truncated
 
 
 def encode_targets(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
-    """Token ids of targets through EOS, and how many were cut; a cut one has no EOS."""
+    """Encodes targets through EOS, and counts truncated ones, which have no EOS.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      texts: the targets.
+      length: greatest length in tokens.
+
+    Returns:
+      Token ids of every target, and the number of truncated targets.
+    """
     rows = [[*ids, vocabulary.eos_id] for ids in vocabularies.encode_texts(vocabulary, texts)]
     return [row[:length] for row in rows], sum(len(row) > length for row in rows)
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, padding_id: int = 0) -> np.ndarray:
-    """Token ids as int32 [rows, length], `padding_id` after the end of each."""
+    """Pads rows of token ids to one array.
+
+    Args:
+      rows: token ids of every row.
+      length: length to pad to.
+      padding_id: id after the end of each row.
+
+    Returns:
+      int32 [rows, length].
+
+    >>> padded([[5, 1], []], 3).tolist()
+    [[5, 1, 0], [0, 0, 0]]
+    """
     array = np.full((len(rows), length), padding_id, np.int32)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
@@ -373,7 +422,14 @@ def ended(tokens: Sequence[int], eos_id: int) -> bool:
 
 
 def to_host(tree: Any) -> Any:
-    """Whole arrays on this host, also those whose shards other hosts hold."""
+    """Copies whole arrays to this host, including shards of other hosts.
+
+    Args:
+      tree: pytree of arrays.
+
+    Returns:
+      The same pytree of NumPy arrays.
+    """
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,4 +1,4 @@
-"""The verb `infer`: outputs for many inputs, in order; started again, it continues."""
+"""The verb `infer`: generates completions for a file or split, and continues where it stopped."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BATCHES_PER_WINDOW = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSource:
-    """Where inputs come from: a file's rows, or a task's split.
+    """The source of inputs: the rows of a file, or a split of a task.
 
     Attributes:
-      input: a file of texts or JSON lines, see `gkd.infer.inputs.open_source`.
-      input_field, target_field: fields of a file's rows.
-      prefix: text before each of a file's inputs.
-      task: a gin file that defines TASK, instead of `input`.
+      input: path of a file of texts or JSON lines, see `gkd.infer.inputs.open_source`.
+      input_field, target_field: names of fields of the file's rows; None chooses the usual ones.
+      prefix: text before each of the file's inputs.
+      task: path of a gin file that defines TASK, instead of `input`.
       split: split of the task; None is 'train'.
-      gin: overrides of the task's gin file, NAME=VALUE.
+      gin: overrides NAME=VALUE of the task's gin file.
       allow_module: modules that the task's gin file may import besides gkd's own.
     """
 
@@ -48,15 +48,15 @@ def infer_options(**options: Any) -> dict[str, Any]:
       **options: the parameters of `infer`, and the fields of its objects by their names.
 
     Raises:
-      ValueError: an option out of its range, in one line.
+      ValueError: an option is out of range.
     """
     setting_values.check_call(INFER, options)
 
-    def taken(kind):
+    def built(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         return kind(**{name: options.pop(name) for name in names if name in options})
 
-    return infer(source=taken(InputSource), decoding=taken(Decoding), **options)
+    return infer(source=built(InputSource), decoding=built(Decoding), **options)
 
 
 def infer(
@@ -73,36 +73,40 @@ def infer(
     top_k_log_probs: int | None = None,
     model_parallelism: int = 1,
 ) -> dict[str, Any]:
-    """Writes what a model answers to every input of a file, or of a task's split.
+    """Writes the model's completions for every input of a file, or of a task's split.
 
-    A line of the output holds index, sample, input, text, tokens (through EOS), log_prob (over the
-    usable ids), stop ('eos', 'length', or 'none' where a beam search found fewer outputs), with
-    `score` target_log_probs, and the row's other fields. With `top_k_log_probs` it also holds
-    target_tokens and, of each of them, target_top_ids and target_top_log_probs (over the usable
-    ids, best first): an offline teacher, see `gkd.data.offline_teacher`. The index of a task's row
-    is its number in the split. Unfinished work is in OUTPUT.partial; OUTPUT.settings.json says how
-    and from what it was made. The same call continues it, and the result is the same byte for byte.
+    A line of the output holds index, sample, input, text, tokens (through EOS), log_prob (over
+    `valid_ids`), stop ('eos', 'length', or 'none' if a beam search found fewer completions), with
+    `score` target_log_probs, and the other fields of the row. With `top_k_log_probs` it also holds
+    target_tokens and, for each of them, target_top_ids and target_top_log_probs (over `valid_ids`,
+    the best first): cached teacher log-probabilities for offline distillation, see
+    `gkd.data.offline_teacher`. The index of a task's row is its number in the split. Incomplete
+    output is in OUTPUT.partial, and OUTPUT.settings.json records the settings and the inputs. The
+    same call continues it, with the same result byte for byte.
 
     Args:
-      model: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
-      output: the file to write, JSON lines.
-      source: where the inputs come from.
-      decoding: length, sampling or beam search.
-      step: of a run: 'best_or_newest', 'best', 'newest' or a number.
-      vocabulary: a sentencepiece file, a checkpoint's folder or 'bytes'; None is the model's own.
-      input_length: tokens per input; longer ones are truncated and counted.
+      model: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
+      output: path of the JSON Lines file to write.
+      source: source of the inputs.
+      decoding: options of decoding: length, sampling or beam search.
+      step: step of a run: 'best_or_newest', 'best', 'newest' or a number.
+      vocabulary: path of a sentencepiece model or a checkpoint's folder, or 'bytes'; None is the
+        model's own.
+      input_length: greatest length of an input in tokens; longer inputs are truncated and counted.
       batch_size: inputs per batch.
-      dtype: of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
-      score: scores the targets too, token by token.
+      dtype: dtype of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
+      score: score the targets too, token by token.
       top_k_log_probs: number of most probable ids to write at every target token.
-      model_parallelism: devices along the mesh's model axis.
+      model_parallelism: number of devices along the mesh's model axis.
 
     Returns:
-      The totals of this call; none where the output was complete.
+      The totals of this call; empty if the output was complete.
 
     Raises:
-      ValueError, FileNotFoundError, FileExistsError: in one line.
-      Stopped: a signal came; what was complete is kept.
+      ValueError: settings contradict one another, or a file is damaged.
+      FileNotFoundError: a file is missing.
+      FileExistsError: the output was begun with other settings, or another launch writes it.
+      Stopped: a signal was received; complete windows are kept.
     """
     with quick_interrupt():
         from gkd.infer import output_files
@@ -140,24 +144,24 @@ def infer(
 
 
 def _write(inputs, files, chosen, mesh, words, decoding, facts) -> dict[str, Any]:
-    """Writes the outputs that are missing; returns this call's totals.
+    """Writes the missing completions; returns this call's totals.
 
     Args:
-      inputs, files: what is read and written.
+      inputs, files: inputs to read, and files to write.
       chosen: the model as the user named it, and its opened checkpoint.
-      mesh: where it runs.
-      words: its vocabulary.
-      decoding: length, sampling or beam search.
-      facts: all settings, as they are recorded beside the output.
+      mesh: device mesh.
+      words: vocabulary of the model.
+      decoding: options of decoding: length, sampling or beam search.
+      facts: all settings, as recorded beside the output.
     """
     model, opened = chosen
-    complete = f"{files.output} is complete, and was written with these settings: nothing to do"
+    complete = f"{files.output} is complete, with the same settings: nothing to do"
     if files.is_complete(facts):
         print(complete)
         return {}
     with files.lease() as lease:
         done = files.resume(facts)
-        if done is None:  # another launch has ended just now
+        if done is None:  # another launch has completed it just now
             print(complete)
             return {}
         inputs.describe()
@@ -175,7 +179,7 @@ def _check_one_process() -> None:
     import jax
 
     if jax.process_count() > 1:
-        raise InvalidValue("infer runs in one process: give each process its own part of the input")
+        raise InvalidValue("infer runs in one process: split the input among separate calls")
 
 
 def _decoding_facts(decoding: Decoding) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) 
     from gkd.infer import inputs
 
     if top_k_log_probs is not None and not score:
-        raise InvalidValue("top_k_log_probs are of the targets' tokens: give --score too")
+        raise InvalidValue("top_k_log_probs belong to the targets' tokens: give --score too")
     if _is_task(source):
         return inputs.open_split(
             source.task, source.gin or (), source.split or "train", score,
@@ -196,7 +200,7 @@ def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) 
 
 
 def _generator(opened, mesh, words, decoding, facts) -> Any:
-    """The model on the mesh, as a generator of outputs."""
+    """Loads the model onto the mesh, as a generator of completions."""
     from gkd.infer import generator
     from gkd.parallel import mesh as meshes
     from gkd.runs import model_loading
@@ -221,27 +225,27 @@ def _job(inputs, files, lease, generator, words, facts) -> Any:
 
 
 def _is_task(source: InputSource) -> bool:
-    """Returns whether a task is read; ValueError unless there is one source, with its options."""
+    """True if a task is read; refuses two sources, and options of the other source."""
     if (source.input is None) == (source.task is None):
         raise InvalidValue("give either --input=FILE or --task=FILE.gin")
     if source.task is None and (source.split or source.gin):
-        raise InvalidValue("--split and --gin.NAME are of --task: give that instead of --input")
+        raise InvalidValue("--split and --gin.NAME belong to --task: give it instead of --input")
     for name in ("prefix", "input_field", "target_field"):
         if source.task is not None and getattr(source, name):
             raise InvalidValue(
-                f"--{name} is of --input: a task has its own, change it with --gin.NAME=VALUE"
+                f"--{name} belongs to --input: a task has its own, change it with --gin.NAME=VALUE"
             )
     return source.task is not None
 
 
 def _described(totals: dict[str, Any], count: int, done: int) -> str:
-    """The line of totals."""
+    """Renders the totals as one line."""
     before = f" ({done} by earlier launches)" if done else ""
-    targets = f", {totals['targets_cut']} targets cut" if "targets_cut" in totals else ""
+    targets = f", {totals['targets_cut']} targets truncated" if "targets_cut" in totals else ""
     rate = totals["tokens"] / max(totals["seconds"], 1e-9)
     share = 100 * totals["stopped_by_eos"] / max(totals["samples"], 1)
     return (
-        f"{count} inputs{before}; this launch: {totals['inputs_cut']} inputs cut{targets}, "
+        f"{count} inputs{before}; this launch: {totals['inputs_cut']} inputs truncated{targets}, "
         f"{totals['samples']} samples, {share:.1f}% of them stopped by EOS, {totals['tokens']} "
         f"tokens, {rate:,.0f} tokens/s, {totals['programs']} programs compiled"
     )

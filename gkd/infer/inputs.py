@@ -1,4 +1,4 @@
-"""What `infer` reads: inputs that have been checked."""
+"""Opens and checks the inputs of `infer`: files, and splits of tasks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TARGET_FIELDS = ("target", "targets")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file of inputs, all of whose lines have been checked.
+    """A file of inputs, whose lines have all been checked.
 
     Attributes:
-      path: the file.
-      input_field, target_field: the fields used; no target field where nothing is scored.
-      count: how many inputs it holds.
-      sha256: of the file.
+      path: path of the file.
+      input_field, target_field: names of the fields; no target field unless targets are scored.
+      count: number of inputs.
+      sha256: SHA-256 of the file.
     """
 
     path: str
@@ -38,11 +38,11 @@ class Source:
     sha256: str
 
     def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
-        """The rows from `start` on."""
+        """Iterates over the rows from `start` on."""
         return (row for _, row in itertools.islice(_read_rows(self.path), start, None))
 
     def settings(self) -> dict[str, Any]:
-        """What the output depends on."""
+        """Returns the facts about the input that the output depends on."""
         return {
             "input_bytes": os.path.getsize(self.path),
             "input_sha256": self.sha256,
@@ -51,24 +51,24 @@ class Source:
         }
 
     def describe(self) -> None:
-        """Says what is read."""
+        """Prints the number and the fields of the inputs."""
         target = f", targets from {self.target_field!r}" if self.target_field else ""
         print(f"{self.path}: {self.count} inputs from field {self.input_field!r}{target}")
 
     def check_vocabulary(self, vocabulary: Any) -> None:
-        """Nothing is known of the vocabulary that a file's reader will use."""
+        """Accepts any vocabulary: a file is not tied to one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSource:
-    """A split of a task, whose row n is input n; it has what `Source` has.
+    """A split of a task, whose row n is input n, with the interface of `Source`.
 
     Attributes:
-      path: the task's gin file.
+      path: path of the task's gin file.
       task: the task.
-      split: the split's name.
-      inputs, targets: its texts, UTF-8; an input holds the task's own prefix.
-      input_field, target_field: what a row calls them; no target field where nothing is scored.
+      split: name of the split.
+      inputs, targets: texts in UTF-8; inputs include the task's own prefix.
+      input_field, target_field: names of the fields; no target field unless targets are scored.
     """
 
     path: str
@@ -81,16 +81,16 @@ class SplitSource:
 
     @property
     def count(self) -> int:
-        """How many inputs it holds."""
+        """Number of inputs."""
         return len(self.inputs)
 
     def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
-        """The rows from `start` on."""
+        """Iterates over the rows from `start` on."""
         for source, target in zip(self.inputs[start:], self.targets[start:], strict=True):
             yield {"input": source.decode(), "target": target.decode()}
 
     def settings(self) -> dict[str, Any]:
-        """What the output depends on."""
+        """Returns the facts about the input that the output depends on."""
         digest, size = hashlib.sha256(), 0
         for row in self.rows():
             line = json.dumps(row).encode() + b"\n"
@@ -106,36 +106,46 @@ class SplitSource:
         }
 
     def describe(self) -> None:
-        """Says what is read."""
+        """Prints the number, task and split of the inputs."""
         scored = ", with targets" if self.target_field else ""
         print(
             f"{self.path}: {self.count} inputs of task {self.task.name}, split {self.split}{scored}"
         )
 
     def check_vocabulary(self, vocabulary: Any) -> None:
-        """Raises ValueError unless the task's ids are those of `vocabulary`."""
+        """Checks that the task has the vocabulary of the model.
+
+        Args:
+          vocabulary: the model's vocabulary.
+
+        Raises:
+          ValueError: they differ.
+        """
         difference = vocabularies.same_vocabulary(vocabulary, self.task.vocabulary)
         if difference:
             raise InvalidValue(
                 f"{self.path}: the model's ids are not those of task {self.task.name} "
-                f"({difference}): its top-k would be no teacher of that task"
+                f"({difference}): its top-k cannot teach that task"
             )
 
 
 def open_split(
     path: str, overrides: Sequence[str], split: str, score: bool, allowed: Sequence[str] = ()
 ) -> SplitSource:
-    """Reads the texts of a task's split, in the split's order, as many as the task takes of them.
+    """Reads the texts of a task's split, in order.
 
     Args:
-      path: the gin file that defines the task.
-      overrides: NAME=VALUE, of its macros.
-      split: the name of one of the task's splits.
-      score: whether targets are needed.
+      path: path of the gin file that defines the task.
+      overrides: overrides NAME=VALUE of its macros.
+      split: name of one of the task's splits.
+      score: true if targets are scored.
       allowed: modules that the gin file may import besides gkd's own.
 
+    Returns:
+      The split.
+
     Raises:
-      ValueError: the task has no such split; and as `task_files.read_task`.
+      ValueError: the configuration is wrong, or the task has no such split.
     """
     task = read_task(path, overrides, allowed)
     if split not in task.splits:
@@ -148,16 +158,19 @@ def open_split(
 def open_source(
     path: str, input_field: str | None, target_field: str | None, score: bool
 ) -> Source:
-    """Reads a file of inputs once, so that a bad line is found before any work is done.
+    """Reads a file of inputs once, to check all lines before any work is done.
 
     Args:
-      path: .txt, .tsv, .jsonl or .json (an object a line), possibly with .gz after it.
-      input_field, target_field: names of fields; None chooses.
-      score: whether targets are needed.
+      path: path of a .txt, .tsv, .jsonl or .json file (one object per line), optionally with .gz.
+      input_field, target_field: names of fields; None chooses the usual ones.
+      score: true if targets are scored.
+
+    Returns:
+      The file.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: of another kind, without rows, or a bad line (with its number).
+      ValueError: the file is of another kind, has no rows, or a malformed line.
     """
     if target_field is not None and not score:
         raise InvalidValue("target_field is read only with --score: give that too")
@@ -198,7 +211,7 @@ def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
 
 
 def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered rows of a file of any kind."""
+    """Iterates over the numbered rows of a file of any kind."""
     if not os.path.isfile(path):
         raise MissingFile(f"input {path} does not exist, or is no file")
     if path.removesuffix(".gz").endswith(".txt"):
@@ -211,7 +224,7 @@ def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _text_lines(path: str) -> Iterator[tuple[int, str]]:
-    """All lines of a text file, so that line n is input n; blank ones at its end do not count."""
+    """Iterates over all lines of a text file (line n is input n) but blank ones at its end."""
     blank: list[tuple[int, str]] = []
     for number, text in sources.lines(path):
         if not text.strip():

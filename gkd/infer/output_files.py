@@ -1,4 +1,4 @@
-"""The output of `infer`: written in whole windows, checked before it is continued or complete."""
+"""Writes the output of `infer` in whole windows, and checks it before it is continued."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _READ_BYTES = 1 << 22
 class OutputFiles:
     """The output, OUTPUT.partial while it is being written, and OUTPUT.settings.json.
 
-    Beside the partial output, OUTPUT.partial.hashes has a line per window with its SHA-256, so that
-    damage to what is continued is noticed.
+    Beside the partial output, OUTPUT.partial.hashes has the SHA-256 of every window on a line, by
+    which damage is detected before the output is continued.
 
     Attributes:
-      output: the path under its final name.
-      window: inputs that are written at once.
-      count: inputs in all.
-      samples: lines per input.
+      output: final path of the output.
+      window: number of inputs per window.
+      count: number of all inputs.
+      samples: number of lines per input.
     """
 
     output: pathlib.Path
@@ -47,21 +47,26 @@ class OutputFiles:
 
     @property
     def partial(self) -> pathlib.Path:
-        """The whole windows written so far."""
+        """Path of the windows written so far."""
         return pathlib.Path(f"{self.output}.partial")
 
     @property
     def hashes(self) -> pathlib.Path:
-        """The SHA-256 of each window of the partial output."""
+        """Path of the SHA-256 of each window of the partial output."""
         return pathlib.Path(f"{self.output}.partial.hashes")
 
     @property
     def settings(self) -> pathlib.Path:
-        """How and from what the output is made; stays beside it."""
+        """Path of the record of settings and launches, which stays beside the output."""
         return pathlib.Path(f"{self.output}.settings.json")
 
     def check(self) -> None:
-        """Raises FileNotFoundError or ValueError where the output cannot be written."""
+        """Checks that the output can be written.
+
+        Raises:
+          FileNotFoundError: its folder does not exist.
+          ValueError: the name does not end in .jsonl, or belongs to a folder.
+        """
         if self.output.suffix != ".jsonl":
             raise InvalidValue(f"output {self.output} holds JSON lines: give it a name in .jsonl")
         if not self.output.parent.is_dir():
@@ -70,21 +75,21 @@ class OutputFiles:
             raise InvalidValue(f"output {self.output} is a folder: give the name of a file")
 
     def lease(self) -> Lease:
-        """The lease under which one launch at a time writes the output."""
+        """Builds the lease under which one launch at a time writes the output."""
         return Lease(self.output, f"output {self.output}")
 
     def is_complete(self, settings: Mapping[str, Any]) -> bool:
-        """Checks an output that is there under its own name, all of it; nothing is written.
+        """Checks a complete output thoroughly, without writing anything.
 
         Args:
-          settings: everything that the output depends on.
+          settings: all settings that the output depends on.
 
         Returns:
-          Whether there is one.
+          True if there is a complete output.
 
         Raises:
-          FileExistsError: it was made with other settings.
-          ValueError: it is not what was written: cut, damaged or changed since.
+          FileExistsError: it was written with other settings.
+          ValueError: it has been truncated, damaged or changed.
         """
         record = self._record(_as_json(settings))
         if not self.output.exists():
@@ -97,28 +102,28 @@ class OutputFiles:
         elif record["output"] is not None:
             if record["output"] != {"lines": lines, "bytes": size, "sha256": sha256}:
                 problem = "has another SHA-256 than when it was written"
-        else:  # of a version that recorded none
+        else:  # written by a version that recorded no hash
             with open(self.output, "rb") as file:
                 for number in range(wanted):
                     problem = problem or self._problem_of(file.readline(), number)
         if problem:
             raise InvalidFile(
                 f"{self.output} {problem}: it was damaged or changed after it was complete; delete "
-                "it to make it again, or choose another --output"
+                "it to write it again, or choose another --output"
             )
         return True
 
     def resume(self, settings: Mapping[str, Any]) -> int | None:
-        """Records this launch and drops what is not complete.
+        """Records this launch, and removes incomplete windows.
 
         Args:
-          settings: everything that the output depends on.
+          settings: all settings that the output depends on.
 
         Returns:
-          How many inputs are done; None where all are, under the output's own name.
+          Number of complete inputs; None if the whole output is complete.
 
         Raises:
-          FileExistsError: there is an output that these settings do not continue.
+          FileExistsError: there is an output with other settings.
         """
         settings = _as_json(settings)
         if self.is_complete(settings):
@@ -135,13 +140,13 @@ class OutputFiles:
         return done
 
     def _record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What the settings file holds, if it agrees with these settings."""
+        """Reads the settings file, and refuses other settings than these."""
         new = "choose another --output, or delete {} to start again"
         if not self.settings.exists():
             for path in (self.output, self.partial):
                 if path.exists():
                     raise ExistingFile(
-                        f"{path} exists, but not {self.settings}, which would say how it was made: "
+                        f"{path} exists, but not {self.settings} with its settings: "
                         + new.format("it")
                     )
             return {"launches": [], "output": None}
@@ -162,12 +167,12 @@ class OutputFiles:
         return {"launches": launches, "output": record.get("output")}
 
     def _keep_sound_windows(self) -> int:
-        """Cuts the partial output after its last window that is whole and as it was written.
+        """Truncates the partial output after its last intact window.
 
-        Whole windows only: their batches are then the same as those of an uninterrupted run.
+        Only whole windows are kept, so that batches are the same as in an uninterrupted call.
 
         Returns:
-          The number of inputs that are kept.
+          Number of inputs that are kept.
         """
         if not self.partial.exists():
             self.hashes.unlink(missing_ok=True)
@@ -180,7 +185,7 @@ class OutputFiles:
                 lines = [file.readline() for _ in range(size)]
                 first = number * self.window * self.samples
                 if not lines[-1].endswith(b"\n"):
-                    if number < len(known):  # it was there whole, or it would have no hash
+                    if number < len(known):  # only complete windows have a hash
                         problem = f"ends within lines {first + 1} to {first + size}"
                     break
                 problem = self._problem_of_window(lines, first, known[number : number + 1])
@@ -190,12 +195,12 @@ class OutputFiles:
                 end = file.tell()
             else:
                 if file.read(1):
-                    problem = f"goes on after its last line, {self.count * self.samples}"
+                    problem = f"continues after its last line, {self.count * self.samples}"
         done = min(len(kept) * self.window, self.count)
         if problem:
             print(
-                f"gkd: warning: {self.partial} is damaged ({problem}): what follows input {done} "
-                "of it is made again",
+                f"gkd: warning: {self.partial} is damaged ({problem}): the lines after input "
+                f"{done} are written again",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
         try:
@@ -213,14 +218,14 @@ class OutputFiles:
         return self.hashes.read_text(errors="replace").splitlines()
 
     def _window_sizes(self) -> Iterator[int]:
-        """The number of lines of each window."""
+        """Yields the number of lines of each window."""
         for first in range(0, self.count, self.window):
             yield min(self.window, self.count - first) * self.samples
 
     def _problem_of_window(
         self, lines: Sequence[bytes], first: int, known: Sequence[str]
     ) -> str | None:
-        """What is wrong with a window's lines, None where nothing is; `first` counts from 0."""
+        """Describes the first fault of a window's lines, or None; `first` counts from 0."""
         for number, line in enumerate(lines, start=first):
             if problem := self._problem_of(line, number):
                 return problem
@@ -229,7 +234,7 @@ class OutputFiles:
         return None
 
     def _problem_of(self, line: bytes, number: int) -> str | None:
-        """What is wrong with a line, None where nothing is; `number` counts from 0."""
+        """Describes the fault of a line, or None; `number` counts from 0."""
         index, sample = divmod(number, self.samples)
         try:
             row = json.loads(line)
@@ -239,18 +244,21 @@ class OutputFiles:
         return None if fits else f"line {number + 1} is not sample {sample} of input {index}"
 
     def append(self, text: str) -> None:
-        """Adds a window's lines, and returns when they are on disk.
+        """Appends the lines of a window, and returns when they are on disk.
+
+        Args:
+          text: the lines.
 
         Raises:
-          OSError: they could not be written; nothing of them is left.
+          OSError: they could not be written, and were removed.
         """
-        # A lone surrogate, in a field that is only passed on, becomes the JSON escape it was.
+        # A lone surrogate in a field that is only copied becomes a JSON escape again.
         content = text.encode("utf-8", "backslashreplace")
         append_lines(self.partial, content, sync=True)
         append_lines(self.hashes, hashlib.sha256(content).hexdigest() + "\n")
 
     def finish(self) -> None:
-        """Counts the lines, records them and their hash, and gives the output its name.
+        """Checks the number of lines, records the hash, and renames the output.
 
         Raises:
           ValueError: the file has another number of lines than was written.
@@ -259,7 +267,7 @@ class OutputFiles:
         if lines != self.count * self.samples:
             raise InvalidFile(
                 f"{self.partial} has {lines} of {self.count * self.samples} lines: it was changed "
-                "while it was written; the same command continues after what is sound"
+                "while it was written; the same command continues after the intact windows"
             )
         record = json.loads(self.settings.read_bytes())
         record["output"] = {"lines": lines, "bytes": size, "sha256": sha256}
@@ -277,7 +285,7 @@ def _sha256(lines: Sequence[bytes]) -> str:
 
 
 def _measure(path: pathlib.Path) -> tuple[int, int, str]:
-    """A file's lines, bytes and SHA-256."""
+    """Lines, bytes and SHA-256 of a file."""
     digest, lines, size = hashlib.sha256(), 0, 0
     with open(path, "rb") as file:
         for block in _blocks(file):

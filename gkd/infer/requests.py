@@ -1,4 +1,4 @@
-"""The loop of `infer`: a window of inputs after the other, each written in order when complete."""
+"""Runs the loop of `infer`: generates one window of inputs after the other, and writes it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from gkd.vocabularies.white_space import WhiteSpaceRule, rule_of
 
 @dataclasses.dataclass(frozen=True)
 class InferenceJob:
-    """Everything that one launch works with.
+    """One launch of `infer`.
 
     Attributes:
       source: the inputs.
       files: the output.
-      lease: under which it is written.
-      generator: the model; it scores where the source has targets.
-      vocabulary: of inputs and outputs.
+      lease: lease on the output.
+      generator: the model's generator, which also scores targets if the source has them.
+      vocabulary: vocabulary of inputs and completions.
       prefix: text before every input.
-      input_length: in tokens.
-      window: how many inputs are written at once.
+      input_length: greatest length of an input in tokens.
+      window: number of inputs per window.
     """
 
     source: Source | SplitSource
@@ -47,41 +47,44 @@ class InferenceJob:
     window: int
 
     def run(self, done: int) -> dict[str, Any]:
-        """Writes the outputs of all inputs from number `done` on, a window at a time.
+        """Generates and writes the completions of all inputs from number `done` on.
+
+        Args:
+          done: number of complete inputs.
 
         Returns:
-          What was counted.
+          The totals: counts, seconds and compiled programs.
 
         Raises:
-          Stopped: a signal came; the window in flight is dropped.
+          Stopped: a signal was received; the current window is dropped.
         """
         totals = collections.Counter(inputs_cut=0, samples=0, stopped_by_eos=0, tokens=0)
         rows = self.source.rows(done)
         started = time.monotonic()
         with StopRequest() as stop, Progress("infer", self.source.count, done) as progress:
             for first in range(done, self.source.count, self.window):
-                part = list(itertools.islice(rows, self.window))
-                written: list[Any] = [None] * len(part)
+                window = list(itertools.islice(rows, self.window))
+                outputs: list[Any] = [None] * len(window)
                 ready = 0
-                targets = self._targets(part, totals)
-                for batch in self._outputs(part, first, targets, totals):
+                targets = self._targets(window, totals)
+                for batch in self._outputs(window, first, targets, totals):
                     for position, output in batch:
-                        written[position] = output
+                        outputs[position] = output
                     ready += len(batch)
                     tokens = sum(len(t) for _, output in batch for t in output.tokens)
                     progress.update(first + ready, tokens)
-                    if stop.requested and ready < len(part):
+                    if stop.requested and ready < len(window):
                         raise Stopped(self._stopped(stop, first))
                 self.lease.check()
-                self.files.append(self._lines(part, targets, written, first, totals))
-                if stop.requested and first + len(part) < self.source.count:
-                    raise Stopped(self._stopped(stop, first + len(part)))
+                self.files.append(self._lines(window, targets, outputs, first, totals))
+                if stop.requested and first + len(window) < self.source.count:
+                    raise Stopped(self._stopped(stop, first + len(window)))
         seconds = time.monotonic() - started
         return {**totals, "seconds": seconds, "programs": self.generator.programs}
 
     @functools.cached_property
     def _rule(self) -> WhiteSpaceRule:
-        """As of the texts that a model is trained on."""
+        """The rule for white space, the same as in training."""
         return rule_of(self.vocabulary)
 
     def _stopped(self, stop: StopRequest, done: int) -> str:
@@ -91,7 +94,7 @@ class InferenceJob:
         )
 
     def _targets(self, rows, totals):
-        """Token ids of the targets to score; None where nothing is scored."""
+        """Token ids of the targets to score; None if none are scored."""
         if not self.source.target_field:
             return None
         texts = [self._rule.fit(row[self.source.target_field]) for row in rows]
@@ -101,14 +104,14 @@ class InferenceJob:
         return targets
 
     def _outputs(self, rows, first, targets, totals):
-        """The model's outputs for a window's rows, batch by batch."""
+        """Generates the completions of a window's rows, batch by batch."""
         texts = [self._rule.fit(self.prefix + row[self.source.input_field]) for row in rows]
         inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
         totals["inputs_cut"] += cut
         return self.generator.outputs(inputs, first, targets)
 
     def _lines(self, rows, targets, outputs, first, totals) -> str:
-        """The lines of a window, in the inputs' order."""
+        """Renders the lines of a window, in the order of the inputs."""
         lines, eos_id = [], self.vocabulary.eos_id
         for position, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             index = first + position
@@ -116,7 +119,7 @@ class InferenceJob:
             scores = self._scores(targets and targets[position], output, index)
             texts = vocabularies.decode_tokens(self.vocabulary, output.tokens)
             for sample, (text, tokens) in enumerate(zip(texts, output.tokens, strict=True)):
-                own = {
+                fields = {
                     "index": index,
                     "sample": sample,
                     "input": row[self.source.input_field],
@@ -126,15 +129,15 @@ class InferenceJob:
                     "stop": ("eos" if ended(tokens, eos_id) else "length") if tokens else "none",
                     **scores,
                 }
-                others = {name: value for name, value in others.items() if name not in own}
-                lines.append(json.dumps({**own, **others}, ensure_ascii=False) + "\n")
+                others = {name: value for name, value in others.items() if name not in fields}
+                lines.append(json.dumps({**fields, **others}, ensure_ascii=False) + "\n")
                 totals["samples"] += 1
                 totals["stopped_by_eos"] += ended(tokens, eos_id)
                 totals["tokens"] += len(tokens)
         return "".join(lines)
 
     def _scores(self, target, output, index) -> dict[str, Any]:
-        """What the model says of the target, if asked."""
+        """The fields of a scored target; empty if it is not scored."""
         if target is None:
             return {}
         log_probs = [self._number(value, index) for value in output.target_log_probs]
@@ -149,7 +152,7 @@ class InferenceJob:
         return scores
 
     def _number(self, value: float, index: int) -> float | None:
-        """A log-probability for JSON: None for −inf, which only an empty output has."""
+        """Converts a log-probability for JSON: None for −inf, of empty completions only."""
         if math.isnan(value):
             raise NotFinite(
                 f"{self.source.path}: input {index} gives NaN log-probabilities: try --dtype "

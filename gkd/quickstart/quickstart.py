@@ -1,4 +1,4 @@
-"""The main job from one command: a teacher, a student's start, two ways to distil, and a table."""
+"""Runs the quickstart: SFT of teacher and student, supervised KD, on-policy GKD, and a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gkd.train.training_loop import SUMMARY_FILE
 METRIC = "exact_match"
 TITLES = {
     "teacher": "teacher (SFT)",
-    "start": "student, start (SFT)",
+    "start": "student (SFT)",
     "supervised_kd": "supervised KD (λ=0)",
     "gkd": "on-policy GKD (λ=1)",
 }
@@ -33,7 +33,15 @@ ARMS = ("supervised_kd", "gkd")
 
 
 def run_directories(directory: pathlib.Path, seed: int) -> dict[str, pathlib.Path]:
-    """Where each run lies: one teacher for all seeds, the student's three runs by seed."""
+    """Builds the paths of the runs: one teacher for all seeds, three student runs per seed.
+
+    Args:
+      directory: path of the quickstart's folder.
+      seed: seed of the student's runs.
+
+    Returns:
+      Run directories by name.
+    """
     return {
         name: directory / name if name == "teacher" else directory / f"seed_{seed}" / name
         for name in TITLES
@@ -41,13 +49,16 @@ def run_directories(directory: pathlib.Path, seed: int) -> dict[str, pathlib.Pat
 
 
 def run(name: str, places: dict[str, pathlib.Path], seed: int, overrides: Sequence[str]) -> int:
-    """Trains one of the four runs, or continues it; returns the command line's exit code.
+    """Trains or continues one of the four runs.
 
     Args:
-      name: a file of configs/runs/quickstart.
-      places: from `run_directories`.
-      seed: of the student's runs; the teacher is the same for all seeds.
+      name: name of a file in configs/runs/quickstart.
+      places: run directories of `run_directories`.
+      seed: seed of the student's runs; the teacher is the same for all seeds.
       overrides: further `--gin.NAME=VALUE` arguments.
+
+    Returns:
+      The exit code of the command line.
     """
     values = {"MODEL_DIR": str(places[name])}
     if name != "teacher":
@@ -60,13 +71,13 @@ def run(name: str, places: dict[str, pathlib.Path], seed: int, overrides: Sequen
 
 
 def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dict[str, Any]]:
-    """What came out: exact match of every model, gains of the arms over their common start.
+    """Builds the table of results: exact match of every model, gains over SFT initialisation.
 
     Args:
-      places: from `run_directories`; every run is complete.
+      places: run directories of `run_directories`, with complete runs.
 
     Returns:
-      The table to print, and the same as a dictionary.
+      The table to print, and its values as a dictionary.
     """
     summaries = {name: read_json(place / SUMMARY_FILE, dict) for name, place in places.items()}
     start = summaries["start"]["evaluation"][METRIC]
@@ -87,18 +98,18 @@ def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dic
         )
         results[name] = {METRIC: score, "gain": gain, "seconds_per_step": seconds}
     table = tables.terminal(
-        ("model", "parameters", "steps", "seconds a step", "exact match", "gain"), rows,
+        ("model", "parameters", "steps", "seconds per step", "exact match", "gain"), rows,
         left=("model",), title="exact match of the final number on 500 new problems, greedy",
     )  # fmt: skip
     return table, results
 
 
 def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
-    """A figure of exact match by training step: both arms, their start, and the teacher's line.
+    """Draws exact match by training step for both methods, and the teacher's as a line.
 
     Args:
-      places: from `run_directories`; every run is complete.
-      path: of the PNG.
+      places: run directories of `run_directories`, with complete runs.
+      path: path of the PNG to write.
     """
     import matplotlib
 
@@ -112,7 +123,7 @@ def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
         rows = [row for row in read_metrics(places[name]) if f"evaluation/{METRIC}" in row]
         scores = [row[f"evaluation/{METRIC}"] for row in rows]
         axes.plot([row["step"] for row in rows], scores, marker="o", label=TITLES[name])
-    axes.set_xlabel("updates after the SFT start")
+    axes.set_xlabel("updates after SFT initialisation")
     axes.set_ylabel("exact match on new problems (%)")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
@@ -124,17 +135,17 @@ def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs everything and prints what came out; run again, it continues or only prints.
+    """Runs everything and prints the results; a further call continues, or only prints.
 
     Args:
-      arguments: --directory, --seed and `--gin.NAME=VALUE`; the process's own when None.
+      arguments: --directory, --seed and `--gin.NAME=VALUE`; by default those of this process.
 
     Returns:
-      0, or the exit code of the run that failed.
+      0, or the exit code of the failed run.
     """
     parser = argparse.ArgumentParser(prog="launch/quickstart.sh", description=__doc__)
-    parser.add_argument("--directory", default="runs/quickstart", help="where the runs are kept")
-    parser.add_argument("--seed", type=int, default=0, help="of the student's start and both arms")
+    parser.add_argument("--directory", default="runs/quickstart", help="folder of the runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the student's three runs")
     options, overrides = parser.parse_known_args(arguments)
     if unknown := [argument for argument in overrides if not argument.startswith("--gin.")]:
         parser.error(f"unknown argument {unknown[0]}")
@@ -163,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_samples(console: rich.console.Console, places: dict[str, pathlib.Path]) -> None:
-    """The first problems with what each model writes."""
+    """Prints the first problems with the completion of every model."""
     tables = {}
     for name in ("start", *ARMS):
         tables[name] = read_samples(places[name])[-1]["rows"]

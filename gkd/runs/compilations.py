@@ -11,10 +11,10 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Compilations:
-    """What this process compiles, and what again: changing shapes cost minutes on a pod."""
+    """Counts compilations and recompilations of this process: the latter cost minutes on a pod."""
 
     def __init__(self) -> None:
-        """Starts to count."""
+        """Starts counting."""
         self._count, self._seconds, self._again = 0, 0.0, 0
         self._seen: set[str] = set()
         jax.monitoring.register_event_duration_secs_listener(self._compiled)
@@ -26,7 +26,11 @@ class Compilations:
 
     @contextlib.contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """What is compiled inside belongs to `name`, which needs nothing more the second time."""
+        """Attributes compilations inside to a program; from its second run on they are repeats.
+
+        Args:
+          name: name of the program.
+        """
         before = self._count
         yield
         if name in self._seen:
@@ -34,11 +38,11 @@ class Compilations:
         self._seen.add(name)
 
     def seen(self, name: str) -> bool:
-        """Whether `name` has run."""
+        """Returns True if the program has run."""
         return name in self._seen
 
     def summary(self) -> dict[str, int | float]:
-        """Programs compiled (or read from the disk's cache), the seconds, and how many again."""
+        """Returns the programs compiled (or read from the cache), seconds, and recompilations."""
         return {
             "compilations": self._count,
             "compilation_seconds": round(self._seconds, 1),

@@ -203,7 +203,7 @@ def default_of(name: str, verb: str) -> Any:
 
     Args:
       name: a flat name or a parameter's key, see `flattened`.
-      verb: of the flat name.
+      verb: verb in the flat name.
     """
     for kind, names in _NAMES.get(verb, {}).items():
         for field in dataclasses.fields(getattr(experiment, kind)):

@@ -1,14 +1,15 @@
-"""A lease on an output: of all launches, on any number of hosts, one at a time writes to it.
+"""Leases on outputs: of all launches on any number of hosts, only one at a time writes an output.
 
-The lease is a small file beside the output, `NAME.lease-1`, that names its owner (host, process,
-since when) and that the owner rewrites every few seconds. It is made exclusively, so that of two
-launches one gets it, and read back, as some mounts notice a second maker only then. It uses no
-file locks, which network file systems and FUSE mounts lack, and compares no clocks of two hosts.
+The lease is a small file beside the output, `NAME.lease-1`, with its owner (host, process, start
+time), which the owner rewrites every few seconds as a heartbeat. The file is created exclusively,
+so that only one of two launches gets it, and read back, as some mounts detect a second creator only
+then. File locks are not used, as network file systems and FUSE mounts lack them, and clocks of two
+hosts are never compared.
 
-A lease whose owner is known to be dead (this host, this boot, no such process) is taken over at
-once; one of another host when its content has not changed for `GKD_LEASE_SECONDS`, as seen from
-here. Taking over makes the file of the next number, `NAME.lease-2`, which again only one launch
-can do. An owner that was suspended meanwhile finds that file and ends.
+A lease of a dead owner (this host, this boot, no such process) is taken over immediately; the lease
+of another host after a heartbeat timeout, when its content has not changed for `GKD_LEASE_SECONDS`
+as measured here. A takeover creates the file with the next number, `NAME.lease-2`, which again only
+one launch can do. A suspended owner finds that file when it resumes, and ends.
 """
 
 from __future__ import annotations
@@ -31,27 +32,27 @@ from gkd.files.atomic_files import cannot_write
 from gkd.parallel import processes
 from gkd.runs.lease_owner import RECORD_BYTES, Owner, check_readable, lease_seconds
 
-_BEATS = 12  # of an owner within that time
+_BEATS = 12  # heartbeats of an owner within that time
 _FIRST_BEAT_SECONDS = 1.0
 
 
 class LeaseHeld(ExistingFile):
-    """Another launch writes to this output."""
+    """Raised if another launch writes to this output."""
 
 
 class LeaseLost(StorageError):
-    """Another launch has taken this output over from this one."""
+    """Raised if another launch has taken over this output."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sight:
-    """What is seen of a lease at one moment.
+    """An observation of a lease.
 
     Attributes:
-      number: of the newest file; 0 where there is none.
-      content: of that file.
-      owner: whom it names; None where there is no file, or it is damaged.
-      state: 'free', 'dead' (may be taken over), 'held', or 'silent' (not known yet: look again).
+      number: number of the newest file; 0 without a file.
+      content: content of that file.
+      owner: owner in that file; None if it is missing or damaged.
+      state: 'free', 'dead' (may be taken over), 'held', or 'silent' (not known yet, look again).
     """
 
     number: int
@@ -61,20 +62,20 @@ class Sight:
 
     @property
     def identity(self) -> str | None:
-        """The lease's id; of a damaged file, its content's hash; None where there is none."""
+        """Id of the lease; for a damaged file the hash of its content; None without a file."""
         if not self.number:
             return None
         return self.owner.id if self.owner else hashlib.sha256(self.content).hexdigest()
 
 
 class Watch:
-    """Looks at a lease from time to time, and notices its owner's beats."""
+    """Observes a lease repeatedly, and detects the heartbeats of its owner."""
 
     def __init__(self, prefix: pathlib.Path) -> None:
-        """Prepares.
+        """Stores the path of the lease.
 
         Args:
-          prefix: the files' path without `.lease-N`.
+          prefix: path of the files without `.lease-N`.
         """
         self._prefix = prefix
         self._seen: tuple[int, bytes] | None = None
@@ -82,7 +83,7 @@ class Watch:
         self._since = 0.0
 
     def look(self) -> Sight:
-        """What holds now, as far as it can be known by now."""
+        """Observes the lease; the state may be 'silent' until enough time has passed."""
         number = max(numbers(self._prefix), default=0)
         content = _read(file_of(self._prefix, number)) if number else None
         if content is None:  # none, or removed just now
@@ -103,7 +104,7 @@ class Watch:
 
 
 class Lease:
-    """This launch's lease on an output; a context that ends it.
+    """This launch's lease on an output; a context manager that releases it.
 
     Example:
       with Lease(directory / "run", f"MODEL_DIR {directory}") as lease:
@@ -112,11 +113,11 @@ class Lease:
     """
 
     def __init__(self, prefix: pathlib.Path | str, what: str) -> None:
-        """Prepares; nothing is written.
+        """Stores the path; nothing is written yet.
 
         Args:
-          prefix: the files' path without `.lease-N`; its folder exists.
-          what: the output's name in messages: `MODEL_DIR runs/a`.
+          prefix: path of the files without `.lease-N`; its folder exists.
+          what: name of the output in messages: `MODEL_DIR runs/a`.
         """
         self._prefix, self._what = pathlib.Path(prefix).absolute(), what
         self._owner: Owner | None = None
@@ -133,7 +134,7 @@ class Lease:
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
-            # What failed, failed because the other launch wrote to the same files.
+            # If the lease is lost, another launch writing the same files caused the error.
             if isinstance(error, Exception) and not isinstance(error, LeaseLost):
                 self._verify_quietly()
                 if self._lost is not None:
@@ -142,27 +143,27 @@ class Lease:
             self.release()
 
     def take(self) -> None:
-        """Takes the lease; waits for as long as it is not known whether the last owner runs.
+        """Takes the lease, waiting while it is unknown if the last owner still runs.
 
         Raises:
-          LeaseHeld: another launch has it; the message names its host and process.
-          OSError: the folder cannot be written to, or a lease in it cannot be read.
+          LeaseHeld: another launch holds it; the message names its host and process.
+          OSError: the folder cannot be written, or a lease in it cannot be read.
         """
-        watch, told = Watch(self._prefix), False
+        watch, reported = Watch(self._prefix), False
         while True:
             sight = watch.look()
-            own = sight.owner is not None and sight.owner.is_this_process()
-            if sight.state == "held" and not own:
+            is_own = sight.owner is not None and sight.owner.is_this_process()
+            if sight.state == "held" and not is_own:
                 raise LeaseHeld(
                     f"{self._what} is in use by another launch ({sight.owner.describe()}): wait "
                     "until it has ended, stop it, or choose another name"
                 )
-            if sight.state == "silent" and not own:
-                if not told and sight.owner is not None:
-                    told = True
+            if sight.state == "silent" and not is_own:
+                if not reported and sight.owner is not None:
+                    reported = True
                     print(
-                        f"gkd: {self._what} was in use by {sight.owner.describe()}: waiting for up "
-                        f"to {sight.owner.seconds:.0f} s to see whether that still runs",
+                        f"gkd: {self._what} was in use by {sight.owner.describe()}: waiting up to "
+                        f"{sight.owner.seconds:.0f} s for its heartbeat",
                         file=sys.stderr, flush=True,
                     )  # fmt: skip
                 time.sleep(min(0.5, lease_seconds() / _BEATS))
@@ -176,7 +177,7 @@ class Lease:
         self._thread.start()
 
     def _claim(self, sight: Sight) -> bool:
-        """Makes the next file; whether it was this launch that made it, and rightly."""
+        """Creates the next file; returns True if this launch created it, and rightfully."""
         number = sight.number + 1
         owner = Owner.this_process(sight.identity)
         path = file_of(self._prefix, number)
@@ -194,9 +195,9 @@ class Lease:
             finally:
                 os.close(file)
         except OSError as error:
-            # A mount may say only here that another host was first.
-            found = Owner.parse(_read(path) or b"")
-            if found is not None and found.id != owner.id:
+            # A mount may report only here that another host was first.
+            other = Owner.parse(_read(path) or b"")
+            if other is not None and other.id != owner.id:
                 return False
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -214,7 +215,7 @@ class Lease:
         return True
 
     def _is_rightful(self, owner: Owner, sight: Sight, number: int) -> bool:
-        """Whether the file is ours, the newest, and follows the one that was judged."""
+        """True if the file is this launch's, is the newest, and follows the observed one."""
         if _id_in(file_of(self._prefix, number)) != owner.id:
             return False
         if max(numbers(self._prefix), default=0) != number:
@@ -228,9 +229,9 @@ class Lease:
         return now.identity == sight.identity
 
     def check(self) -> None:
-        """Returns where this launch still has the lease: to be called before every write.
+        """Checks that this launch still holds the lease; to be called before every write.
 
-        Looks at the file only where nobody has for a beat's time, as after a suspension.
+        The file is read only if the last check is old, as after a suspension.
 
         Raises:
           LeaseLost: another launch has taken it over.
@@ -243,7 +244,7 @@ class Lease:
             raise LeaseLost(self._lost)
 
     def _verify_quietly(self) -> None:
-        """Looks whether the lease is still this launch's; a mount that fails now tells nothing."""
+        """Checks the lease without raising; failures of the mount are ignored."""
         owner = self._owner
         if owner is None or self._lost is not None:
             return
@@ -253,28 +254,28 @@ class Lease:
             content = b""
         except OSError:
             return
-        found = Owner.parse(content)
+        current = Owner.parse(content)
         try:
             successor = Owner.parse(file_of(self._prefix, self._number + 1).read_bytes())
         except OSError:
             successor = None
         if successor is not None and successor.previous != owner.id:
-            successor = None  # it took over another lease, and will notice
-        if successor is None and found is not None and found.id != owner.id:
-            successor = found
-        if successor is None and found is not None:
+            successor = None  # it took over another lease, and will detect that
+        if successor is None and current is not None and current.id != owner.id:
+            successor = current
+        if successor is None and current is not None:
             self._verified = _clock()
             return
         if successor is None and content:
-            return  # damaged: the next beat writes it again
+            return  # damaged: the next heartbeat writes it again
         by = f"by another launch ({successor.describe()})" if successor else "and its file is gone"
         self._lost = (
             f"{self._what} was taken over {by} while this process did not run or could not reach "
-            "it: this launch ends, what it had saved is kept"
+            "it: this launch ends, its saved results are kept"
         )
 
     def _beat(self) -> None:
-        """Rewrites the file from time to time, in a thread of its own."""
+        """Rewrites the file as a heartbeat, in a separate thread."""
         every = self._owner.seconds / _BEATS
         wait = min(_FIRST_BEAT_SECONDS, every)
         while not self._ended.wait(wait):
@@ -287,15 +288,15 @@ class Lease:
                 path = file_of(self._prefix, self._number)
                 file = os.open(path, os.O_RDWR)
                 try:
-                    # The file that was opened: after a take-over it is one that nobody reads.
-                    found = Owner.parse(os.read(file, RECORD_BYTES))
-                    if found is None or found.id == self._owner.id:
+                    # Writes to the opened file, which after a takeover nobody reads.
+                    current = Owner.parse(os.read(file, RECORD_BYTES))
+                    if current is None or current.id == self._owner.id:
                         os.pwrite(file, self._owner.record(self._beats), 0)
                 finally:
                     os.close(file)
 
     def release(self) -> None:
-        """Ends the lease; the next launch need not wait."""
+        """Releases the lease, so that the next launch need not wait."""
         if self._owner is None:
             return
         self._ended.set()
@@ -310,10 +311,10 @@ class Lease:
 
 
 def run_lease(model_dir: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Lease]:
-    """The lease on a run directory, see `job_lease`.
+    """Builds the lease on a run directory, see `job_lease`.
 
     Args:
-      model_dir: the run directory; it is made with its parents.
+      model_dir: path of the run directory; it is created with its parents.
 
     Raises:
       NotADirectoryError: the path is a file.
@@ -326,16 +327,16 @@ def run_lease(model_dir: str | os.PathLike[str]) -> contextlib.AbstractContextMa
 
 @contextlib.contextmanager
 def job_lease(prefix: pathlib.Path, what: str) -> Iterator[Lease]:
-    """Holds a lease for all processes of a job: the first one takes it.
+    """Holds a lease for all processes of a job; the primary process takes it.
 
     Args:
-      prefix, what: as `Lease`'s; the folder is made.
+      prefix, what: as in `Lease`; the folder is created.
 
     Yields:
-      The lease; in the job's other processes one that is never lost.
+      The lease; in the other processes a lease that is never lost.
 
     Raises:
-      LeaseHeld: another launch has it; in every process of the job.
+      LeaseHeld: another launch holds it; raised in every process of the job.
       LeaseLost: another launch has taken it over.
     """
     lease, refusal = Lease(prefix, what), None
@@ -352,17 +353,17 @@ def job_lease(prefix: pathlib.Path, what: str) -> Iterator[Lease]:
 
 
 def run_prefix(model_dir: pathlib.Path) -> pathlib.Path:
-    """The path without `.lease-N` of the lease on a run directory."""
+    """Returns the path, without `.lease-N`, of the lease on a run directory."""
     return model_dir / "run"
 
 
 def file_of(prefix: pathlib.Path, number: int) -> pathlib.Path:
-    """The lease's file of that number."""
+    """Returns the path of the lease's file with a number."""
     return prefix.with_name(f"{prefix.name}.lease-{number}")
 
 
 def numbers(prefix: pathlib.Path) -> list[int]:
-    """The numbers of the lease's files that exist, ascending."""
+    """Lists the numbers of the lease's existing files, ascending."""
     pattern = re.compile(re.escape(prefix.name) + r"\.lease-([1-9]\d*)")
     try:
         names = os.listdir(prefix.parent)
@@ -372,7 +373,7 @@ def numbers(prefix: pathlib.Path) -> list[int]:
 
 
 def _read(path: pathlib.Path) -> bytes | None:
-    """A file's content; None where it is gone, or cannot be read now."""
+    """Reads a file; None if it is missing or cannot be read now."""
     try:
         return path.read_bytes()[: 4 * RECORD_BYTES]
     except OSError:
@@ -385,5 +386,5 @@ def _id_in(path: pathlib.Path) -> str | None:
 
 
 def _clock() -> float:
-    """Seconds that also pass while the machine is suspended."""
+    """Time in seconds, including time while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,4 +1,4 @@
-"""The process that a lease on an output names, and whether it still runs."""
+"""The owner of a lease: identifies a process, and checks if it still runs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any
 
 from gkd.errors import InvalidValue, StorageError
 
-SECONDS = "GKD_LEASE_SECONDS"  # an owner on another host that is silent for so long is dead
+SECONDS = "GKD_LEASE_SECONDS"  # heartbeat timeout of owners on other hosts
 DEFAULT_SECONDS = 60
-RECORD_BYTES = 1024  # a constant length, so that a beat overwrites the record in place
+RECORD_BYTES = 1024  # a constant length, so that a heartbeat overwrites the record in place
 _NOT_TEXT = ("pid", "seconds", "previous")
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """The process that a lease names.
+    """The process that owns a lease.
 
     Attributes:
-      id: of this lease, unlike any other's.
-      host, boot, pid_namespace, pid, started: the process; `started` tells it from a later one of
-        the same number, `boot` and `pid_namespace` say where its number means anything.
-      since: when it took the lease, UTC, for messages.
-      seconds: after how long without a beat the lease may be taken over.
-      previous: the id of the lease that it took over, None where there was none.
+      id: unique id of the lease.
+      host, boot, pid_namespace, pid, started: identity of the process; `started` distinguishes it
+        from a later process with the same pid, which is valid in `boot` and `pid_namespace` only.
+      since: time when it took the lease, in UTC, for messages.
+      seconds: heartbeat timeout after which the lease may be taken over.
+      previous: id of the lease that it took over, or None.
     """
 
     id: str
@@ -46,7 +46,11 @@ class Owner:
 
     @classmethod
     def this_process(cls, previous: str | None = None) -> Owner:
-        """A new lease's owner: the process that calls."""
+        """Builds the owner of a new lease for the calling process.
+
+        Args:
+          previous: id of the lease that is taken over, or None.
+        """
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return cls(
             uuid.uuid4().hex, *_place(), os.getpid(), _start_of(os.getpid())[0] or "", now,
@@ -55,7 +59,14 @@ class Owner:
 
     @classmethod
     def parse(cls, content: bytes) -> Owner | None:
-        """The owner that a file's content names; None where it is empty or damaged."""
+        """Parses the content of a lease's file.
+
+        Args:
+          content: content of the file.
+
+        Returns:
+          The owner; None if the content is empty or damaged.
+        """
         try:
             record = json.loads(content)
             known = {field.name: record[field.name] for field in dataclasses.fields(cls)}
@@ -69,17 +80,21 @@ class Owner:
             return None
 
     def record(self, beat: int) -> bytes:
-        """The file's content."""
+        """Builds the content of the file for one heartbeat.
+
+        Args:
+          beat: number of the heartbeat.
+        """
         text = json.dumps(dataclasses.asdict(self) | {"beat": beat})
         return text.encode().ljust(RECORD_BYTES - 1) + b"\n"
 
     def is_this_process(self) -> bool:
-        """Whether it is the process that calls."""
-        own = (*_place(), os.getpid(), _start_of(os.getpid())[0] or "")
-        return own == (self.host, self.boot, self.pid_namespace, self.pid, self.started)
+        """Returns True if the owner is the calling process."""
+        process = (*_place(), os.getpid(), _start_of(os.getpid())[0] or "")
+        return process == (self.host, self.boot, self.pid_namespace, self.pid, self.started)
 
     def is_alive(self) -> bool | None:
-        """Whether the process runs; None where that cannot be known from here."""
+        """Returns True if the process runs, None if that cannot be determined here."""
         if (self.host, self.boot, self.pid_namespace) != _place():
             return None
         started, state = _start_of(self.pid)
@@ -89,9 +104,9 @@ class Owner:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except OSError:  # another user's
+        except OSError:  # a process of another user
             return None
-        return None  # no /proc here: it may be a later process of that number
+        return None  # no /proc: it may be a later process with the same pid
 
     def describe(self) -> str:
         """Names the process: `host a, process 12, since 2026-01-01T00:00:00+00:00`."""
@@ -103,10 +118,13 @@ class Owner:
 
 
 def lease_seconds() -> float:
-    """After how long without a beat an owner on another host counts as dead.
+    """Reads the heartbeat timeout of owners on other hosts from the environment.
+
+    Returns:
+      The timeout in seconds.
 
     Raises:
-      ValueError: the environment's value is no number of seconds.
+      ValueError: the value is no number of seconds.
     """
     value = os.environ.get(SECONDS, str(DEFAULT_SECONDS))
     if not re.fullmatch(r"[1-9]\d{0,4}", value):
@@ -115,15 +133,15 @@ def lease_seconds() -> float:
 
 
 def check_readable(path: pathlib.Path) -> None:
-    """Refuses what can never be read as a lease, and so would never be free.
+    """Refuses a path that can never be read as a lease and would therefore never be free.
 
-    A mount that fails for a moment is no such case.
+    Temporary failures of a mount are ignored.
 
     Args:
-      path: the lease's newest file, or where it would be made.
+      path: path of the lease's newest file, which may be missing.
 
     Raises:
-      OSError: it is a folder, a link, or not readable by this user.
+      OSError: the path is a folder, a link, or not readable by this user.
     """
     try:
         with open(path, "rb"):
@@ -140,7 +158,7 @@ def check_readable(path: pathlib.Path) -> None:
 
 
 def _place() -> tuple[str, str, str]:
-    """Host, boot and process-id namespace of this process; "" where the system has none."""
+    """Host, boot and pid namespace of this process; "" if the system lacks them."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
@@ -150,7 +168,7 @@ def _place() -> tuple[str, str, str]:
 
 
 def _start_of(pid: int) -> tuple[str | None, str]:
-    """When a process of this host began (clock ticks since the boot), and its state's letter."""
+    """Start time of a local process (clock ticks since boot), and the letter of its state."""
     try:
         text = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

@@ -1,9 +1,9 @@
-"""Metrics and sample tables of a run: JSON lines, exact and resumable, and TensorBoard (clu).
+"""Writes and reads the metrics and sample tables of a run: exact JSON Lines, and TensorBoard (clu).
 
-`metrics.jsonl` has one row a write: {"step": 10, "train/loss": 0.6931471805599453}. Numbers have
-all their digits, so that two runs can be compared bit for bit; not-a-number and the infinities,
-which JSON lacks, are the strings "NaN", "Infinity" and "-Infinity", which `float()` reads. Rows
-hold no times, which would differ between runs that are equal. `samples.jsonl` holds the tables.
+`metrics.jsonl` has one row per write: {"step": 10, "train/loss": 0.6931471805599453}. Numbers have
+all their digits, so that two runs can be compared bit for bit; NaN and the infinities, which JSON
+lacks, are the strings "NaN", "Infinity" and "-Infinity", which `float()` parses. Rows hold no
+times, which would differ between equal runs. `samples.jsonl` holds the tables.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class MetricsLog:
-    """Appends to the metrics of a run directory; of a job's processes, the first one writes.
+    """Appends to the metrics of a run directory, in the primary process of a job.
 
-    A row is on disk when `write` returns: a killed process loses none of them, and at most the
-    last is half written, which the next opening drops. Write a step's rows before saving its
-    checkpoint, so that a resume from there misses none.
+    A row is on disk when `write` returns: a killed process loses none of them, and leaves at most
+    one half-written row, which the next opening removes. Write the rows of a step before saving its
+    checkpoint, so that a resume from there has all of them.
     """
 
     def __init__(
@@ -43,21 +43,21 @@ class MetricsLog:
         tensorboard: bool = True,
         expected: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """Opens or makes the files.
+        """Opens or creates the files.
 
         Args:
-          directory: the run directory.
-          tensorboard: whether to write TensorBoard events too (imports TensorFlow).
-          expected: the `position` that was saved with the restored step, None where nothing is
-            restored: rows that are missing or changed since are reported in one line.
+          directory: path of the run directory.
+          tensorboard: write TensorBoard events too (imports TensorFlow).
+          expected: the `position` that was saved with the restored step; rows that have been
+            removed or changed since are reported in one line. None for a fresh start.
 
         Raises:
-          ValueError: something else lies where a file or folder is to be.
+          ValueError: a folder exists in place of a file, or a file in place of a folder.
         """
         self._directory = pathlib.Path(directory)
         self._writes = processes.is_primary_process()
         self._with_tensorboard = tensorboard
-        self._writer: Any = None  # made at the first write, after `truncate_after`
+        self._writer: Any = None  # created by the first write, after `truncate_after`
         self._expected = expected
         self._position: dict[str, list[int]] = {}
         if not self._writes:
@@ -79,15 +79,15 @@ class MetricsLog:
         try:
             self.close()
         except OSError:
-            if error is None:  # else that one says more
+            if error is None:  # else the first error is more informative
                 raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one row.
 
         Args:
-          step: the step after which the values hold.
-          values: names such as "train/loss" to numbers: Python's, NumPy's or 0-d arrays.
+          step: the step after which the values were measured.
+          values: numbers (Python's, NumPy's or 0-d arrays) by names such as "train/loss".
         """
         if not self._writes:
             return
@@ -99,7 +99,12 @@ class MetricsLog:
                 self._tensorboard().write_scalars(int(step), numbers)
 
     def write_events(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes numbers to TensorBoard only: times, which differ between runs that are equal."""
+        """Writes numbers to TensorBoard only, such as times, which differ between equal runs.
+
+        Args:
+          step: the step after which the values were measured.
+          values: numbers by name.
+        """
         if self._writes and self._with_tensorboard and values:
             numbers = {name: _number(value) for name, value in values.items()}
             with self._one_line_errors():
@@ -109,9 +114,9 @@ class MetricsLog:
         """Writes a table of samples.
 
         Args:
-          step: the step after which they were made.
-          name: e.g. "samples/xsum".
-          table: rows, each from column names ("prompt", "student", "reference") to text.
+          step: the step after which they were generated.
+          name: name of the table, e.g. "samples/xsum".
+          table: rows, each with texts by column ("prompt", "student", "reference").
         """
         if not self._writes:
             return
@@ -122,13 +127,13 @@ class MetricsLog:
                 self._tensorboard().write_texts(int(step), {name: markdown_table(rows)})
 
     def truncate_after(self, step: int) -> None:
-        """Removes what a resumed run will write again: everything past the restored step.
+        """Removes all rows past the restored step, which a resumed run will write again.
 
-        Files are replaced whole, so a crash leaves the old or the new. TensorBoard, whose files
-        only grow, gets a session start that makes it forget the later steps.
+        Files are replaced atomically. TensorBoard, whose files only grow, gets a session start, on
+        which it drops the later steps.
 
         Args:
-          step: the restored step; its own rows stay.
+          step: the restored step, whose own rows stay.
 
         Raises:
           ValueError: a line in the middle of a file is not JSON.
@@ -147,7 +152,7 @@ class MetricsLog:
             _write_session_start(events, step + 1)
 
     def position(self) -> dict[str, list[int]]:
-        """The rows, bytes and CRC-32 of each file, to be saved with a checkpoint: `expected`."""
+        """Returns rows, bytes and CRC-32 of each file, to be saved with a checkpoint."""
         return {name: list(position) for name, position in self._position.items()}
 
     def _report_missing_rows(self, step: int) -> None:
@@ -158,19 +163,19 @@ class MetricsLog:
                 print(
                     f"gkd: warning: {self._directory / name} has {rows} rows ({size} bytes) up to "
                     f"step {step}, the checkpoint was saved with {position[0]} ({position[1]} "
-                    "bytes): it was cut, deleted or changed since; the run goes on, what is "
-                    "missing stays missing",
+                    "bytes): it has been truncated, deleted or changed; the run goes on without "
+                    "the missing rows",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
 
     def flush(self) -> None:
-        """Puts TensorBoard's events on disk (the JSON lines are already there)."""
+        """Flushes TensorBoard's events to disk (JSON lines are always on disk)."""
         if self._writer is not None:
             with self._one_line_errors():
                 self._writer.flush()
 
     def close(self) -> None:
-        """Ends writing; a later write opens again."""
+        """Closes the files; a later write opens them again."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with self._one_line_errors():
@@ -209,11 +214,11 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the metric rows of a run, in writing order.
 
     Args:
-      directory: the run directory.
+      directory: path of the run directory.
 
     Returns:
-      One dict a row: "step" and the values; NaN and infinities as floats. A half-written last
-      line is left out.
+      One dict per row, with "step" and the values; NaN and infinities are floats. A half-written
+      last line is left out.
 
     Raises:
       FileNotFoundError: the directory holds no metrics.
@@ -235,14 +240,14 @@ def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the tables of samples of a run, in writing order.
 
     Args:
-      directory: the run directory.
+      directory: path of the run directory.
 
     Returns:
-      One dict per table: "step", "name" and "rows", each from column names to text.
+      One dict per table: "step", "name" and "rows" with texts by column.
 
     Raises:
       FileNotFoundError: the directory holds no samples.
-      ValueError: the file holds no table, or a line that is none.
+      ValueError: the file holds no table, or a line is no table.
     """
     path = pathlib.Path(directory) / SAMPLES_FILE
     tables = _read_rows(path)
@@ -254,7 +259,7 @@ def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> int | float:
-    """A Python number with the value's exact value."""
+    """Converts a value exactly to a Python number."""
     value = value.item() if hasattr(value, "item") else value
     return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
 
@@ -266,12 +271,12 @@ def _to_json(value: int | float) -> int | float | str:
 
 
 def _of_json(value: Any) -> Any:
-    """What `_to_json` wrote as a string, as the number that it was."""
+    """Converts the strings of `_to_json` back to floats."""
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
 def _position_of(path: pathlib.Path) -> list[int]:
-    """A file's rows, bytes and CRC-32."""
+    """Rows, bytes and CRC-32 of a file."""
     content = path.read_bytes() if path.exists() else b""
     return [content.count(b"\n"), len(content), zlib.crc32(content)]
 
@@ -293,7 +298,7 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _keep_rows_until(path: pathlib.Path, step: int) -> None:
-    """Replaces the file by its rows of `step` and before, byte for byte."""
+    """Removes the rows after `step`, keeping the others byte for byte."""
     rows = _read_rows(path)
     lines = path.read_bytes().split(b"\n")
     kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= step]
@@ -307,7 +312,8 @@ def _write_session_start(folder: pathlib.Path, step: int) -> None:
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    # TensorBoard reads the files by name, which begins with the second: be later than all others.
+    # TensorBoard reads files in the order of their names, which begin with a time in seconds: wait
+    # until this file's name is the last.
     names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
     seconds = [int(name[3]) for name in names if name[3].isascii() and name[3].isdigit()]
     time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))

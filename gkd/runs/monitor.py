@@ -1,4 +1,4 @@
-"""How fast a run goes: rates, MFU, goodput, memory; traces on request; a stall is reported."""
+"""Measures the speed of a run: rates, MFU, goodput, memory; records traces, and reports stalls."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
 class Monitor:
-    """Measures a launch; `speed.jsonl` has what differs between equal runs, `metrics.jsonl` not.
+    """Measures a launch, and writes `speed.jsonl`, whose values differ between equal runs.
 
-    A row a log interval: seconds_per_step (median), steps_per_second, tokens_per_second (of the
-    sequences learnt from), goodput (share of the launch's time that went into steps), where the
-    chip is known mfu, where the device says so memory_peak_bytes and memory_limit_bytes, and where
-    the parts of a step were timed update_seconds, which is what they leave.
+    It has one row per log interval: seconds_per_step (median), steps_per_second, tokens_per_second
+    (tokens of the training sequences), goodput (share of the launch's time spent in steps), mfu for
+    known chips, memory_peak_bytes and memory_limit_bytes if the device reports them, and
+    update_seconds (the remainder of a step) if the parts of a step were timed.
     """
 
     def __init__(
@@ -46,15 +46,16 @@ class Monitor:
         """Starts the launch's clock.
 
         Args:
-          directory: of the run.
-          step_flops: useful FLOPs of a step on one chip by the mean length of what was sampled, 0
-            where nothing was; without it there is no MFU.
+          directory: path of the run directory.
+          step_flops: function of the mean length of samples (0 without samples) to the useful FLOPs
+            of a step on one chip; None for no MFU.
           profile_steps: first and last step of a `jax.profiler` trace, in `profile/`.
-          stall_seconds: a step that has not ended after so long is reported; 0 never.
-          clock: gives seconds.
+          stall_seconds: duration in seconds after which an unfinished step is reported; 0 for
+            never.
+          clock: function that returns seconds.
 
         Raises:
-          ValueError: profile_steps are not a range of steps.
+          ValueError: profile_steps are no range of steps.
         """
         if profile_steps and not 1 <= profile_steps[0] <= profile_steps[1]:
             raise InvalidValue(
@@ -69,7 +70,7 @@ class Monitor:
         self._part_seconds: float | None = None
         self._chip = chip_of(jax.devices()[0])
         self._stall_seconds = stall_seconds
-        self._doing, self._since, self._told = "start", clock(), 0.0
+        self._activity, self._since, self._reported = "start", clock(), 0.0
         self._ended = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -83,16 +84,21 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._watcher is not None:
-            # It may hold the last reference to JAX arrays, and Python aborts where a daemon thread
+            # It may hold the last reference to JAX arrays, and Python aborts if a daemon thread
             # frees those while the interpreter shuts down.
             self._watcher.join()
             self._watcher = None
         self._stop_trace()
 
     def begins(self, what: str, step: int | None = None) -> None:
-        """Says what the run does from now on: 'step', …; a trace begins with a step."""
-        self._doing = what if step is None else f"{what} {step}"
-        self._since, self._told = self._clock(), 0.0
+        """Records the beginning of an activity, and starts a trace if its step is reached.
+
+        Args:
+          what: name of the activity: 'step', …
+          step: number of the step.
+        """
+        self._activity = what if step is None else f"{what} {step}"
+        self._since, self._reported = self._clock(), 0.0
         if self._profile and what == "step" and self._profile[0] <= step <= self._profile[1]:
             self._start_trace()
 
@@ -100,9 +106,9 @@ class Monitor:
         """Counts a step.
 
         Args:
-          step: its number.
-          seconds: since the step before; None after a pause, which says nothing of a step.
-          tokens: that it learnt from.
+          step: number of the step.
+          seconds: time since the end of the step before; None after a pause.
+          tokens: number of tokens of its training sequences.
         """
         if seconds is not None:
             self._seconds.append(seconds)
@@ -112,19 +118,24 @@ class Monitor:
             self._stop_trace()
 
     def write_parts(self, step: int, parts: Mapping[str, float]) -> None:
-        """Writes how long the parts of a step take by themselves, see `part_times`."""
+        """Writes the separately measured times of a step's parts, see `part_times`.
+
+        Args:
+          step: number of the step.
+          parts: seconds by part.
+        """
         self._part_seconds = sum(parts.values())
         self.write_row({"step": step, **parts})
 
     def write(self, step: int, sampled_length: float = 0.0) -> dict[str, Any]:
-        """Writes the row of an interval; the job's first process does.
+        """Writes the row of an interval, in the primary process of the job.
 
         Args:
-          step: the last of the interval.
-          sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
+          step: last step of the interval.
+          sampled_length: mean length of the student's samples in tokens, 0 without samples.
 
         Returns:
-          The row; empty where no step was measured.
+          The row; empty if no step was measured.
         """
         if not self._seconds:
             return {}
@@ -147,7 +158,7 @@ class Monitor:
         return row
 
     def write_row(self, row: Mapping[str, Any]) -> None:
-        """Appends to `speed.jsonl`."""
+        """Appends a row to `speed.jsonl`, in the primary process of the job."""
         if processes.is_primary_process():
             append_lines(self._directory / SPEED_FILE, json.dumps(row) + "\n")
 
@@ -162,20 +173,27 @@ class Monitor:
             jax.profiler.stop_trace()
 
     def _watch(self, thread: int) -> None:
-        """Reports, again after twice the time, what does not end."""
+        """Reports an activity that does not end, and again after twice the time."""
         while not self._ended.wait(min(1.0, self._stall_seconds / 4)):
             waited = self._clock() - self._since
-            if waited > max(self._stall_seconds, 2 * self._told):
-                self._told = waited
+            if waited > max(self._stall_seconds, 2 * self._reported):
+                self._reported = waited
                 print(
-                    f"gkd: warning: {self._doing} has not ended after {waited:.0f} s; the process "
-                    f"is at {_place(thread)}",
+                    f"gkd: warning: {self._activity} has not ended after {waited:.0f} s; the "
+                    f"process is at {_place(thread)}",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
 
 
 def described(row: Mapping[str, Any]) -> str:
-    """What of a row a progress line has not: `goodput 93%  MFU 41.2%  memory 12.3/16.0 GB`."""
+    """Renders a row for the progress line: `goodput 93%  MFU 41.2%  memory 12.3/16.0 GB`.
+
+    Args:
+      row: row of `speed.jsonl`, may be empty.
+
+    >>> described({"goodput": 0.93, "mfu": 0.412})
+    'goodput 93%  MFU 41.2%'
+    """
     parts = [f"goodput {row['goodput']:.0%}"] if row else []
     if "mfu" in row:
         parts.append(f"MFU {row['mfu']:.1%}")
@@ -187,13 +205,17 @@ def described(row: Mapping[str, Any]) -> str:
 
 
 def chip_of(device: Any) -> Chip | None:
-    """What a device can do; None where it is not in the table."""
+    """Looks up the peak rates of a device; None if it is not in the table.
+
+    Args:
+      device: a `jax.Device`.
+    """
     return CHIPS.get(_KINDS.get(device.device_kind, ""))
 
 
 def _place(thread: int) -> str:
-    """Where a thread is: its innermost line of GKD, and the innermost of all."""
+    """The position of a thread: its innermost line in gkd, and its innermost line of all."""
     frames = traceback.extract_stack(sys._current_frames()[thread])
-    own = [frame for frame in frames if "/gkd/" in frame.filename] or frames
-    inner = [own[-1], *([frames[-1]] if frames[-1] is not own[-1] else [])]
+    in_gkd = [frame for frame in frames if "/gkd/" in frame.filename] or frames
+    inner = [in_gkd[-1], *([frames[-1]] if frames[-1] is not in_gkd[-1] else [])]
     return ", in ".join(f"{frame.filename}:{frame.lineno} ({frame.name})" for frame in inner)

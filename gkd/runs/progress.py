@@ -1,4 +1,4 @@
-"""Shows how a run goes: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Shows the progress of a loop: a live bar on a terminal, or a plain line every few seconds."""
 
 import collections
 import time
@@ -12,18 +12,18 @@ from gkd.parallel import processes
 
 
 class Rates:
-    """Steps and tokens a second over the last while.
+    """Steps and tokens per second over a sliding window.
 
-    A window, because the first step compiles and evaluations pause the loop: an average from
-    the start would report a speed that the run no longer has.
+    The first step compiles and evaluations pause the loop, so that an average from the start would
+    not be the current speed.
     """
 
     def __init__(self, clock: Callable[[], float], window_seconds: float | int = 30) -> None:
-        """Starts empty.
+        """Starts with an empty window.
 
         Args:
-          clock: gives seconds.
-          window_seconds: how far back the rates look.
+          clock: function that returns seconds.
+          window_seconds: length of the window in seconds.
         """
         self._clock = clock
         self._window = window_seconds
@@ -31,7 +31,12 @@ class Rates:
         self._tokens = 0
 
     def add(self, step: int, tokens: int) -> None:
-        """Notes that `step` has ended and handled `tokens` tokens."""
+        """Records the end of a step.
+
+        Args:
+          step: number of the step.
+          tokens: number of tokens that it processed.
+        """
         self._tokens += tokens
         now = self._clock()
         self._points.append((now, step, self._tokens))
@@ -39,11 +44,11 @@ class Rates:
             self._points.popleft()
 
     def skip(self) -> None:
-        """Forgets the past, after a pause that is not training."""
+        """Empties the window, after a pause in training."""
         self._points.clear()
 
     def per_second(self) -> tuple[float, float] | None:
-        """Steps and tokens a second; None before two steps have ended."""
+        """Returns steps and tokens per second; None before two steps have ended."""
         if len(self._points) < 2:
             return None
         (start, first_step, first_tokens), (end, step, tokens) = self._points[0], self._points[-1]
@@ -70,15 +75,15 @@ class Progress:
         console: rich.console.Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepares; the bar appears with the `with` block.
+        """Prepares the display; the bar appears with the `with` block.
 
         Args:
-          name: what runs, e.g. "train".
+          name: name of the loop, e.g. "train".
           total_steps: the step at which the loop ends.
-          start_step: steps done before, by an earlier launch.
-          line_seconds: seconds between plain lines, where there is no terminal.
-          console: where to write; stderr when None.
-          clock: gives seconds.
+          start_step: number of steps done by earlier launches.
+          line_seconds: seconds between plain lines if the console is no terminal.
+          console: console to write to; by default standard error.
+          clock: function that returns seconds.
         """
         self._name, self._total, self._step = name, total_steps, start_step
         self._line_seconds = line_seconds
@@ -110,12 +115,12 @@ class Progress:
             self._print_line()
 
     def update(self, step: int, tokens: int = 0, note: str = "", **values: Any) -> None:
-        """Reports that a step has ended.
+        """Reports the end of a step.
 
         Args:
-          step: steps done so far.
-          tokens: tokens that this step handled.
-          note: what else to show, behind the rates.
+          step: number of steps done so far.
+          tokens: number of tokens that this step processed.
+          note: text to show after the rates.
           **values: numbers to show, e.g. loss=1.25; 0-d arrays too (which waits for them).
         """
         self._step = step
@@ -127,7 +132,7 @@ class Progress:
             self._print_line()
 
     def pause_ended(self) -> None:
-        """Says that time went to something else (an evaluation), so the rates start afresh."""
+        """Restarts the rates after a pause, such as an evaluation."""
         self._rates.skip()
 
     def print(self, *objects: Any) -> None:
@@ -148,7 +153,7 @@ class Progress:
         return "  ".join([*parts, note]).rstrip()
 
     def _print_line(self) -> None:
-        """One plain line; nothing is printed twice."""
+        """Prints the current text as a plain line, once."""
         self._console.print(
             f"{self._name}  {self._text}", markup=False, highlight=False, soft_wrap=True
         )
@@ -156,7 +161,14 @@ class Progress:
 
 
 def duration(seconds: float | int) -> str:
-    """Writes seconds as `8s`, `2m05s` or `3h07m`."""
+    """Renders a duration.
+
+    Args:
+      seconds: duration in seconds.
+
+    >>> duration(8), duration(125), duration(11220)
+    ('8s', '2m05s', '3h07m')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -37,7 +37,7 @@ def provenance(command_line: Sequence[str] | None = None) -> dict[str, Any]:
     evaluations, the plans.
 
     Args:
-      command_line: what started the process; `sys.argv` when None.
+      command_line: command line of the process; by default `sys.argv`.
 
     Returns:
       `command_line`, and the entries of `git_state` and `environment`.

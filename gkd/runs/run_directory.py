@@ -1,4 +1,4 @@
-"""What a run records beside its checkpoints: configuration, command line, commit, versions."""
+"""Records a run's configuration, command line, commit and versions in its directory."""
 
 import dataclasses
 import datetime
@@ -23,7 +23,7 @@ from gkd.runs import setting_changes
 from gkd.runs.provenance import provenance
 
 CONFIG_FILE = "config.gin"  # everything that was bound
-OPERATIVE_CONFIG_FILE = "operative_config.gin"  # what the run used, defaults included
+OPERATIVE_CONFIG_FILE = "operative_config.gin"  # bindings and defaults that the run used
 LAUNCHES_FILE = "launches.jsonl"  # one row per launch that trained, the oldest first
 _LAUNCH_FIELDS = {
     "started": Field(kinds=(str,)),
@@ -35,9 +35,9 @@ _LAUNCH_FIELDS = {
 
 @dataclasses.dataclass
 class RunDirectory:
-    """An open run directory; as a context it records the operative configuration at the end.
+    """An open run directory; as a context manager it records the operative configuration.
 
-    Opening it records nothing: a launch that is refused later leaves the record as it is.
+    Opening it records nothing, so that a launch that is refused later leaves the record unchanged.
 
     Example:
       with open_run(model_dir) as run:
@@ -60,13 +60,13 @@ class RunDirectory:
             self.write_operative_config()
 
     def record(self, continues_from: int) -> None:
-        """Records this launch as the one that makes the steps after `continues_from`.
+        """Records this launch as the one that runs the steps after `continues_from`.
 
-        The job's first process writes; bindings that differ from the previous launch's are reported
-        in one line on stderr.
+        Only the primary process of the job writes. Bindings that differ from the previous launch
+        are reported in one line on stderr.
 
         Args:
-          continues_from: the step that was restored, 0 for a fresh start.
+          continues_from: the restored step, 0 for a fresh start.
         """
         self.recorded = True
         if not processes.is_primary_process():
@@ -94,7 +94,7 @@ class RunDirectory:
     def write_operative_config(self) -> None:
         """Writes the bindings and defaults that the run has used so far.
 
-        A launch that used less than an earlier one changes nothing.
+        A launch that used fewer of them than an earlier one changes nothing.
         """
         if not processes.is_primary_process():
             return
@@ -109,11 +109,11 @@ class RunDirectory:
 def open_run(
     model_dir: str | os.PathLike[str], command_line: Sequence[str] | None = None
 ) -> RunDirectory:
-    """Makes or re-opens a run directory; nothing is recorded yet.
+    """Creates or opens a run directory; nothing is recorded yet.
 
     Args:
-      model_dir: the directory; made with its parents by the job's first process.
-      command_line: what started the process; `sys.argv` when None.
+      model_dir: path of the directory, which the primary process creates with its parents.
+      command_line: command line of the process; by default `sys.argv`.
 
     Returns:
       The open directory.
@@ -139,11 +139,11 @@ def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
     Execution settings, intervals and TRAIN_STEPS may change; see `setting_changes.of_launches`.
 
     Args:
-      model_dir: a run directory that holds checkpoints.
-      allow: ALLOW_CHANGES: continue all the same.
+      model_dir: path of a run directory with checkpoints.
+      allow: value of ALLOW_CHANGES; true accepts all changes.
 
     Raises:
-      ValueError: the settings that changed, with their old and new values.
+      ValueError: settings have changed; the text has their old and new values.
     """
     launches = read_launches(model_dir) if processes.is_primary_process() else []
     if allow or not launches:
@@ -153,7 +153,7 @@ def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
     if changes:
         raise InvalidValue(
             f"{model_dir} was trained with other settings: {'; '.join(changes)}: restore them, "
-            "choose a new MODEL_DIR, or continue all the same with --gin.ALLOW_CHANGES=True"
+            "choose a new MODEL_DIR, or accept them with --gin.ALLOW_CHANGES=True"
         )
 
 
@@ -161,12 +161,12 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
     """Refuses a MODEL_DIR that would write into a checkpoint that the run reads.
 
     Args:
-      model_dir: the run directory.
-      **sources: by macro, the checkpoints that the run reads; None where it reads none.
+      model_dir: path of the run directory.
+      **sources: paths of the checkpoints that the run reads, or None, by macro.
 
     Raises:
-      ValueError: MODEL_DIR is one of them (also by another name), lies within one, or is another
-        format's checkpoint, a checkpoints folder or a step folder.
+      ValueError: MODEL_DIR is one of them (also by another path), is within one, or is a checkpoint
+        of another format, a checkpoints folder or a step folder.
     """
     path = pathlib.Path(model_dir).resolve()
     for name, source in sources.items():
@@ -176,8 +176,8 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
         inside = run == path or run / folders.CHECKPOINTS_FOLDER in (path, *path.parents)
         if inside or (run.exists() and path.exists() and run.samefile(path)):
             raise InvalidValue(
-                f"MODEL_DIR {model_dir} is where {name} {source} lies, which training would "
-                "overwrite: choose a directory of its own for the run"
+                f"MODEL_DIR {model_dir} is the directory of {name} {source}, which training would "
+                "overwrite: choose a separate directory for the run"
             )
     steps = [path, *(path / str(step) for step in folders.step_numbers(path))]
     if any((step / folders.STATE_ITEM).is_dir() for step in steps):
@@ -187,13 +187,13 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
         )
     if path.is_dir() and (is_hugging_face(path) or is_t5x(path)):
         raise InvalidValue(
-            f"MODEL_DIR {model_dir} holds a checkpoint of another format: choose a directory of "
-            "its own for the run"
+            f"MODEL_DIR {model_dir} holds a checkpoint of another format: choose a separate "
+            "directory for the run"
         )
 
 
 def _run_of(path: pathlib.Path) -> pathlib.Path:
-    """The run directory that a path means: itself, or that of its checkpoints or step folder."""
+    """The run directory of a path, which may be its checkpoints folder or a step folder."""
     folder = path.parent if path.name.isdigit() else path
     if folder.name == folders.CHECKPOINTS_FOLDER:
         return folder.parent
@@ -203,13 +203,13 @@ def _run_of(path: pathlib.Path) -> pathlib.Path:
 def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the launches recorded in a run directory, the oldest first.
 
-    A half-written last line (a process killed while recording) is left out; nothing is changed.
+    A half-written last line of a killed process is left out; no file is changed.
 
     Args:
-      model_dir: the run directory.
+      model_dir: path of the run directory.
 
     Returns:
-      One dict per launch; none for a new directory.
+      One dict per launch; an empty list for a new directory.
 
     Raises:
       ValueError: a line in the middle of the file is not a launch, or the file is a folder.
@@ -225,23 +225,23 @@ def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             launch = parse_json(line, f"{path}:{number}", dict)
             check_fields(launch, _LAUNCH_FIELDS, f"{path}:{number}")
         except InvalidFile as error:
-            raise InvalidFile(f"{error}; it is no launch of this run: remove the line") from error
+            raise InvalidFile(f"{error}; the line is no launch of a run: remove it") from error
         launches.append(launch)
     return launches
 
 
 def step_spans(launches: Sequence[Mapping[str, Any]], last_step: int) -> list[dict[str, int]]:
-    """Assigns a run's steps to the launches that made them.
+    """Assigns a run's steps to the launches that ran them.
 
-    A launch's steps end where a later one continued: what lies past that step was made again.
+    The steps of a launch end where a later launch continued, which repeated any further steps.
 
     Args:
-      launches: from `read_launches`; those of earlier versions name no step and are left out.
+      launches: launches of `read_launches`; those of early versions without a step are left out.
       last_step: the newest step of the run.
 
     Returns:
-      Spans that follow one another: first_step and last_step (both included), and launch, the
-      row's number in launches.jsonl, from 0.
+      Consecutive spans: first_step and last_step (both inclusive), and launch, the number of the
+      row in launches.jsonl, from 0.
 
     Example:
       >>> step_spans([{"continues_from": 0}, {"continues_from": 16}], 40)
@@ -261,10 +261,13 @@ def config_bindings(config: str) -> dict[str, str]:
     """Splits a configuration into its bindings.
 
     Args:
-      config: gin text, e.g. of `gin.config_str()`.
+      config: gin text, e.g. the result of `gin.config_str()`.
 
     Returns:
-      Key to value, both as gin spells them: {"LAMBDA": "0.5"}.
+      Values by key, both in gin's spelling: {"LAMBDA": "0.5"}.
+
+    >>> config_bindings("LAMBDA = 0.5")
+    {'LAMBDA': '0.5'}
     """
     source = Source("config", [])
     bindings = {}
@@ -276,7 +279,14 @@ def config_bindings(config: str) -> dict[str, str]:
 
 
 def changed_bindings(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Lists the differences of two configurations: `LAMBDA 0.0 → 0.5`, `BETA removed (0.1)`."""
+    """Lists the differences of two configurations.
+
+    Args:
+      before, after: values by key, see `config_bindings`.
+
+    >>> changed_bindings({"LAMBDA": "0.0", "BETA": "0.1"}, {"LAMBDA": "0.5"})
+    ['BETA removed (0.1)', 'LAMBDA 0.0 → 0.5']
+    """
     changes = []
     for key in sorted(before.keys() | after.keys()):
         if key not in after:

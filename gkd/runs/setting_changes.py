@@ -46,8 +46,8 @@ def of_bindings(
     Args:
       recorded: the bindings in the result or its launch, see `run_directory.config_bindings`; None
         where nothing is recorded, which is no difference.
-      settings: from `settings_of`.
-      verb: whose settings count, beside those of tasks, models and the like.
+      settings: settings of the cell, see `settings_of`.
+      verb: verb whose settings are compared, beside those of tasks, models and the like.
     """
     if not recorded:
         return []

@@ -11,14 +11,14 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: "try again later". 143 would look like a run killed unsaved.
+EXIT_STOPPED = 75  # EX_TEMPFAIL: "try again later". 143 would look like a kill without a save.
 _SAME_REQUEST_SECONDS = 2.0
 EXIT_LOST = 76  # another process of the job was lost; start again
-EXIT_INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # the shells' exit code after Ctrl-C
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask a job to stop: SIGHUP too (a closed terminal), but not under nohup."""
+    """Lists the signals that request a stop: SIGTERM, SIGINT, and SIGHUP unless under nohup."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -27,10 +27,10 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 @contextlib.contextmanager
 def quick_interrupt() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once, in one line, while a `with` block imports modules.
+    """Lets Ctrl-C end the process immediately, with one line, while a block imports modules.
 
-    Nothing is under way there that must be saved. A KeyboardInterrupt would be raised in the middle
-    of some module and printed with 60 lines, or be swallowed by it.
+    There is nothing to save at that time. A KeyboardInterrupt would be raised inside some module
+    and printed with 60 lines, or be caught by it.
     """
     ordinary = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not ordinary or threading.current_thread() is not threading.main_thread():
@@ -52,19 +52,18 @@ def quick_interrupt() -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """Raised by a verb that saved and ended early because it was asked to.
+    """Raised by a verb that saved and ended early on request.
 
-    The command line prints the message and exits with EXIT_STOPPED; the same command continues
-    the run.
+    The command line prints the message and exits with EXIT_STOPPED; the same command continues.
     """
 
 
 def end_with_parent() -> Callable[[], None]:
-    """Makes a function for a child: SIGTERM ends it when its parent is gone, by SIGKILL too.
+    """Builds a function that makes a child end by SIGTERM when its parent has ended.
 
     Returns:
-      The function, to be called in the child, also between fork and exec; on Linux only it does
-      anything. A child whose parent is gone already ends at once.
+      The function, to be called in the child, possibly between fork and exec; it has an effect on
+      Linux only. A child whose parent has ended already exits immediately.
     """
     if sys.platform != "linux":
         return lambda: None
@@ -80,12 +79,12 @@ def end_with_parent() -> Callable[[], None]:
 
 
 class StopRequest:
-    """Watches for SIGTERM, SIGHUP and SIGINT while a `with` block runs, in the main thread.
+    """Handles SIGTERM, SIGHUP and SIGINT while a `with` block runs in the main thread.
 
-    The first signal only sets `requested`; a second one acts as it would without this class
-    (SIGINT raises KeyboardInterrupt, the others end the process), for a run that hangs. One of
-    another kind shortly after the first is the same request on another way: a terminal's Ctrl-C
-    reaches a process itself, and as SIGTERM from the launcher that it reaches too.
+    The first signal only sets `requested`; a second one has its default effect (SIGINT raises
+    KeyboardInterrupt, the others end the process), for a run that hangs. A signal shortly after the
+    first belongs to the same request: a terminal's Ctrl-C reaches a process directly, and as
+    SIGTERM from its launcher.
 
     Example:
       with StopRequest() as stop:
@@ -103,12 +102,12 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """True once a signal was received."""
         return self._signal is not None
 
     @property
     def signal_name(self) -> str:
-        """The name of the signal that came, "" before."""
+        """Name of the received signal, "" before."""
         return self._signal.name if self._signal else ""
 
     def __enter__(self) -> "StopRequest":

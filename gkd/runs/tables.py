@@ -35,7 +35,7 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Formats rows as a Markdown table with the columns of the first row.
 
     Args:
-      rows: from column names to cells; a column that a row lacks is empty.
+      rows: cells by column; a column that a row lacks is empty.
     """
     if not rows:
         return "(no rows)"

@@ -25,12 +25,13 @@ from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
 from gkd.runs.compilations import Compilations
 from gkd.runs.lease import Lease
-from gkd.runs.metrics_log import MetricsLog, markdown_table
+from gkd.runs.metrics_log import METRICS_FILE, MetricsLog, markdown_table, read_metrics
 from gkd.runs.monitor import Monitor, described
 from gkd.runs.progress import Progress
 from gkd.runs.run_directory import read_launches, step_spans
 from gkd.runs.signals import Stopped, StopRequest
 from gkd.train import soundness
+from gkd.train.evaluation_lines import Best, end_line, evaluation_line, start_line
 from gkd.train.step_means import StepMeans
 from gkd.train.step_program import StepProgram
 
@@ -85,7 +86,12 @@ class TrainingLoop:
             )
         # A fresh start writes everything again, also what it measured before its first step.
         self.log.truncate_after(-1 if restored_step is None else first)
+        self._best = Best(self.schedule.best_metric, self.schedule.best_mode)
+        logged = (self.directory / METRICS_FILE).exists() and processes.is_primary_process()
+        if restored_step is not None and logged:
+            self._best.add_rows(read_metrics(self.directory))
         with self.monitor, Progress("train", total, first) as self._progress:
+            self._progress.print(start_line(self.directory, first, total))
             self._report_cuts()
             self._teacher_texts = self._evaluate_teacher(first if restored_step is None else None)
             if restored_step is None:
@@ -252,7 +258,8 @@ class TrainingLoop:
             named = {f"evaluation/{name}": value for name, value in measured.items()}
             self.log.write(number, named)
             self.log.write_texts(number, f"samples/{self.evaluation.task.name}", self._table)
-        self._progress.print(f"step {number}: {_format(measured)}")
+        self._best.add(number, measured)
+        self._progress.print(evaluation_line(f"step {number}", measured, self._best))
         self._last_evaluation = measured
         return measured
 
@@ -290,7 +297,7 @@ class TrainingLoop:
         if step is not None:
             named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
             self.log.write(step, named)
-        self._progress.print(f"teacher: {_format(saved['metrics'])}")
+        self._progress.print(evaluation_line("teacher", saved["metrics"]))
         return saved["outputs"]
 
     def _read_or_mend(self, path: pathlib.Path, kinds: dict[str, type]) -> dict[str, Any]:
@@ -346,9 +353,5 @@ class TrainingLoop:
         }
         write_json(path, summary)
         self._progress.print(markdown_table(self._table))
+        self._progress.print(end_line(self.directory, summary["steps"], SUMMARY_FILE, self._best))
         return summary
-
-
-def _format(values):
-    """The metrics in a line, without those of a task's parts, which may be many."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)

@@ -47,5 +47,5 @@ def test_an_aborted_process_is_explained(monkeypatch, capfd):
         assert error.startswith("gkd: error: process of this host was ended by SIGABRT")
         assert words in error and error.count("\n") == 1
     assert supervisor._watch(["bash", "-c", "kill -KILL $$"]) == EXIT_LOST
-    assert "SIGKILL, by hand or for want of memory" in capfd.readouterr().err
+    assert "SIGKILL, by hand or for lack of memory" in capfd.readouterr().err
     assert supervisor._watch(["bash", "-c", "exit 75"]) == 75

@@ -177,7 +177,7 @@ REFUSED = {
     "temperatures[0] is 'a'": {"temperatures": ["a"]},
     "beams is -1": {"beams": -1},
     "length_penalty is -1": {"beams": 2, "length_penalty": -1.0},
-    "length_penalty is of a beam search": {"length_penalty": 0.6},
+    "length_penalty belongs to a beam search": {"length_penalty": 0.6},
 }
 
 

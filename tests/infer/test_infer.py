@@ -42,7 +42,7 @@ def test_greedy_outputs_are_the_most_probable_tokens_in_the_inputs_order(run, mo
     stopped = sum(row["stop"] == "eos" for row in rows)
     share = 100 * stopped / len(TEXTS)
     tokens = sum(len(row["tokens"]) for row in rows)
-    for part in ("11 inputs;", " 0 inputs cut", f"{share:.1f}% of them", f" {tokens} tokens"):
+    for part in ("11 inputs;", " 0 inputs truncated", f"{share:.1f}% of them", f" {tokens} tokens"):
         assert part in run.stdout
 
 
@@ -57,7 +57,7 @@ def test_target_log_probs_are_those_of_the_raw_logits(run, model):
         np.testing.assert_allclose(row["target_log_probs"], wanted, atol=1e-4)
         assert row["target"] == pair["target"]
     cut = sum(len(bytes_of(pair["target"])) > 7 for pair in pairs)
-    assert f" {cut} targets cut" in run.stdout and "targets from 'target'" in run.stdout
+    assert f" {cut} targets truncated" in run.stdout and "targets from 'target'" in run.stdout
 
 
 def test_a_prefix_is_read_and_a_long_input_is_cut_before_its_eos(run, model):
@@ -66,7 +66,7 @@ def test_a_prefix_is_read_and_a_long_input_is_cut_before_its_eos(run, model):
         wanted = usable_log_probs(model, seen, row["tokens"]).argmax(-1)
         assert row["tokens"] == wanted.tolist()
     assert [row["input"] for row in rows] == ["abcdefgh", "ab"]
-    assert " 1 inputs cut" in run.stdout
+    assert " 1 inputs truncated" in run.stdout
 
 
 def test_beams_are_scored_like_teacher_forced_tokens_and_beat_greedy(run, model):

@@ -201,7 +201,7 @@ def test_damage_in_the_middle_of_a_partial_output_is_mended_and_reported(
     assert (run.folder / "out.jsonl").read_bytes() == whole
     warnings = [line for line in run.stderr.splitlines() if "gkd: warning" in line]
     assert len(warnings) == 1 and "out.jsonl.partial is damaged" in warnings[0]
-    assert f"what follows input {done} of it is made again" in warnings[0]
+    assert f"the lines after input {done} are written again" in warnings[0]
 
 
 def test_an_output_that_is_not_whole_is_not_called_complete(run):
@@ -216,7 +216,7 @@ def test_an_output_that_is_not_whole_is_not_called_complete(run):
             damaged = damage(whole, 5)
             output.write_bytes(damaged)
             assert run(path, **SAMPLED) == 1
-            run.refused("out.jsonl", "damaged or changed", "delete it to make it again")
+            run.refused("out.jsonl", "damaged or changed", "delete it to write it again")
             assert output.read_bytes() == damaged
         output.write_bytes(whole)
         assert run(path, **SAMPLED) == 0 and "is complete" in run.stdout

@@ -85,7 +85,7 @@ def test_junk_among_the_launches_is_named(tmp_path, row):
     path = tmp_path / "launches.jsonl"
     path.write_text(f'{{"bindings": {{}}}}\n{row}\n{{"bindings": {{}}}}\n{{"half')
     with pytest.raises(
-        ValueError, match="launches.jsonl:2.* is no launch of this run: remove"
+        ValueError, match="launches.jsonl:2.* the line is no launch of a run: remove"
     ) as error:
         run_directory.read_launches(tmp_path)
     assert "\n" not in str(error.value)

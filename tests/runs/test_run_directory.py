@@ -89,7 +89,7 @@ def test_a_run_does_not_write_where_it_reads(source, model_dir, tmp_path):
     folder = tmp_path / "x"
     a_run(folder / "run")
     (folder / "link").symlink_to("run")
-    with pytest.raises(ValueError, match=r"MODEL_DIR .* is where TEACHER .* lies"):
+    with pytest.raises(ValueError, match=r"MODEL_DIR .* is the directory of TEACHER .*, which"):
         check_model_dir(folder / model_dir, STUDENT=None, TEACHER=str(folder / source))
 
 

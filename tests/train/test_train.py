@@ -104,7 +104,7 @@ def test_another_method_is_refused_and_leaves_the_record(folder, teacher, uninte
         assert "BATCH_SIZE 16 → 8; LAMBDA 0.5 → 1.0" in message
         assert "TRAIN_STEPS is 24" in fails(capfd, run, *settings, "TRAIN_STEPS=24")
         message = fails(capfd, run, *settings[:-1], f'TEACHER="{run}/checkpoints"')
-        assert f"MODEL_DIR {run} is where TEACHER {run}/checkpoints lies" in message
+        assert f"MODEL_DIR {run} is the directory of TEACHER {run}/checkpoints," in message
         assert files_of(run) == before
     assert train(half, *settings, "LAMBDA=1.0", "ALLOW_CHANGES=True", "TRAIN_STEPS=33") == 0
     assert "LAMBDA 0.5 → 1.0" in capfd.readouterr().err
