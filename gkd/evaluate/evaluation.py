@@ -18,8 +18,9 @@ from gkd.distill.types import Batch
 from gkd.evaluate.divergence_meter import DivergenceMeter, Divergences
 from gkd.evaluate.option_scoring import OptionScorer
 from gkd.evaluate.reward_scoring import RewardScorer
+from gkd.infer.batched_program import length_buckets, to_host
 from gkd.infer.decode_options import Decoding
-from gkd.infer.generator import Generator, Output, ended, length_buckets, to_host
+from gkd.infer.generator import Generator, Output, ended
 from gkd.metrics import word_tokens
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel

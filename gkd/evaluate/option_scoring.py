@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gkd.infer.generator import BatchedProgram, padded, token_log_probs
+from gkd.infer.batched_program import BatchedProgram, padded
+from gkd.infer.generator import token_log_probs
 from gkd.models.scoring import score_tokens
 from gkd.runs.model_loading import LoadedModel
 

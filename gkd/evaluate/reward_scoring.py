@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gkd.infer.generator import BatchedProgram, padded
+from gkd.infer.batched_program import BatchedProgram, padded
 from gkd.metrics.reward_functions import ModelReward
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel

@@ -78,11 +78,9 @@ def infer(
     A line of the output holds index, sample, input, text, tokens (through EOS), log_prob (over
     `valid_ids`), stop ('eos', 'length', or 'none' if a beam search found fewer completions), with
     `score` target_log_probs, and the other fields of the row. With `top_k_log_probs` it also holds
-    target_tokens and, for each of them, target_top_ids and target_top_log_probs (over `valid_ids`,
-    the best first): cached teacher log-probabilities for offline distillation, see
-    `gkd.data.offline_teacher`. The index of a task's row is its number in the split. Incomplete
-    output is in OUTPUT.partial, and OUTPUT.settings.json records the settings and the inputs. The
-    same call continues it, with the same result byte for byte.
+    target_tokens, target_top_ids and target_top_log_probs (the best first): cached teacher
+    log-probabilities for offline distillation, see `gkd.data.offline_teacher`. OUTPUT.partial holds
+    incomplete output, OUTPUT.settings.json the settings; the same call continues it, bit for bit.
 
     Args:
       model: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
@@ -90,8 +88,7 @@ def infer(
       source: source of the inputs.
       decoding: options of decoding: length, sampling or beam search.
       step: step of a run: 'best_or_newest', 'best', 'newest' or a number.
-      vocabulary: path of a sentencepiece model or a checkpoint's folder, or 'bytes'; None is the
-        model's own.
+      vocabulary: path of a sentencepiece model or folder, or 'bytes'; None is the model's own.
       input_length: greatest length of an input in tokens; longer inputs are truncated and counted.
       batch_size: inputs per batch.
       dtype: dtype of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
@@ -103,8 +100,7 @@ def infer(
       The totals of this call; empty if the output was complete.
 
     Raises:
-      ValueError: settings contradict one another, or a file is damaged.
-      FileNotFoundError: a file is missing.
+      ValueError, FileNotFoundError: settings contradict one another, a file is damaged or missing.
       FileExistsError: the output was begun with other settings, or another launch writes it.
       Stopped: a signal was received; complete windows are kept.
     """
@@ -201,7 +197,7 @@ def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) 
 
 def _generator(opened, mesh, words, decoding, facts) -> Any:
     """Loads the model onto the mesh, as a generator of completions."""
-    from gkd.infer import generator
+    from gkd.infer import batched_program, generator
     from gkd.parallel import mesh as meshes
     from gkd.runs import model_loading
     from gkd.vocabularies import vocabularies
@@ -210,7 +206,7 @@ def _generator(opened, mesh, words, decoding, facts) -> Any:
     loaded = model_loading.load_checkpoint(opened, mesh, rules, facts["dtype"])
     return generator.Generator(
         loaded, mesh, rules, vocabularies.valid_ids(words, loaded.config.vocab_size), decoding,
-        generator.length_buckets(facts["input_length"]), facts["batch_size"], facts["score"],
+        batched_program.length_buckets(facts["input_length"]), facts["batch_size"], facts["score"],
         facts["top_k_log_probs"] or 0,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from gkd.infer import generator
+from gkd.infer import batched_program, generator
 from gkd.models.t5 import as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
@@ -17,7 +17,7 @@ def test_a_program_for_each_length_and_no_more(model):
     boxed = jax.eval_shape(as_seq2seq(CONFIG).init, jax.random.key(0))
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
     loaded = model_loading.LoadedModel(CONFIG, as_seq2seq(CONFIG), shardings, model, None)
-    buckets = generator.length_buckets(128)
+    buckets = batched_program.length_buckets(128)
     assert buckets == (32, 64, 128)
     writer = generator.Generator(
         loaded, mesh, rules, np.arange(300) > 0, generator.Decoding(max_length=2), buckets, 8
@@ -28,12 +28,3 @@ def test_a_program_for_each_length_and_no_more(model):
         positions = [position for batch in writer.outputs(inputs) for position, _ in batch]
         assert sorted(positions) == list(range(30))
     assert writer._compiled._cache_size() == writer.programs == 3
-
-
-def test_a_plan_has_as_few_batches_as_possible_of_like_length():
-    assert generator.length_buckets(32) == (32,)
-    assert generator.length_buckets(20) == (20,)
-    assert generator.length_buckets(1000) == (32, 64, 128, 256, 512, 1000)
-    planned = generator.plan([3, 40, 32, 64, 65, 1], (32, 64, 70), 2)
-    assert planned == [(70, [4, 1]), (64, [3, 0]), (32, [2, 5])]
-    assert generator.plan([33, 5, 5], (32, 64), 2) == [(64, [0, 1]), (32, [2])]
