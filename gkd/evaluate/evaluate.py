@@ -118,7 +118,7 @@ def _load_models(
     if teacher.checkpoint is not None:
         models["teacher"] = model_loading.load_model(
             "TEACHER", mesh, rules, task, None, teacher.checkpoint, teacher.step,
-            **model_loading.inference_ways(teacher.dtype, mesh),
+            **model_loading.inference_dtypes(teacher.dtype, mesh),
         )  # fmt: skip
     read = {"STUDENT": models["student"].checkpoint, "TEACHER": "None"}
     if "teacher" in models:

@@ -168,7 +168,7 @@ def _alone(program, loaded) -> LoadedModel:
     """A model as `infer` loads it: its parameters too in the dtype of inference."""
     return model_loading.load_model(
         "MODEL", program.mesh, meshes.rules_for(), program.task, loaded.config, None,
-        **model_loading.inference_ways(None, program.mesh),
+        **model_loading.inference_dtypes(None, program.mesh),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a checkpoint: described, saved beside it, and compared with a task's."""
+"""Describes, saves and loads the vocabulary of a checkpoint, and compares it with a task's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def describe_vocabulary(vocabulary: Any) -> dict[str, Any]:
-    """Size and fingerprint of a vocabulary: equal if and only if every piece is."""
+    """Describes a vocabulary by size and fingerprint, which are equal only if all pieces are.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+    """
     return {
         "size": int(vocabulary.vocab_size),
         "sha256": vocabularies.fingerprint(vocabulary),
@@ -26,7 +30,12 @@ def describe_vocabulary(vocabulary: Any) -> dict[str, Any]:
 
 
 def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
-    """Puts the tokenizer's files beside a run's checkpoints, so that they travel with them."""
+    """Copies the files of a tokenizer into a run directory.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      directory: path of the run directory.
+    """
     folder, pieces = vocabularies.tokenizer_folder(vocabulary), None
     if folder is None:
         pieces = vocabularies.sentencepiece_file(vocabulary)
@@ -43,16 +52,19 @@ def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
 
 
 def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
-    """The vocabulary to use a checkpoint with.
+    """Chooses and loads the vocabulary for a checkpoint.
 
     Args:
       opened: the checkpoint.
-      given: a sentencepiece model file, a checkpoint's folder, or 'bytes'; None takes the
-        checkpoint's own, or else what the environment's GKD_VOCABULARY names, and reports that.
+      given: path of a sentencepiece model or a checkpoint's folder, or 'bytes'; None takes the
+        checkpoint's own, or else that of the environment variable GKD_VOCABULARY with a warning.
+
+    Returns:
+      A seqio vocabulary.
 
     Raises:
       FileNotFoundError: none is known, or the file does not exist.
-      ValueError: the vocabulary has more ids than the model; a tokenizer that is not read.
+      ValueError: the vocabulary has more ids than the model, or the tokenizer is unsupported.
     """
     if given == "bytes":
         vocabulary = vocabularies.byte_level()
@@ -63,18 +75,24 @@ def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
         if vocabulary is None:
             vocabulary = vocabularies.t5(None, _sentinels(opened))
             _LOG.warning(
-                "%s names no vocabulary: the one of %s is taken on trust",
+                "%s names no vocabulary: the one of %s is used without a check",
                 opened.path, vocabularies.ENVIRONMENT,
             )  # fmt: skip
-    vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # says what does not fit
+    vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # refuses too many ids
     return vocabulary
 
 
 def own_vocabulary(opened: Checkpoint) -> Any:
-    """The vocabulary that a checkpoint's own files describe; None where they describe none.
+    """Loads the vocabulary that a checkpoint's own files describe.
+
+    Args:
+      opened: the checkpoint.
+
+    Returns:
+      A seqio vocabulary; None if the files describe none.
 
     Raises:
-      ValueError: a tokenizer that is damaged or of a kind that is not read.
+      ValueError: the tokenizer is damaged or unsupported.
     """
     files = opened.tokenizer
     if files is None or files.is_empty:
@@ -85,20 +103,25 @@ def own_vocabulary(opened: Checkpoint) -> Any:
 
 
 def _sentinels(opened: Checkpoint) -> int:
-    """How many ids follow the sentencepiece's own: what the run said, else what its family has."""
+    """Number of ids after those of the sentencepiece: as the run recorded, else by family."""
     described = (opened.description or {}).get("vocabulary")
     alone = opened.tokenizer is not None and opened.tokenizer.names == (VOCABULARY_FILE,)
     if described and opened.vocabulary is not None and alone:
-        own = vocabularies.sentencepiece(str(opened.vocabulary)).vocab_size
-        return described["size"] - own
+        pieces = vocabularies.sentencepiece(str(opened.vocabulary)).vocab_size
+        return described["size"] - pieces
     return opened.sentinels
 
 
 def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
-    """Compares a checkpoint's vocabulary with the task's, piece by piece where both are known.
+    """Compares a checkpoint's vocabulary with the task's, piece by piece if both are known.
+
+    Args:
+      role: 'STUDENT' or 'TEACHER', for messages.
+      opened: the checkpoint.
+      task: the task.
 
     Raises:
-      ValueError: they differ; a tokenizer that is not read.
+      ValueError: they differ, or the tokenizer is unsupported.
     """
     difference = _vocabulary_difference(role, opened, task.vocabulary)
     if difference:
@@ -109,7 +132,7 @@ def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
 
 
 def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | None:
-    """What differs, in words; None where nothing does, or nothing is known of the checkpoint's."""
+    """Describes the difference; None if there is none, or the checkpoint's is unknown."""
     described = (opened.description or {}).get("vocabulary")
     here = describe_vocabulary(wanted)
     if described and (described["size"], described["sha256"]) == (here["size"], here["sha256"]):
@@ -121,7 +144,7 @@ def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | 
         are_bytes = [vocabularies.is_byte_level(own), here["bytes"]]
         if all(are_bytes):
             return None
-        folders = [vocabularies.tokenizer_folder(one) is not None for one in (own, wanted)]
+        folders = [vocabularies.tokenizer_folder(each) is not None for each in (own, wanted)]
         if any(are_bytes) and not any(folders):
             return "one is bytes, the other pieces"
         if vocabularies.sentencepiece_file(own) is not None:  # sentinels are not compared
@@ -136,5 +159,5 @@ def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | 
             f"the model's has {described['size']} ids (sha256 {described['sha256'][:12]}), "
             f"the task's {here['size']} ({here['sha256'][:12]})"
         )
-    _LOG.warning("%s %s names no vocabulary: the task's is taken on trust", role, opened.path)
+    _LOG.warning("%s %s names no vocabulary: the task's is used without a check", role, opened.path)
     return None

@@ -1,4 +1,4 @@
-"""Student and teacher of a job: architecture, parameters on the mesh, one vocabulary."""
+"""Loads the models of a run: architecture, parameters on the mesh, one vocabulary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model of a job.
+    """A model of a run.
 
     Attributes:
       config: the architecture.
@@ -71,15 +71,20 @@ def describe(config: Architecture, vocabulary: Any) -> dict[str, Any]:
 
 
 def open_model(role: str, checkpoint: str, step: int | str | None = None) -> Checkpoint:
-    """Opens a checkpoint of any format; nothing but its headers is read.
+    """Opens a checkpoint of any format, reading only its headers.
 
     Args:
       role: 'STUDENT', 'TEACHER' or 'MODEL', for messages.
-      checkpoint: a run directory or step folder, a Hugging Face directory, a T5X checkpoint.
-      step: which step of a run, see `gkd.checkpoints.params.restore_params`.
+      checkpoint: path of a run directory or step folder, a Hugging Face directory, or a T5X
+        checkpoint.
+      step: step of a run, see `gkd.checkpoints.params.restore_params`.
+
+    Returns:
+      The opened checkpoint.
 
     Raises:
-      FileNotFoundError, ValueError: in one line that names the role.
+      FileNotFoundError: a file is missing; the text names the role.
+      ValueError: a file is damaged or does not fit; the text names the role.
     """
     try:
         return formats.open_checkpoint(checkpoint, step)
@@ -106,23 +111,24 @@ def load_model(
 
     Args:
       role: 'STUDENT' or 'TEACHER', for messages and macros.
-      mesh: from `make_mesh`.
-      rules: logical axis -> mesh axis.
-      task: its vocabulary must be the one the checkpoint was trained with.
-      architecture: see `gkd.models.architecture`; None takes the checkpoint's. A T5X module runs
-        itself with the checkpoint's parameters; any other must equal the checkpoint's.
-      checkpoint: see `open_model`; None for random.
-      step: which of a run's steps, see `open_model`.
-      dtype: of the computation, where it should not be the architecture's own.
-      params_dtype: of the parameters; None is float32.
-      stacked_layers, remat: how to run it (`T5Config`), where not as its architecture says.
-      with_params: false leaves the parameters to `initial_params`.
+      mesh: device mesh of `make_mesh`.
+      rules: sharding rules, logical axis -> mesh axis.
+      task: the task, whose vocabulary must be the one that the checkpoint was trained with.
+      architecture: architecture, see `gkd.models.architecture`; None takes the checkpoint's. A T5X
+        module runs with the checkpoint's parameters; any other must equal the checkpoint's.
+      checkpoint: path of a checkpoint, see `open_model`; None for random initialisation.
+      step: step of a run, see `open_model`.
+      dtype: dtype of the computation; None is the architecture's own.
+      params_dtype: dtype of the parameters; None is float32.
+      stacked_layers, remat: execution options (`T5Config`); None is the architecture's own.
+      with_params: read the parameters; otherwise they are left to `initial_params`.
 
     Returns:
       The model.
 
     Raises:
-      ValueError: neither architecture nor checkpoint; another vocabulary; a model too small for it.
+      ValueError: neither architecture nor checkpoint is given, the vocabulary is another one, or
+        the model is too small for it.
       FileNotFoundError: the checkpoint does not exist.
     """
     if checkpoint is None and architecture is None:
@@ -147,12 +153,15 @@ def load_model(
 def load_checkpoint(
     opened: Checkpoint, mesh: Mesh, rules: Mapping[str, str | None], dtype: str | None = None
 ) -> LoadedModel:
-    """Reads an opened checkpoint onto the mesh to be used as it is, without a task.
+    """Reads an opened checkpoint onto the mesh for inference, without a task.
 
     Args:
-      opened: from `open_model`.
-      mesh, rules: where it runs.
-      dtype: of parameters and computation; by default `inference_dtype`.
+      opened: checkpoint of `open_model`.
+      mesh, rules: device mesh and sharding rules.
+      dtype: dtype of parameters and computation; by default `inference_dtype`.
+
+    Returns:
+      The model.
     """
     dtype = dtype or inference_dtype(mesh)
     config = _architecture("MODEL", opened, None, {"dtype": dtype})
@@ -161,12 +170,21 @@ def load_checkpoint(
 
 
 def inference_dtype(mesh: Mesh) -> str:
-    """The dtype of models that do not learn: bfloat16 on accelerators, float32 on CPU."""
+    """Chooses the dtype of models that are not trained: bfloat16, or float32 on CPU.
+
+    Args:
+      mesh: device mesh.
+    """
     return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
-def inference_ways(dtype: str | None, mesh: Mesh) -> dict[str, str]:
-    """How a model that does not learn is loaded: `load_model`'s dtype and params_dtype."""
+def inference_dtypes(dtype: str | None, mesh: Mesh) -> dict[str, str]:
+    """Returns the arguments dtype and params_dtype of `load_model` for a model without training.
+
+    Args:
+      dtype: 'float32' or 'bfloat16'; None chooses by the device.
+      mesh: device mesh.
+    """
     dtype = dtype or inference_dtype(mesh)
     return {"dtype": dtype, "params_dtype": dtype}
 
@@ -260,10 +278,17 @@ def initial_params(loaded: LoadedModel, seed: int) -> Any:
 
 
 def shared_valid_ids(student: LoadedModel, teacher: LoadedModel | None, task: TaskSpec) -> Any:
-    """The mask of usable ids, one for both models: bool [V] on the device.
+    """Computes the `valid_ids` of both models.
+
+    Args:
+      student, teacher: the models; None for no teacher.
+      task: the task, with the vocabulary.
+
+    Returns:
+      bool [V] on the device.
 
     Raises:
-      ValueError: the two models' tables differ in size.
+      ValueError: the tables of the two models differ in size.
     """
     size = student.config.vocab_size
     if teacher is not None and teacher.config.vocab_size != size:

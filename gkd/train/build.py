@@ -86,7 +86,7 @@ def _load_models(experiment, mesh, rules, from_shapes):
     if methods.needs_teacher(method) and chosen.top_k_file is None:
         dtypes = {}
         if not model_loading.is_module(chosen.architecture):
-            dtypes = model_loading.inference_ways(chosen.dtype, mesh)
+            dtypes = model_loading.inference_dtypes(chosen.dtype, mesh)
         teacher = load(
             "TEACHER", chosen, chosen.step, stacked_layers=chosen.stacked,
             with_params=not from_shapes, **dtypes,
