@@ -1,4 +1,4 @@
-# What tpu_vm.sh and gke_xpk.sh share; they source it.
+# Functions shared by tpu_vm.sh and gke_xpk.sh, which source this file.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 mounts=/buckets # on every host: gs://NAME/path is /buckets/NAME/path, see gkd/configuration/buckets.py
 dry_run=false
@@ -20,7 +20,7 @@ need() { # NAMES of variables that must be set
     done
 }
 
-call() { # one command; or printed, so that a shell would read it as it is run
+call() { # runs one command, or with --dry-run prints it, quoted for a shell
     if $dry_run; then
         printf '%q ' "$@"
         echo
@@ -29,13 +29,13 @@ call() { # one command; or printed, so that a shell would read it as it is run
     fi
 }
 
-check() { # keep|ship|both VERB …: refuses what would be lost, or does not go along
+check() { # keep|ship|both VERB …: refuses results that would be lost and files that are not shipped
     local bucket
     bucket="$(${PYTHON:-python3} "$root/launch/check_command.py" "$@")" || exit 2
     if [ -n "$bucket" ]; then BUCKETS="${BUCKETS:-} gs://$bucket"; fi
 }
 
-relative() { # WORDS, into `words`: gin files of this clone as the hosts' clone has them
+relative() { # WORDS, into `words`: paths of gin files relative to the clone, as on the hosts
     words=()
     local word
     for word in "$@"; do
@@ -47,19 +47,19 @@ relative() { # WORDS, into `words`: gin files of this clone as the hosts' clone 
     done
 }
 
-archive() { # OPTIONS of `git archive`: what git has of this checkout
+archive() { # OPTIONS of `git archive`: the committed files of this checkout
     if ! $dry_run && [ -n "$(git -C "$root" status --porcelain --untracked-files=no)" ]; then
-        say "warning: what is not committed does not go along"
+        say "warning: uncommitted changes are not shipped"
     fi
     call git -C "$root" archive "$@" HEAD
 }
 
-named_buckets() { # the buckets that WORDS, GKD_ENVIRONMENT and BUCKETS name
+named_buckets() { # lists the buckets in WORDS, GKD_ENVIRONMENT and BUCKETS
     { grep -oE 'gs://[a-z0-9][a-z0-9._-]+' <<<"$* ${GKD_ENVIRONMENT:-} ${BUCKETS:-}" || true; } |
         cut -c6- | sort -u
 }
 
-# The run's environment is on command lines and in descriptions of workloads: it can keep no secret.
+# The run's environment appears on command lines and in descriptions of workloads: no secrets there.
 names='\<[a-z0-9_]*(token|secret|password|credential|api_?key)[a-z0-9_]*='
 secret="$(grep -oiE "$names" <<<"${GKD_ENVIRONMENT:-}" || true)"
 [ -z "$secret" ] || fail "GKD_ENVIRONMENT sets ${secret%%=*}, and what it holds is printed and \

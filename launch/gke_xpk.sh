@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A run on GKE as an xpk workload (a JobSet that Kubernetes starts again after a preemption).
+# Runs a command on GKE as an xpk workload (a JobSet that Kubernetes restarts after a preemption).
 #   export GKE_CLUSTER=my-cluster GKE_ZONE=us-west4-a
 #   export TPU_TYPE=v5litepod-256 GKD_IMAGE=…/gkd:latest
-#   bash launch/gke_xpk.sh image                     # build the image of what git has, and push it
-#   bash launch/gke_xpk.sh attach gs://my-bucket     # once a cluster and bucket
+#   bash launch/gke_xpk.sh image                     # build the image from the last commit, and push it
+#   bash launch/gke_xpk.sh attach gs://my-bucket     # once per cluster and bucket
 #   bash launch/gke_xpk.sh run gkd-large train --gin_file=configs/runs/xsum/large.gin \
 #       '--gin.MODEL_DIR="gs://my-bucket/large"'
 #   bash launch/gke_xpk.sh logs gkd-large            # also: wait gkd-large, list, delete gkd-large
-# The buckets that the command names are mounted. `all NAME VERB …` does run, wait and delete (for
+# The buckets in the command are mounted. `all NAME VERB …` does run, wait and delete (for
 # sweeps); Ctrl-C or SIGTERM to it deletes the workload, which saves first. A MODEL_DIR (output, …)
-# outside of a bucket is refused, as it ends with its pod (KEEP_NOTHING=1 allows it), and so are gin
-# files that are not committed (the image has what was), and a workload of that name that exists. `--dry-run` first only prints the commands. Also: GKE_PROJECT, SLICES=2, RESTARTS=20,
+# outside of a bucket is refused, as it is lost with its pod (KEEP_NOTHING=1 allows it), and so are gin
+# files that are not committed (and so not in the image), and an existing workload of that name. A first `--dry-run` only prints the commands. Also: GKE_PROJECT, SLICES=2, RESTARTS=20,
 # BUCKETS="gs://… …" (that gin files name), GKD_ENVIRONMENT="NAME=VALUE …" (no secrets).
 # Exit code of `wait` and `all`: 0 done, 1 failed (see the log) or not to be followed, 75 stopped.
 set -euo pipefail

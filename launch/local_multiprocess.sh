@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs one job as several processes of this machine, as several hosts would run it (for tests).
+# Runs one job as several processes on this machine, like a job on several hosts (for tests).
 #   bash launch/local_multiprocess.sh 4 2 train --gin_file=RUN.gin    # 4 processes × 2 CPU devices
 #   bash launch/local_multiprocess.sh --dry-run 4 2 train …           # only prints the commands
-# Exit code: the first one that is not 0. SIGTERM, SIGHUP and Ctrl-C go to every process.
+# Exit code: the first non-zero one. SIGTERM, SIGHUP and Ctrl-C go to every process.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 

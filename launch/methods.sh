@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every method of the paper beside the others at a size for two cores: one start, the same updates,
-# three seeds, a table of means and intervals. Run again, it goes on where it stood. More arguments
-# go to the sweep: bash launch/methods.sh arithmetic --gin.MAX_PARALLEL=2
+# Compares all methods of the paper at a size for two cores: one SFT initialisation, equal numbers of
+# updates, three seeds, a table of means and intervals. A further call continues. More arguments are
+# passed to the sweep: bash launch/methods.sh arithmetic --gin.MAX_PARALLEL=2
 #   bash launch/methods.sh arithmetic
 #   GKD_DATA=/path/to/data bash launch/methods.sh translation    # needs tatoeba_en_de in there
 #   GKD_DATA=/path/to/data bash launch/methods.sh summaries      # needs debian_synopsis in there

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job in one command: trains a teacher and a student, distils, prints a table.
-# Makes or reuses .venv first. Arguments go to the quickstart: bash launch/quickstart.sh --help
+# Trains a teacher and a student, distils the student, and prints a table.
+# Creates or reuses .venv first. Arguments are passed to the quickstart: bash launch/quickstart.sh --help
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 

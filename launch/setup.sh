@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes or reuses .venv with the exact versions of constraints.txt, in any current directory.
-# Installs again only when a requirements file or the Python changed: a stamp inside .venv says
-# what is installed. PYTHON=/path/to/python chooses the interpreter.
+# Creates or reuses .venv with the exact versions of constraints.txt, from any directory.
+# Installs again only if a requirements file or the Python changed; a stamp inside .venv records
+# the installed versions. PYTHON=/path/to/python chooses the interpreter.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the test suite, after making or reusing .venv. Arguments go to pytest:
+# Runs the test suite, after creating or reusing .venv. Arguments are passed to pytest:
 #   bash launch/test.sh tests/distill -k forward_kl
 #   bash launch/test.sh -m slow
 set -euo pipefail

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice: every host of it runs the same command; a preempted one is made again.
+# Runs a command on all hosts of a Cloud TPU slice; a preempted slice is created again.
 #   export TPU_NAME=gkd TPU_ZONE=us-west4-a TPU_TYPE=v5litepod-16 TPU_VERSION=v2-alpha-tpuv5-lite
 #   bash launch/tpu_vm.sh all train --gin_file=configs/runs/xsum/small.gin \
 #       '--gin.MODEL_DIR="gs://my-bucket/small"'
-# The buckets that the command names are mounted on every host. `all` makes the slice, installs, runs
-# and follows the log, goes on after a preemption, and deletes the slice at the end; Ctrl-C or SIGTERM
+# The buckets in the command are mounted on every host. `all` creates the slice, installs, runs
+# and follows the log, continues after a preemption, and deletes the slice at the end; Ctrl-C or SIGTERM
 # to it lets the run save first. It refuses a MODEL_DIR (output, …) outside of a bucket, which would be
 # deleted too (KEEP_NOTHING=1 allows it), gin files that are not committed, and a slice of that name
-# that another command made; it leaves a slice that does not answer. The single actions: create,
+# that another command created; it does not delete a slice that does not respond. The single actions: create,
 # install, run VERB …, logs, stop (the run saves), status, delete (the run saves first). `--dry-run`
 # first only prints the commands. Also: TPU_SPOT=1, TPU_QUEUED=1 (a queued resource), TPU_PROJECT,
 # RESTARTS=20, BUCKETS="gs://… …" (that gin files name), GKD_ENVIRONMENT="NAME=VALUE …" for the run

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Translation of real text with T5's own vocabulary: a teacher, a student's start, distillation on
-# the data's outputs and on the student's own, then a table. Run again, it goes on where it stood.
+# Translation of real text with T5's own vocabulary: a teacher, SFT of a student, supervised KD and
+# on-policy GKD, then a table. A further call continues.
 #   GKD_DATA=/path/to/data GKD_VOCABULARY=/path/to/spiece.model bash launch/translation.sh
-# where /path/to/data/tatoeba_en_de holds train.jsonl and val.jsonl. GKD_RUNS=/path puts the four run
-# directories elsewhere; arguments go to all four runs. Relative paths start at the repository:
+# where /path/to/data/tatoeba_en_de holds train.jsonl and val.jsonl. GKD_RUNS=/path holds the four run
+# directories; arguments are passed to all four runs. Relative paths start at the repository:
 #   GKD_RUNS=runs/second_seed … bash launch/translation.sh --gin.SEED=1
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
