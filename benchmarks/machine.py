@@ -19,7 +19,7 @@ _READ_BYTES = 2**29  # a thread: far more than any cache
 
 
 def measure(repeats: int = 5) -> Machine:
-    """The best of several products with NumPy's BLAS and with XLA, and of several parallel reads.
+    """Measures the best of several products by NumPy's BLAS and XLA, and of several reads.
 
     Neither library is the faster one on every processor (an old OpenBLAS may be held to AVX2).
     """
@@ -32,7 +32,7 @@ def measure(repeats: int = 5) -> Machine:
 
 
 def _products(shape, repeats):
-    """Operations a second of one product by the faster library."""
+    """Measures the FLOP/s of one matrix product with the faster library."""
     rows, shared, columns = shape
     generator = np.random.default_rng(0)
     left = generator.standard_normal((rows, shared), np.float32)
@@ -55,5 +55,5 @@ def _fastest(run, repeats):
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most of some measurements."""
+    """Median, minimum and maximum of measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,4 +1,4 @@
-"""What feeding a run costs: steps on real batches beside steps on one batch; and the start-up.
+"""Measures the cost of the input pipeline: steps on real batches against one batch; start-up.
 
     python -m benchmarks.pipeline [--gin_file=FILE] [--steps=100] [--rounds=5] [--gin.NAME=VALUE …]
 
@@ -32,7 +32,7 @@ MODELS = ("STUDENT_MODEL=@student/t5.T5Config()", "TEACHER_MODEL=@teacher/t5.T5C
 
 
 def main(arguments: list[str]) -> None:
-    """Measures and prints."""
+    """Measures and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gin_file", default=RUN)
     parser.add_argument("--steps", type=int, default=100, help="of each kind in a round")
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 
 def feeding(given, overrides) -> None:
-    """Seconds a step on real batches and on a constant one, and their ratio, round by round."""
+    """Measures seconds per step on real batches and on a constant one, round by round."""
     command = Command("train", (given.gin_file,), overrides)
     program = build_step_program(command_line.configured_experiment(command), from_shapes=True)
     rows, source = program.batch.encoder_input_tokens.shape
@@ -84,9 +84,9 @@ def feeding(given, overrides) -> None:
 
 
 def starting(given) -> None:
-    """Seconds of a process that trains one step, less compilation, cold and warm."""
+    """Measures the seconds of a process that trains one step, less compilation, cold and warm."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("first", "again, programs on disk"):
+        for name in ("first", "again, cached programs"):
             place = pathlib.Path(folder, name)
             command = [
                 sys.executable, "-m", "gkd", "train", f"--gin_file={START}",

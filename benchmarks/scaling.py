@@ -1,4 +1,4 @@
-"""Cost of sampling and of a step against each size alone: a figure, and the slope in numbers.
+"""Measures the cost of sampling and of a step against each size alone: a figure, and slopes.
 
     python -m benchmarks.scaling [--rounds=3] [--directory=DIRECTORY]
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(sizes: dict[str, int], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of both parts, each warmed up."""
+    """Measures the seconds of both parts after warm-up."""
     size = dataclasses.replace(STUDENT, layers=sizes["layers"])
     generator = np.random.default_rng(0)
     prompts, targets = (
@@ -88,7 +88,7 @@ def measure(sizes: dict[str, int], rounds: int) -> dict[str, dict[str, float]]:
 
 
 def draw(results, path: pathlib.Path) -> None:
-    """One panel an axis, both scales logarithmic, a line of slope 1 through the last point."""
+    """Draws one log-log panel per axis, with a line of slope 1 through the last point."""
     figure, axes = plt.subplots(1, len(results), figsize=(2.6 * len(results), 3), squeeze=False)
     for panel, (axis, entries) in zip(axes[0], results.items(), strict=True):
         values = [entry["size"] for entry in entries]

@@ -1,4 +1,4 @@
-"""Sampling and the whole step, GKD's and its peers', interleaved in one run, against the machine.
+"""Compares the speed of gkd with its peers: sampling and the whole step, interleaved in one run.
 
     python -m benchmarks.speed [--peer_python=PYTHON] [--t5x=CHECKOUT] [--directory=DIRECTORY]
 
@@ -36,10 +36,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 class Worker:
-    """A participant's process."""
+    """The process of a participant."""
 
     def __init__(self, name: str, python: str, environment: dict[str, str], log: pathlib.Path):
-        """Starts it; what it prints besides answers goes to `log`."""
+        """Starts the process; its output besides answers goes to `log`."""
         self._log = log.open("a")
         self._process = subprocess.Popen(
             [python, "-m", f"benchmarks.workers.{name}_worker"], cwd=ROOT, env=environment,
@@ -48,7 +48,7 @@ class Worker:
         self.name = name
 
     def run(self, **command) -> dict:
-        """One command's answer."""
+        """Sends a command, and returns its answer."""
         print(json.dumps(command), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
@@ -56,14 +56,14 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.stdin.close()
         self._process.wait()
         self._log.close()
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, prints, writes."""
+    """Measures, prints and writes the results."""
     given = _parser().parse_args(arguments)
     directory = pathlib.Path(given.directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _case(workers, name, part, rows, rounds):
-    """One part of one workload by every worker, round by round."""
+    """Measures one part of one workload with every worker, round by round."""
     taken = {}
     for round_number in range(rounds + 1):  # the first warms up, and compiles
         for worker in workers:
@@ -116,7 +116,7 @@ def _case(workers, name, part, rows, rounds):
 
 
 def _table(case, work) -> str:
-    """A case as Markdown."""
+    """Renders a case as Markdown."""
     taken, tokens = case["taken"], case["rows"] * work.target
     lines = [
         f"\n{case['workload']}, {case['part']}, {case['rows']} rows; the machine: "
@@ -141,7 +141,7 @@ def _table(case, work) -> str:
 
 
 def _figure(cases, path) -> None:
-    """Medians of every case side by side, with the bound as a line."""
+    """Draws the medians of every case, with the lower bound as a line."""
     figure, axes = plt.subplots(1, len(cases), figsize=(2.4 * len(cases), 3.2), squeeze=False)
     for axis, case in zip(axes[0], cases, strict=True):
         names = list(case["taken"])
@@ -158,7 +158,7 @@ def _figure(cases, path) -> None:
 
 
 def _participants(given):
-    """The Python of every participant that can be imported, and their environment."""
+    """Finds the Python of every available participant, and its environment."""
     environment = dict(os.environ, USE_TF="0", TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(given.t5x or [])])
     pythons = {}

@@ -1,4 +1,4 @@
-"""How far the loss with a teacher's K best ids is from the whole one: a table over K.
+"""Measures the bias of a loss with only the teacher's top-k ids: a table over K.
 
     python benchmarks/top_k_bias.py STUDENT TEACHER --task=RUN.gin [--split=validation]
 

@@ -1,4 +1,4 @@
-"""What the speed benchmark runs: two workloads, two models, and their least possible cost."""
+"""Defines the workloads and models of the speed benchmark, and their lower bounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Size:
 
     @property
     def joined(self) -> int:
-        """Heads times their width."""
+        """Number of heads times their width."""
         return self.heads * self.head_dim
 
 
@@ -30,7 +30,7 @@ TEACHER = Size(768, 12, 64, 2048, 12)  # base
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Tokens of a prompt and of an output; every prompt is full, no output ends early."""
+    """Lengths of prompts and completions in tokens; no padding, no early end."""
 
     source: int
     target: int
@@ -41,26 +41,26 @@ WORKLOADS = {"xsum-lite": Workload(256, 64), "gsm-lite": Workload(128, 128)}
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Measured: float32 operations a second of a matrix product, bytes a second read."""
+    """Measured limits: FLOP/s of a float32 matrix product, bytes per second read."""
 
     flops: float
     bandwidth: float
 
 
 def encoder_flops(size: Size, rows: int, source: int) -> float:
-    """Of encoding the prompts: products of layers and attention."""
+    """FLOPs of encoding the prompts: layers and attention."""
     layer = 4 * size.width * size.joined + 3 * size.width * size.mlp
     attention = 2 * source * size.joined
     return 2.0 * rows * source * size.layers * (layer + attention)
 
 
 def cross_flops(size: Size, rows: int, source: int) -> float:
-    """Of the keys and values that the decoder takes from the prompts."""
+    """FLOPs of the keys and values for cross-attention."""
     return 2.0 * rows * source * size.layers * 2 * size.width * size.joined
 
 
 def decoder_flops(size: Size, rows: int, work: Workload) -> float:
-    """Of the decoder and its head on whole outputs, causal attention counted in half."""
+    """FLOPs of the decoder and its head on whole completions, half of causal attention."""
     layer = 6 * size.width * size.joined + 3 * size.width * size.mlp
     attention = 2 * size.joined * (work.target / 2 + work.source)
     token = size.layers * (layer + attention) + size.width * VOCABULARY
@@ -68,7 +68,7 @@ def decoder_flops(size: Size, rows: int, work: Workload) -> float:
 
 
 def sampling_seconds(size: Size, rows: int, work: Workload, machine: Machine) -> float:
-    """The bound of sampling: the encoder at full speed, then tokens as slow as what they read.
+    """Computes the lower bound of sampling: the encoder at full speed, then tokens bound by memory.
 
     A token reads the decoder's weights, its head, the prompts' keys and values and half of the
     cache (on average), each once.
@@ -83,7 +83,7 @@ def sampling_seconds(size: Size, rows: int, work: Workload, machine: Machine) ->
 
 
 def step_seconds(rows: int, work: Workload, machine: Machine) -> float:
-    """The bound of an on-policy step: sampling, the teacher's forward pass, the student's update.
+    """Computes the lower bound of an on-policy step: sampling, the teacher, the update.
 
     The student's prompts are encoded once for sampling and loss; backward costs twice forward;
     AdamW reads and writes parameters, gradients and two moments.

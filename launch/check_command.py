@@ -1,11 +1,11 @@
-"""Refuses a command whose results would be lost with the machines it runs on, before any is made.
+"""Refuses a command whose results would be lost with its machines, before any is created.
 
     python3 launch/check_command.py keep|ship|both VERB ARGUMENTS…
 
-`keep`: what the verb writes must be in a bucket, also where a gin file says where. `ship`: its gin
-files, with what they include, must be in what git ships, as they are here. Prints the bucket that
-the results go to; an error is one line, and exit code 2. Python's standard library only: the
-machine that launches need not have the requirements.
+`keep`: the output of the verb must be in a bucket, also if a gin file sets its path. `ship`: its gin
+files and their includes must be committed. Prints the bucket of the results; an error is one
+line, with exit code 2. Python's standard library only: the launching machine need not have the
+requirements.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MOUNTS = "/buckets/"  # launch/cloud.sh: where the hosts mount buckets
 IN_BUCKET = re.compile(rf"(?:gs://|{MOUNTS})([a-z0-9][a-z0-9._-]+)(?:/|$)")
-# What says where a verb with gin files writes: the first of these that is set.
+# Settings of the output of a verb with gin files: the first one that is set counts.
 PLACES = {
     "train": ("train.model_dir", "%MODEL_DIR"),
     "evaluate": ("evaluate.output", "evaluate.checkpoint", "%MODEL_DIR"),
@@ -30,7 +30,7 @@ BINDING = re.compile(r"([\w./]+)\s*=(?!=)\s*(.*)", re.DOTALL)
 
 
 class Refused(Exception):
-    """A command that is not launched; the message is one line."""
+    """Raised for a command that must not be launched; the message is one line."""
 
 
 def main(mode: str, verb: str, *arguments: str) -> str:
@@ -38,13 +38,13 @@ def main(mode: str, verb: str, *arguments: str) -> str:
 
     Args:
       mode: 'keep', 'ship' or 'both'.
-      verb, arguments: what follows `python -m gkd`.
+      verb, arguments: the command line after `python -m gkd`.
 
     Returns:
-      The bucket that the results go to, "" where none is known.
+      The bucket of the results, "" if unknown.
 
     Raises:
-      Refused: it is not to be launched.
+      Refused: the command must not be launched.
     """
     files = [find(name) for name in gin_files(arguments)]
     bindings: dict[str, str] = {}
@@ -62,7 +62,7 @@ def main(mode: str, verb: str, *arguments: str) -> str:
 
 
 def gin_files(arguments: tuple[str, ...]) -> list[str]:
-    """The names of --gin_file and --task, in order."""
+    """Lists the values of --gin_file and --task, in order."""
     found = []
     for number, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -72,7 +72,7 @@ def gin_files(arguments: tuple[str, ...]) -> list[str]:
 
 
 def find(name: str) -> pathlib.Path | None:
-    """A gin file as the command line finds it: here, else in the repository."""
+    """Finds a gin file in the current directory, else in the repository."""
     for folder in (pathlib.Path.cwd(), ROOT):
         if (folder / name).is_file():
             return (folder / name).resolve()
@@ -80,7 +80,7 @@ def find(name: str) -> pathlib.Path | None:
 
 
 def read_file(path: pathlib.Path, bindings: dict[str, str], read: list[pathlib.Path]) -> None:
-    """Adds the bindings of a gin file and of what it includes, in the order in which they hold."""
+    """Adds the bindings of a gin file and its includes, in order of priority."""
     if path in read:
         return
     read.append(path)
@@ -98,7 +98,7 @@ def read_file(path: pathlib.Path, bindings: dict[str, str], read: list[pathlib.P
 
 
 def logical_lines(text: str) -> list[str]:
-    """The statements of a gin file, each on one line of the result; comments alone are left out."""
+    """Splits a gin file into statements, without lines of comments."""
     statements, held = [], ""
     for line in text.splitlines():
         held = f"{held}\n{line}" if held else line
@@ -116,7 +116,7 @@ def logical_lines(text: str) -> list[str]:
 def check_name(name: str, file: pathlib.Path | None) -> None:
     """Refuses a gin file that the hosts would not find under this name."""
     if file is None:
-        return  # the run says so itself
+        return  # the run reports it
     if not file.is_relative_to(ROOT):
         raise Refused(
             f"gin file {name} is outside of the repository, of which the hosts get a copy: move it "
@@ -130,7 +130,7 @@ def check_name(name: str, file: pathlib.Path | None) -> None:
 
 
 def check_shipped(files: list[pathlib.Path]) -> None:
-    """Refuses gin files that git does not ship as they are here."""
+    """Refuses gin files that are not committed in their present form."""
     for file in files:
         if not file.is_relative_to(ROOT):
             raise Refused(f"gin file {file} is outside of the repository: the hosts do not get it")
@@ -141,12 +141,12 @@ def check_shipped(files: list[pathlib.Path]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise Refused(f"git cannot say whether the gin files are committed: {error}") from None
+        raise Refused(f"git cannot determine if the gin files are committed: {error}") from None
     changed = [line[3:] for line in done.stdout.splitlines() if line[2:3] == " "]
     if done.returncode == 0 and changed:
         raise Refused(
-            f"gin file {changed[0]} is not committed as it is here, and the hosts get what is: "
-            "commit it first"
+            f"gin file {changed[0]} is not committed in its present form, and the hosts get the "
+            "last commit: commit it first"
         )
 
 
@@ -166,18 +166,18 @@ def check_kept(verb: str, arguments: tuple[str, ...], bindings: dict[str, str]) 
         place, shown = (words[1] if len(words) > 1 else None), "DST"
     else:
         return ""  # it writes nothing, or there is no such verb
-    found = IN_BUCKET.match(place) if isinstance(place, str) else None
-    if found is None:
+    bucket = IN_BUCKET.match(place) if isinstance(place, str) else None
+    if bucket is None:
         what = f"{shown} is {place!r}" if place is not None else f"{shown} is not set"
         raise Refused(
             f"{what}: the results would be lost with the machines; set it to a place in a bucket "
-            "(gs://BUCKET/…), or KEEP_NOTHING=1 where nothing of it is to be kept"
+            "(gs://BUCKET/…), or KEEP_NOTHING=1 if the results may be lost"
         )
-    return found[1]
+    return bucket[1]
 
 
 def option(arguments: tuple[str, ...], name: str) -> str | None:
-    """The last value of an option."""
+    """Returns the last value of an option."""
     value = None
     for number, argument in enumerate(arguments):
         if argument.startswith(f"{name}="):
@@ -188,7 +188,7 @@ def option(arguments: tuple[str, ...], name: str) -> str | None:
 
 
 def value_of(bindings: dict[str, str], place: str) -> tuple[str, object]:
-    """The name that sets a parameter, or a macro (`%NAME`), and the value; None where none does."""
+    """Returns the name that sets a parameter or macro (`%NAME`), and its value or None."""
     texts = [text for key, text in bindings.items() if f".{key}".endswith(f".{place}")]
     name, text = place.lstrip("%"), place if place[0] == "%" else (texts or ["None"])[-1]
     for _ in range(20):  # macros of macros

@@ -1,4 +1,4 @@
-"""GKD's step as a run with little memory has it: layers stacked, the student rematerialised."""
+"""GKD's step in its form for little memory: layers stacked, the student rematerialised."""
 
 from __future__ import annotations
 

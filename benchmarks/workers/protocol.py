@@ -1,4 +1,4 @@
-"""The loop of a worker: reads a JSON command a line, runs it, answers with a JSON line."""
+"""The loop of a worker: reads one JSON command per line, runs it, answers with a JSON line."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def tokens(workload: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reset_peak() -> None:
-    """Starts the measurement of the largest resident size anew (Linux)."""
+    """Resets the measurement of the peak resident size (Linux)."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak_bytes() -> int:
-    """The largest resident size since then."""
+    """Returns the peak resident size since then in bytes."""
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""T5X's Transformer and temperature_sample, composed plainly: dense JSD, AdamW, one jit a part.
+"""T5X's Transformer and temperature_sample, composed plainly: dense JSD, AdamW, one jit per part.
 
 Its embedding looks rows up by a gather, which is faster here than the product with a one-hot
 matrix that it ships with.
