@@ -2,8 +2,8 @@
 
     python3 launch/check_command.py keep|ship|both VERB ARGUMENTS…
 
-`keep`: the output of the verb must be in a bucket, also if a gin file sets its path. `ship`: its gin
-files and their includes must be committed. Prints the bucket of the results; an error is one
+`keep`: the output of the verb must be in a bucket, also if a gin file sets its path. `ship`: its
+gin files and their includes must be committed. Prints the bucket of the results; an error is one
 line, with exit code 2. Python's standard library only: the launching machine need not have the
 requirements.
 """

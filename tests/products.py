@@ -9,8 +9,8 @@ def products(function, *arguments, loop_trips=None):
     """Multiplications of one evaluation: loops by their length, a condition's dearest branch.
 
     Args:
-      function, arguments: what is traced.
-      loop_trips: of every `while`; None refuses one.
+      function, arguments: function to trace, and its arguments.
+      loop_trips: number of trips of every `while`; None refuses loops.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, loop_trips)
 

@@ -41,7 +41,7 @@ WO = "target.encoder.layers_0.mlp.wo.kernel"
 
 @contextlib.contextmanager
 def refused(message, error=ValueError):
-    """What is inside fails with one line that the command line prints without a traceback."""
+    """Asserts a one-line error that the command line prints without a traceback."""
     with pytest.raises(error, match=message) as caught:
         yield
     assert isinstance(caught.value, UserError)

@@ -42,7 +42,7 @@ def test_directories_resaved_by_transformers_5(shared, name):
 
 
 def effective_head(tensors, raw, version):
-    """What transformers 4 or 5 multiplies the last hidden states with, in float64 [V, E]."""
+    """The matrix that transformers 4 or 5 applies to the last hidden states, in float64 [V, E]."""
     family, said = raw["model_type"], raw["tie_word_embeddings"]
     table, head = np.float64(tensors[TABLE]), np.float64(tensors.get(HEAD, tensors[TABLE]))
     if version == 4:  # modeling_*.py of 4.57: one switch for both
@@ -85,7 +85,7 @@ def test_what_is_written_is_one_model_to_transformers_4_and_5(
 
 
 def our_head(config, params):
-    """What our model multiplies the last hidden states with, [V, E]."""
+    """The matrix that our model applies to the last hidden states, [V, E]."""
     head = head_of(config, params)
     return np.float64(head.kernel if head.transposed else head.kernel.T) * head.scale
 

@@ -1,4 +1,4 @@
-"""What a T5X config.gin says of the architecture: as gin itself reads it, and nothing is run."""
+"""The architecture in a T5X config.gin: as gin itself reads it, without running anything."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""What `save_hf` writes, loaded by transformers itself, where it and torch are installed."""
+"""Output of `save_hf` loaded by transformers itself, if it and torch are installed."""
 
 import json
 

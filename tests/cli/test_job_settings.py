@@ -1,4 +1,4 @@
-"""What all processes of a job must have alike."""
+"""The settings that all processes of a job must share."""
 
 import hashlib
 import pathlib

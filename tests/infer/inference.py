@@ -18,7 +18,7 @@ CONFIG = T5Config(
 USABLE = 259  # ByT5's bytes; the table has more rows
 TEXTS = (
     "short",
-    "a line of more than sixty-four bytes, so that it needs the next but one bucket",
+    "a line of more than sixty-four bytes, so that it skips a bucket",
     "ünïcode € 漢字",
     "x" * 98,
     "",
@@ -57,7 +57,7 @@ def raw_logits(params, text, tokens):
 
 
 def usable_log_probs(params, text, tokens):
-    """log Q [T, V] over the usable ids: neither pad nor a row without a byte."""
+    """log Q [T, V] over `valid_ids`: neither pad nor a row without a byte."""
     logits = raw_logits(params, text, tokens)
     logits[:, 0] = logits[:, USABLE:] = -1e30
     return log_softmax(logits)

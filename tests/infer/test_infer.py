@@ -102,7 +102,7 @@ def test_the_length_penalty_reaches_the_search(run):
 
 
 def test_where_fewer_outputs_exist_than_beams_the_rest_is_empty(run):
-    """258 usable ids make 258 outputs of one token."""
+    """258 valid ids make 258 completions of one token."""
     rows = run.rows(run.write("in.txt", ["a"]), beams=262, samples=260, max_length=1)
     assert len({tuple(row["tokens"]) for row in rows[:258]}) == 258
     for row in rows[258:]:

@@ -165,7 +165,7 @@ def drop_line(content, number):
 
 
 def change_text(content, number):
-    """Which leaves the JSON sound."""
+    """Damage that leaves the JSON valid."""
     lines = content.splitlines(keepends=True)
     lines[number] = lines[number].replace(b'"log_prob": -', b'"log_prob": -9')
     return b"".join(lines)

@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture
 def golden(shared, tmp_path):
-    """What transformers decoded, and its prompts and targets as a file."""
+    """The completions of transformers, and its prompts and targets as a file."""
     text = (shared / "golden" / "flan_t5_small" / "greedy.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     lines = [json.dumps({"input": row["input"], "target": row["target"]}) for row in rows]

@@ -137,7 +137,7 @@ class Cloud:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def actions(self, *but):
-        """What gcloud was called for, without `but`."""
+        """The calls of gcloud, without `but`."""
         found = [call[4] for call in self.calls() if call[0] == "gcloud"]
         return [action for action in found if action not in but]
 

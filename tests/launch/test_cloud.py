@@ -157,7 +157,7 @@ def test_a_run_that_failed_is_not_tried_again(cloud, failed):
 
 
 def test_sigterm_saves_and_deletes_the_slice(cloud):
-    """What a sweep sends when it is stopped; a slice that stays costs money."""
+    """The signal that a stopped sweep sends; a slice that stays costs money."""
     cloud.write(codes="75")
     assert cloud.stopped("tpu_vm.sh", "all", *TRAIN) == 75
     assert (cloud.folder / "asked").exists()
@@ -227,7 +227,7 @@ def test_an_image_is_built_of_what_git_has(cloud):
 
 
 def test_the_archive_knows_its_commit(tmp_path):
-    """What `git archive` makes has no .git; a run's record still names the commit."""
+    """The output of `git archive` has no .git; a run's record still names the commit."""
     git = ["git", "-C", REPOSITORY]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:

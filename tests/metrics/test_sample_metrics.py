@@ -1,4 +1,4 @@
-"""Metrics over several samples a prompt: hand counts, and BLEU's formula written out."""
+"""Metrics over several samples per prompt: hand counts, and BLEU's formula written out."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a chip holds: the decoding cache, resident and temporary bytes."""
+"""Memory per chip: the decoding cache, resident and temporary bytes."""
 
 import jax
 import jax.numpy as jnp

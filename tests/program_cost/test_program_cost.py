@@ -1,4 +1,4 @@
-"""What compiled programs cost, against closed forms; loops as often as they run."""
+"""The cost of compiled programs, against closed forms; loops as often as they run."""
 
 import functools
 import types
@@ -31,7 +31,7 @@ ROWS, SOURCE, TARGET = 2, 24, 12
 
 
 def closed_form():
-    """Of T5 on whole sequences: 2 for each weight and each query-key and weight-value product."""
+    """FLOPs on whole sequences: 2 for each weight, query-key and weight-value product."""
     joined = HEADS * DIM
     encoder = SOURCE * (4 * WIDTH * joined + 3 * WIDTH * MLP + 2 * SOURCE * joined)
     cross = SOURCE * 2 * WIDTH * joined

@@ -1,4 +1,4 @@
-"""What a checkpoint describes of itself, and errors that name the role."""
+"""The description in a checkpoint, and errors that name the role."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""Which settings of a run may change while it continues; the sweep's comparison is tested there."""
+"""The settings that may change while a run continues; a sweep's comparison is tested there."""
 
 import pathlib
 

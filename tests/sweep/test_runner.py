@@ -39,7 +39,7 @@ def test_cells_run_in_order_once_and_a_failed_one_stops_no_other(grid, capfd):
     order = ["out/sft/0", "out/sft/1", "out/jsd_0.1/0", "out/jsd_0.1/1"]
     assert launches() == order
     pathlib.Path("fail").unlink()
-    # A cell that was complete at fewer steps, or whose summary is cut off, is not complete.
+    # A cell that was complete at fewer steps, or whose summary is truncated, is not complete.
     path = pathlib.Path("out/jsd_0.1/0/summary.json")
     path.write_text('{"steps": 39, "evaluation": {}}')
     pathlib.Path("out/jsd_0.1/1/summary.json").write_text('{"steps"')

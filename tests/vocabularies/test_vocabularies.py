@@ -1,4 +1,4 @@
-"""Vocabularies: known ids of T5's sentencepiece, usable ids, comparison, decoding."""
+"""Vocabularies: known ids of T5's sentencepiece, `valid_ids`, comparison, decoding."""
 
 import numpy as np
 import pytest
