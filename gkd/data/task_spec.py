@@ -267,14 +267,14 @@ def task_source(
     tfds: TfdsData | None,
     max_examples: int | None,
 ) -> Any:
-    """Makes the source of a task's rows: local files, or else a data set of TFDS.
+    """Builds the source of a task's rows: local files, or else a data set of TFDS.
 
     Args:
-      files: path of each split's file, see `sources.files_source`; None reads TFDS.
-      fields: the fields wanted.
-      directory: where relative paths start.
-      tsv: the format of TSV files; None: their first line holds the columns' names.
-      tfds: the TFDS data set; None where `files` are given.
+      files: path of the file of each split, see `sources.files_source`; None reads TFDS.
+      fields: names of the fields to read.
+      directory: folder of relative paths.
+      tsv: format of TSV files; by default their first line holds the names of the columns.
+      tfds: TFDS data set; None if `files` are given.
       max_examples: number of training rows to use, the first ones; None uses all.
 
     Returns:

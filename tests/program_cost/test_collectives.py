@@ -125,7 +125,7 @@ def test_the_network_has_a_bandwidth_of_its_own():
 
 
 def test_the_networks_bandwidth_is_what_the_chips_pages_say():
-    """DCN of a v5e host's two and a v6e host's four cards, 8 chips; of a pod of 256; of a v5p chip."""
+    """DCN of a v5e host's two, a v6e host's four cards, 8 chips; of a pod of 256; of a v5p chip."""
     published = {"v5e": 2 * 100e9 / 8, "v6e": 4 * 200e9 / 8, "v5p": 50e9}
     for name, bits in published.items():
         assert CHIPS[name].dcn == bits / 8
