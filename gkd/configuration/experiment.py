@@ -84,7 +84,7 @@ class Student:
         checkpoint, which brings its architecture.
       architecture: a `T5Config` (or a T5X module, `t5x_adapter.adapt`) that starts at random; it
         must agree with a checkpoint beside it.
-      dtype: of the computation, 'float32' or 'bfloat16'; None is the architecture's own. Parameters
+      dtype: dtype of the computation, 'float32' or 'bfloat16'; None is the architecture's own. Parameters
         are float32.
       stacked: runs the layers in one scan, which compiles faster; None is the architecture's own.
       remat: recomputes activations in the backward pass, to save memory; None likewise.
@@ -107,8 +107,8 @@ class Teacher:
 
     Attributes:
       checkpoint, architecture: as a `Student`'s; the architecture alone suffices for a dry run.
-      step: of a run's checkpoints: the newest (None), a number, 'best', 'newest', 'best_or_newest'.
-      dtype: of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
+      step: step of a run's checkpoints: the newest (None), a number, 'best', 'newest', 'best_or_newest'.
+      dtype: dtype of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
       stacked: as a `Student`'s.
       top_k_file: cached log-probabilities of the training targets in place of a checkpoint, written
         by `infer --score --top_k_log_probs`.
@@ -194,7 +194,7 @@ def changed(method: Method, changes: Any) -> Method:
     """Returns the method with single values changed.
 
     Args:
-      method: from a method file.
+      method: the method of a method file.
       changes: a `MethodChanges`; where it names another divergence, the method's β is dropped.
     """
     given = {name: value for name, value in vars(changes).items() if value is not None}
@@ -208,7 +208,7 @@ class Optimisation:
     """The optimizer and its learning-rate schedule.
 
     Attributes:
-      learning_rate: of the plateau between warm-up and cool-down.
+      learning_rate: value of the plateau between warm-up and cool-down.
       optimizer: `optimizers.adafactor` or `optimizers.adamw`, their other parameters bound in gin;
         None is Adafactor.
       warmup_steps, cooldown_steps: linear ramps from and to 0.
@@ -255,17 +255,17 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What to measure models on, and how their outputs are decoded.
+    """The data to measure models on, and the decoding of their outputs.
 
     Attributes:
       split: the task's split.
       batch_size: rows per batch; None is the training batch's.
       examples: the first so many rows; None is all.
       sample_rows: rows of the printed table of outputs.
-      temperatures: of sampled outputs, each measured by itself beside the greedy ones; `evaluate`.
+      temperatures: temperatures of sampled outputs, each measured by itself beside the greedy ones; `evaluate`.
       samples: outputs per prompt at each temperature; `evaluate`.
       beams: width of a beam search besides, 0 is none; `evaluate`.
-      length_penalty: of the beam search; None is 0.6, as T5X; `evaluate`.
+      length_penalty: length penalty of the beam search; None is 0.6, as T5X; `evaluate`.
     """
 
     split: str = accepts(text(), "validation")
@@ -282,7 +282,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a launch runs: nothing here changes a result.
+    """The execution of a launch: nothing here changes a result.
 
     Attributes:
       model_parallelism: devices along the mesh's model axis; the others are its data axis.

@@ -24,8 +24,8 @@ def build_step_program(
     """Builds the step program that `train` runs, a dry run describes and `plan` compiles.
 
     Args:
-      experiment: what to build.
-      devices: of the mesh; None is all of this process's backend.
+      experiment: the experiment to build.
+      devices: devices of the mesh; None is all of this process's backend.
       from_shapes: reads no parameters, and no checkpoint at all of a model whose architecture is
         given.
 
@@ -114,15 +114,15 @@ def starting_state(
     memory: replay.Replay | None,
     lengths: tuple[int, int],
 ) -> StartingState:
-    """How a run's state begins.
+    """Describes the training state before the first step.
 
     Args:
-      mesh: where it lives.
+      mesh: the device mesh.
       student: the student.
-      optimizer: of optax.
-      seed: of the run.
-      memory: of a replay; None where there is none.
-      lengths: of inputs and targets, for the memory.
+      optimizer: an optax gradient transformation.
+      seed: PRNG seed of the run.
+      memory: settings of a replay memory; None without one.
+      lengths: tokens per input and per target, for the memory.
     """
 
     def from_params(params):

@@ -48,7 +48,7 @@ def available(devices: Any) -> float | None:
     """Bytes that the devices have together; None where they do not report it.
 
     Args:
-      devices: of the mesh; those of one host share its memory where they are CPUs.
+      devices: devices of the mesh; those of one host share its memory where they are CPUs.
     """
     hosts = {device.process_index for device in devices.flat}
     if all(device.platform == "cpu" for device in devices.flat):

@@ -58,7 +58,7 @@ def check_method(method: Method, teacher: Teacher, dropout_rate: float | int = 0
     Args:
       method: the settings.
       teacher: the teacher's; a file of scores is one too.
-      dropout_rate: of the student while it trains.
+      dropout_rate: the student's while it trains.
 
     Raises:
       ValueError: the first combination that means nothing, in one line.
@@ -143,7 +143,7 @@ def _check_no_divergence(method, teacher):
 
 def _check_reward(method):
     if not student_generates(method) or method.replay is not None:
-        raise InvalidValue("a REWARD judges the student's own outputs: raise LAMBDA, no REPLAY")
+        raise InvalidValue("a REWARD scores the student's own samples: raise LAMBDA, no REPLAY")
     if method.normalisation != "sequence":
         raise InvalidValue(
             f"NORMALISATION is {method.normalisation!r}: with a REWARD the loss is equation 5's, "

@@ -1,4 +1,4 @@
-"""How long the parts of a step take by themselves, each a program of its own."""
+"""Times the parts of a step by themselves, each as its own program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def part_seconds(
     A step is one program: what these two leave of its time is the update, and what they share.
 
     Args:
-      program: of the run.
+      program: the run's step program.
       state, teacher_params, batch: as the step takes them; nothing is donated.
       repeats: runs of each after the first, which compiles.
 

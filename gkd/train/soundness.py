@@ -21,7 +21,7 @@ def _all_finite(tree: Any) -> Any:
 
 
 def all_finite(tree: Any) -> bool:
-    """Whether no array of a tree holds NaN or an infinity; every process of a job asks."""
+    """Returns whether no array of a tree holds NaN or infinity; call it in every process of a job."""
     return bool(np.asarray(_all_finite(tree).addressable_data(0)))
 
 
@@ -29,8 +29,8 @@ def check_outputs(records: Sequence[Sequence[Mapping[str, Any]]], number: int) -
     """Refuses a student whose own outputs have no probability: its parameters are ruined.
 
     Args:
-      records: of every example its outputs, with `log_prob`.
-      number: of the step.
+      records: outputs of every example, with their `log_prob`.
+      number: number of the step.
 
     Raises:
       FloatingPointError: a log-probability is NaN.
@@ -46,11 +46,11 @@ def check_outputs(records: Sequence[Sequence[Mapping[str, Any]]], number: int) -
 
 
 def remedy(metrics: Mapping[str, Any], number: int, teacher: LoadedModel | None, batch: Any) -> str:
-    """What to change where losses or gradients are not finite.
+    """Names what to change where losses or gradients are not finite.
 
     Args:
       metrics: the step's, by name: (sum, weight).
-      number: of the step.
+      number: number of the step.
       teacher: None where there is none.
       batch: that of the step, on the mesh.
     """
@@ -71,7 +71,7 @@ def remedy(metrics: Mapping[str, Any], number: int, teacher: LoadedModel | None,
 
 
 def _teacher_is_finite(teacher: LoadedModel, batch: Any) -> bool:
-    """Whether the teacher's last hidden states are finite, its parameters being so."""
+    """Returns whether the last hidden states of a teacher with finite parameters are finite."""
     model = teacher.model
 
     def hidden(params, batch):

@@ -77,7 +77,7 @@ class StepMeans:
         """Continues from saved sums.
 
         Args:
-          state: from `state`; empty for a checkpoint of an earlier version.
+          state: a dictionary from `state`; empty for a checkpoint of an earlier version.
 
         Raises:
           ValueError: it holds something else.

@@ -25,7 +25,7 @@ class StartingState:
 
     Attributes:
       make: makes it, on the mesh.
-      shardings: of its leaves.
+      shardings: shardings of its leaves.
       abstract: its leaves' shapes, dtypes and shardings, for restoring one.
     """
 
@@ -40,8 +40,8 @@ class StepProgram:
 
     Attributes:
       mesh, rules: the device mesh, and logical axis -> mesh axis.
-      experiment: what it was built from.
-      step: from `method.make_step`.
+      experiment: the experiment that it was built from.
+      step: the pure step, see `method.make_step`.
       state: the training state before the first step.
       student, teacher, reward_model: the models; None where the method has none.
       valid: bool [V], ids that have probability.
@@ -142,7 +142,7 @@ class StepProgram:
         )
 
     def _abstract_rollout(self):
-        """What the host gives back to the update: the rollout with its rewards."""
+        """Shapes of the rollout with its rewards, as the host returns it to the update."""
         key = jax.eval_shape(jax.random.PRNGKey, 0)
         rollout = jax.eval_shape(self.step.rollout, self.state.abstract, self.batch, key)
         rows = rollout.target_tokens.shape[:1]

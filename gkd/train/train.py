@@ -180,7 +180,7 @@ def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -
 
 
 def _training_data(program: StepProgram):
-    """The batches of this process's rows, and the cached scores of an offline teacher."""
+    """The batches of this process's rows, and the teacher's scores where a file caches them."""
     experiment, task = program.experiment, program.task
     batches = experiment.batches
     rows = pipeline.training_batches(

@@ -292,7 +292,7 @@ class TrainingLoop:
             generated = self.evaluation.generator(self.teacher)(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
             write_json(path, saved)
-        elif not processes.is_primary_process():  # the first process speaks for all
+        elif not processes.is_primary_process():  # only the primary process reports
             return []
         if step is not None:
             named = {f"teacher/{name}": value for name, value in saved["metrics"].items()}
@@ -314,7 +314,7 @@ class TrainingLoop:
         return saved
 
     def _report_cuts(self):
-        """What does not fit or has no token, at the start, where it can still be changed."""
+        """Reports truncated and unknown text at the start, where it can still be changed."""
         unknown, tokens = self.batches.count_unknown()
         self._progress.print(
             f"training targets: {unknown} of {tokens} tokens are unknown to the vocabulary "

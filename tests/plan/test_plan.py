@@ -174,7 +174,7 @@ def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
         ),
         (
             ("--topology=cpu:8", "--expected_length=13"),
-            "--expected_length is 13.0: outputs have at most 12",
+            "--expected_length is 13.0: completions have at most 12",
         ),
     ],
 )

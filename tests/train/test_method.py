@@ -51,7 +51,7 @@ def checked(dropout_rate=0.0, **settings):
         ({"divergence": None, "teacher": None}, "teaches nothing: set DIVERGENCE and TEACHER"),
         ({"alpha": 0.5}, "ALPHA is 0.5, but no REWARD shares the loss"),
         ({**RL, "alpha": 1.5}, "alpha is 1.5: use 1 or less"),
-        ({**RL, "on_policy_fraction": 0.0}, "a REWARD judges the student's own outputs"),
+        ({**RL, "on_policy_fraction": 0.0}, "a REWARD scores the student's own samples"),
         ({**RL, "normalisation": "token"}, "with a REWARD the loss is equation 5's"),
         ({**RL, "sampling_temperature": 0.7}, "needs samples of"),
         ({**RL, "advantage": "group"}, "set SAMPLES to 2 or more"),
