@@ -8,6 +8,7 @@ import tokenize
 import pytest
 
 from gkd.configuration.gin_files import REPOSITORY
+from tests.plain_english import text_findings
 
 GKD = REPOSITORY / "gkd"
 # Folders and files that are still being rewritten: their findings are printed, and fail nothing.
@@ -20,23 +21,6 @@ EXEMPT = (
 CLAUSE = re.compile(r"(What|How|Whether|Where|When|Who|Whose|Which|Why|Of|From)\b", re.IGNORECASE)
 ENTRY = re.compile(r"^ {2,}([a-z_][\w, *]*): +(.*)$")
 SECTIONS = ("Args:", "Attributes:", "Raises:")
-TEXT_RULES = {
-    "'a' for 'per'": re.compile(
-        r"\b(bytes|completions|examples|ids|lines?|numbers?|outputs|rows|samples|seconds|sequences"
-        r"|steps|times|tokens|updates|values?|FLOPs?|GFLOP|[kMG]?B|ms) an? "
-        r"(batch|cell|chip|device|example|group|host|layer|position|process|prompt|query|row|run"
-        r"|sample|second|sequence|slice|step|token|update)\b"
-    ),
-    "a number without its 0": re.compile(r"(?<![\w.…)\]}*\\/'\"])\.\d"),
-    "a verb of people": re.compile(
-        r"\b(says|is said|are said|told|hears?|heard|knows?|knew|speaks?|spoke|judges?|stands|stood"
-        r"|learns of)\b"
-    ),
-    "a term of ours": re.compile(
-        r"\b(once and for all|offline teachers?|shared out|one bucket|at best|cut off|exchanges"
-        r"|usable|learner|expert|a process is silent)\b"
-    ),
-}
 
 
 def findings(source: str) -> list[tuple[int, str, str]]:
@@ -57,10 +41,10 @@ def findings(source: str) -> list[tuple[int, str, str]]:
                 found.append((line, "a noun clause", text.splitlines()[0]))
             found += ((line, "a noun clause", entry) for entry in _entries(text))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            found += _in_text(node.lineno, node.value)
+            found += text_findings(node.lineno, node.value)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            found += _in_text(token.start[0], token.string)
+            found += text_findings(token.start[0], token.string)
     return sorted(found)
 
 
@@ -73,14 +57,6 @@ def _entries(docstring):
         entry = ENTRY.match(line)
         if section in SECTIONS and entry and CLAUSE.match(entry.group(2)):
             yield line.strip()
-
-
-def _in_text(line, text):
-    without_code = re.sub(r"`[^`]*`", "``", text)
-    for number, content in enumerate(without_code.splitlines()):
-        for rule, pattern in TEXT_RULES.items():
-            if pattern.search(content):
-                yield line + number, rule, content.strip()
 
 
 def _all_findings():
