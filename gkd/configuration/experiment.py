@@ -84,8 +84,8 @@ class Student:
         checkpoint, which brings its architecture.
       architecture: a `T5Config` (or a T5X module, `t5x_adapter.adapt`) that starts at random; it
         must agree with a checkpoint beside it.
-      dtype: dtype of the computation, 'float32' or 'bfloat16'; None is the architecture's own. Parameters
-        are float32.
+      dtype: dtype of the computation, 'float32' or 'bfloat16'; None is the architecture's own.
+        Parameters are float32.
       stacked: runs the layers in one scan, which compiles faster; None is the architecture's own.
       remat: recomputes activations in the backward pass, to save memory; None likewise.
       dropout_rate: in [0, 1), while training; sampling uses none.
@@ -107,7 +107,8 @@ class Teacher:
 
     Attributes:
       checkpoint, architecture: as a `Student`'s; the architecture alone suffices for a dry run.
-      step: step of a run's checkpoints: the newest (None), a number, 'best', 'newest', 'best_or_newest'.
+      step: step of a run's checkpoints: a number, 'best', 'newest' (also None) or
+        'best_or_newest'.
       dtype: dtype of parameters and computation; None is bfloat16 on accelerators, float32 on CPU.
       stacked: as a `Student`'s.
       top_k_file: cached log-probabilities of the training targets in place of a checkpoint, written
@@ -262,7 +263,8 @@ class Evaluation:
       batch_size: rows per batch; None is the training batch's.
       examples: the first so many rows; None is all.
       sample_rows: rows of the printed table of outputs.
-      temperatures: temperatures of sampled outputs, each measured by itself beside the greedy ones; `evaluate`.
+      temperatures: temperatures of sampled outputs, each measured by itself beside the greedy
+        ones; `evaluate`.
       samples: outputs per prompt at each temperature; `evaluate`.
       beams: width of a beam search besides, 0 is none; `evaluate`.
       length_penalty: length penalty of the beam search; None is 0.6, as T5X; `evaluate`.

@@ -21,7 +21,7 @@ def _all_finite(tree: Any) -> Any:
 
 
 def all_finite(tree: Any) -> bool:
-    """Returns whether no array of a tree holds NaN or infinity; call it in every process of a job."""
+    """Returns whether all arrays of a tree are finite; call it in every process of a job."""
     return bool(np.asarray(_all_finite(tree).addressable_data(0)))
 
 

@@ -17,8 +17,8 @@ def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) 
     path = directory / TEACHER_FILE
     if resumes and path.exists():
         then = (
-            "it records the step of the teacher that this run is trained with: restore it, or delete it to "
-            "use the teacher's newest step"
+            "it records the step of the teacher that this run is trained with: restore it, or "
+            "delete it to learn from the teacher's newest step"
         )
         try:
             saved = read_json(path, dict)
