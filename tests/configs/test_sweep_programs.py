@@ -8,15 +8,19 @@ from tests.configs import traces
 METHOD = ("LAMBDA", "DIVERGENCE", "BETA", "ALPHA", "REWARD", "REPLAY")
 
 
-def test_a_cell_of_every_method_traces_at_full_size(real_vocabulary):
+def method_of(program):
+    """The settings of a cell's method, and whether it has a teacher of its own."""
+    return {*((name, program[name]) for name in METHOD), program["TEACHER_MODEL"] == "None"}
+
+
+def test_cells_with_every_setting_of_a_method_trace_at_full_size(real_vocabulary):
+    """Every divergence, share, reward, …; every combination of them with `-m slow`."""
     found = traces.programs(sweeps=True)
     assert len(found) > 20
-    methods = {}
-    for command, program in found.values():
-        method = (*(program[name] for name in METHOD), program["TEACHER_MODEL"] == "None")
-        methods.setdefault(method, (command, program))
-    assert len(methods) > 15
-    for command, program in methods.values():
+    assert len({frozenset(method_of(program)) for _, program in found.values()}) > 15
+    some = traces.of_every_kind(found, method_of)
+    assert len(some) > 7
+    for command, program in some.values():
         traces.trace(command, program)
 
 

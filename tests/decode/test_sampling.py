@@ -141,7 +141,7 @@ def test_a_row_ends_with_its_eos_and_the_loop_with_the_last_row():
 def small_model():
     config = t5.T5Config(
         vocab_size=96, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-        num_decoder_layers=2,
+        num_decoder_layers=1,
     )  # fmt: skip
     model = t5.as_seq2seq(config)
     return model, nn.meta.unbox(model.init(jax.random.key(1)))
