@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,14 +49,13 @@ class DivergenceMeter:
         student: LoadedModel,
         teacher: LoadedModel,
         mesh: Mesh,
-        rules: Mapping[str, str | None],
         valid: Any,
     ) -> None:
         """Prepares; nothing is compiled yet.
 
         Args:
           student, teacher: the two models; parameters are passed to `measure`.
-          mesh, rules: where they run.
+          mesh: mesh on which they run, the one to which both are bound.
           valid: bool [V], ids that may be written and carry probability.
         """
         self._mesh = mesh

@@ -78,7 +78,7 @@ def evaluate(
         rules = meshes.rules_for(execution.fully_sharded)
         models = _load_models(checkpoint, step, dtype, teacher, task, mesh, rules)
         data = evaluations.make_evaluation(
-            task, evaluation.split, mesh, rules,
+            task, evaluation.split, mesh,
             model_loading.shared_valid_ids(models["student"], models.get("teacher"), task),
             batch_size=evaluation.batch_size or batches.size, input_length=batches.input_length,
             target_length=batches.target_length, max_examples=evaluation.examples,

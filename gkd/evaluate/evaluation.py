@@ -60,7 +60,7 @@ class Evaluation:
 
     Attributes:
       task: the task.
-      mesh, rules: where models run.
+      mesh: mesh on which models run.
       examples: the split's batches and texts.
       batch_size: rows of a batch, over all hosts.
       valid: bool [V], ids that may be written.
@@ -70,7 +70,6 @@ class Evaluation:
 
     task: TaskSpec
     mesh: Mesh
-    rules: Mapping[str, str | None]
     examples: pipeline.EvaluationSet
     batch_size: int
     valid: Any
@@ -96,9 +95,7 @@ class Evaluation:
         if self.task.choices is not None:
             return self._option_generator(loaded)
         decoding = decoding or Decoding(max_length=self.target_length)
-        generator = Generator(
-            loaded, self.mesh, self.rules, self.valid, decoding, *self._batching, score
-        )
+        generator = Generator(loaded, self.mesh, self.valid, decoding, *self._batching, score)
 
         def generate(params) -> Generated:
             written: dict[int, Output] = {}
@@ -117,7 +114,7 @@ class Evaluation:
           student, teacher: the models.
           max_batches: of the set, the first; None uses all.
         """
-        meter = DivergenceMeter(student, teacher, self.mesh, self.rules, self.valid)
+        meter = DivergenceMeter(student, teacher, self.mesh, self.valid)
         batches = [host_batch(batch) for batch in self.examples.batches[:max_batches]]
         return lambda *arguments: meter.measure(*arguments[:2], batches, arguments[2])
 
@@ -158,7 +155,7 @@ class Evaluation:
         encoded = zip(known, vocabularies.encode_texts(vocabulary, known), strict=True)
         ids = {text: [*tokens, vocabulary.eos_id] for text, tokens in encoded}
         scorer = OptionScorer(
-            loaded, self.mesh, self.rules, [[ids[option] for option in row] for row in texts],
+            loaded, self.mesh, [[ids[option] for option in row] for row in texts],
             *self._batching,
         )  # fmt: skip
 
@@ -202,7 +199,7 @@ class Evaluation:
         if self.reward is None:
             return None
         return RewardScorer(
-            self.reward, self.judge, self.task.vocabulary, self.mesh, self.rules,
+            self.reward, self.judge, self.task.vocabulary, self.mesh,
             self.target_length, *self._batching,
         )  # fmt: skip
 
@@ -252,7 +249,6 @@ def make_evaluation(
     task: TaskSpec,
     split: str,
     mesh: Mesh,
-    rules: Mapping[str, str | None],
     valid: Any,
     *,
     batch_size: int,
@@ -266,7 +262,7 @@ def make_evaluation(
 
     Args:
       task, split: what to measure on.
-      mesh, rules: where models run.
+      mesh: mesh on which models run.
       valid: bool [V], ids that may be written.
       batch_size: rows of a batch over all hosts.
       input_length, target_length: in tokens.
@@ -280,7 +276,7 @@ def make_evaluation(
     examples = pipeline.evaluation_batches(
         task, split, batch_size, input_length, target_length, max_examples, own
     )
-    return Evaluation(task, mesh, rules, examples, batch_size, valid, reward, judge)
+    return Evaluation(task, mesh, examples, batch_size, valid, reward, judge)
 
 
 def evaluation_key(seed: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ class OptionScorer:
         self,
         loaded: LoadedModel,
         mesh: Mesh,
-        rules: Mapping[str, str | None],
         options: Sequence[Sequence[Sequence[int]]],
         buckets: Sequence[int],
         batch_size: int,
@@ -31,7 +30,7 @@ class OptionScorer:
 
         Args:
           loaded: the model.
-          mesh, rules: where it runs.
+          mesh: mesh on which it runs, the one to which the model is bound.
           options: of every prompt the token ids of each of its options, through EOS.
           buckets: the lengths that prompts are padded to, ascending.
           batch_size: prompts a batch, over all devices.
@@ -39,7 +38,7 @@ class OptionScorer:
         self._model, self._shards, self._options = loaded.model, mesh.shape["data"], options
         self._count = max(len(row) for row in options)
         self._length = max(len(option) for row in options for option in row)
-        self._batched = BatchedProgram(self._program, loaded, mesh, rules, buckets, batch_size)
+        self._batched = BatchedProgram(self._program, loaded, mesh, buckets, batch_size)
 
     def scores(self, params: Any, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         """log Q(option | prompt): the sum over its tokens with EOS, raw logits, natural log.

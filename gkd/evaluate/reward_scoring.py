@@ -44,7 +44,6 @@ class RewardScorer:
         judge: LoadedModel | None,
         vocabulary: Any,
         mesh: Mesh,
-        rules: Mapping[str, str | None],
         target_length: int,
         buckets: Sequence[int],
         batch_size: int,
@@ -55,7 +54,7 @@ class RewardScorer:
           reward: of gkd.metrics.reward_functions.
           judge: its model, from `load_judge`.
           vocabulary: of the task.
-          mesh, rules: where the model runs.
+          mesh: mesh on which the model runs.
           target_length: tokens of an output at most.
           buckets, batch_size: of prompts, as in `BatchedProgram`.
         """
@@ -67,7 +66,7 @@ class RewardScorer:
             def program(params, _, prompts, outputs):
                 return scorer.score(judge.model, params, prompts, outputs)
 
-            self._batched = BatchedProgram(program, judge, mesh, rules, buckets, batch_size)
+            self._batched = BatchedProgram(program, judge, mesh, buckets, batch_size)
 
     def scores(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,6 @@ class BatchedProgram:
         function: Callable[..., Any],
         loaded: LoadedModel,
         mesh: Mesh,
-        rules: Mapping[str, str | None],
         buckets: Sequence[int],
         batch_size: int,
     ) -> None:
@@ -74,7 +73,7 @@ class BatchedProgram:
         Args:
           function: (params, shared, inputs [B, S], *row arrays [B, …]) -> arrays [B, …].
           loaded: the model whose parameters it runs on.
-          mesh, rules: device mesh and sharding rules.
+          mesh: device mesh to which the model is bound.
           buckets: lengths that inputs are padded to, ascending.
           batch_size: B, inputs per batch, over all devices of all hosts.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,7 +53,6 @@ class Generator:
         self,
         loaded: LoadedModel,
         mesh: Mesh,
-        rules: Mapping[str, str | None],
         valid: Any,
         decoding: Decoding,
         buckets: Sequence[int],
@@ -65,7 +64,7 @@ class Generator:
 
         Args:
           loaded: the model, its parameters on the mesh.
-          mesh, rules: device mesh and sharding rules.
+          mesh: device mesh to which the model is bound.
           valid: bool [V], the `valid_ids` that may be generated.
           decoding: options of decoding.
           buckets: lengths that inputs are padded to, ascending.
@@ -86,7 +85,7 @@ class Generator:
         self._top_k = top_k_log_probs
         self._loaded, self._mesh, self._shards = loaded, mesh, mesh.shape["data"]
         self._valid, self.decoding, self._score = jnp.asarray(valid), decoding, score
-        self._batched = BatchedProgram(self._program, loaded, mesh, rules, buckets, batch_size)
+        self._batched = BatchedProgram(self._program, loaded, mesh, buckets, batch_size)
         self._compiled = self._batched.compiled
         self._batch_size = batch_size
 

@@ -205,7 +205,7 @@ def _generator(opened, mesh, words, decoding, facts) -> Any:
     rules = meshes.rules_for()
     loaded = model_loading.load_checkpoint(opened, mesh, rules, facts["dtype"])
     return generator.Generator(
-        loaded, mesh, rules, vocabularies.valid_ids(words, loaded.config.vocab_size), decoding,
+        loaded, mesh, vocabularies.valid_ids(words, loaded.config.vocab_size), decoding,
         batched_program.length_buckets(facts["input_length"]), facts["batch_size"], facts["score"],
         facts["top_k_log_probs"] or 0,
     )  # fmt: skip

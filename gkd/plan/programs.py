@@ -133,9 +133,7 @@ def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
         if loaded is not None and writes
     }
     if program.teacher is not None:
-        meter = DivergenceMeter(
-            program.student, program.teacher, program.mesh, program.rules, program.valid
-        )
+        meter = DivergenceMeter(program.student, program.teacher, program.mesh, program.valid)
         source, target = _lengths(program)
         batch = abstract_batch(program.evaluation_rows, source, target)
         programs["evaluation: divergences"] = Planned(
@@ -178,7 +176,6 @@ def _generator(program, loaded, temperature, score, held) -> Planned:
     program_of_outputs = generator.Generator(
         loaded=loaded,
         mesh=program.mesh,
-        rules=program.rules,
         valid=program.valid,
         decoding=Decoding(max_length=target, temperature=temperature),
         buckets=(source,),

@@ -197,7 +197,7 @@ def _training_data(program: StepProgram):
 def _evaluation(program: StepProgram) -> evaluations.Evaluation:
     experiment = program.experiment
     return evaluations.make_evaluation(
-        program.task, experiment.evaluation.split, program.mesh, program.rules, program.valid,
+        program.task, experiment.evaluation.split, program.mesh, program.valid,
         batch_size=program.evaluation_rows, input_length=experiment.batches.input_length,
         target_length=experiment.batches.target_length,
         max_examples=experiment.evaluation.examples, reward=experiment.method.reward,

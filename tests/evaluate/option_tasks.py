@@ -29,7 +29,7 @@ def padded(texts, length):
     return rows
 
 
-def option_evaluation(mesh, rules):
+def option_evaluation(mesh):
     inputs, _, targets = zip(*QUESTIONS, strict=True)
     prompts, references = (
         padded(texts, length) for texts, length in zip((inputs, targets), LENGTHS, strict=True)
@@ -51,4 +51,4 @@ def option_evaluation(mesh, rules):
     )  # fmt: skip
     examples = pipeline.EvaluationSet(batches, inputs, targets, 0, 0, 0)
     valid = (np.arange(CONFIG.vocab_size) > 0) & (np.arange(CONFIG.vocab_size) < USABLE)
-    return Evaluation(task, mesh, rules, examples, 8, valid)
+    return Evaluation(task, mesh, examples, 8, valid)

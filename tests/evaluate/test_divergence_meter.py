@@ -76,7 +76,7 @@ def measured():
     weights = (np.arange(16) < ROWS).astype(np.float32)
     batches = [Batch(*(x[i : i + 8] for x in (inputs, targets, weights))) for i in (0, 8)]
     key = jax.random.key(5)
-    meter = DivergenceMeter(student, teacher, mesh, rules, jnp.asarray(VALID))
+    meter = DivergenceMeter(student, teacher, mesh, jnp.asarray(VALID))
     result = meter.measure(student.params, teacher.params, batches, key)
     passes = (list(encoded_by_student), list(encoded_by_teacher))
 

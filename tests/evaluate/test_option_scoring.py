@@ -48,7 +48,7 @@ def test_the_prediction_is_the_option_of_highest_log_likelihood(model):
     )
     counted = dataclasses.replace(seq2seq, encode=encode)
     loaded = LoadedModel(CONFIG, counted, shardings, None, None)  # as a student in training
-    evaluation = option_evaluation(mesh, rules)
+    evaluation = option_evaluation(mesh)
     generated = evaluation.generator(loaded)(model)
     assert calls == [(8, 60), (8, 32)], "a prompt is encoded once, not once an option"
     pairs = dict.fromkeys((row[0], option) for row in QUESTIONS for option in row[1])
@@ -80,7 +80,7 @@ def test_of_equal_options_the_first_is_chosen(model):
         CONFIG, seq2seq, meshes.parameter_shardings(mesh, boxed, rules), None, None
     )
     zeros = jax.tree.map(np.zeros_like, model)
-    records = option_evaluation(mesh, rules).generator(loaded)(zeros).records
+    records = option_evaluation(mesh).generator(loaded)(zeros).records
     assert [record[0]["text"] for record in records] == ["A", "(A)", "no", "B", "C"] * 2
     for record in records:
         for option, score in record[0]["options"].items():

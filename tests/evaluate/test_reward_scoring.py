@@ -33,7 +33,7 @@ def test_a_model_judges_each_output_by_its_own_prompt():
     )
     reward = reward_functions.entailment(prompt_prefix="a: ", input_length=120)
     ids, outputs = ([bytes_of(text) for text in texts] for texts in (PROMPTS, OUTPUTS))
-    scorer = RewardScorer(reward, judge, vocabularies.byte_level(), mesh, rules, 20, (32, 60), 8)
+    scorer = RewardScorer(reward, judge, vocabularies.byte_level(), mesh, 20, (32, 60), 8)
     got = scorer.scores(PROMPTS, ids, OUTPUTS, outputs, [""] * 8)
     for prompt, output, score in zip(PROMPTS[:4], OUTPUTS[:4], got[:4], strict=True):
         text = f"premise: {prompt.removeprefix('a: ')} hypothesis: {output}"
@@ -50,9 +50,7 @@ def test_a_model_judges_each_output_by_its_own_prompt():
 
 def test_the_reward_of_texts_is_a_mean_over_all_samples():
     """Two samples an example: the first repeats its reference, the second adds three letters."""
-    evaluation = dataclasses.replace(
-        option_evaluation(meshes.make_mesh(), meshes.rules_for()), reward=_letters_added
-    )
+    evaluation = dataclasses.replace(option_evaluation(meshes.make_mesh()), reward=_letters_added)
     targets = evaluation.examples.targets
     assert len(set(targets)) > 1
     texts = [text + more for text in targets for more in ("", "abc")]
@@ -76,5 +74,5 @@ def test_a_reward_of_texts_needs_no_model_and_a_models_needs_one():
             None,
             mesh,
             rules,
-            option_evaluation(mesh, rules).task,
+            option_evaluation(mesh).task,
         )

@@ -20,7 +20,7 @@ def test_a_program_for_each_length_and_no_more(model):
     buckets = batched_program.length_buckets(128)
     assert buckets == (32, 64, 128)
     writer = generator.Generator(
-        loaded, mesh, rules, np.arange(300) > 0, generator.Decoding(max_length=2), buckets, 8
+        loaded, mesh, np.arange(300) > 0, generator.Decoding(max_length=2), buckets, 8
     )
     random = np.random.default_rng(0)
     for _ in range(3):

@@ -123,7 +123,7 @@ def test_greedy_equals_the_golden_continuation(shared):
     masks = golden["attention_mask"] > 0
     inputs = [row[mask].tolist() for row, mask in zip(golden["input_ids"], masks, strict=True)]
     writer = generator.Generator(
-        loaded, mesh, rules, np.arange(384) > 0, generator.Decoding(max_length=20), (12, 24), 8
+        loaded, mesh, np.arange(384) > 0, generator.Decoding(max_length=20), (12, 24), 8
     )
     written = dict(pair for batch in writer.outputs(inputs) for pair in batch)
     for i, wanted in enumerate(golden["greedy_sequences"][:, 1:]):
