@@ -1,4 +1,4 @@
-"""Rows of a batch cut into microbatches and back."""
+"""Division of a batch's rows into microbatches, and its inverse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ import jax.numpy as jnp
 
 
 def split_rows(tree: Any, microbatches: int, samples: int = 1) -> Any:
-    """[B·G, …] -> [M, B/M·G, …]; a part takes every M-th prompt: each device keeps its own."""
+    """Splits rows into microbatches, each of every M-th prompt, so that no row changes its device.
+
+    Args:
+      tree: a pytree of arrays [B·G, …], row = prompt·G + sample.
+      microbatches: M, a divisor of B.
+      samples: G, rows per prompt.
+
+    Returns:
+      The same pytree of arrays [M, B/M·G, …].
+
+    >>> import jax.numpy as jnp
+    >>> split_rows(jnp.arange(8), microbatches=2, samples=2).tolist()  # prompts 0, 2 and 1, 3
+    [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
 
     def split(x):
         rows = x.reshape(-1, microbatches, samples, *x.shape[1:])
@@ -19,7 +32,7 @@ def split_rows(tree: Any, microbatches: int, samples: int = 1) -> Any:
 
 
 def join_rows(tree: Any, samples: int = 1) -> Any:
-    """The inverse of `split_rows`."""
+    """Inverts `split_rows`."""
 
     def join(x):
         rows = x.reshape(x.shape[0], -1, samples, *x.shape[2:])

@@ -189,7 +189,7 @@ def inference_dtypes(dtype: str | None, mesh: Mesh) -> dict[str, str]:
     return {"dtype": dtype, "params_dtype": dtype}
 
 
-def is_module(architecture: Any) -> bool:
+def has_fixed_execution(architecture: Any) -> bool:
     """Checks if an architecture fixes how it runs (a T5X module), so that no dtype may be set."""
     return isinstance(architecture, Architecture) and not architecture.configurable
 
@@ -205,7 +205,7 @@ def _architecture(role, opened, architecture, execution) -> Architecture:
         architecture = check_architecture(architecture, _macro(role))
     if opened is None:
         config = architecture
-    elif is_module(architecture):
+    elif has_fixed_execution(architecture):
         check_tensors(opened.tensors, architecture, opened.path)
         config = architecture
     else:

@@ -85,7 +85,7 @@ def _load_models(experiment, mesh, rules, from_shapes):
     teacher, chosen = None, experiment.teacher
     if methods.needs_teacher(method) and chosen.top_k_file is None:
         dtypes = {}
-        if not model_loading.is_module(chosen.architecture):
+        if not model_loading.has_fixed_execution(chosen.architecture):
             dtypes = model_loading.inference_dtypes(chosen.dtype, mesh)
         teacher = load(
             "TEACHER", chosen, chosen.step, stacked_layers=chosen.stacked,

@@ -1,4 +1,4 @@
-"""What a run's step should cost in matrix products, in closed form: the check of `plan`."""
+"""Matrix-product FLOPs of a run's programs in closed form, which `plan` compares with HLO."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ UPDATE = "update"
 def step_flops(
     program: StepProgram, expected_length: float | int, split: bool = True, repeats: bool = True
 ) -> Mapping:
-    """Multiplications and additions of a step's matrix products by part, on one chip.
+    """Counts the FLOPs of a step's matrix products by part, on one chip.
 
     Every row is as long as the batch, padding too; attention is to all positions, masked or not;
     a backward pass costs twice its forward pass; the loss forms its gradients in three products.
 
     Args:
-      program: of the run.
+      program: the run's step program.
       expected_length: tokens after which sampling stops, at most the target's length.
       split: with the mesh's division and its replication; else an equal share for every chip, as
         if all divided (the model's FLOPs, of MFU).
-      repeats: whether what rematerialisation does again counts too.
+      repeats: count the products that rematerialisation repeats, too.
 
     Returns:
       FLOPs of 'gkd_sampling', 'gkd_teacher', 'gkd_reward' and 'update'.
@@ -91,15 +91,15 @@ def step_flops(
 
 
 def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
-    """What chips that repeat a layer save of its kernels' gradients where those are fully sharded.
+    """Counts the FLOPs that fully sharded gradients save on chips that repeat a layer.
 
     Chips along a model axis that does not divide a layer have all of its activations. A gradient is
     split over the data axis: where that divides the model axis, XLA has each of those chips form a
     part of it, and collectives combine the parts.
 
     Args:
-      program: of the run.
-      shards: how the mesh divides the student.
+      program: the run's step program.
+      shards: the division of the student by the mesh.
       prompts, outputs: tokens of all rows.
     """
     data, model = program.mesh.shape["data"], program.mesh.shape["model"]
@@ -121,13 +121,13 @@ def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
 def generation_flops(
     program: StepProgram, loaded: LoadedModel, expected_length: float | int, scored: bool
 ) -> float:
-    """The same of writing one output to each of `evaluation_rows` prompts, as `Generator` does.
+    """Counts the FLOPs of generating one completion for each of `evaluation_rows` prompts.
 
     Args:
-      program: of the run.
+      program: the run's step program.
       loaded: the model that writes.
       expected_length: tokens after which writing stops, at most the target's length.
-      scored: whether the references' log-probabilities are computed too.
+      scored: True where the references' log-probabilities are computed too.
     """
     rows, source, target = program.evaluation_rows, *_lengths(program)
     config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
@@ -142,7 +142,7 @@ def generation_flops(
 
 
 def meter_flops(program: StepProgram, expected_length: float | int) -> float:
-    """The same of `DivergenceMeter`: both models score a sample and a reference of every prompt."""
+    """Counts the FLOPs of `DivergenceMeter`: two rows per prompt, scored by both models."""
     student, rows, target = program.student, program.evaluation_rows, _lengths(program)[1]
     total = generation_flops(program, student, expected_length, scored=False)
     for loaded in (student, program.teacher):
@@ -166,10 +166,10 @@ def _decoding(config, rows, tokens, attended, shards):
 
 
 def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
-    """FLOPs of a step on one chip, each product once: what MFU counts.
+    """Counts the FLOPs of a step on one chip, each product once, as MFU does.
 
     Args:
-      program: of the run.
+      program: the run's step program.
       sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
     """
     costs = dict(step_flops(program, sampled_length, split=False, repeats=False))
@@ -179,13 +179,13 @@ def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
 
 
 def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:
-    """How the mesh divides a model's work; what its axis does not divide is done by every chip.
+    """Determines the division of a model's work; every chip does what its axis does not divide.
 
     Attention is divided by heads, or where they do not divide, by rows (`attention_sharding`).
 
     Args:
-      program: of the run.
-      config: of the model.
+      program: the run's step program.
+      config: the model's architecture.
       prompts: that it is run on at the same time.
     """
     mesh, sizes = program.mesh, config.sizes
