@@ -89,6 +89,6 @@ def remark(program: StepProgram) -> str:
     """A dry run's line where the step does not fit here: the run may be another machine's."""
     try:
         check_fits(program)
-    except ValueError as error:
+    except InvalidValue as error:
         return f"dry run: warning: it cannot run on this machine: {error}\n"
     return ""

@@ -24,7 +24,7 @@ def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) 
             saved = read_json(path, dict)
             text = Field(kinds=(str,), required=True, none=True)
             check_fields(saved, {"teacher": text, "step_folder": text}, path)
-        except ValueError as error:
+        except InvalidFile as error:
             raise InvalidFile(f"{error}; {then}") from error
         if saved["teacher"] == teacher:
             return saved["step_folder"]
