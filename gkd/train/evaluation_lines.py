@@ -7,11 +7,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gkd.checkpoints.folders import CHECKPOINTS_FOLDER, better_or_equal
-from gkd.runs.metrics_log import METRICS_FILE, SAMPLES_FILE
-from gkd.runs.monitor import SPEED_FILE
+from gkd.checkpoints.folders import better_or_equal
 
-DIVERGENCE = "on_policy_forward_kl"  # the one divergence in a line; metrics.jsonl has all of them
+DIVERGENCE = "on_policy_forward_kl"  # the one divergence in a line; the log has all of them
 _IN_THE_LOG_ONLY = ("output_length", "unfinished")
 _DIVERGENCES = ("on_policy_", "reference_")
 
@@ -94,11 +92,10 @@ def start_line(directory: pathlib.Path, step: int, total: int) -> str:
       total: last step of the run.
 
     >>> start_line(pathlib.Path("runs/a"), 0, 800)
-    'steps 1 to 800; metrics.jsonl, samples.jsonl, speed.jsonl and checkpoints/ are in runs/a'
+    'steps 1 to 800; checkpoints, metrics, samples and speed are in runs/a'
     """
     steps = f"steps {step + 1} to {total}" if step < total else f"all {total} steps are done"
-    names = f"{METRICS_FILE}, {SAMPLES_FILE}, {SPEED_FILE} and {CHECKPOINTS_FOLDER}/"
-    return f"{steps}; {names} are in {directory}"
+    return f"{steps}; checkpoints, metrics, samples and speed are in {directory}"
 
 
 def end_line(directory: pathlib.Path, step: int, summary_file: str, best: Best) -> str:

@@ -56,7 +56,7 @@ def test_a_run_prints_its_files_and_its_best_also_when_it_continues(tmp_path, ca
             row for row in map(json.loads, text.splitlines()) if "evaluation/exact_match" in row
         ]
 
-    files = f"metrics.jsonl, samples.jsonl, speed.jsonl and checkpoints/ are in {run}"
+    files = f"checkpoints, metrics, samples and speed are in {run}"
     first = lines(2)
     assert f"steps 1 to 2; {files}" in first
     second = lines(4)
