@@ -25,7 +25,7 @@ TASKS = (
     *_paths("data.tasks", "summarization", "translation", "gsm8k_cot", "local_text"),
     *_paths("data.tasks", "instructions", "arithmetic", "from_seqio", "mixture"),
     *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
-    *_paths("data", "teacher_outputs.with_teacher_outputs"),
+    *_paths("data", "teacher_outputs.with_teacher_outputs", "teacher_inputs.with_teacher_inputs"),
 )
 VOCABULARIES = _paths(
     "vocabularies.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
@@ -113,6 +113,7 @@ DATA = {
         "templates": sequence(sequence(text(0), 2, 2), least=1),
         **_TFDS,
         "answer_of": _ANSWER_OF,
+        "extra_fields": sequence(text()),
     },
     "gkd.data.tasks.arithmetic": {
         **_NAMED,
@@ -154,6 +155,12 @@ DATA = {
         "prefix": text(0),
         "max_examples": _LIMIT,
     },
+    "gkd.data.teacher_inputs.with_teacher_inputs": {
+        "task": Setting(results=TASKS),
+        "preprocessor": Setting(results=_paths("data.teacher_inputs", "template")),
+        "length": whole(1, LONGEST_SEQUENCE, none=True),
+    },
+    "gkd.data.teacher_inputs.template": {"prompt": text()},
     "gkd.vocabularies.vocabularies.t5": {"path": text(none=True), "extra_ids": whole(0, 100_000)},
     "gkd.vocabularies.vocabularies.arithmetic": {},
     "gkd.vocabularies.vocabularies.byte_level": {"extra_ids": whole(0, 100_000)},

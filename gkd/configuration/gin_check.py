@@ -36,6 +36,7 @@ COMMAND_LINE_MODULES = {
     "reward_functions": "gkd.metrics",
     "sweep": "gkd.sweep",
     "t5": "gkd.models",
+    "teacher_inputs": "gkd.data",
     "tasks": "gkd.data",
     "train": "gkd.train",
     "vocabularies": "gkd.vocabularies",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from gkd.data.permutation import permutation
+from gkd.data.sources import permutation
 from gkd.errors import InvalidValue
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.tensorflow_host import seqio, tf
@@ -40,6 +40,12 @@ def check_components(
         if difference:
             raise InvalidValue(
                 f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}"
+            )
+        features = [(one.features, one.teacher_input_length) for one in (tasks[0], task)]
+        if features[0] != features[1]:
+            raise InvalidValue(
+                f"tasks {names[0]} and {task.name} differ in their features or the lengths of "
+                "their teacher_inputs: give all components the same"
             )
     if rates is not None and (len(rates) != len(tasks) or min(rates) <= 0):
         raise InvalidValue(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gkd.data.permutation import permutation
+from gkd.data.sources import permutation
 from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
 from gkd.data.tokenized_splits import TokenizedSplit, tokenized_split
@@ -85,18 +85,7 @@ class TrainingBatches:
         own_rows: np.ndarray,
         unknown: int | None = None,
     ):
-        """Starts before the first batch; see `training_batches`, which makes it.
-
-        Args:
-          data: the split.
-          eos: the id of EOS.
-          batch_size: rows of a batch over all hosts.
-          lengths: tokens of each feature.
-          seed: selects the order.
-          shuffle: permute the rows of each epoch.
-          own_rows: this host's rows of each batch.
-          unknown: the id of the unknown token; None where the vocabulary has none.
-        """
+        """Starts before the first batch; `training_batches` explains the arguments."""
         self._data = data
         self._unknown = unknown
         self._eos = eos

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.errors import InvalidValue
@@ -211,6 +211,22 @@ def instructions(
         return {"inputs": inputs, "targets": targets, "empty": empty}
 
     return row
+
+
+def fill_template(template: str, row: Mapping[str, Any]) -> Any:
+    """Puts the texts of rows into the braces of a template; white space stays as it is.
+
+    Args:
+      template: text with names of the rows' texts in braces.
+      row: string tensors [rows] by name.
+
+    Returns:
+      A string tensor [rows].
+    """
+    pieces = _pieces(template)
+    return tf.strings.join(
+        [part for words, field in pieces for part in (words, *([row[field]] if field else []))]
+    )
 
 
 def _filled(

@@ -10,7 +10,8 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gkd.data.permutation import permutation
+import numpy as np
+
 from gkd.data.tsv import tsv_rows
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.vocabularies.tensorflow_host import seqio, tf
@@ -208,6 +209,27 @@ def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not isinstance(row, dict):
             raise InvalidFile(f"{path}:{number}: {type(row).__name__}, needs an object with fields")
         yield number, row
+
+
+def permutation(rows: int, *words: int) -> np.ndarray:
+    """Computes a pseudo-random order of `rows` indices, a pure function of its arguments.
+
+    NumPy guarantees the raw bits of a bit generator for all versions, but not the algorithm of
+    `Generator.permutation`. The raw bits are sorted here, so that an exact resume survives an
+    upgrade.
+
+    Args:
+      rows: number of indices.
+      *words: non-negative integers that select the permutation, e.g. seed and epoch.
+
+    Returns:
+      int64 [rows], each of 0 … rows−1 once.
+
+    >>> permutation(6, 0, 1).tolist()
+    [3, 4, 2, 1, 5, 0]
+    """
+    bits = np.random.Philox(np.random.SeedSequence(words)).random_raw(rows)
+    return np.argsort(bits, kind="stable")
 
 
 def chosen(rows: list[Any], max_examples: int | None) -> list[Any]:

@@ -82,7 +82,9 @@ class TaskSpec:
         lengths = {
             "inputs": input_length,
             "targets": target_length,
-            "teacher_inputs": self.teacher_input_length or input_length,
+            "teacher_inputs": (
+                input_length if self.teacher_input_length is None else self.teacher_input_length
+            ),
         }
         return {name: lengths[name] for name in self.features}
 

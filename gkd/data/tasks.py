@@ -128,8 +128,7 @@ def gsm8k_cot(
 
     Args:
       question_field: name of the field of the question.
-      answer_field: name of the field of the solution with `#### N` or, with a rationale, of N
-        alone.
+      answer_field: name of the field of the solution with `#### N`, or of N beside a rationale.
       rationale_field: name of the field of the solution, if the answer is a separate field (FLAN).
       shots: number of worked examples before the question, 0 … 4.
       name, vocabulary, files, directory, tsv, max_examples, metric_fns: as in `summarization`.
@@ -195,6 +194,7 @@ def instructions(
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.answer_match,),
     answer_of: Callable[[str], Any] | None = metrics.stated_answer,
+    extra_fields: Sequence[str] = (),
 ) -> TaskSpec:
     """Builds an instruction-tuning task that fills one of several templates with each row.
 
@@ -202,6 +202,7 @@ def instructions(
       templates: pairs of an input and a target with fields in braces, see `prompts.instructions`.
       columns, escapes: format of TSV files, see `TsvFormat`.
       answer_of: function of a generated text to its answer, for votes; None for no answers.
+      extra_fields: fields that only a preprocessor of `teacher_inputs` reads.
       name, vocabulary, files, directory, tfds, max_examples, metric_fns: as in `summarization`.
 
     Returns:
@@ -213,7 +214,7 @@ def instructions(
         raise InvalidValue(f"task {name}: give `files`, or `tfds`")
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.instructions(templates, rule_of(chosen))
-    fields = prompts.template_fields(templates)
+    fields = [*prompts.template_fields(templates), *extra_fields]
     tsv = TsvFormat(columns=columns, escapes=escapes)
     source = task_source(files, fields, directory, tsv, tfds, max_examples)
     return make_task(
@@ -354,13 +355,14 @@ def mixture(
         chosen = chosen or mixtures.proportional_rates(sizes, maximum, temperature)
         return mixtures.row_counts(sizes, chosen, rows)
 
-    splits = sorted({split for task in tasks for split in task.splits})
     return make_task(
         name,
-        mixtures.mixed_source(read, splits, counts_of),
+        mixtures.mixed_source(read, sorted({s for t in tasks for s in t.splits}), counts_of),
         lambda texts: texts,
         tasks[0].vocabulary,
         metric_fns,
+        features=tasks[0].features,
         group_of=mixtures.component_finder(components),
         components=components,
+        teacher_input_length=tasks[0].teacher_input_length,
     )

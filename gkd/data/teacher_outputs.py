@@ -51,7 +51,9 @@ def with_teacher_outputs(
     def read(split: str) -> list[mixtures.Texts]:
         if split == "train":
             return [mixtures.read_texts(source, texts, split)]
-        return [mixtures.read_texts(task.task.source, task.texts, split)]
+        columns = mixtures.read_texts(task.task.source, task.texts, split)
+        columns.pop("teacher_inputs", None)  # the training rows have none
+        return [columns]
 
     made = make_task(
         f"{task.name}_teacher_outputs",

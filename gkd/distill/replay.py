@@ -80,35 +80,31 @@ class Memory:
     teacher_inputs: Any = None
 
 
-def empty_memory(
-    replay: Replay,
-    input_length: int,
-    target_length: int,
-    teacher_input_length: int | None = None,
-) -> Memory:
+def empty_memory(replay: Replay, batch: Batch) -> Memory:
     """Makes the memory of step 0.
 
     Args:
       replay: its settings.
-      input_length: S, tokens of a student's prompt.
-      target_length: T, tokens of a sequence.
-      teacher_input_length: S', tokens of a teacher's prompt; None where the teacher reads the
-        student's.
+      batch: arrays or their shapes, as of the run's batches.
 
     Returns:
       The memory, without any sequence.
     """
     size = replay.capacity
+
+    def zeros(column, dtype):
+        return jnp.zeros((size, *column.shape[1:]), dtype)
+
     rows = Rollout(
-        target_tokens=jnp.zeros((size, target_length), jnp.int32),
-        weights=jnp.zeros((size, target_length), jnp.float32),
-        log_probs=jnp.zeros((size, target_length), jnp.float32),
+        target_tokens=zeros(batch.decoder_target_tokens, jnp.int32),
+        weights=zeros(batch.decoder_target_tokens, jnp.float32),
+        log_probs=zeros(batch.decoder_target_tokens, jnp.float32),
         on_policy=jnp.ones(size, bool),
     )
-    inputs = jnp.zeros((size, input_length), jnp.int32)
-    teacher_inputs = None
-    if teacher_input_length is not None:
-        teacher_inputs = jnp.zeros((size, teacher_input_length), jnp.int32)
+    inputs, teacher_inputs = jax.tree.map(
+        lambda column: zeros(column, jnp.int32),
+        (batch.encoder_input_tokens, batch.teacher_encoder_input_tokens),
+    )
     share, loss = jnp.float32(replay.share), jnp.float32(float("inf"))
     return Memory(inputs, rows, jnp.int32(0), share, loss, teacher_inputs)
 

@@ -142,7 +142,9 @@ class _Measured:
 
 def _measure(data, models, decode_options, seed) -> _Measured:
     student, teacher = models["student"], models.get("teacher")
-    outputs = {name: _outputs(data, loaded, decode_options) for name, loaded in models.items()}
+    outputs = {
+        name: _outputs(data, name, loaded, decode_options) for name, loaded in models.items()
+    }
     divergences = None
     if teacher:
         measure = data.divergences(student, teacher, max_batches=None)
@@ -219,11 +221,12 @@ def decodings(
     return decode_options
 
 
-def _outputs(evaluation, loaded, decode_options) -> dict[str, evaluations.Generated]:
+def _outputs(evaluation, role, loaded, decode_options) -> dict[str, evaluations.Generated]:
     """A model's outputs in every way of decoding; the references are scored with the first."""
     made: dict[str, evaluations.Generated] = {}
     for name, decoding in decode_options.items():
-        made[name] = evaluation.generator(loaded, decoding, score=not made)(loaded.params)
+        generate = evaluation.generator(loaded, decoding, not made, teacher=role == "teacher")
+        made[name] = generate(loaded.params)
     return made
 
 

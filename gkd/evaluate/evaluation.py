@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gkd.data import pipeline
+from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
 from gkd.distill.types import Batch
 from gkd.evaluate.divergence_meter import DivergenceMeter, Divergences
@@ -77,7 +78,11 @@ class Evaluation:
     judge: LoadedModel | None = None
 
     def generator(
-        self, loaded: LoadedModel, decoding: Decoding | None = None, score: bool = False
+        self,
+        loaded: LoadedModel,
+        decoding: Decoding | None = None,
+        score: bool = False,
+        teacher: bool = False,
     ) -> Callable[..., Generated]:
         """A compiled function of a model's parameters that answers every example.
 
@@ -88,20 +93,24 @@ class Evaluation:
           loaded: the model.
           decoding: how outputs are written; None is greedy.
           score: also give the references' log-probabilities.
+          teacher: the model reads the teacher's prompts, where the task has them.
 
         Returns:
           (parameters on the mesh) -> Generated.
         """
         if self.task.choices is not None:
-            return self._option_generator(loaded)
+            return self._option_generator(loaded, teacher)
         decoding = decoding or Decoding(max_length=self.target_length)
-        generator = Generator(loaded, self.mesh, self.valid, decoding, *self._batching, score)
+        generator = Generator(
+            loaded, self.mesh, self.valid, decoding, *self._batching(teacher), score
+        )
+        prompts = self._prompts(teacher)
 
         def generate(params) -> Generated:
             written: dict[int, Output] = {}
-            for part in generator.outputs(self._inputs, targets=self._targets, params=params):
+            for part in generator.outputs(prompts, targets=self._targets, params=params):
                 written.update(part)
-            return self._measured([written[i] for i in range(len(self._inputs))], decoding, score)
+            return self._measured([written[i] for i in range(len(prompts))], decoding, score)
 
         return generate
 
@@ -123,11 +132,23 @@ class Evaluation:
         """In tokens: the references' and the outputs'."""
         return self.examples.batches[0]["decoder_target_tokens"].shape[1]
 
-    @property
-    def _batching(self) -> tuple[tuple[int, ...], int]:
-        """The lengths that inputs are padded to, and rows of a batch over all hosts."""
-        length = self.examples.batches[0]["encoder_input_tokens"].shape[1]
+    def _batching(self, teacher: bool = False) -> tuple[tuple[int, ...], int]:
+        """The lengths that prompts are padded to, and rows of a batch over all hosts."""
+        length = self.examples.batches[0][self._prompt_column(teacher)].shape[1]
         return length_buckets(length), self.batch_size
+
+    def _prompt_column(self, teacher: bool) -> str:
+        feature = "inputs"
+        if teacher and "teacher_inputs" in self.task.features:
+            feature = "teacher_inputs"
+        return BATCH_COLUMNS[feature]
+
+    def _prompts(self, teacher: bool) -> list[list[int]]:
+        """The token ids of every example's prompt, of the student or of the teacher."""
+        column = self._prompt_column(teacher)
+        if column == BATCH_COLUMNS["inputs"]:
+            return self._inputs
+        return self._token_rows(column)
 
     @functools.cached_property
     def _inputs(self) -> list[list[int]]:
@@ -145,7 +166,7 @@ class Evaluation:
         rows = [row[row != padding].tolist() for array in arrays for row in array]
         return rows[: len(self.examples.inputs)]  # only the last batch is padded, at its end
 
-    def _option_generator(self, loaded) -> Callable[..., Generated]:
+    def _option_generator(self, loaded, teacher) -> Callable[..., Generated]:
         texts = [
             self.task.choices(*row)[0]
             for row in zip(self.examples.inputs, self.examples.targets, strict=True)
@@ -156,12 +177,13 @@ class Evaluation:
         ids = {text: [*tokens, vocabulary.eos_id] for text, tokens in encoded}
         scorer = OptionScorer(
             loaded, self.mesh, [[ids[option] for option in row] for row in texts],
-            *self._batching,
+            *self._batching(teacher),
         )  # fmt: skip
+        prompts = self._prompts(teacher)
 
         def choose(params) -> Generated:
             records = []
-            for options, scores in zip(texts, scorer.scores(params, self._inputs), strict=True):
+            for options, scores in zip(texts, scorer.scores(params, prompts), strict=True):
                 best = int(np.argmax(scores))  # of equals the first
                 scored = dict(zip(options, scores, strict=True))
                 records.append([{"text": options[best], "options": scored}])
@@ -200,7 +222,7 @@ class Evaluation:
             return None
         return RewardScorer(
             self.reward, self.judge, self.task.vocabulary, self.mesh,
-            self.target_length, *self._batching,
+            self.target_length, *self._batching(),
         )  # fmt: skip
 
     def _reward(self, texts, tokens, size) -> float:
@@ -226,8 +248,8 @@ class Evaluation:
         answers = "options" if self.task.choices else "greedy"
         digest = hashlib.sha256(f"{self.task.name} {answers}".encode())
         for batch in self.examples.batches:
-            digest.update(np.ascontiguousarray(batch["encoder_input_tokens"]))
-            digest.update(np.ascontiguousarray(batch["decoder_target_tokens"]))
+            for name in self.task.features:
+                digest.update(np.ascontiguousarray(batch[BATCH_COLUMNS[name]]))
         for text in self.examples.targets:
             digest.update(text.encode() + b"\0")
         return digest.hexdigest()
@@ -285,9 +307,6 @@ def evaluation_key(seed: int) -> Any:
 
 
 def host_batch(batch: Mapping[str, Any]) -> Batch:
-    """The arrays of a pipeline's dictionary as a `Batch`, still on the host."""
-    return Batch(
-        encoder_input_tokens=batch["encoder_input_tokens"],
-        decoder_target_tokens=batch["decoder_target_tokens"],
-        example_weights=batch["example_weights"],
-    )
+    """Collects the arrays of a pipeline's dictionary in a `Batch`; they stay on the host."""
+    names = (*BATCH_COLUMNS.values(), "example_weights")
+    return Batch(**{name: batch[name] for name in names if name in batch})

@@ -79,8 +79,9 @@ def infer(
     `valid_ids`), stop ('eos', 'length', or 'none' if a beam search found fewer completions), with
     `score` target_log_probs, and the other fields of the row. With `top_k_log_probs` it also holds
     target_tokens, target_top_ids and target_top_log_probs (the best first): cached teacher
-    log-probabilities for offline distillation, see `gkd.data.offline_teacher`. OUTPUT.partial holds
-    incomplete output, OUTPUT.settings.json the settings; the same call continues it, bit for bit.
+    log-probabilities for offline distillation, see `gkd.data.offline_teacher`; the model then reads
+    the `teacher_inputs` of a task that has them. OUTPUT.partial holds incomplete output,
+    OUTPUT.settings.json the settings; the same call continues it, bit for bit.
 
     Args:
       model: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
@@ -190,7 +191,7 @@ def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) 
     if _is_task(source):
         return inputs.open_split(
             source.task, source.gin or (), source.split or "train", score,
-            source.allow_module or (),
+            source.allow_module or (), teacher=top_k_log_probs is not None,
         )  # fmt: skip
     return inputs.open_source(source.input, source.input_field, source.target_field, score)
 

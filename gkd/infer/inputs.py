@@ -55,6 +55,11 @@ class Source:
         target = f", targets from {self.target_field!r}" if self.target_field else ""
         print(f"{self.path}: {self.count} inputs from field {self.input_field!r}{target}")
 
+    @property
+    def prompt_field(self) -> str:
+        """The field that the model reads."""
+        return self.input_field
+
     def check_vocabulary(self, vocabulary: Any) -> None:
         """Accepts any vocabulary: a file is not tied to one."""
 
@@ -68,6 +73,8 @@ class SplitSource:
       task: the task.
       split: name of the split.
       inputs, targets: texts in UTF-8; inputs include the task's own prefix.
+      teacher_inputs: the teacher's prompts, which the model reads instead; None where it reads the
+        inputs.
       input_field, target_field: names of the fields; no target field unless targets are scored.
     """
 
@@ -78,16 +85,25 @@ class SplitSource:
     targets: Sequence[bytes]
     input_field: str
     target_field: str | None
+    teacher_inputs: Sequence[bytes] | None = None
 
     @property
     def count(self) -> int:
         """Number of inputs."""
         return len(self.inputs)
 
+    @property
+    def prompt_field(self) -> str:
+        """The field that the model reads."""
+        return self.input_field if self.teacher_inputs is None else "teacher_input"
+
     def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """Iterates over the rows from `start` on."""
-        for source, target in zip(self.inputs[start:], self.targets[start:], strict=True):
-            yield {"input": source.decode(), "target": target.decode()}
+        columns = {"input": self.inputs, "target": self.targets}
+        if self.teacher_inputs is not None:
+            columns["teacher_input"] = self.teacher_inputs
+        for texts in zip(*(column[start:] for column in columns.values()), strict=True):
+            yield {name: text.decode() for name, text in zip(columns, texts, strict=True)}
 
     def settings(self) -> dict[str, Any]:
         """Returns the facts about the input that the output depends on."""
@@ -108,6 +124,7 @@ class SplitSource:
     def describe(self) -> None:
         """Prints the number, task and split of the inputs."""
         scored = ", with targets" if self.target_field else ""
+        scored += "" if self.teacher_inputs is None else "; the model reads the teacher's prompts"
         print(
             f"{self.path}: {self.count} inputs of task {self.task.name}, split {self.split}{scored}"
         )
@@ -130,7 +147,12 @@ class SplitSource:
 
 
 def open_split(
-    path: str, overrides: Sequence[str], split: str, score: bool, allowed: Sequence[str] = ()
+    path: str,
+    overrides: Sequence[str],
+    split: str,
+    score: bool,
+    allowed: Sequence[str] = (),
+    teacher: bool = False,
 ) -> SplitSource:
     """Reads the texts of a task's split, in order.
 
@@ -140,6 +162,7 @@ def open_split(
       split: name of one of the task's splits.
       score: true if targets are scored.
       allowed: modules that the gin file may import besides gkd's own.
+      teacher: the model is a teacher, and reads the task's `teacher_inputs` where there are any.
 
     Returns:
       The split.
@@ -151,8 +174,17 @@ def open_split(
     if split not in task.splits:
         raise InvalidValue(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
     texts = mixtures.read_texts(task.task.source, task.texts, split)
-    inputs, targets = texts["inputs"].tolist(), texts["targets"].tolist()
-    return SplitSource(path, task, split, inputs, targets, "input", "target" if score else None)
+    columns = {name: column.tolist() for name, column in texts.items()}
+    return SplitSource(
+        path=path,
+        task=task,
+        split=split,
+        inputs=columns["inputs"],
+        targets=columns["targets"],
+        input_field="input",
+        target_field="target" if score else None,
+        teacher_inputs=columns.get("teacher_inputs") if teacher else None,
+    )
 
 
 def open_source(

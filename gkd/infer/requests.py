@@ -105,7 +105,7 @@ class InferenceJob:
 
     def _outputs(self, rows, first, targets, totals):
         """Generates the completions of a window's rows, batch by batch."""
-        texts = [self._rule.fit(self.prefix + row[self.source.input_field]) for row in rows]
+        texts = [self._rule.fit(self.prefix + row[self.source.prompt_field]) for row in rows]
         inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
         totals["inputs_cut"] += cut
         return self.generator.outputs(inputs, first, targets)

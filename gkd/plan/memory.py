@@ -11,7 +11,7 @@ import numpy as np
 
 from gkd.program_cost.roofline import Chip
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.model_flops import shard_counts_of
+from gkd.train.model_flops import prompt_length, shard_counts_of
 from gkd.train.step_program import StepProgram
 
 _GIB = 2**30
@@ -62,7 +62,7 @@ def cache_bytes(
       Bytes for the prompts and the completions together, without layout padding.
     """
     config, shards = loaded.config, shard_counts_of(program, loaded.config, prompts)
-    tokens = program.batch.encoder_input_tokens.shape[1] + samples * max_length
+    tokens = prompt_length(program, loaded) + samples * max_length
     width = config.sizes.key_width / shards.heads
     numbers = 2 * config.sizes.decoder_layers * width * tokens * prompts / shards.rows
     return numbers * jnp.dtype(config.dtype).itemsize

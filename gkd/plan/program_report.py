@@ -124,9 +124,11 @@ def _refusal(measured, closed_form) -> str | None:
 def setting(program: StepProgram) -> dict[str, Any]:
     """Builds the JSON record of a run's mesh and batch, and of work that the mesh cannot divide."""
     rows, source = program.batch.encoder_input_tokens.shape
+    own = program.batch.teacher_encoder_input_tokens
     return {
         "mesh": {name: int(size) for name, size in program.mesh.shape.items()},
-        "batch": [rows, source], "target_length": program.batch.decoder_target_tokens.shape[1],
+        "batch": [rows, source], **({} if own is None else {"teacher_input_length": own.shape[1]}),
+        "target_length": program.batch.decoder_target_tokens.shape[1],
         "microbatches": program.experiment.batches.microbatches,
         "train_steps": program.experiment.schedule.train_steps,
         "whole_on_every_chip": undivided(program), "split_by_rows": split_by_rows(program),
@@ -175,6 +177,8 @@ def heading(program: StepProgram) -> str:
     known = setting(program)
     mesh = ", ".join(f"{name} {size}" for name, size in known["mesh"].items())
     rows, source = known["batch"]
+    if "teacher_input_length" in known:
+        source = f"{source} (teacher {known['teacher_input_length']})"
     first = (
         f"mesh {mesh}; {rows} rows of {source} in, {known['target_length']} out; "
         f"{known['microbatches']} microbatches; {known['train_steps']} steps. Per chip:"

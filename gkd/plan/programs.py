@@ -22,7 +22,13 @@ from gkd.program_cost.roofline import Chip, roofline
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
 from gkd.train.build import abstract_batch
-from gkd.train.model_flops import UPDATE, generation_flops, meter_flops, step_flops
+from gkd.train.model_flops import (
+    UPDATE,
+    generation_flops,
+    meter_flops,
+    prompt_length,
+    step_flops,
+)
 from gkd.train.step_program import StepProgram
 
 # The compiler reports a shortage of memory in two forms: '… (20.12G) exceeds available HBM
@@ -135,7 +141,7 @@ def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
     if program.teacher is not None:
         meter = DivergenceMeter(program.student, program.teacher, program.mesh, program.valid)
         source, target = _lengths(program)
-        batch = abstract_batch(program.evaluation_rows, source, target)
+        batch = abstract_batch(program.task, program.evaluation_rows, source, target)
         programs["evaluation: divergences"] = Planned(
             lambda: meter.lower(batch), resident(program),
             cache_bytes(program, program.student, program.evaluation_rows, target), target,
@@ -172,7 +178,7 @@ def _alone(program, loaded) -> LoadedModel:
 
 def _generator(program, loaded, temperature, score, held) -> Planned:
     """One output to each of `evaluation_rows` prompts."""
-    source, target = _lengths(program)
+    source, target = prompt_length(program, loaded), _lengths(program)[1]
     program_of_outputs = generator.Generator(
         loaded=loaded,
         mesh=program.mesh,

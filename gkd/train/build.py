@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from gkd.configuration.experiment import Experiment
+from gkd.data.task_spec import BATCH_COLUMNS, TaskSpec
 from gkd.distill import optimizers, replay, train_step
 from gkd.distill.types import Batch, TopK
 from gkd.evaluate.reward_scoring import load_judge
@@ -48,20 +49,21 @@ def build_step_program(
     step = methods.make_step(
         experiment, student, teacher, reward_model, optimizer, valid, mesh.shape["data"]
     )
-    lengths = batches.input_length, batches.target_length
+    batch = abstract_batch(
+        method.training_task or task, batches.size, batches.input_length, batches.target_length,
+        with_top_k=experiment.teacher.top_k_file is not None,
+    )  # fmt: skip
     return StepProgram(
         mesh=mesh,
         rules=rules,
         experiment=experiment,
         step=step,
-        state=starting_state(mesh, student, optimizer, experiment.seed, method.replay, lengths),
+        state=starting_state(mesh, student, optimizer, experiment.seed, method.replay, batch),
         student=student,
         teacher=teacher,
         reward_model=reward_model,
         valid=valid,
-        batch=abstract_batch(
-            batches.size, *lengths, with_top_k=experiment.teacher.top_k_file is not None
-        ),
+        batch=batch,
         learning_rate=schedule,
     )
 
@@ -112,7 +114,7 @@ def starting_state(
     optimizer: Any,
     seed: int,
     memory: replay.Replay | None,
-    lengths: tuple[int, int],
+    batch: Batch,
 ) -> StartingState:
     """Describes the training state before the first step.
 
@@ -122,14 +124,14 @@ def starting_state(
       optimizer: an optax gradient transformation.
       seed: PRNG seed of the run.
       memory: settings of a replay memory; None without one.
-      lengths: tokens per input and per target, for the memory.
+      batch: shapes of a batch, for the memory.
     """
 
     def from_params(params):
         state = train_step.init_state(params, optimizer, seed)
         if memory is None:
             return state
-        return state.replace(replay=replay.empty_memory(memory, *lengths))
+        return state.replace(replay=replay.empty_memory(memory, batch))
 
     shapes = jax.eval_shape(from_params, student.shapes)
     shardings = meshes.shardings_like(mesh, shapes, shapes.params, student.shardings)
@@ -147,19 +149,27 @@ def starting_state(
 
 
 def abstract_batch(
-    rows: int, input_length: int, target_length: int, with_top_k: bool = False
+    task: TaskSpec, rows: int, input_length: int, target_length: int, with_top_k: bool = False
 ) -> Batch:
-    """Shapes of a batch; K is 1 where a teacher's top-k comes with it."""
+    """Describes the arrays of a task's batch by their shapes and dtypes.
+
+    Args:
+      task: the task; its features are the batch's columns.
+      rows: B.
+      input_length: S, tokens of a student's prompt.
+      target_length: T, tokens of a target.
+      with_top_k: add the cached top-k logits of an offline teacher, with K = 1.
+
+    Returns:
+      A batch of `jax.ShapeDtypeStruct`.
+    """
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
+    lengths = task.feature_lengths(input_length, target_length)
+    columns = {BATCH_COLUMNS[name]: array("int32", length) for name, length in lengths.items()}
     top_k = None
     if with_top_k:
         top_k = TopK(array("int32", target_length, 1), array("float32", target_length, 1))
-    return Batch(
-        encoder_input_tokens=array("int32", input_length),
-        decoder_target_tokens=array("int32", target_length),
-        example_weights=array("float32"),
-        teacher_top_k=top_k,
-    )
+    return Batch(**columns, example_weights=array("float32"), teacher_top_k=top_k)

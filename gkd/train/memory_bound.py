@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gkd.errors import InvalidValue
+from gkd.train.model_flops import prompt_length
 from gkd.train.step_program import StepProgram
 
 _GIGA = 1e9
@@ -26,16 +27,16 @@ def needed(program: StepProgram) -> float:
     others = [m.shapes for m in (program.teacher, program.reward_model) if m is not None]
     held = _bytes(state) + _bytes(state.params) + sum(map(_bytes, others))
     models = [m for m in (program.student, program.teacher) if m is not None]
-    return held + max(_attention(program, model.config) for model in models)
+    return held + max(_attention(program, model) for model in models)
 
 
-def _attention(program, config) -> float:
+def _attention(program, loaded) -> float:
     """The largest layer's attention weights [rows, heads, query, key] of a microbatch."""
-    rows, source = program.batch.encoder_input_tokens.shape
-    target = program.batch.decoder_target_tokens.shape[1]
+    rows, target = program.batch.decoder_target_tokens.shape
+    source = prompt_length(program, loaded)
     written = rows * program.method.samples
     weights = max(rows * source**2, written * target**2, written * target * source)
-    heads = config.sizes.num_heads
+    heads = loaded.config.sizes.num_heads
     return 4.0 * heads * weights / program.experiment.batches.microbatches
 
 

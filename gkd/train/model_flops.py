@@ -49,7 +49,7 @@ def step_flops(
             return ShardCounts(rows=program.mesh.size)
         return shard_counts_of(program, config, rows // program.experiment.batches.microbatches)
 
-    def scored(config, tokens):
+    def scored(config, tokens, source=source):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
         shards = shared(config)
         prompts = encoder_flops(config.sizes, rows, source, shards)
@@ -85,7 +85,7 @@ def step_flops(
         costs[UPDATE] += scored(student, tokens) - last
     if program.teacher is not None:
         teacher = program.teacher.config
-        costs[Part.TEACHER] = scored(teacher, tokens)
+        costs[Part.TEACHER] = scored(teacher, tokens, prompt_length(program, program.teacher))
         costs[UPDATE] += head_flops(teacher.sizes, rows * samples, tokens, shared(teacher))
     return costs
 
@@ -129,7 +129,8 @@ def generation_flops(
       expected_length: tokens after which writing stops, at most the target's length.
       scored: True where the references' log-probabilities are computed too.
     """
-    rows, source, target = program.evaluation_rows, *_lengths(program)
+    rows, source = program.evaluation_rows, prompt_length(program, loaded)
+    target = program.batch.decoder_target_tokens.shape[1]
     config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
     prompts = encoder_flops(config.sizes, rows, source, shards)
     cross = cross_flops(config.sizes, rows, source, shards)
@@ -143,11 +144,12 @@ def generation_flops(
 
 def meter_flops(program: StepProgram, expected_length: float | int) -> float:
     """Counts the FLOPs of `DivergenceMeter`: two rows per prompt, scored by both models."""
-    student, rows, target = program.student, program.evaluation_rows, _lengths(program)[1]
+    student, rows = program.student, program.evaluation_rows
+    target = program.batch.decoder_target_tokens.shape[1]
     total = generation_flops(program, student, expected_length, scored=False)
     for loaded in (student, program.teacher):
         config, shards = loaded.config, shard_counts_of(program, loaded.config, rows)
-        source = _lengths(program)[0]
+        source = prompt_length(program, loaded)
         total += cross_flops(config.sizes, rows, source, shards)
         total += _decoding(config, 2 * rows, target, target + source, shards)
         if loaded is not student:
@@ -155,8 +157,11 @@ def meter_flops(program: StepProgram, expected_length: float | int) -> float:
     return total
 
 
-def _lengths(program):
-    return program.batch.encoder_input_tokens.shape[1], program.batch.decoder_target_tokens.shape[1]
+def prompt_length(program: StepProgram, loaded: LoadedModel) -> int:
+    """Returns the tokens of the prompts that a model reads; the teacher may have its own."""
+    batch = program.batch
+    prompts = batch.teacher_prompts if loaded is program.teacher else batch.encoder_input_tokens
+    return prompts.shape[1]
 
 
 def _decoding(config, rows, tokens, attended, shards):

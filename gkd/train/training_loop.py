@@ -203,8 +203,8 @@ class TrainingLoop:
         number, metrics, host = pending
         pairs = jax.device_get(metrics)
         self.means.add({f"train/{name}": pair for name, pair in pairs.items()})
-        counts = ("inputs_cut", "targets_cut", "empty_examples")
-        self.means.add({f"data/{count}": (host[count], 1) for count in counts})
+        counts = {name: host[name] for name in host if name.endswith(("_cut", "_examples"))}
+        self.means.add({f"data/{name}": (count, 1) for name, count in counts.items()})
         tokens = int(pairs["target_length"][0])
         now = time.monotonic()
         seconds = None if self._clock is None else now - self._clock
@@ -290,7 +290,8 @@ class TrainingLoop:
         kinds = {"about": dict, "metrics": dict, "outputs": list}
         saved = self._read_or_mend(path, kinds) if processes.is_primary_process() else {}
         if processes.broadcast_from_primary(saved.get("about") != about):
-            generated = self.evaluation.generator(self.teacher)(self.teacher.params)
+            generate = self.evaluation.generator(self.teacher, teacher=True)
+            generated = generate(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
             write_json(path, saved)
         elif not processes.is_primary_process():  # only the primary process reports

@@ -167,3 +167,11 @@ def test_the_shared_files_are_read_whole(shared):
     }
     for (name, fields, names), rows in counts.items():
         assert len(sources.read_rows(str(data / name), fields, names)) == rows
+
+
+def test_permutation_is_pinned():
+    # From Philox's raw bits, which NumPy promises to keep; sorted here by Python.
+    for words in ((0, 0), (0, 1), (7, 3)):
+        bits = np.random.Philox(np.random.SeedSequence(words)).random_raw(50).tolist()
+        assert sources.permutation(50, *words).tolist() == sorted(range(50), key=bits.__getitem__)
+    assert sources.permutation(8, 0, 0).tolist() != sources.permutation(8, 0, 1).tolist()

@@ -12,7 +12,6 @@ from gkd.decode.sampling import sample
 from gkd.distill import divergences, losses, replay, train_step
 from gkd.distill.replay import Replay
 from tests.distill.small_step import (
-    LENGTH,
     ROWS,
     STUDENT,
     TEACHER,
@@ -37,7 +36,7 @@ def build(settings):
         sample_fn=train_step.make_sample_fn(STUDENT, sample, VALID),
         on_policy_fraction=1.0,
     )
-    state = start().replace(replay=replay.empty_memory(settings, 7, LENGTH))
+    state = start().replace(replay=replay.empty_memory(settings, make_batch()))
     return jax.jit(replay.ReplayStep(base, STEPS).step), state
 
 
@@ -66,7 +65,7 @@ def test_the_first_step_with_a_share_of_one_is_on_policy():
 
 def test_the_oldest_rows_are_overwritten():
     settings, batch = Replay(capacity=10), make_batch(4)
-    memory = replay.empty_memory(settings, 7, LENGTH)
+    memory = replay.empty_memory(settings, make_batch())
     rows = train_step.rollout_from_targets(batch)
     for number in range(3):
         marked = batch.replace(encoder_input_tokens=batch.encoder_input_tokens * 0 + number + 1)
@@ -78,7 +77,7 @@ def test_the_oldest_rows_are_overwritten():
 def test_only_what_was_written_is_drawn_with_its_own_prompt():
     settings, batch = Replay(capacity=100), make_batch(6)
     rows = train_step.rollout_from_targets(batch)
-    memory = replay.remember(replay.empty_memory(settings, 7, LENGTH), batch, rows)
+    memory = replay.remember(replay.empty_memory(settings, make_batch()), batch, rows)
     drawn, rollout = replay.draw(memory, jax.random.PRNGKey(0), batch)
     pairs = {
         (tuple(prompt.tolist()), tuple(row.tolist()))
@@ -88,12 +87,28 @@ def test_only_what_was_written_is_drawn_with_its_own_prompt():
         assert (tuple(prompt.tolist()), tuple(row.tolist())) in pairs
 
 
+def test_a_remembered_row_keeps_the_prompt_of_the_teacher_too():
+    batch = make_batch(6)
+    numbers = jnp.arange(1, 7, dtype=jnp.int32)[:, None]
+    batch = batch.replace(
+        encoder_input_tokens=batch.encoder_input_tokens * 0 + numbers,
+        teacher_encoder_input_tokens=jnp.tile(10 * numbers, (1, 11)),
+    )
+    memory = replay.empty_memory(Replay(capacity=100), jax.eval_shape(lambda: batch))
+    memory = replay.remember(memory, batch, train_step.rollout_from_targets(batch))
+    other = batch.replace(teacher_encoder_input_tokens=batch.teacher_encoder_input_tokens * 0)
+    drawn, _ = replay.draw(memory, jax.random.PRNGKey(0), other)
+    prompts = np.asarray(drawn.teacher_encoder_input_tokens)
+    assert prompts.shape == (6, 11) and len(set(prompts[:, 0])) > 1
+    np.testing.assert_array_equal(prompts[:, 0], 10 * drawn.encoder_input_tokens[:, 0])
+
+
 def _numbered(count):
     """A memory of 100 rows with `count` written, whose prompts are their numbers from 1."""
     batch = make_batch(count)
     numbers = jnp.arange(1, count + 1, dtype=jnp.int32)[:, None]
     batch = batch.replace(encoder_input_tokens=batch.encoder_input_tokens * 0 + numbers)
-    memory = replay.empty_memory(Replay(capacity=100, share=1.0), 7, LENGTH)
+    memory = replay.empty_memory(Replay(capacity=100, share=1.0), make_batch())
     return replay.remember(memory, batch, train_step.rollout_from_targets(batch)), batch
 
 
@@ -175,7 +190,7 @@ def test_an_empty_memory_is_not_drawn_from():
         rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
     )  # fmt: skip
     stepper = types.SimpleNamespace(base=base, train_steps=1, padding_id=0)  # step 5: no writes
-    memory = replay.empty_memory(Replay(capacity=9, share=1.0), 7, LENGTH)
+    memory = replay.empty_memory(Replay(capacity=9, share=1.0), make_batch())
     state = start().replace(replay=memory, step=jnp.int32(5))
     _, seen = replay.ReplayStep.step(stepper, state, None, batch)
     np.testing.assert_array_equal(seen["inputs"], batch.encoder_input_tokens)
@@ -184,7 +199,7 @@ def test_an_empty_memory_is_not_drawn_from():
 
 def test_the_loss_compared_with_is_the_last_one_not_the_smallest():
     settings = Replay(capacity=1, increase=0.1)
-    memory, shares = replay.empty_memory(settings, 7, LENGTH), []
+    memory, shares = replay.empty_memory(settings, make_batch()), []
     for loss in (2.0, 1.0, 1.5, 1.4, 1.45):
         memory = replay.adapt(settings, memory, jnp.float32(loss))
         shares.append(round(float(memory.share), 4))
@@ -193,7 +208,7 @@ def test_the_loss_compared_with_is_the_last_one_not_the_smallest():
 
 def test_the_share_rises_when_the_validation_loss_does():
     settings = Replay(capacity=1, share=0.85, increase=0.1, margin=0.05)
-    memory, shares = replay.empty_memory(settings, 7, LENGTH), []
+    memory, shares = replay.empty_memory(settings, make_batch()), []
     for loss in (2.0, 2.04, 2.1, 2.0, 2.06, 2.2):
         memory = replay.adapt(settings, memory, jnp.float32(loss))
         shares.append(round(float(memory.share), 4))

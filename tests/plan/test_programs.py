@@ -13,6 +13,7 @@ from gkd.train.model_flops import UPDATE, step_flops, useful_flops
 from tests.plan.counting import LAYERS, STACKED, counted_step
 from tests.plan.planning import DISTIL, traced
 from tests.products import products
+from tests.teacher_prompts import LENGTH, OVERRIDES
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ from tests.products import products
         ((*DISTIL, "LAMBDA=1.0", "MICROBATCHES=2"), 12),
         ((*DISTIL, "LAMBDA=1.0", "DROPOUT_RATE=0.1"), 12),
         ((*DISTIL, "LAMBDA=1.0", "REMAT=True"), 12),
+        ((*DISTIL, "LAMBDA=1.0", *OVERRIDES), 12),
         (("REMAT=True", "STUDENT_STACKED=True"), None),
     ],
 )
@@ -75,6 +77,22 @@ def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows
             assert counted == pytest.approx(planned[name].flops(length), rel=0.03), name
     assert "optimizer" in planned["evaluation: student"].held
     assert list(planned["generation: student"].held) == ["parameters"]
+
+
+def test_a_teachers_own_prompt_counts_in_step_and_evaluation(optimized):
+    """Its length is not a multiple of the student's, so that a wrong one shows."""
+    plain, other = (traced(*DISTIL, *more) for more in ((), OVERRIDES))
+    assert other.batch.teacher_encoder_input_tokens.shape == (16, LENGTH)
+    costs = [step_flops(program, 12) for program in (plain, other)]
+    assert costs[0][UPDATE] == costs[1][UPDATE]
+    assert costs[0][train_step.Part.TEACHER] < costs[1][train_step.Part.TEACHER]
+    planned = [programs.evaluation_programs(program) for program in (plain, other)]
+    for name in ("evaluation: teacher", "evaluation: divergences"):
+        counted = program_cost(planned[1][name].lower().compile().as_text()).flops
+        assert counted == pytest.approx(planned[1][name].flops(12), rel=0.03), name
+        assert planned[0][name].flops(12) < 0.95 * planned[1][name].flops(12)
+    cache = [one["evaluation: teacher"].cache for one in planned]
+    assert cache[1] / cache[0] == (LENGTH + 12) / (24 + 12)
 
 
 def test_a_run_without_a_teacher_measures_no_divergence():

@@ -7,6 +7,7 @@ from gkd.cli import command_line
 from gkd.train import memory_bound
 from tests.paths import TINY
 from tests.step_programs import program_of
+from tests.teacher_prompts import OVERRIDES
 
 
 def program(*overrides):
@@ -24,6 +25,15 @@ def test_the_bound_is_the_states_and_the_largest_attention():
     assert four == pytest.approx(held + attention / 4, rel=1e-3)
     long = memory_bound.needed(program("TARGET_LENGTH=1000"))
     assert long == pytest.approx(held + 4 * 2 * 16 * 1000**2, rel=1e-3)
+
+
+def test_a_longer_prompt_of_the_teacher_counts():
+    distil = ("DIVERGENCE=@divergences.forward_kl", "TEACHER_MODEL=%STUDENT_MODEL")
+    plain = memory_bound.needed(program(*distil))
+    long = (*OVERRIDES, "teacher_inputs.with_teacher_inputs.length=1000")
+    more = memory_bound.needed(program(*distil, *long)) - plain
+    assert more == pytest.approx(4 * 2 * 16 * (1000**2 - 24**2), rel=1e-9)
+    assert memory_bound.needed(program(*long)) == memory_bound.needed(program()), "no teacher"
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_takes_memory(capsys):
