@@ -68,6 +68,7 @@ def test_the_method_gives_the_teacher_its_own_prompt(place):
     experiment = experiment_of(command_line.configure(command))
     program = build_step_program(experiment, from_shapes=True)
     assert program.batch.encoder_input_tokens.shape == (64, 22)
+    assert program.batch.teacher_encoder_input_tokens.shape == (64, 40)
     task = experiment.method.training_task
     batch = next(pipeline.training_batches(task, "train", 4, 22, 16, seed=0))
     vocabulary = task.vocabulary
