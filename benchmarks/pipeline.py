@@ -53,7 +53,7 @@ def feeding(given, overrides) -> None:
     target = program.batch.decoder_target_tokens.shape[1]
     batches = pipeline.training_batches(program.task, "train", rows, source, target, seed=0)
     compiled, state = program.compile(), program.state.make()
-    expert = program.teacher and jax.jit(
+    teacher_params = program.teacher and jax.jit(
         lambda: jax.tree.map(lambda leaf: 0.01 * jax.numpy.ones(leaf.shape, leaf.dtype),
                              program.teacher.shapes),
         out_shardings=program.teacher.shardings,
@@ -64,7 +64,7 @@ def feeding(given, overrides) -> None:
         nonlocal state
         begin, pending = time.perf_counter(), None
         for _ in range(given.steps):
-            state, metrics = compiled(state, expert, make())
+            state, metrics = compiled(state, teacher_params, make())
             if pending is not None:  # as the training loop: a step is read while the next one runs
                 jax.device_get(pending)
             pending = metrics

@@ -146,11 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     seen, unseen = order[:60], order[60:]
     large, small = recurrent_model(128), recurrent_model(24)
     keys = jax.random.split(jax.random.PRNGKey(given.seed))
-    expert = train(large, large.init(keys[0]), order, 2 * given.updates, given.seed)
+    teacher_params = train(large, large.init(keys[0]), order, 2 * given.updates, given.seed)
     start = train(small, small.init(keys[1]), seen, given.updates, given.seed)
-    options = {"updates": given.updates, "seed": given.seed, "teacher": (large, expert)}
+    options = {"updates": given.updates, "seed": given.seed, "teacher": (large, teacher_params)}
     models = {
-        "teacher": (large, expert),
+        "teacher": (large, teacher_params),
         "SFT initialisation": (small, start),
         "supervised KD (λ=0)": (small, train(small, start, seen, **options)),
         "on-policy GKD (λ=1)": (
