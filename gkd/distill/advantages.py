@@ -26,7 +26,7 @@ def advantages(
     samples: int,
     kind: str = "batch",
 ) -> Float[Array, " rows"]:
-    """Rewards minus a baseline that does not depend on the row itself.
+    """Subtracts from every reward a baseline that does not depend on its own row.
 
     Args:
       rewards: [N], row = prompt·G + sample.
@@ -38,12 +38,20 @@ def advantages(
         prompt's samples (GRPO; the row itself is in both); "none", the rewards themselves.
 
     Returns:
-      [N], 0 where a row is not counted, and where it has nobody to be compared with.
+      float32 [N], 0 where a row is not counted and where it has no other row to compare with.
 
     Raises:
       ValueError: another kind.
 
     Source: Williams 1992; Kool et al. 2019; Shao et al. 2024 (arXiv 2402.03300), equation 3.1.
+
+    Two prompts with two samples each:
+
+    >>> rewards, counted = jnp.array([1.0, 3.0, 0.0, 0.5]), jnp.ones(4, bool)
+    >>> advantages(rewards, counted, samples=2, kind="group").tolist()
+    [-2.0, 2.0, -0.5, 0.5]
+    >>> advantages(rewards, counted, samples=2, kind="group_standardised").tolist()
+    [-1.0, 1.0, -1.0, 1.0]
     """
     check_kind(kind, samples)
     weights = counted.astype(jnp.float32)

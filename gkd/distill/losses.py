@@ -36,7 +36,7 @@ DivergenceLoss = Callable[[Logits, TeacherLogits | None, Rollout], Loss]
 def token_coefficients(
     rollout: Rollout, normalisation: str = "sequence"
 ) -> tuple[Float[Array, "rows length"], Float[Array, ""]]:
-    """What each token's loss is multiplied with, and what the sum is divided by.
+    """Computes the factor of each token's loss and the denominator of their sum.
 
     Args:
       rollout: N rows of T tokens with their weights.
@@ -50,6 +50,17 @@ def token_coefficients(
       ValueError: another normalisation.
 
     Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 2, for "sequence".
+
+    A row with the loss {4} and one with {1, 1, 1}:
+
+    >>> weights = jnp.array([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    >>> rollout = Rollout(jnp.ones((2, 3), int), weights, 0 * weights, jnp.ones(2, bool))
+    >>> losses = jnp.array([[4.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    >>> for normalisation in ("sequence", "token"):
+    ...     coefficients, weight = token_coefficients(rollout, normalisation)
+    ...     print(f"{normalisation} {jnp.sum(coefficients * losses) / weight:.2f}")
+    sequence 2.50
+    token 1.75
     """
     weights = rollout.weights.astype(jnp.float32)
     if normalisation == "token":

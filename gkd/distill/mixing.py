@@ -65,15 +65,23 @@ def rows_on_policy(
 
 
 def linear_schedule(start: float, end: float, steps: int, after: int = 0) -> Callable:
-    """λ as a function of the step: `start`, then linearly to `end` over `steps`, then constant.
+    """Makes a schedule of λ: `start`, then linear to `end` over `steps` steps, then constant.
 
     Args:
-      start, end: in [0, 1].
-      steps: of the change, 1 or more.
-      after: steps before the change begins.
+      start: λ before the change, in [0, 1].
+      end: λ after the change, in [0, 1].
+      steps: duration of the change, 1 or more.
+      after: steps before the change begins, 0 or more.
+
+    Returns:
+      A function of the step.
 
     Raises:
-      ValueError: a λ outside [0, 1], or steps that are none.
+      InvalidValue: λ outside [0, 1], or a number of steps out of range.
+
+    >>> schedule = linear_schedule(0.0, 1.0, steps=10, after=5)
+    >>> [float(schedule(step)) for step in (0, 5, 10, 15, 20)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
     """
     for fraction in (start, end):
         check_fraction(fraction)

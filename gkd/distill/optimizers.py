@@ -179,7 +179,7 @@ def _joined(states: list[Any], structure: Any, count: jax.Array) -> optax.Factor
 def warmup_constant_cooldown(
     peak: float, warmup_steps: int, total_steps: int, cooldown_steps: int = 0
 ) -> optax.Schedule:
-    """A linear rise from 0 to `peak`, a plateau, and a linear fall to 0 at `total_steps`.
+    """Makes a learning-rate schedule: linear from 0 to `peak`, constant, linear to 0 at the end.
 
     Args:
       peak: the plateau's learning rate.
@@ -191,7 +191,11 @@ def warmup_constant_cooldown(
       A function of the step.
 
     Raises:
-      ValueError: the rise and the fall do not fit into the run.
+      InvalidValue: the rise and the fall do not fit into the run.
+
+    >>> schedule = warmup_constant_cooldown(2.0, 10, total_steps=100, cooldown_steps=20)
+    >>> [float(schedule(step)) for step in (0, 5, 10, 80, 90, 100)]
+    [0.0, 1.0, 2.0, 2.0, 1.0, 0.0]
     """
     if warmup_steps + cooldown_steps > total_steps:
         raise InvalidValue(

@@ -73,33 +73,33 @@ def padded_to(rollout: Rollout, length: int, padding_id: int = 0) -> Rollout:
 
 
 def rollout_metrics(
-    written: Rollout, eos_id: int, padding_id: int = 0
+    rollout: Rollout, eos_id: int, padding_id: int = 0
 ) -> dict[str, tuple[Array, Array]]:
     """Summarises a step's sequences as (sum, weight) pairs.
 
     Args:
-      written: the step's rollout.
+      rollout: the step's rollout.
       eos_id: the id that ends an output.
       padding_id: the id that fills rows after their end.
 
     Returns:
       on_policy, target_length and cut_off (no EOS) as means over rows; repetition, the share of a
-      row's 4-grams that it has written before; and sample_entropy, −log Q of the sampled tokens on
+      row's 4-grams that it repeats; and sample_entropy, −log Q of the sampled tokens on
       average: what the student's entropy is, estimated at no cost.
     """
-    counted = (jnp.sum(written.weights, axis=-1) > 0).astype(jnp.float32)  # [N]
-    tokens = written.target_tokens
+    counted = (jnp.sum(rollout.weights, axis=-1) > 0).astype(jnp.float32)  # [N]
+    tokens = rollout.target_tokens
     lengths = jnp.sum(tokens != padding_id, axis=-1).astype(jnp.float32)
     ended = jnp.any(tokens == eos_id, axis=-1)
     rows = jnp.sum(counted)
-    own = counted * written.on_policy
+    own = counted * rollout.on_policy
     repeated, grams = repeated_ngrams(tokens, padding_id=padding_id)
     return {
         "on_policy": (jnp.sum(own), rows),
         "target_length": (jnp.sum(lengths * counted), rows),
         "cut_off": (jnp.sum(counted * ~ended * (lengths > 0)), rows),
         "repetition": (jnp.sum(repeated * counted), jnp.sum(grams * counted)),
-        "sample_entropy": (-jnp.sum(written.log_probs * own[:, None]), jnp.sum(lengths * own)),
+        "sample_entropy": (-jnp.sum(rollout.log_probs * own[:, None]), jnp.sum(lengths * own)),
     }
 
 

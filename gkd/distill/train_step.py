@@ -73,7 +73,7 @@ def make_sample_fn(
     Args:
       model: the student.
       sampler: `gkd.decode.sampling.sample`, or another with its signature.
-      valid: bool [V], ids that may be written.
+      valid: bool [V], ids that may be sampled.
       samples: G outputs a prompt, from one encoding.
       longest: tokens of a sample at most, where they should be fewer than the targets have.
       **options: temperature, top_k, top_p; by default exactly the student's distribution.
@@ -86,12 +86,14 @@ def make_sample_fn(
     def sample_fn(params, encoded, batch, rng, rows):
         length = min(batch.decoder_target_tokens.shape[1], longest or sys.maxsize)
         numbers = (rows[:, None] * samples + jnp.arange(samples)).reshape(-1)
-        written = sampler(
+        generated = sampler(
             model, params, encoded, rng,
             max_length=length, valid=valid, samples=samples, rows=numbers, **options,
         )  # fmt: skip
         weights = jnp.repeat(batch.example_weights, samples)
-        return rollout_from_samples(written.tokens, written.log_probs, written.lengths, weights)
+        return rollout_from_samples(
+            generated.tokens, generated.log_probs, generated.lengths, weights
+        )
 
     return sample_fn
 
@@ -156,21 +158,21 @@ class TrainStep:
             return self._data_rollout(batch)
         params = jax.lax.stop_gradient(state.params)
 
-        def write_part(part):
+        def sample_part(part):
             rows, part = part
             encoded = self.student.encode(params, part.encoder_input_tokens)
-            return self._write(params, encoded, part, state.step, rng, rows, reward_params)
+            return self._roll_out(params, encoded, part, state.step, rng, rows, reward_params)
 
         everything = (jnp.arange(batch.example_weights.shape[0]), batch)
         if self.microbatches == 1:
-            return write_part(everything)
-        written = jax.lax.map(write_part, split_rows(everything, self.microbatches))
-        return join_rows(written, self.samples)
+            return sample_part(everything)
+        rollout = jax.lax.map(sample_part, split_rows(everything, self.microbatches))
+        return join_rows(rollout, self.samples)
 
     def update(
         self, state: TrainState, teacher_params: Any, batch: Batch, rollout: Rollout
     ) -> tuple[TrainState, Metrics]:
-        """One optimizer update on sequences already written; encodes the prompts (again).
+        """One optimizer update on given sequences; encodes the prompts (again).
 
         Args:
           state: the student's state.
@@ -187,9 +189,9 @@ class TrainStep:
         if self.dropout:
             key = _fold(mixing.step_key(state.seed, state.step), mixing.DROPOUT)
 
-        def part_of(index, part, written):
+        def part_of(index, part, rollout):
             (loss, (weight, metrics)), gradients = gradient_fn(
-                state.params, teacher_params, part, written, dropout_rng=_fold(key, index)
+                state.params, teacher_params, part, rollout, dropout_rng=_fold(key, index)
             )
             return gradients, loss, weight, metrics
 
@@ -216,36 +218,36 @@ class TrainStep:
         """Rollout and update in one program; one encoder pass serves both where it can."""
         rng = mixing.step_key(state.seed, state.step)
         if self.microbatches > 1 or self.dropout:
-            written = self.rollout(state, batch, rng, reward_params)
-            return self.update(state, teacher_params, batch, written)
+            rollout = self.rollout(state, batch, rng, reward_params)
+            return self.update(state, teacher_params, batch, rollout)
 
         def roll_out_and_score(params):
             encoded = self.student.encode(params, batch.encoder_input_tokens)
             rows = jnp.arange(batch.example_weights.shape[0])
             frozen = jax.lax.stop_gradient((params, encoded))
-            written = self._write(*frozen, batch, state.step, rng, rows, reward_params)
-            written = jax.lax.stop_gradient(self._with_advantages(written))
-            scored = self._loss_sum(params, teacher_params, batch, written, encoded)
+            rollout = self._roll_out(*frozen, batch, state.step, rng, rows, reward_params)
+            rollout = jax.lax.stop_gradient(self._with_advantages(rollout))
+            scored = self._loss_sum(params, teacher_params, batch, rollout, encoded)
             loss, (weight, metrics) = scored
-            return loss, (weight, metrics, written)
+            return loss, (weight, metrics, rollout)
 
         scored = jax.value_and_grad(roll_out_and_score, has_aux=True)(state.params)
-        (loss, (weight, metrics, written)), gradients = scored
-        return self._apply(state, gradients, loss, weight, metrics, written)
+        (loss, (weight, metrics, rollout)), gradients = scored
+        return self._apply(state, gradients, loss, weight, metrics, rollout)
 
     @property
     def _samples(self) -> bool:
         """Whether any step samples at all; decided before tracing."""
         return mixing.student_generates(self.on_policy_fraction)
 
-    def _write(self, params, encoded, batch, step, rng, rows, reward_params=None) -> Rollout:
+    def _roll_out(self, params, encoded, batch, step, rng, rows, reward_params=None) -> Rollout:
         """The sequences of some rows: data, samples, or what the coins say; and their rewards."""
-        written = self._choose(params, encoded, batch, step, rng, rows)
+        rollout = self._choose(params, encoded, batch, step, rng, rows)
         if self.reward_fn is None:
-            return written
+            return rollout
         with jax.named_scope(Part.REWARD):
-            rewards = self.reward_fn(reward_params, batch, written)
-        return written.replace(rewards=jax.lax.stop_gradient(rewards))
+            rewards = self.reward_fn(reward_params, batch, rollout)
+        return rollout.replace(rewards=jax.lax.stop_gradient(rewards))
 
     def _choose(self, params, encoded, batch, step, rng, rows) -> Rollout:
         fraction = self.on_policy_fraction
@@ -279,30 +281,30 @@ class TrainStep:
     def _data_rollout(self, batch, samples=1) -> Rollout:
         return rollout_from_targets(batch, samples, self.student.special_ids.padding)
 
-    def _with_advantages(self, written: Rollout) -> Rollout:
+    def _with_advantages(self, rollout: Rollout) -> Rollout:
         """Compares the rewards over the whole batch, whatever its microbatches."""
-        if written.rewards is None:
-            return written
-        counted = written.on_policy & (jnp.sum(written.weights, axis=1) > 0)
-        values = advantages(written.rewards, counted, self.samples, self.advantage)
-        return written.replace(advantages=values)
+        if rollout.rewards is None:
+            return rollout
+        counted = rollout.on_policy & (jnp.sum(rollout.weights, axis=1) > 0)
+        values = advantages(rollout.rewards, counted, self.samples, self.advantage)
+        return rollout.replace(advantages=values)
 
-    def _loss_sum(self, params, teacher_params, batch, written, encoded=None, dropout_rng=None):
+    def _loss_sum(self, params, teacher_params, batch, rollout, encoded=None, dropout_rng=None):
         """The loss of some rows as a sum, and (weight, metrics)."""
         model = self.student
         if encoded is None:
             tokens = batch.encoder_input_tokens
             encoded = model.encode(params, tokens, dropout_rng=_fold(dropout_rng, 0))
-        tokens, dropout_rng = written.target_tokens, _fold(dropout_rng, 1)
+        tokens, dropout_rng = rollout.target_tokens, _fold(dropout_rng, 1)
         logits = score_tokens(model, params, encoded, tokens, dropout_rng)
         teacher_logits = None
         if self.teacher_logits_fn is not None:
             with jax.named_scope(Part.TEACHER):
-                teacher_logits = self.teacher_logits_fn(teacher_params, batch, written)
-        total, weight, metrics = self.divergence_loss_fn(logits, teacher_logits, written)
+                teacher_logits = self.teacher_logits_fn(teacher_params, batch, rollout)
+        total, weight, metrics = self.divergence_loss_fn(logits, teacher_logits, rollout)
         return total, (weight, metrics)
 
-    def _apply(self, state, gradient_sum, loss, weight, metrics, written):
+    def _apply(self, state, gradient_sum, loss, weight, metrics, rollout):
         """The optimizer's update from summed gradients, unless something is not finite."""
         scale = 1.0 / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
         gradients = jax.tree.map(lambda g: g * scale, gradient_sum)
@@ -323,7 +325,7 @@ class TrainStep:
         metrics = {
             "loss": (loss, weight),
             **metrics,
-            **rollout_metrics(written, ids.end, ids.padding),
+            **rollout_metrics(rollout, ids.end, ids.padding),
             "gradient_norm": (norm, one),
             "skipped": (state.skipped.astype(jnp.float32), one),
             "skipped_in_a_row": (state.skipped_in_a_row.astype(jnp.float32), one),

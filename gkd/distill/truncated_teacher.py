@@ -83,8 +83,8 @@ def restrict_to_top_k(
     known = jnp.sum(jnp.exp(teacher.log_probs), axis=-1, keepdims=True)
     teacher_tail = jnp.log(jnp.maximum(1.0 - known, _LEAST_TAIL))
     student = jnp.concatenate([chosen, student_tail], axis=-1)
-    expert = jnp.concatenate([teacher.log_probs.astype(jnp.float32), teacher_tail], axis=-1)
-    return student, expert, 1.0, None
+    truncated = jnp.concatenate([teacher.log_probs.astype(jnp.float32), teacher_tail], axis=-1)
+    return student, truncated, 1.0, None
 
 
 def truncation_bias(
@@ -95,14 +95,25 @@ def truncation_bias(
     divergence: Callable = forward_kl,
     valid: Bool[Array, " vocabulary"] | None = None,
 ) -> tuple[Float[Array, "rows length"], Float[Array, "rows length"]]:
-    """A divergence with the teacher cut to its K best ids, and the whole one, per token.
+    """Computes a divergence with the teacher truncated to its K most probable ids, and in full.
 
     Args:
-      student_logits, teacher_logits: of the same tokens.
-      k: ids of the teacher that are kept.
+      student_logits: [N, T, V].
+      teacher_logits: [N, T, V], of the same tokens.
+      k: number of ids that are kept.
       tail: 'bucket' or 'renormalise'.
-      divergence: of gkd.distill.divergences.
-      valid: bool [V].
+      divergence: a function of gkd.distill.divergences.
+      valid: bool [V], false for ids without probability; None is all true.
+
+    Returns:
+      The truncated and the full divergence in nats, each float32 [N, T].
+
+    The outcomes (0.7, 0.3) and (0.2, 0.8) are left of P and Q, where forward KL is 0.5827:
+
+    >>> teacher, student = (jnp.log(jnp.array([[p]])) for p in ([0.7, 0.2, 0.1], [0.2, 0.5, 0.3]))
+    >>> truncated, full = truncation_bias(student, teacher, k=1, tail="bucket")
+    >>> print(f"{truncated[0, 0]:.4f} {full[0, 0]:.4f}")
+    0.5827 0.5838
     """
     usable = teacher_logits if valid is None else jnp.where(valid, teacher_logits, UNUSABLE_LOGIT)
     log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(usable.astype(jnp.float32)), k)

@@ -56,7 +56,7 @@ class DivergenceMeter:
         Args:
           student, teacher: the two models; parameters are passed to `measure`.
           mesh: mesh on which they run, the one to which both are bound.
-          valid: bool [V], ids that may be written and carry probability.
+          valid: bool [V], ids that may be sampled and have probability.
         """
         self._mesh = mesh
         self._shapes = student.shapes, teacher.shapes
@@ -103,9 +103,9 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
 
     def sums(params, teacher_params, batch, first, key):
         encoded = student.encode(params, batch.encoder_input_tokens)
-        written = _written(student, params, encoded, batch, first, key, valid)
-        tokens = written.target_tokens
-        coefficients, _ = losses.token_coefficients(written)
+        rollout = _rollout(student, params, encoded, batch, first, key, valid)
+        tokens = rollout.target_tokens
+        coefficients, _ = losses.token_coefficients(rollout)
         teacher_encoded = teacher.encode(teacher_params, batch.teacher_prompts)
         _, _, values = fused_token_loss(
             lambda logits, *_: jnp.zeros(logits.shape[:2], jnp.float32),
@@ -119,7 +119,7 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
             },
             data_shards=data_shards,
         )
-        counted = (written.weights > 0).astype(jnp.float32)
+        counted = (rollout.weights > 0).astype(jnp.float32)
         return {
             "weight": _by_writer(coefficients).sum(axis=(0, 2)),
             "at/rows": _by_writer(counted).sum(axis=0),
@@ -133,7 +133,7 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
     return sums
 
 
-def _written(student, params, encoded, batch, first, key, valid):
+def _rollout(student, params, encoded, batch, first, key, valid):
     """The student's samples and the references as one rollout, row = prompt·2 + writer."""
     rows, length = batch.decoder_target_tokens.shape
     samples = sample(

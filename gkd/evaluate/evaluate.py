@@ -17,7 +17,7 @@ from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidValue, MissingFile
 from gkd.evaluate import evaluation as evaluations
 from gkd.evaluate import report
-from gkd.evaluate.reward_scoring import load_judge
+from gkd.evaluate.reward_scoring import load_reward_model
 from gkd.files.atomic_files import write_json
 from gkd.infer.decode_options import Decoding
 from gkd.parallel import job_messages, processes
@@ -83,7 +83,9 @@ def evaluate(
             batch_size=evaluation.batch_size or batches.size, input_length=batches.input_length,
             target_length=batches.target_length, max_examples=evaluation.examples,
             reward=method.reward,
-            judge=load_judge(method.reward, method.reward_model, None, mesh, rules, task),
+            reward_model=load_reward_model(
+                method.reward, method.reward_model, None, mesh, rules, task
+            ),
         )  # fmt: skip
         measured = _measure(data, models, decode_options, seed)
         result = {

@@ -66,7 +66,7 @@ class Evaluation:
       batch_size: rows of a batch, over all hosts.
       valid: bool [V], ids that may be written.
       reward: of gkd.metrics.reward_functions, measured of every output too; None measures none.
-      judge: the model of a reward that is one.
+      reward_model: the model of a reward that is one.
     """
 
     task: TaskSpec
@@ -75,7 +75,7 @@ class Evaluation:
     batch_size: int
     valid: Any
     reward: Any = None
-    judge: LoadedModel | None = None
+    reward_model: LoadedModel | None = None
 
     def generator(
         self,
@@ -221,7 +221,7 @@ class Evaluation:
         if self.reward is None:
             return None
         return RewardScorer(
-            self.reward, self.judge, self.task.vocabulary, self.mesh,
+            self.reward, self.reward_model, self.task.vocabulary, self.mesh,
             self.target_length, *self._batching(),
         )  # fmt: skip
 
@@ -278,7 +278,7 @@ def make_evaluation(
     target_length: int,
     max_examples: int | None = None,
     reward: Any = None,
-    judge: LoadedModel | None = None,
+    reward_model: LoadedModel | None = None,
 ) -> Evaluation:
     """Reads a split for evaluation.
 
@@ -289,7 +289,7 @@ def make_evaluation(
       batch_size: rows of a batch over all hosts.
       input_length, target_length: in tokens.
       max_examples: the first so many; None uses all.
-      reward, judge: see `Evaluation`.
+      reward, reward_model: see `Evaluation`.
 
     Returns:
       The evaluation.
@@ -298,7 +298,7 @@ def make_evaluation(
     examples = pipeline.evaluation_batches(
         task, split, batch_size, input_length, target_length, max_examples, own
     )
-    return Evaluation(task, mesh, examples, batch_size, valid, reward, judge)
+    return Evaluation(task, mesh, examples, batch_size, valid, reward, reward_model)
 
 
 def evaluation_key(seed: int) -> Any:

@@ -13,7 +13,7 @@ from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
 
 
-def load_judge(
+def load_reward_model(
     reward: Any,
     checkpoint: str | None,
     architecture: Any,
@@ -41,7 +41,7 @@ class RewardScorer:
     def __init__(
         self,
         reward: Any,
-        judge: LoadedModel | None,
+        reward_model: LoadedModel | None,
         vocabulary: Any,
         mesh: Mesh,
         target_length: int,
@@ -52,21 +52,21 @@ class RewardScorer:
 
         Args:
           reward: of gkd.metrics.reward_functions.
-          judge: its model, from `load_judge`.
+          reward_model: its model, from `load_reward_model`.
           vocabulary: of the task.
           mesh: mesh on which the model runs.
           target_length: tokens of an output at most.
           buckets, batch_size: of prompts, as in `BatchedProgram`.
         """
-        self._reward, self._judge, self._length = reward, judge, target_length
+        self._reward, self._reward_model, self._length = reward, reward_model, target_length
         self._padding_id = vocabulary.pad_id
-        if judge is not None:
+        if reward_model is not None:
             scorer = reward.build(vocabulary)
 
             def program(params, _, prompts, outputs):
-                return scorer.score(judge.model, params, prompts, outputs)
+                return scorer.score(reward_model.model, params, prompts, outputs)
 
-            self._batched = BatchedProgram(program, judge, mesh, buckets, batch_size)
+            self._batched = BatchedProgram(program, reward_model, mesh, buckets, batch_size)
 
     def scores(
         self,
@@ -83,14 +83,14 @@ class RewardScorer:
           texts, output_ids: the outputs.
           references: of every output.
         """
-        if self._judge is None:
+        if self._reward_model is None:
             return [float(reward) for reward in self._reward(prompts, texts, references)]
         scores = [0.0] * len(texts)
 
         def rows(positions):
             return (padded([output_ids[i] for i in positions], self._length, self._padding_id),)
 
-        for part, values in self._batched.run(self._judge.params, (), prompt_ids, rows):
+        for part, values in self._batched.run(self._reward_model.params, (), prompt_ids, rows):
             for position, value in zip(part, values, strict=False):
                 scores[position] = float(value)
         return scores

@@ -11,7 +11,7 @@ from gkd.configuration.experiment import Experiment
 from gkd.data.task_spec import BATCH_COLUMNS, TaskSpec
 from gkd.distill import optimizers, replay, train_step
 from gkd.distill.types import Batch, TopK
-from gkd.evaluate.reward_scoring import load_judge
+from gkd.evaluate.reward_scoring import load_reward_model
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
@@ -93,7 +93,7 @@ def _load_models(experiment, mesh, rules, from_shapes):
             "TEACHER", chosen, chosen.step, stacked_layers=chosen.stacked,
             with_params=not from_shapes, **dtypes,
         )  # fmt: skip
-    reward_model = load_judge(
+    reward_model = load_reward_model(
         method.reward, None if from_shapes and method.reward_architecture else method.reward_model,
         method.reward_architecture, mesh, rules, task, with_params=not from_shapes,
     )  # fmt: skip

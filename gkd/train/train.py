@@ -201,7 +201,7 @@ def _evaluation(program: StepProgram) -> evaluations.Evaluation:
         batch_size=program.evaluation_rows, input_length=experiment.batches.input_length,
         target_length=experiment.batches.target_length,
         max_examples=experiment.evaluation.examples, reward=experiment.method.reward,
-        judge=program.reward_model,
+        reward_model=program.reward_model,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gkd.evaluate.reward_scoring import RewardScorer, load_judge
+from gkd.evaluate.reward_scoring import RewardScorer, load_reward_model
 from gkd.metrics import reward_functions
 from gkd.models.interface import project
 from gkd.models.t5 import as_seq2seq
@@ -66,9 +66,9 @@ def _letters_added(prompts, samples, references):
 
 def test_a_reward_of_texts_needs_no_model_and_a_models_needs_one():
     mesh, rules = meshes.make_mesh(), meshes.rules_for()
-    assert load_judge(reward_functions.exact_number, None, None, mesh, rules, None) is None
+    assert load_reward_model(reward_functions.exact_number, None, None, mesh, rules, None) is None
     with pytest.raises(ValueError, match="set REWARD_MODEL"):
-        load_judge(
+        load_reward_model(
             reward_functions.entailment(),
             None,
             None,
