@@ -10,7 +10,7 @@ TEXT_RULES = {
         r"(batch|cell|chip|device|example|group|host|layer|position|process|prompt|query|row|run"
         r"|sample|second|sequence|slice|step|token|update)\b"
     ),
-    "a number without its 0": re.compile(r"(?<![\w.…)\]}*\\/'\"])\.\d"),
+    "a number without its 0": re.compile(r"(?<![\w.…)\]}*:\\/'\"])\.\d"),
     "a verb of people": re.compile(
         r"\b(says|is said|are said|told|hears?|heard|knows?|knew|speaks?|spoke|judges?|stands|stood"
         r"|learns of)\b"

@@ -146,8 +146,8 @@ class TrainingBatches:
         """Continues from a saved position: the next batches are those that followed it.
 
         Args:
-          state: what `state()` returned, in this process or another; the number of hosts and the
-            batch size may have changed since, the data, seed and shuffling may not.
+          state: bytes that `state()` returned, in this process or another; the number of hosts and
+            the batch size may have changed since, the data, seed and shuffling may not.
 
         Raises:
           InvalidFile: the state is damaged or belongs to other data, another seed or shuffling.

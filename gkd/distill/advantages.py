@@ -1,4 +1,4 @@
-"""From rewards to advantages: what a sequence is worth beyond what its prompt or batch is."""
+"""Advantages: the rewards of sequences beyond a baseline of their prompt or batch."""
 
 from __future__ import annotations
 

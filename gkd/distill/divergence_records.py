@@ -2,7 +2,7 @@
 
 A divergence is added by one function under `@divergence(…)`, in gkd.distill.divergences or in a
 module that `--allow_module` names. The loss, the evaluation and the checks of a method read the
-record, and nothing else, to know what a divergence needs.
+record, and nothing else, for what a divergence needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gkd.errors import InvalidValue
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DivergenceRecord:
-    """A divergence with everything that the rest of the code needs to know about it.
+    """A divergence with everything that the rest of the code needs of it.
 
     Attributes:
       function: (student_logits, teacher_logits, *, temperature, valid, and its own parameters) ->

@@ -55,8 +55,8 @@ def fused_token_loss(
         closed over.
       student: the student's logits, N rows of T tokens.
       teacher: the teacher's, in any form, or None for a loss without one.
-      targets: what else the loss of a token takes: int32 [N, T], or a pytree of arrays [N, T]; no
-        gradient flows into it.
+      targets: further arguments of the loss of a token: int32 [N, T], or a pytree of arrays
+        [N, T]; no gradient flows into it.
       coefficients: float32 [N, T]; where one is 0, that position's logits and targets are replaced
         and its loss and metrics are 0: padding enters no product, whatever it holds (NaN, inf).
       token_metrics: with the arguments of `token_loss`, returns a dict of [N, t] values that cost

@@ -16,7 +16,7 @@ from gkd.models.interface import ProjectedLogits
 
 # Logits below this have no probability. Finite, so that 0 · log 0 is 0 and not NaN.
 _LOWEST_LOGIT = -1e32
-# Unusable ids stay below every usable one, even in a row whose usable logits are all −inf.
+# Invalid ids stay below every valid one, even in a row whose valid logits are all −inf.
 UNUSABLE_LOGIT = -1e34
 
 _Scalar = int | float | Float[Array, ""]
@@ -70,7 +70,7 @@ class TopKLogits:
     Attributes:
       ids: int32 [N, T, K].
       log_probs: float32 [N, T, K].
-      tail: what becomes of the other ids' probability, 'bucket' or 'renormalise'.
+      tail: treatment of the other ids' probability, 'bucket' or 'renormalise'.
     """
 
     ids: Any
@@ -142,7 +142,7 @@ def kernel_gradient(
 
     Args:
       block: hidden states of the block's positions, [N, t, E].
-      gradient: of the logits, [N, t, V].
+      gradient: gradient of the logits, [N, t, V].
       groups: equal groups of consecutive rows to keep apart (see `fused_token_loss`).
 
     Returns:
@@ -204,7 +204,7 @@ def token_log_prob(
 
 
 def check_same_vocabulary(student_vocabulary: int, teacher_vocabulary: int) -> None:
-    """Raises a ValueError that says what to do unless both models have the same ids."""
+    """Raises a ValueError with the remedy unless both models have the same ids."""
     if student_vocabulary != teacher_vocabulary:
         raise InvalidValue(
             f"teacher vocabulary has {teacher_vocabulary} ids, student {student_vocabulary}: "

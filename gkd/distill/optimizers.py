@@ -37,7 +37,7 @@ def adafactor(
       min_dim_size_to_factor: second moments of matrices with two sides this long are factored, and
         as in T5X those of attention kernels of any size where each layer has its relative bias
         (scalable_t5) or a kernel has three axes.
-      multiply_by_parameter_scale: whether the learning rate is relative (see above).
+      multiply_by_parameter_scale: makes the learning rate relative (see above).
 
     Returns:
       The optimizer.
@@ -229,9 +229,9 @@ def update_if(
 
     Args:
       finite: bool [], traced; false where a gradient is not finite.
-      optimizer: what turns gradients into updates.
+      optimizer: an optax gradient transformation.
       gradients, params: trees of one structure.
-      opt_state: of the optimizer.
+      opt_state: state of the optimizer.
 
     Returns:
       The parameters, the optimizer's state, and bool [], whether they are new.
@@ -264,15 +264,15 @@ class PerLayerState(NamedTuple):
 
 
 def per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs an optimizer on stacked layers as if each layer's parameters stood alone.
+    """Runs an optimizer on stacked layers as on separate ones.
 
     Adafactor's means, root mean squares and factored axes are over one parameter; over a whole
     stack they would make it another optimizer. Whatever spans parameters (a global norm) belongs
     outside.
 
     Args:
-      optimizer: what to run. Subtrees under a key "layers", whose leaves have a leading layer axis,
-        are mapped over that axis; all other parameters are passed as they are.
+      optimizer: the transformation to run. Subtrees under a key "layers", whose leaves have a
+        leading layer axis, are mapped over that axis; all other parameters are passed as they are.
 
     Returns:
       The optimizer for trees with and without stacks.
@@ -322,7 +322,7 @@ def _merge(rest, stacks):
 
 
 def _decays(params):
-    """Which parameters weight decay applies to: all but the norms' scales."""
+    """Selects the parameters for weight decay: all but the norms' scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
 
 

@@ -28,12 +28,12 @@ _DRAW = 0x7FFFFFFD  # folded into the step's key: no row draws from it
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """How much is remembered, and how the student's share grows.
+    """Settings of a replay memory: its capacity, and the growth of the student's share.
 
     Attributes:
       capacity: rows remembered; the oldest are overwritten.
-      share: of steps on the student's outputs, at the start.
-      increase: of the share, whenever the validation loss has risen.
+      share: initial share of steps on the student's samples.
+      increase: added to the share whenever the validation loss has risen.
       margin: by how much the loss must rise for that, over the last evaluation's.
       metric: the evaluation's metric that is the validation loss.
 
@@ -61,7 +61,7 @@ class Replay:
 
 @flax.struct.dataclass
 class Memory:
-    """What a replay remembers.
+    """The memory of a replay.
 
     Attributes:
       inputs: int32 [capacity, S], the student's prompts.

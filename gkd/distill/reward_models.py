@@ -29,10 +29,10 @@ class Entailment:
       premise_ids, hypothesis_ids: the pieces of the template, token ids without EOS.
       entailment_id: the first token of the model's answer where the sample is entailed.
       input_length: tokens of the model's input.
-      prompt_prefix_ids: what a prompt begins with that is not part of the document (the ids of
+      prompt_prefix_ids: beginning of a prompt that is not part of the document (the ids of
         `summarize: `); it is left out of those rows that begin with it.
       hypothesis_first: put hypothesis and sample before premise and document.
-      eos_id, padding_id: of the vocabulary.
+      eos_id, padding_id: ids of the vocabulary.
 
     Source: Honovich et al., "TRUE: Re-evaluating Factual Consistency Evaluation" (2022), whose
     model answers `1` or `0` to `premise: … hypothesis: …`; used as a reward by Roit et al.,
@@ -125,7 +125,7 @@ class Entailment:
         return jax.lax.stop_gradient(jnp.exp(token_log_prob(logits, answer)[:, 0]))
 
     def _prefix_length(self, prompt):
-        """How many tokens of a prompt [S] stand before its document."""
+        """Counts the tokens of a prompt [S] before its document."""
         size = len(self.prompt_prefix_ids)
         if size > prompt.shape[0]:
             return 0

@@ -21,12 +21,12 @@ def most_probable_ids(
     data_shards: int = 1,
     block_size: int | None = None,
 ) -> tuple[Int[Array, "rows length k"], Float[Array, "rows length k"]]:
-    """The K most probable usable ids of every token, exactly, and their log-probabilities.
+    """Returns the K most probable valid ids of every token, exactly, and their log-probabilities.
 
     Args:
-      logits: of N rows of T tokens; never multiplied out at full length.
+      logits: projected logits of N rows of T tokens; never multiplied out at full length.
       valid: bool [V], ids that carry probability; at least K are true.
-      k: how many ids.
+      k: number of ids.
       top_k: `jax.lax.top_k`, or the same over rows that are spread over devices (`jax.shard_map`),
         where XLA would gather all rows on every device.
       data_shards: number of devices that share the rows.
@@ -34,7 +34,7 @@ def most_probable_ids(
 
     Returns:
       ids int32 and log-probabilities float32 [N, T, K], the most probable first, of equals the
-      lower id. Temperature 1, normalised over all usable ids.
+      lower id. Temperature 1, normalised over all valid ids.
     """
     rows, length, vocabulary = logits_shape(logits)
     size = block_size or automatic_block_size(rows // data_shards, length, vocabulary)

@@ -45,7 +45,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) 
     Args:
       params: the student's parameters, unboxed.
       optimizer: its state is made for `params`.
-      seed: of all randomness of the run.
+      seed: PRNG seed of the run.
 
     Returns:
       The state.
@@ -74,7 +74,7 @@ def make_sample_fn(
       model: the student.
       sampler: `gkd.decode.sampling.sample`, or another with its signature.
       valid: bool [V], ids that may be sampled.
-      samples: G outputs a prompt, from one encoding.
+      samples: G completions per prompt, from one encoding.
       longest: tokens of a sample at most, where they should be fewer than the targets have.
       **options: temperature, top_k, top_p; by default exactly the student's distribution.
 
@@ -143,13 +143,13 @@ class TrainStep:
     def rollout(
         self, state: TrainState, batch: Batch, rng: Array, reward_params: Any = None
     ) -> Rollout:
-        """Who writes what this step: the sequences of all rows, one microbatch after the other.
+        """Generates this step's target sequences, one microbatch after the other.
 
         Args:
           state: the student's state; no gradient flows through what it writes.
           batch: prompts and the data set's outputs.
           rng: the step's key, `mixing.step_key`.
-          reward_params: of a reward that is a model.
+          reward_params: parameters of a reward model.
 
         Returns:
           The sequences of every row, with their rewards where the program has them.
@@ -176,7 +176,7 @@ class TrainStep:
 
         Args:
           state: the student's state.
-          teacher_params: of the teacher, or None where there is none.
+          teacher_params: the teacher's parameters, or None without one.
           batch: the prompts.
           rollout: the sequences to learn from, with rewards where the loss needs them.
 
@@ -237,7 +237,7 @@ class TrainStep:
 
     @property
     def _samples(self) -> bool:
-        """Whether any step samples at all; decided before tracing."""
+        """Returns whether any step samples; decided before tracing."""
         return mixing.student_generates(self.on_policy_fraction)
 
     def _roll_out(self, params, encoded, batch, step, rng, rows, reward_params=None) -> Rollout:
@@ -363,9 +363,9 @@ def make_train_step(
       mix_rows: toss λ's coin for every prompt instead of once a step; then every step samples.
       reward_fn: (reward params, batch, rollout) -> rewards [N], where a reward is computed in the
         program; rewards from elsewhere come in with the rollout that `update` is given.
-      advantage: what becomes of the rewards, see `gkd.distill.advantages`.
-      microbatches: how many parts of the batch are run one after the other to save memory.
-      dropout: whether the student is trained with its dropout. Sampling never uses it.
+      advantage: baseline of the rewards, see `gkd.distill.advantages`.
+      microbatches: number of parts of the batch that run one after the other to save memory.
+      dropout: trains the student with its dropout. Sampling never uses it.
 
     Returns:
       rollout, update and step. A loss or gradient that is not finite leaves parameters and

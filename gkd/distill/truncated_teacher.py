@@ -54,11 +54,11 @@ def restrict_to_top_k(
     temperature: Temperature,
     valid: Bool[Array, " vocabulary"] | None,
 ) -> tuple[Array, Array, Temperature, Array | None]:
-    """What a divergence takes for a student and a truncated teacher.
+    """Restricts a student to the ids of a truncated teacher, as a divergence takes them.
 
     Args:
       student_logits: float32 [N, t, V].
-      teacher: of the same tokens, K ids each.
+      teacher: cached log-probabilities of the same tokens, K ids each.
       temperature: as of a divergence.
       valid: bool [V].
 

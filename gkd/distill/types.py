@@ -13,7 +13,7 @@ class TopK:
 
     Attributes:
       ids: int32 [B, T, K], all different.
-      log_probs: float32 [B, T, K], log P of each over the usable ids, at temperature 1.
+      log_probs: float32 [B, T, K], log P of each over the valid ids, at temperature 1.
     """
 
     ids: Any
@@ -29,7 +29,7 @@ class Batch:
       decoder_target_tokens: int32 [B, T], through EOS, then 0.
       example_weights: float32 [B], 0 for rows that only fill up a batch.
       teacher_encoder_input_tokens: int32 [B, S'] where the teacher reads another prompt, else None.
-      teacher_top_k: what a teacher said of the targets beforehand, else None.
+      teacher_top_k: cached top-k of the teacher's log-probabilities, else None.
     """
 
     encoder_input_tokens: Any
@@ -54,7 +54,7 @@ class Rollout:
       weights: float32 [N, T], 1 on supervised tokens (times the example's weight), else 0.
       log_probs: float32 [N, T], the sampler's log-probability of each token; 0 on data rows.
       on_policy: bool [N], true where the student wrote the row.
-      rewards: float32 [N], what each row is worth, where something says so; else None.
+      rewards: float32 [N] where the method has rewards, else None.
       advantages: float32 [N], the reward over its baseline, 0 on data rows; None without rewards.
     """
 
@@ -77,7 +77,7 @@ class TrainState:
       seed: the run's random key; a step's noise is fold_in(seed, step).
       skipped: int32 [], updates skipped because the loss or gradient was not finite.
       skipped_in_a_row: int32 [], the length of the current streak of skipped updates.
-      replay: what `gkd.distill.replay` remembers; None where nothing is replayed.
+      replay: memory of `gkd.distill.replay`; None where nothing is replayed.
     """
 
     step: Any

@@ -26,14 +26,14 @@ CURVES = ("forward_kl", "reverse_kl")
 
 @dataclasses.dataclass(frozen=True)
 class Divergences:
-    """How far a student is from its teacher.
+    """Divergences of a student from its teacher.
 
     Attributes:
       metrics: on_policy_NAME and reference_NAME for each of `reported_divergences`: the mean
         over a sequence's tokens, then over sequences (equation 2 of arXiv 2306.13649), in nats
         (total_variation: 0 … 1).
-      by_position: what shows exposure bias: of `free_running` (the student's own samples) and
-        `teacher_forced` (the references) the `rows` that have a token at position 0, 1, …, and
+      by_position: KL by position, which shows exposure bias: of `free_running` (the student's own
+        samples) and `teacher_forced` (the references) the `rows` that have a token at position 0, 1, …, and
         each of CURVES at that position, the mean over those rows. As long as the longest row.
     """
 
@@ -73,9 +73,9 @@ class DivergenceMeter:
         """Measures; the student writes at temperature 1, so exactly from its distribution.
 
         Args:
-          params, teacher_params: of the two models, on the mesh.
+          params, teacher_params: parameters of the two models, on the mesh.
           batches: `Batch`es of this host's rows, all of one size.
-          key: of the samples; a row's noise depends on it and the row's number only.
+          key: PRNG key of the samples; a row's noise depends on it and the row's number only.
         """
         totals: dict[str, Any] = {}
         first = 0

@@ -37,11 +37,11 @@ class Generated:
     Attributes:
       metrics: the task's in percent, the mean over an example's samples; what several samples show
         together (`TaskSpec.evaluate_samples`); facts about the outputs' lengths.
-      records: of every example, in the set's order, each of its samples: `text`, `tokens` and
+      records: for every example, in the set's order, each of its samples: `text`, `tokens` and
         `log_prob`; where options were scored, the best one's `text` and all `options`' scores.
-      reference_log_probs: of every example the log-probability of each of its reference's tokens
+      reference_log_probs: for every example the log-probability of each of its reference's tokens
         (natural, raw logits, EOS counted), where asked for.
-      signatures: of metrics that depend on a tokenizer, how they were computed.
+      signatures: tokenizer and version of metrics that depend on them.
     """
 
     metrics: dict[str, float]
@@ -65,7 +65,7 @@ class Evaluation:
       examples: the split's batches and texts.
       batch_size: rows of a batch, over all hosts.
       valid: bool [V], ids that may be written.
-      reward: of gkd.metrics.reward_functions, measured of every output too; None measures none.
+      reward: a function of gkd.metrics.reward_functions that scores every output; None scores none.
       reward_model: the model of a reward that is one.
     """
 
@@ -91,7 +91,7 @@ class Evaluation:
 
         Args:
           loaded: the model.
-          decoding: how outputs are written; None is greedy.
+          decoding: sampling or beam search; None is greedy.
           score: also give the references' log-probabilities.
           teacher: the model reads the teacher's prompts, where the task has them.
 
@@ -121,7 +121,7 @@ class Evaluation:
 
         Args:
           student, teacher: the models.
-          max_batches: of the set, the first; None uses all.
+          max_batches: number of batches, the first; None uses all.
         """
         meter = DivergenceMeter(student, teacher, self.mesh, self.valid)
         batches = [host_batch(batch) for batch in self.examples.batches[:max_batches]]
@@ -244,7 +244,7 @@ class Evaluation:
         return {name: sum(values[name] for values in each) / len(each) for name in each[0]}
 
     def fingerprint(self) -> str:
-        """What a measurement on this evaluation depends on besides the model, as a hash."""
+        """Hashes everything besides the model that a measurement depends on."""
         answers = "options" if self.task.choices else "greedy"
         digest = hashlib.sha256(f"{self.task.name} {answers}".encode())
         for batch in self.examples.batches:
@@ -283,7 +283,7 @@ def make_evaluation(
     """Reads a split for evaluation.
 
     Args:
-      task, split: what to measure on.
+      task, split: the data to measure on.
       mesh: mesh on which models run.
       valid: bool [V], ids that may be written.
       batch_size: rows of a batch over all hosts.

@@ -31,7 +31,7 @@ class OptionScorer:
         Args:
           loaded: the model.
           mesh: mesh on which it runs, the one to which the model is bound.
-          options: of every prompt the token ids of each of its options, through EOS.
+          options: for every prompt the token ids of each of its options, through EOS.
           buckets: the lengths that prompts are padded to, ascending.
           batch_size: prompts a batch, over all devices.
         """

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: JSON with all that is needed to cite it, JSONL, a summary."""
+"""Writes an evaluation: JSON with all that is needed to cite it, JSONL, a printed summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Outputs = Mapping[str, Mapping[str, Generated]]  # model -> way of decoding -> o
 
 
 def signatures(outputs: Outputs | None = None) -> dict[str, str]:
-    """How each metric is computed, to be printed with a score.
+    """Returns the signature of each metric, to be printed with a score.
 
     Args:
       outputs: the outputs measured, whose metrics' tokenizers are named; None names the defaults.
@@ -41,14 +41,14 @@ def signatures(outputs: Outputs | None = None) -> dict[str, str]:
         "options": "sum of an option's token log-probabilities with EOS, raw logits",
         "reference_log_prob": "mean over all tokens with EOS, raw logits, natural log",
         "divergences": (
-            "nats at temperature 1 over usable ids; mean over a sequence's tokens, then over "
+            "nats at temperature 1 over valid ids; mean over a sequence's tokens, then over "
             "sequences; on_policy: the student's samples at temperature 1"
         ),
     }
 
 
 def model_facts(loaded: model_loading.LoadedModel, task: Any) -> dict[str, Any]:
-    """Which model was measured: its step folder, its size, and what its checkpoint describes."""
+    """Describes the measured model: step folder, size, and its checkpoint's description."""
     return {
         "step_folder": loaded.checkpoint,
         "chosen": loaded.chosen,
@@ -82,7 +82,7 @@ def all_metrics(outputs: Outputs, divergences: Divergences | None) -> dict[str, 
 
 
 def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) -> None:
-    """One line an example: input, reference, and of every model all outputs by way of decoding."""
+    """Writes one line per example: input, reference, and every model's outputs by decoding."""
     examples = evaluation.examples
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for i, texts in enumerate(zip(examples.inputs, examples.targets, strict=True)):

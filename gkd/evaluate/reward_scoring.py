@@ -51,12 +51,12 @@ class RewardScorer:
         """Prepares; nothing is compiled yet.
 
         Args:
-          reward: of gkd.metrics.reward_functions.
+          reward: a function of gkd.metrics.reward_functions, or a reward model.
           reward_model: its model, from `load_reward_model`.
-          vocabulary: of the task.
+          vocabulary: the task's vocabulary.
           mesh: mesh on which the model runs.
           target_length: tokens of an output at most.
-          buckets, batch_size: of prompts, as in `BatchedProgram`.
+          buckets, batch_size: lengths and rows of prompts, as in `BatchedProgram`.
         """
         self._reward, self._reward_model, self._length = reward, reward_model, target_length
         self._padding_id = vocabulary.pad_id
@@ -79,9 +79,9 @@ class RewardScorer:
         """A reward for every output.
 
         Args:
-          prompts, prompt_ids: of every output, as text and as tokens through EOS.
+          prompts, prompt_ids: the prompt of every output, as text and as tokens through EOS.
           texts, output_ids: the outputs.
-          references: of every output.
+          references: the reference of every output.
         """
         if self._reward_model is None:
             return [float(reward) for reward in self._reward(prompts, texts, references)]

@@ -158,7 +158,7 @@ def abstract_batch(
       rows: B.
       input_length: S, tokens of a student's prompt.
       target_length: T, tokens of a target.
-      with_top_k: add the cached top-k logits of an offline teacher, with K = 1.
+      with_top_k: add cached top-k logits of a teacher, with K = 1.
 
     Returns:
       A batch of `jax.ShapeDtypeStruct`.
