@@ -33,8 +33,8 @@ class Divergences:
         over a sequence's tokens, then over sequences (equation 2 of arXiv 2306.13649), in nats
         (total_variation: 0 … 1).
       by_position: KL by position, which shows exposure bias: of `free_running` (the student's own
-        samples) and `teacher_forced` (the references) the `rows` that have a token at position 0, 1, …, and
-        each of CURVES at that position, the mean over those rows. As long as the longest row.
+        samples) and `teacher_forced` (the references) the `rows` that have a token at position
+        0, 1, …, and each of CURVES at that position, the mean over those rows. As long as the longest row.
     """
 
     metrics: dict[str, float]
