@@ -34,7 +34,8 @@ class Divergences:
         (total_variation: 0 … 1).
       by_position: KL by position, which shows exposure bias: of `free_running` (the student's own
         samples) and `teacher_forced` (the references) the `rows` that have a token at position
-        0, 1, …, and each of CURVES at that position, the mean over those rows. As long as the longest row.
+        0, 1, …, and each of CURVES at that position, the mean over those rows. As long as the
+        longest row.
     """
 
     metrics: dict[str, float]
