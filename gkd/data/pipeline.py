@@ -212,10 +212,16 @@ def training_batches(
             f"task {task.name}: split {split!r} has {data.rows} rows, fewer than a batch of "
             f"{batch_size}, which would hold rows twice: lower BATCH_SIZE, or give more rows"
         )
-    eos = task.vocabulary.eos_id
     return TrainingBatches(
-        data, eos, batch_size, lengths, seed, shuffle, own, task.vocabulary.unk_id,
-    )  # fmt: skip
+        data=data,
+        eos=task.vocabulary.eos_id,
+        batch_size=batch_size,
+        lengths=lengths,
+        seed=seed,
+        shuffle=shuffle,
+        own_rows=own,
+        unknown=task.vocabulary.unk_id,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

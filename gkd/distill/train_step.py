@@ -378,8 +378,10 @@ def make_train_step(
     """
     mixing.check_fraction(on_policy_fraction)
     step = TrainStep(
-        student, optimizer, divergence_loss_fn, teacher_logits_fn, sample_fn, on_policy_fraction,
-        samples, mix_rows, reward_fn, advantage, microbatches, dropout,
+        student=student, optimizer=optimizer, divergence_loss_fn=divergence_loss_fn,
+        teacher_logits_fn=teacher_logits_fn, sample_fn=sample_fn,
+        on_policy_fraction=on_policy_fraction, samples=samples, mix_rows=mix_rows,
+        reward_fn=reward_fn, advantage=advantage, microbatches=microbatches, dropout=dropout,
     )  # fmt: skip
     if step._samples and sample_fn is None:
         raise ValueError(f"λ is {on_policy_fraction} but no sample_fn is given: pass one, or λ=0")

@@ -206,19 +206,30 @@ def _generator(opened, mesh, words, decoding, facts) -> Any:
     rules = meshes.rules_for()
     loaded = model_loading.load_checkpoint(opened, mesh, rules, facts["dtype"])
     return generator.Generator(
-        loaded, mesh, vocabularies.valid_ids(words, loaded.config.vocab_size), decoding,
-        batched_program.length_buckets(facts["input_length"]), facts["batch_size"], facts["score"],
-        facts["top_k_log_probs"] or 0,
-    )  # fmt: skip
+        loaded,
+        mesh,
+        vocabularies.valid_ids(words, loaded.config.vocab_size),
+        decoding,
+        buckets=batched_program.length_buckets(facts["input_length"]),
+        batch_size=facts["batch_size"],
+        score=facts["score"],
+        top_k_log_probs=facts["top_k_log_probs"] or 0,
+    )
 
 
 def _job(inputs, files, lease, generator, words, facts) -> Any:
     from gkd.infer import requests
 
     return requests.InferenceJob(
-        inputs, files, lease, generator, words, facts["prefix"], facts["input_length"],
-        facts["window"],
-    )  # fmt: skip
+        source=inputs,
+        files=files,
+        lease=lease,
+        generator=generator,
+        vocabulary=words,
+        prefix=facts["prefix"],
+        input_length=facts["input_length"],
+        window=facts["window"],
+    )
 
 
 def _is_task(source: InputSource) -> bool:
