@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from gkd.distill import mixing
 from gkd.distill.train_step import Part
 from gkd.evaluate.divergence_meter import DivergenceMeter
 from gkd.infer import generator
@@ -22,6 +21,7 @@ from gkd.program_cost.roofline import Chip, roofline
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
 from gkd.train.build import abstract_batch
+from gkd.train.method import student_generates
 from gkd.train.model_flops import (
     UPDATE,
     generation_flops,
@@ -98,7 +98,7 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
     method, target = program.method, program.batch.decoder_target_tokens.shape[1]
     rows = program.batch.encoder_input_tokens.shape[0]
     bound = method.rollout_length or target
-    samples = mixing.student_generates(method.on_policy_fraction)
+    samples = student_generates(method)
     microbatch = rows // program.experiment.batches.microbatches
     cache = cache_bytes(program, program.student, microbatch, bound, method.samples)
     halves = {"rollout": (Part.SAMPLING,), "update": (Part.TEACHER, UPDATE)}

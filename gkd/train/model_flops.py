@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gkd.distill import mixing
 from gkd.distill.train_step import Part
 from gkd.models.attention_sharding import row_sharding
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.method import rewards_on_host
+from gkd.train.method import rewards_on_host, student_generates
 from gkd.train.step_program import StepProgram
 
 UPDATE = "update"
@@ -40,9 +39,9 @@ def step_flops(
     samples = method.samples
     written = method.rollout_length or target  # tokens of an output
     student = program.student.config
-    on_policy = mixing.student_generates(method.on_policy_fraction)
+    on_policy, replays = student_generates(method), method.replay is not None  # from a memory
     parts = program.experiment.batches.microbatches
-    again = parts > 1 or student.dropout_rate > 0 or rewards_on_host(method)
+    again = parts > 1 or student.dropout_rate > 0 or rewards_on_host(method) or replays
 
     def shared(config):
         if not split:

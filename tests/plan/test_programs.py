@@ -29,6 +29,7 @@ from tests.teacher_prompts import LENGTH, OVERRIDES
         ((*DISTIL, "LAMBDA=1.0", "DROPOUT_RATE=0.1"), 12),
         ((*DISTIL, "LAMBDA=1.0", "REMAT=True"), 12),
         ((*DISTIL, "LAMBDA=1.0", *OVERRIDES), 12),
+        ((*DISTIL, "REPLAY=@replay.Replay()"), 12),
         (("REMAT=True", "STUDENT_STACKED=True"), None),
     ],
 )
