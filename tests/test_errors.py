@@ -34,10 +34,11 @@ def test_each_is_a_user_error_and_the_builtin_that_callers_expect(kind):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
 def test_an_error_of_storage_is_the_user_s_also_in_the_copy_that_gin_raises(number):
-    @gin.configurable(f"fails_with_{number}", module="tests.errors")
     def fails():
         raise OSError(number, os.strerror(number), "/data/run")
 
+    with gin.unlock_config():  # another test of this process may have configured a verb
+        fails = gin.configurable(f"fails_with_{number}", module="tests.errors")(fails)
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         fails()
     found = errors.as_user_error(caught.value)

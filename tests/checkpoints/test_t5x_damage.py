@@ -251,7 +251,7 @@ def files_up_to(size):
 def test_a_full_disk_leaves_nothing(tmp_path):
     config = dataclasses.replace(TINY, vocab_size=20000)  # a table of 640 kB
     params = random_params(config)
-    with files_up_to(200_000), refused("could not be written, nothing is left", OSError):
+    with files_up_to(200_000), refused("could not be written and was removed", OSError):
         t5x_format.save_t5x(tmp_path / "out", config, params)
     assert os.listdir(tmp_path) == []
 

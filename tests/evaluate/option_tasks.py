@@ -44,8 +44,11 @@ def option_evaluation(mesh):
         for i in (0, 8)
     )
     options = {text: (choices, choices.index(right)) for text, choices, right in QUESTIONS}
+    seqio_task = types.SimpleNamespace(
+        metric_fns=[metrics.exact_match], output_features=("inputs", "targets")
+    )
     task = TaskSpec(
-        "quiz", vocabularies.byte_level(), types.SimpleNamespace(metric_fns=[metrics.exact_match]),
+        "quiz", vocabularies.byte_level(), seqio_task,
         lambda row: row, choices=lambda text, target: options[text],
         group_of=lambda text, target: text[0],
     )  # fmt: skip

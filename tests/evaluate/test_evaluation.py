@@ -11,7 +11,7 @@ from tests.evaluate.option_tasks import QUESTIONS, option_evaluation
 
 
 def made():
-    return option_evaluation(meshes.make_mesh(), meshes.rules_for())
+    return option_evaluation(meshes.make_mesh())
 
 
 def test_the_fingerprint_is_of_the_rows_and_of_nothing_else():

@@ -39,7 +39,7 @@ def test_decodings_are_recorded_with_the_penalty_that_was_used():
 
 
 def test_outputs_are_one_line_per_example(tmp_path):
-    evaluation = option_evaluation(meshes.make_mesh(), meshes.rules_for())
+    evaluation = option_evaluation(meshes.make_mesh())
     examples = dataclasses.replace(evaluation.examples, inputs=("x", "ü"), targets=("1", "2"))
     evaluation = dataclasses.replace(evaluation, examples=examples)
     report.write_outputs(tmp_path / "a.jsonl", evaluation, {"student": {"greedy": GREEDY}})
