@@ -4,8 +4,9 @@ import pytest
 
 from tests.configs import traces
 
-# What makes a cell's method; sizes and tasks are traced with every run file.
-METHOD = ("LAMBDA", "DIVERGENCE", "BETA", "ALPHA", "REWARD", "REPLAY")
+# Settings of a cell's method that neither the run files' traces nor the methods' real steps
+# (test_programs.py) have.
+METHOD = ("BETA", "ALPHA", "REWARD")
 
 
 def method_of(program):
@@ -14,12 +15,11 @@ def method_of(program):
 
 
 def test_cells_with_every_setting_of_a_method_trace_at_full_size(real_vocabulary):
-    """Every divergence, share, reward, …; every combination of them with `-m slow`."""
+    """Every reward, share of a reward and β; every combination of them with `-m slow`."""
     found = traces.programs(sweeps=True)
     assert len(found) > 20
-    assert len({frozenset(method_of(program)) for _, program in found.values()}) > 15
     some = traces.of_every_kind(found, method_of)
-    assert len(some) > 7
+    assert len(some) > 3
     for command, program in some.values():
         traces.trace(command, program)
 
