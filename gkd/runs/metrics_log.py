@@ -322,3 +322,6 @@ def _write_session_start(folder: pathlib.Path, step: int) -> None:
     for _ in range(2):  # TensorBoard ignores a run's first start: it may follow a graph
         writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
     writer.close()
+    # Of several files of one second, this one must be read first, whatever the others' counters.
+    for path in folder.glob("events.out.tfevents.*.restart"):
+        path.rename(path.with_name(".".join([*path.name.split(".")[:4], "-restart"])))

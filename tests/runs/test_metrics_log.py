@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.util import tensor_util
 
 from gkd.runs.metrics_log import MetricsLog, read_metrics
@@ -92,6 +93,9 @@ def test_samples_hold_text_of_any_language(log, tmp_path):
 
 
 def test_tensorboard_forgets_the_steps_past_a_resume(tmp_path):
+    # Names of event files hold a counter of the process: several writers came before.
+    for number in range(9):
+        event_file_writer.EventFileWriter(str(tmp_path / f"other{number}")).close()
     with MetricsLog(tmp_path) as log:
         for step in (1, 2, 3):
             log.write(step, {"loss": float(step)})
