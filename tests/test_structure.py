@@ -17,7 +17,6 @@ PURE = ("models", "decode", "distill", "parallel")
 # Modules without a test file of their name, and why.
 WITHOUT_TESTS = {
     "cli/arguments.py": "cli/test_command_line.py and test_plain_arguments.py parse commands",
-    "__main__.py": "one call; the command line's tests start it",
     "configuration/configured_experiment.py": "one call of gin; tests/step_programs.py makes it",
     "configuration/configurable_settings.py": "tables; configuration/test_verb_settings.py",
     "distill/types.py": "dataclasses without methods",
