@@ -68,6 +68,18 @@ def _is_step_name(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
+def is_run(path: epath.PathLike) -> bool:
+    """Returns True if `path` is a run directory, its checkpoints folder or a step folder.
+
+    Args:
+      path: path of an existing folder.
+    """
+    path = epath.Path(path).resolve()
+    places = (path, path / CHECKPOINTS_FOLDER)
+    is_step = (path / STATE_ITEM).is_dir() and _is_step_name(path.name)
+    return is_step or any(step_numbers(place) for place in places)
+
+
 def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:
     """Reads a JSON item of a step folder.
 

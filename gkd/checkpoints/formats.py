@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from etils import epath
 
-from gkd.checkpoints.hugging_face import find_pickle, is_hugging_face, open_hf
+from gkd.checkpoints.folders import is_run
+from gkd.checkpoints.hugging_face import is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
 from gkd.checkpoints.t5x_format import is_t5x, open_t5x
 from gkd.checkpoints.tensors import Checkpoint
+from gkd.checkpoints.weight_files import describe_files, find_weights
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.step_names import BEST_OR_NEWEST, NEWEST
 
@@ -25,7 +27,7 @@ def recognise(path: epath.PathLike) -> str:
 
     Raises:
       FileNotFoundError: the path does not exist.
-      ValueError: the path is a file, or holds only pickles.
+      ValueError: the path is a file, or its files are of a format that is not read.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -36,13 +38,19 @@ def recognise(path: epath.PathLike) -> str:
         return "huggingface"
     if is_t5x(path):
         return "t5x"
-    pickle = find_pickle(path)
-    if pickle:
+    if is_run(path):
+        return "gkd"
+    found = find_weights([file.name for file in path.iterdir()])
+    if found is not None:
         raise InvalidFile(
-            f"{path} holds {pickle}, a pickle, which can run any code when it is read: save the "
-            "weights as safetensors, with their config.json, first"
+            f"{path} holds {found[1]} without config.json, which describes the model: copy or "
+            "download it too"
         )
-    return "gkd"
+    raise InvalidFile(
+        f"{path} is not a checkpoint: give a run directory or step folder of this program, a "
+        "Hugging Face directory (with config.json) or a T5X checkpoint (with a file `checkpoint` "
+        f"or a folder `state`){describe_files(path)}"
+    )
 
 
 def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Checkpoint:

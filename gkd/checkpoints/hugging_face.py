@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face directories of the T5 family: config.json and safetensors."""
+"""Reads and writes Hugging Face directories of the T5 family: config.json and weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gkd.checkpoints.hugging_face_names import (
     write_config,
 )
 from gkd.checkpoints.tensors import Checkpoint, as_tensors, check_tensors, read_finite, read_numpy
+from gkd.checkpoints.weight_files import INDEX_SUFFIX, SAFETENSORS, TABLES, open_weights
 from gkd.errors import InvalidFile, MissingFile
 from gkd.files import atomic_folders
 from gkd.files.json_files import read_json, shown
 from gkd.models.t5 import T5Config
 from gkd.tensor_files.safetensors_files import (
     converted,
-    open_safetensors,
     same_values,
     split_by_size,
     write_safetensors,
@@ -35,12 +35,9 @@ from gkd.vocabularies.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FIL
 from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+INDEX_FILE = SAFETENSORS + INDEX_SUFFIX
 LARGEST_FILE = 5e9
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_TABLE = "shared.weight"
-_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_TABLE, *_COPIES = TABLES
 # Early T5 files hold a bias for cross-attention that no T5 has ever used.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
@@ -50,17 +47,13 @@ def is_hugging_face(path: epath.PathLike) -> bool:
     return (epath.Path(path) / CONFIG_FILE).exists()
 
 
-def find_pickle(directory: epath.Path) -> str | None:
-    """Returns the first file in a folder with the name of a pickle, or None."""
-    return min((path.name for kind in _PICKLES for path in directory.glob(kind)), default=None)
-
-
 def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
     """Reads a Hugging Face directory of a T5, mT5, ByT5, UL2, FLAN or umT5 checkpoint.
 
     Args:
-      directory: path of a folder with config.json and model.safetensors, as one file or in shards
-        with an index.
+      directory: path of a folder with config.json and weights: model.safetensors,
+        flax_model.msgpack or, where PyTorch is installed, pytorch_model.bin; as one file or in
+        shards with an index.
 
     Returns:
       The architecture, and the parameters as a nested dictionary of NumPy arrays in the file's
@@ -70,6 +63,7 @@ def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
       FileNotFoundError: a file is missing.
       ValueError: the family is another one, files are damaged, tensors do not fit, or values are
         not finite.
+      ImportError: the weights are PyTorch's, which is not installed.
     """
     checkpoint = open_hf(directory)
     return checkpoint.config, read_numpy(checkpoint.tensors)
@@ -87,13 +81,18 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: the family is another one, files are damaged, or tensors do not fit.
+      ImportError: the weights are PyTorch's, which is not installed.
     """
     directory = epath.Path(directory)
-    raw = _read_json(directory / CONFIG_FILE)
-    check_config(raw, directory / CONFIG_FILE)
-    files = _open_files(directory)
+    path = directory / CONFIG_FILE
+    if not path.exists():
+        raise MissingFile(f"{path} does not exist: this is no Hugging Face checkpoint")
+    raw = read_json(path, dict)
+    check_config(raw, path)
+    files = open_weights(directory)
+    _refuse_encoder(files, raw, directory)
     copies, is_own = _copies(files, directory)
-    config = read_config(raw, directory / CONFIG_FILE, copies, is_own)
+    config = read_config(raw, path, copies, is_own)
     known = parameter_names(config)
     tensors = {}
     for name, (theirs, transposed) in known.items():
@@ -115,51 +114,14 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     )
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        raise MissingFile(f"{path} does not exist: this is no Hugging Face checkpoint")
-    return read_json(path, dict)
-
-
-def _open_files(directory: epath.Path) -> dict[str, Tensor]:
-    """All tensors of the directory's safetensors files, by transformers' names."""
-    index = directory / INDEX_FILE
-    if not index.exists():
-        if not (directory / WEIGHTS_FILE).exists():
-            pickle = find_pickle(directory)
-            if pickle:
-                raise InvalidFile(
-                    f"{directory} has its weights in {pickle}, a pickle, which can run any "
-                    f"code when it is read: save them as {WEIGHTS_FILE} first"
-                )
-        return open_safetensors(directory / WEIGHTS_FILE)
-    places = _places(index)
-    tensors: dict[str, Tensor] = {}
-    held: dict[str, str] = {}
-    for file in sorted(set(places.values())):
-        shard = open_safetensors(directory / file)
-        again = next((name for name in shard if name in held), None)
-        if again is not None:
-            raise InvalidFile(f"{directory / file} holds {again}, which {held[again]} has too")
-        tensors.update(shard)
-        held.update(dict.fromkeys(shard, file))
-    lost = next((name for name in sorted(places) if held.get(name) != places[name]), None)
-    if lost is not None:
-        raise InvalidFile(f"{index} places {lost} in {places[lost]}, which does not hold it")
-    return tensors
-
-
-def _places(index: epath.Path) -> dict[str, str]:
-    """The file of every tensor of a sharded checkpoint."""
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise InvalidFile(f"{index} has no weight_map of tensor to file")
-    for name in set(places.values()):
-        if epath.Path(name).name != name or not name.endswith(".safetensors"):
-            raise InvalidFile(
-                f"{index} names {shown(name)}: only a .safetensors file beside it is read"
-            )
-    return places
+def _refuse_encoder(files: Mapping[str, Tensor], raw: Mapping[str, Any], directory: Any) -> None:
+    """Refuses weights without a decoder, such as those of transformers' T5EncoderModel."""
+    if not any(name.startswith("decoder.block.") for name in files):
+        kind = raw.get("architectures")
+        raise InvalidFile(
+            f"{directory} holds an encoder without a decoder ({shown(kind)}): take the complete "
+            "model (…ForConditionalGeneration)"
+        )
 
 
 def _oriented(tensor: Tensor, transposed: bool) -> Tensor:
@@ -245,7 +207,7 @@ _GENERATION = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 def _write_weights(folder: epath.Path, tensors: Mapping[str, Tensor], largest: float | int) -> None:
     shards = split_by_size(tensors, largest)
     if len(shards) == 1:
-        write_safetensors(folder / WEIGHTS_FILE, shards[0])
+        write_safetensors(folder / SAFETENSORS, shards[0])
         return
     places = {}
     for i, shard in enumerate(shards, start=1):

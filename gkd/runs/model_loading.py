@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from gkd.checkpoints import formats
 from gkd.checkpoints.tensors import Checkpoint, check_tensors, read_onto
 from gkd.data.tasks import TaskSpec
-from gkd.errors import InvalidValue
+from gkd.errors import InvalidValue, MissingPackage
 from gkd.models.architecture import EXECUTION_FIELDS, Architecture, check_architecture
 from gkd.models.interface import Seq2SeqModel
 from gkd.parallel import mesh as meshes
@@ -85,10 +85,11 @@ def open_model(role: str, checkpoint: str, step: int | str | None = None) -> Che
     Raises:
       FileNotFoundError: a file is missing; the text names the role.
       ValueError: a file is damaged or does not fit; the text names the role.
+      ImportError: the weights are PyTorch's, which is not installed; the text names the role.
     """
     try:
         return formats.open_checkpoint(checkpoint, step)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, MissingPackage) as error:
         raise type(error)(f"{role}: {error}") from error
 
 

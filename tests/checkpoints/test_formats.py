@@ -28,6 +28,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="file is a file: give the folder"):
         formats.recognise(tmp_path / "file")
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="a pickle, which can run any code"):
+    with pytest.raises(ValueError, match="is not a checkpoint: .*it holds nothing; wanted model"):
         formats.recognise(tmp_path / "old")
+    for name, message in [
+        ("model.ckpt-1000.index", "model.ckpt-1000.index is the index of a TensorFlow checkpoint"),
+        ("t5.gguf", "t5.gguf is llama.cpp's weights"),
+        ("weights.pt", "weights.pt is a pickle of PyTorch"),
+        ("pytorch_model.bin", "holds pytorch_model.bin without config.json"),
+    ]:
+        (tmp_path / "old" / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=message):
+            formats.recognise(tmp_path / "old")
+        (tmp_path / "old" / name).unlink()

@@ -192,16 +192,6 @@ def test_weights_that_are_not_finite(golden):
             load_hf(golden)
 
 
-def test_pickles_are_never_read(golden):
-    (golden / "model.safetensors").unlink()
-    (golden / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin, a pickle, which can run any code"):
-        load_hf(golden)
-    (golden / "pytorch_model.bin").unlink()
-    with pytest.raises(FileNotFoundError, match="model.safetensors does not exist"):
-        load_hf(golden)
-
-
 def test_a_full_disk_leaves_nothing(golden, tmp_path, monkeypatch):
     config, params = load_hf(golden)
 

@@ -171,7 +171,7 @@ def test_refusals(source, tmp_path, capfd, monkeypatch):
     assert "invalid choice" in convert(capfd, source, tmp_path / "x", "--to=onnx", code=2)
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
-    assert "a pickle" in convert(capfd, tmp_path / "pickled", tmp_path / "x", code=1)
+    assert "without config.json" in convert(capfd, tmp_path / "pickled", tmp_path / "x", code=1)
     assert "is not a checkpoint" in convert(capfd, tmp_path, tmp_path / "x", code=1)
 
     def full(*_):

@@ -16,7 +16,7 @@ from tests.paths import REPOSITORY
 
 PAGES = [page for page in pages.names() if pages.blocks(page, "bash")]
 # Commands of other programs, with what an installation of gkd does not have.
-OTHERS = {"gcsfuse", "source"}
+OTHERS = {"gcsfuse", "gcloud", "hf", "source"}
 
 
 def commands(page):
@@ -133,4 +133,4 @@ def check_pip(words):
         elif word.endswith(".txt"):
             assert (REPOSITORY / word).is_file()
         else:
-            assert word in ("--constraint", "--editable", ".", "jax[tpu]"), word
+            assert word in ("--constraint", "--editable", ".", "jax[tpu]", "torch"), word
