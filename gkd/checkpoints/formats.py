@@ -7,7 +7,8 @@ from etils import epath
 from gkd.checkpoints.folders import is_run
 from gkd.checkpoints.hugging_face import is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
-from gkd.checkpoints.t5x_format import is_t5x, open_t5x
+from gkd.checkpoints.t5x_arrays import is_t5x
+from gkd.checkpoints.t5x_format import open_t5x
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.checkpoints.weight_files import describe_files, find_weights
 from gkd.errors import InvalidFile, InvalidValue, MissingFile

@@ -124,7 +124,8 @@ def save_run_checkpoint(
     with atomic_folders.new_folder(directory) as run:
         step = run / folders.CHECKPOINTS_FOLDER / "0"
         step.mkdir(parents=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_LAZY)) as writer:
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=TENSOR_HANDLERS)
+        with ocp.Checkpointer(handler) as writer:
             state = ocp.args.PyTreeSave({"params": nest(tensors)})
             writer.save(step / folders.STATE_ITEM, args=state)
         saved = {"description": dict(description), "best_metric": None, "best_mode": "max"}
@@ -172,4 +173,7 @@ class _LazyHandler(type_handlers.TypeHandler):
         return [(size, size) for size in sizes]
 
 
-_LAZY = type_handlers.create_type_handler_registry((Tensor, _LazyHandler()))
+# Lets Orbax write trees of `Tensor`s and arrays, one at a time.
+TENSOR_HANDLERS = type_handlers.create_type_handler_registry(
+    (Tensor, _LazyHandler()), (np.ndarray, type_handlers.NumpyHandler())
+)

@@ -1,4 +1,4 @@
-"""Reads and writes T5X's native checkpoints: a msgpack index with small arrays, and zarr arrays.
+"""Reads and writes T5X's checkpoints, in its msgpack and in its Orbax layout.
 
 Arrays are read one at a time, those of a scanned model (T5X's scalable_t5) one layer at a time. The
 index is compared with the files on disk; paths out of the checkpoint's folder are refused.
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorstore
+import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
 
-from gkd.checkpoints import t5x_gin
+from gkd.checkpoints import folders, t5x_arrays, t5x_gin
 from gkd.checkpoints.heads import with_own_head
+from gkd.checkpoints.run_format import TENSOR_HANDLERS
+from gkd.checkpoints.t5x_arrays import INDEX_FILE
 from gkd.checkpoints.tensors import (
     Checkpoint,
     as_tensors,
@@ -29,22 +30,20 @@ from gkd.checkpoints.tensors import (
     read_finite,
     read_numpy,
 )
-from gkd.errors import InvalidFile, MissingFile
+from gkd.errors import InvalidFile
 from gkd.files import atomic_folders
 from gkd.models.t5 import T5Config
-from gkd.tensor_files.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
+from gkd.tensor_files.orbax_arrays import StoredArray
 from gkd.tensor_files.tensor import Tensor
-from gkd.tensor_files.zarr_arrays import is_specification, locate_zarr, read_zarr, write_zarr
+from gkd.tensor_files.zarr_arrays import write_zarr
 from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
-INDEX_FILE = "checkpoint"
+LAYOUTS = ("msgpack", "orbax")
 GIN_FILE = "config.gin"
 VOCABULARY_FILES = ("spiece.model", "sentencepiece.model")
-_STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 _MOST_LAYERS = 1024
 _LARGEST_SIZE = 1 << 24
 _MT5_VOCABULARY = 250112
-_CACHE_BYTES = 1 << 28
 _GIN_FIELDS = (
     "vocab_size",
     "emb_dim",
@@ -60,61 +59,12 @@ _GIN_FIELDS = (
 )
 
 
-def is_t5x(path: epath.PathLike) -> bool:
-    """Returns True if `path` is the folder of a T5X checkpoint, or of a model with checkpoints."""
-    return _has_index(epath.Path(path)) or bool(_steps(epath.Path(path)))
-
-
-def _has_index(folder: epath.Path) -> bool:
-    index = folder / INDEX_FILE
-    if not index.exists() or index.is_dir():
-        return False
-    with index.open("rb") as file:  # TensorFlow has a text file of that name
-        return not file.read(64).startswith(b"model_checkpoint_path")
-
-
-def _steps(folder: epath.Path) -> dict[int, epath.Path]:
-    """The complete checkpoints in a model's folder; T5X writes the index last."""
-    if not folder.is_dir():
-        return {}
-    matches = {path: _STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir()}
-    return {
-        int(match.group(1)): path for path, match in matches.items() if match and _has_index(path)
-    }
-
-
-def find_t5x(path: epath.PathLike) -> epath.Path:
-    """Finds the folder of a T5X checkpoint.
-
-    Args:
-      path: path of a checkpoint's folder, or of a model's folder with complete checkpoints.
-
-    Returns:
-      The checkpoint's folder, the newest complete one of a model.
-
-    Raises:
-      FileNotFoundError: the path does not exist.
-      ValueError: the folder holds no complete checkpoint.
-    """
-    path = epath.Path(path)
-    if not path.exists():
-        raise MissingFile(f"checkpoint {path}: there is no such folder")
-    if _has_index(path):
-        return path
-    steps = _steps(path)
-    if not steps:
-        raise InvalidFile(
-            f"{path} is no T5X checkpoint: it holds neither a file `{INDEX_FILE}` nor a complete "
-            "folder checkpoint_N"
-        )
-    return steps[max(steps)]
-
-
 def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint:
     """Opens a T5X checkpoint without reading its weights.
 
     Args:
       path: path of a checkpoint's folder, or of a model's folder (its newest complete checkpoint).
+        Of Orbax, the folder `state` is accepted too.
       config: the architecture; by default it is inferred from names and shapes, and from a
         config.gin in the folder or its parent: activations (without the file gelu, or relu if there
         is no gate) and dropout rate (without the file 0).
@@ -126,9 +76,9 @@ def open_t5x(path: epath.PathLike, config: T5Config | None = None) -> Checkpoint
       FileNotFoundError: the path does not exist.
       ValueError: the index is damaged, leads out of its folder, or does not fit the architecture.
     """
-    folder = find_t5x(path)
-    index = folder / INDEX_FILE
-    tensors = _in_our_layout(_stored(_target(index), folder), index)
+    folder = t5x_arrays.find_t5x(path)
+    index, arrays = t5x_arrays.open_arrays(folder)
+    tensors = _in_our_layout(arrays, index)
     gin = _read_gin(folder)
     if config is None:
         config = _infer(tensors, gin, folder)
@@ -165,66 +115,7 @@ def load_t5x(directory: epath.PathLike, config: T5Config | None = None) -> dict[
     return read_numpy(open_t5x(directory, config).tensors)
 
 
-def _target(index: epath.Path) -> dict[str, Any]:
-    """Reads the parameters in the index, skipping the state of the optimizer."""
-
-    def keep(keys: tuple[str, ...]) -> bool:
-        return keys == ("optimizer",) or keys[:2] == ("optimizer", "target") or keys[0] == "target"
-
-    tree = index_msgpack(index, keep)
-    target = tree.get("optimizer", tree)
-    target = target.get("target") if isinstance(target, dict) else None
-    if not isinstance(target, dict) or not target:
-        raise InvalidFile(f"{index} holds no parameters: neither optimizer/target nor target")
-    return target
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """A tensor in T5X's layout; `read(layer)` returns [:, layer], `read(None)` the whole."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[int | None], np.ndarray]
-
-
-def _stored(target: dict[str, Any], folder: epath.Path) -> dict[str, _Stored]:
-    """The unread tensors of the index by name."""
-    # Layers of a scanned model share chunks: the cache avoids decompressing them once per layer
-    # for arrays that are small enough.
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-    verified: set[str] = set()
-    stored = {}
-    for name, value in _leaves(target, ""):
-        if is_specification(value):
-            array = locate_zarr(value, folder, name)
-            read = functools.partial(read_zarr, array, context=context, verified=verified)
-            stored[name] = _Stored(array.shape, array.dtype, read)
-        elif isinstance(value, StoredArray) and value.type_name in FLOAT_TYPES:
-            read = functools.partial(_read_inline, folder / INDEX_FILE, value)
-            stored[name] = _Stored(value.shape, FLOAT_TYPES[value.type_name], read)
-        else:
-            kind = value.type_name if isinstance(value, StoredArray) else repr(value)[:60]
-            raise InvalidFile(
-                f"{folder / INDEX_FILE}: {name} is {kind}, not floating-point weights"
-            )
-    return stored
-
-
-def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and not is_specification(value):
-            yield from _leaves(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
-
-
-def _read_inline(index: epath.Path, stored: StoredArray, layer: int | None) -> np.ndarray:
-    array = read_array(index, stored)
-    return array if layer is None else array[:, layer]
-
-
-def _in_our_layout(stored: Mapping[str, _Stored], index: epath.Path) -> dict[str, Tensor]:
+def _in_our_layout(stored: Mapping[str, StoredArray], index: epath.Path) -> dict[str, Tensor]:
     """Separates scanned layers (axis 1, under encoder/encoder and decoder/decoder), joins heads."""
     tensors = {}
     for name, leaf in stored.items():
@@ -243,7 +134,7 @@ def _in_our_layout(stored: Mapping[str, _Stored], index: epath.Path) -> dict[str
 
 
 def _tensor(
-    name: str, leaf: _Stored, shape: tuple[int, ...], where: str, layer: int | None
+    name: str, leaf: StoredArray, shape: tuple[int, ...], where: str, layer: int | None
 ) -> Tensor:
     """Joins heads: [embed, heads, dim] -> [embed, heads·dim], for `out` likewise."""
     if len(shape) == 3 and name.endswith(("/query/kernel", "/key/kernel", "/value/kernel")):
@@ -253,7 +144,7 @@ def _tensor(
     return Tensor(shape, leaf.dtype, where, functools.partial(_read_shaped, leaf, layer, shape))
 
 
-def _read_shaped(leaf: _Stored, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
+def _read_shaped(leaf: StoredArray, layer: int | None, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(leaf.read(layer)).reshape(shape)
 
 
@@ -322,6 +213,7 @@ def save_t5x(
     step: int = 0,
     sentencepiece: epath.PathLike | None = None,
     tokenizer_from: epath.PathLike | None = None,
+    layout: str = "msgpack",
 ) -> None:
     """Writes a checkpoint that T5X restores, atomically and tensor by tensor.
 
@@ -338,6 +230,8 @@ def save_t5x(
       step: training step to record in the checkpoint.
       sentencepiece: path of a sentencepiece model that is copied as spiece.model.
       tokenizer_from: path of a folder whose tokenizer files are copied.
+      layout: 'msgpack', which every version of T5X reads, or 'orbax', as its checkpoint manager
+        writes: the folder must then be named checkpoint_STEP for T5X to find it.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
@@ -349,27 +243,55 @@ def save_t5x(
     if config.scale_logits is not None:  # T5X scales tied heads and no others
         config, tensors = with_own_head(config, tensors)
     with atomic_folders.new_folder(directory) as folder:
-        target = {}
-        for name, tensor in tensors.items():
-            array = _for_t5x(name, read_finite(tensor), config)
-            target[name] = write_zarr(folder, f"target.{name.replace('/', '.')}", array)
+        _LAYOUTS[layout](folder, _for_t5x(tensors, config), np.asarray(step, np.int32))
         if tokenizer_from is not None:
             atomic_folders.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
         if sentencepiece is not None and not (folder / VOCABULARY_FILES[0]).exists():
             (folder / VOCABULARY_FILES[0]).write_bytes(epath.Path(sentencepiece).read_bytes())
         (folder / GIN_FILE).write_text(_gin_of(config))
-        state = {"step": np.asarray(step, np.int32)}
-        index = {"version": 3, "optimizer": {"target": nest(target), "state": state}}
-        (folder / INDEX_FILE).write_bytes(serialization.msgpack_serialize(index))
 
 
-def _for_t5x(name: str, array: np.ndarray, config: T5Config) -> np.ndarray:
-    if config.relative_bias_per_layer and "attention/" in name:
-        heads = (config.num_heads, config.head_dim)
-        if name.endswith("/out/kernel"):
-            return array.reshape(*heads, array.shape[1])
-        return array.reshape(array.shape[0], *heads)
-    return array
+def _for_t5x(tensors: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
+    """Separates the heads of attention kernels, as scalable_t5 has them."""
+    heads, result = (config.num_heads, config.head_dim), {}
+    for name, tensor in tensors.items():
+        shape = tensor.shape
+        if config.relative_bias_per_layer and "attention/" in name:
+            is_out = name.endswith("/out/kernel")
+            shape = (*heads, shape[1]) if is_out else (shape[0], *heads)
+        read = functools.partial(_read_finite_as, tensor, shape)
+        result[name] = Tensor(shape, tensor.dtype, tensor.where, read)
+    return result
+
+
+def _read_finite_as(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    return read_finite(tensor).reshape(shape)
+
+
+def _write_msgpack(folder: epath.Path, tensors: Mapping[str, Tensor], step: np.ndarray) -> None:
+    target = {
+        name: write_zarr(folder, f"target.{name.replace('/', '.')}", tensor.read())
+        for name, tensor in tensors.items()
+    }
+    index = {"version": 3, "optimizer": {"target": nest(target), "state": {"step": step}}}
+    (folder / INDEX_FILE).write_bytes(serialization.msgpack_serialize(index))
+
+
+def _write_orbax(folder: epath.Path, tensors: Mapping[str, Tensor], step: np.ndarray) -> None:
+    folders.silence_orbax()
+    tree = {"target": nest(tensors), "state": {"step": step}}
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=TENSOR_HANDLERS)
+    # T5X's manager writes the item `state` of a composite; Orbax creates that folder itself.
+    composite = ocp.CompositeCheckpointHandler(**{folders.STATE_ITEM: handler})
+    with ocp.Checkpointer(composite) as writer:
+        items = {folders.STATE_ITEM: ocp.args.PyTreeSave(tree)}
+        writer.save(folder / "composite", args=ocp.args.Composite(**items))
+    for path in (folder / "composite").iterdir():
+        path.rename(folder / path.name)
+    (folder / "composite").rmdir()
+
+
+_LAYOUTS = {"msgpack": _write_msgpack, "orbax": _write_orbax}
 
 
 def _gin_of(config: T5Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,8 @@ def convert(
     Args:
       source: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
       target: path of the new folder, which must be missing or empty.
-      to: 'gkd', 'huggingface' or 't5x'; by default Hugging Face, or gkd for a Hugging Face source.
+      to: 'gkd', 'huggingface', 't5x' (msgpack and zarr) or 't5x_orbax'; by default Hugging Face, or
+        gkd for a Hugging Face source.
       step: step of a run: 'best_or_newest', 'best', 'newest' or a number.
       dtype: dtype of the written weights; by default that of every tensor.
       vocabulary: path of a sentencepiece model or of a tokenizer's folder that is copied, or
@@ -122,10 +124,17 @@ def _write_hugging_face(
     )
 
 
-def _write_t5x(target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any) -> None:
+def _write_t5x(
+    layout: str, target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any
+) -> None:
     pieces = vocabulary and vocabularies.sentencepiece_file(vocabulary)
     step = opened.path.name if opened.format == "gkd" else "0"
-    t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces, folder)
+    t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces, folder, layout)
 
 
-_WRITERS = {"gkd": _write_run, "huggingface": _write_hugging_face, "t5x": _write_t5x}
+_WRITERS = {
+    "gkd": _write_run,
+    "huggingface": _write_hugging_face,
+    "t5x": functools.partial(_write_t5x, "msgpack"),
+    "t5x_orbax": functools.partial(_write_t5x, "orbax"),
+}

@@ -13,7 +13,7 @@ import gin
 
 from gkd.checkpoints import folders
 from gkd.checkpoints.hugging_face import is_hugging_face
-from gkd.checkpoints.t5x_format import is_t5x
+from gkd.checkpoints.t5x_arrays import is_t5x
 from gkd.configuration.gin_files import Binding, Source, parse_statements
 from gkd.errors import InvalidFile, InvalidValue, NotAFolder
 from gkd.files.atomic_files import append_lines, replace_file

@@ -93,7 +93,8 @@ def locate_zarr(specification: Mapping[str, Any], root: epath.Path, name: str) -
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise InvalidFile(f"{root}: {name} has no shape in the index: {shown(shape)}")
     types = {form: type_name for type_name, form in _ZARR_TYPES.items()}
-    type_name = specification.get("dtype", types.get(str(metadata.get("dtype"))))
+    stored = str(metadata.get("dtype"))
+    type_name = specification.get("dtype", types.get(stored, stored))
     if type_name not in FLOAT_TYPES:
         raise InvalidFile(
             f"{root}: {name} is of type {shown(type_name)}: weights are floating-point"
@@ -105,19 +106,29 @@ def _check_path(root: epath.Path, path: str, name: str) -> None:
     parts = path.split("/")
     if not path.strip("/.") or path.startswith("/") or ".." in parts or re.search(r"[:\\\0]", path):
         raise InvalidFile(f"{root}: {name} has the path {path!r}, which leaves the folder: refused")
-    _check_inside(root, root / path, name)
+    check_inside(root, root / path, name)
 
 
-def _check_inside(root: epath.Path, path: epath.Path, name: str) -> None:
-    """Refuses a local path that a symbolic link leads out of `root`."""
-    if _is_remote(root):
+def check_inside(root: epath.Path, path: epath.Path, name: str) -> None:
+    """Refuses a local path that a symbolic link leads out of a folder.
+
+    Args:
+      root: path of the folder.
+      path: path within it.
+      name: name of what lies there, for the message.
+
+    Raises:
+      ValueError: the path leads out of the folder.
+    """
+    if is_remote(root):
         return
     home, target = os.path.realpath(root), os.path.realpath(path)  # epath's keeps links
     if os.path.commonpath([home, target]) != home:
         raise InvalidFile(f"{root}: {name} lies at {target}, outside of the folder: refused")
 
 
-def _is_remote(path: epath.Path) -> bool:
+def is_remote(path: epath.Path) -> bool:
+    """Returns True for paths in buckets, such as gs://."""
     return "://" in str(path)
 
 
@@ -151,7 +162,7 @@ def read_zarr(
         read_zarr_description(folder)
         store = tensorstore.open(_specification(array), context=context, open=True).result()
     except Exception as error:  # TensorStore raises many types for damaged metadata
-        raise InvalidFile(f"{where} cannot be opened: {_first_line(error)}") from error
+        raise InvalidFile(f"{where} cannot be opened: {first_line(error)}") from error
     compressor, chunk = _check_store(array, store, stored, where)
     if verified is None or where not in verified:
         check_chunks(folder, compressor, chunk, array.dtype.itemsize)
@@ -160,10 +171,11 @@ def read_zarr(
     try:
         return (store if layer is None else store[:, layer]).read(order="C").result()
     except Exception as error:
-        raise InvalidFile(f"{where} is damaged or not complete: {_first_line(error)}") from error
+        raise InvalidFile(f"{where} is damaged or not complete: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the first line of a TensorStore error, without the places in its source."""
     return str(error).split(" [")[0].splitlines()[0]
 
 
@@ -171,13 +183,13 @@ def _stored_bytes(array: ZarrArray) -> int:
     """Sums the sizes of the files in bytes, and refuses links that lead out of the folder."""
     total = 0
     for path in files_below(array.root / array.path):
-        _check_inside(array.root, path, array.path)
+        check_inside(array.root, path, array.path)
         total += path.stat().length
     return total
 
 
 def _specification(array: ZarrArray) -> dict[str, Any]:
-    if not _is_remote(array.root):
+    if not is_remote(array.root):
         store = {"driver": "file", "path": f"{os.path.abspath(array.root / array.path)}/"}
     else:
         scheme, _, rest = str(array.root).partition("://")

@@ -294,24 +294,6 @@ def test_without_a_gin_file_an_mlp_without_gate_is_t5_1_0(tmp_path):
     assert t5x_format.open_t5x(tmp_path).config == CONFIGS["tied relu"]
 
 
-def test_the_newest_complete_checkpoint_is_meant(tmp_path):
-    params = random_params(TINY)
-    for step in (9, 10):
-        write_inline(tmp_path / f"checkpoint_{step}", params)
-    write_inline(tmp_path / "checkpoint_12.tmp-1700000000", params)
-    (tmp_path / "checkpoint_11").mkdir()  # its index was never written
-    assert t5x_format.is_t5x(tmp_path) and t5x_format.is_t5x(tmp_path / "checkpoint_9")
-    assert t5x_format.find_t5x(tmp_path).name == "checkpoint_10"
-    assert t5x_format.find_t5x(tmp_path / "checkpoint_9").name == "checkpoint_9"
-    assert not t5x_format.is_t5x(tmp_path / "checkpoint_11")
-    (tmp_path / "checkpoint_11/checkpoint").write_text('model_checkpoint_path: "model.ckpt-1"\n')
-    assert not t5x_format.is_t5x(tmp_path / "checkpoint_11")  # TensorFlow's
-    with pytest.raises(ValueError, match="no T5X checkpoint"):
-        t5x_format.find_t5x(tmp_path / "checkpoint_11")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        t5x_format.find_t5x(tmp_path / "nothing")
-
-
 def test_the_vocabulary_travels(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"pieces")
     config, params = TINY, random_params(TINY)
