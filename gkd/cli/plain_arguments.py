@@ -82,8 +82,8 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
         _option(parser, INFER, f"--{name}", text, **how)
 
     option("model", "a checkpoint: of a run, Hugging Face's, T5X's", metavar="DIR")
-    option("input", "FILE.txt (one input per line), .tsv (with a header) or .jsonl", metavar="FILE",
-           default=None)  # fmt: skip
+    option("input", "FILE.txt, one input per line, or a data file: .jsonl, .csv, .tsv, …",
+           metavar="FILE", default=None)  # fmt: skip
     option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin",
            default=None)  # fmt: skip
     option("split", "split of --task; None is train", default=None)
@@ -93,7 +93,7 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
            metavar="NAME", default=None)  # fmt: skip
     option("output", "FILE.jsonl, one line per sample in the order of inputs", metavar="FILE")
     option("step", STEP_HELP, default=BEST_OR_NEWEST)
-    option("input_field", "in TSV and JSONL; None is the first of input, inputs, text, prompt",
+    option("input_field", "of the rows; None is the first of input, inputs, text, prompt",
            default=None)  # fmt: skip
     option("target_field", "for --score; None is the first of target, targets", default=None)
     option("prefix", "text before every input; not copied to the output", default="")

@@ -61,7 +61,12 @@ _FROM_FILES = {
     "files": _FILES,
     "directory": text(none=True),
 }
-_TSV = {"columns": sequence(text(), none=True), "escapes": flag()}
+_TSV = {
+    "columns": sequence(text(), none=True),
+    "delimiter": text(none=True),
+    "quoting": flag(none=True),
+    "escapes": flag(),
+}
 _DATA_SET = (
     r"[A-Za-z0-9_]+(/[\w.+-]+)?(:(\d+\.\d+\.\d+|\d+\.\d+\.\*|\d+\.\*\.\*))?",
     "the name of a TFDS data set, with its configuration and version: 'xsum:1.1.0'",

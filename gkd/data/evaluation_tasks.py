@@ -14,6 +14,8 @@ from gkd.data.few_shot import Exemplars, Question
 from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
 from gkd.errors import InvalidValue
 from gkd.metrics import metrics
+from gkd.tables.delimited import TsvFormat
+from gkd.tables.text_files import read_text
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import ONE_LINE, rule_of
 
@@ -141,7 +143,7 @@ def bbh(
                 f"task name {task!r} holds more than letters, digits and underscores"
             )
         path = os.path.join(sources.resolved(exemplars, directory), f"{task}.txt")
-        return few_shot.bbh_exemplars(sources.read_text(path), chain_of_thought)
+        return few_shot.bbh_exemplars(read_text(path), chain_of_thought)
 
     return _few_shot_task(
         name=name, vocabulary=vocabulary, splits=files, read=read, exemplars_of=exemplars_of,
@@ -179,15 +181,16 @@ def mgsm(
 
     def read(split: str) -> list[Question]:
         columns = ("question", "answer")
+        form = TsvFormat(columns=columns)
         return [
             Question(language, row["question"], row["answer"])
             for language, file in files[split].items()
-            for row in sources.configured_rows(file, columns, directory, columns)
+            for row in sources.configured_rows(file, columns, directory, form)
         ]
 
     @functools.cache
     def languages() -> dict[str, Exemplars]:
-        text = sources.read_text(sources.resolved(exemplars, directory))
+        text = read_text(sources.resolved(exemplars, directory))
         return few_shot.mgsm_exemplars(text)
 
     return _few_shot_task(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from gkd.data import sources
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
+from gkd.tables.json_files import json_rows
 
 _FIELDS = ("index", "sample", "target_tokens", "target_top_ids", "target_top_log_probs")
 _ROUNDING = 1e-4  # greatest excess of a stored probability over 1
@@ -70,8 +70,7 @@ class OfflineTeacher:
                 "--top_k_log_probs K"
             )
         tokens, ids, log_probs = [], [], []
-        for number, row in sources.json_rows(path):
-            where = f"{path}:{number}"
+        for where, row in json_rows(path):
             if _check_fields(row, where)["sample"] > 0:
                 continue
             if row["index"] != len(tokens):

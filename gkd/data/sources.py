@@ -1,22 +1,24 @@
-"""Reads rows from JSONL and TSV files (also gzipped), TFDS or seqio, as seqio data sources."""
+"""Makes seqio data sources of rows: from data files, Python functions, TFDS or seqio's tasks."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gkd.data.tsv import tsv_rows
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
+from gkd.tables.delimited import TsvFormat
+from gkd.tables.fields import check_encodes
+from gkd.tables.rows import read_rows
+from gkd.tables.text_files import ENVIRONMENT
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
-ENVIRONMENT = "GKD_DATA"
+# In a row of several references, a column with all of them as a JSON list.
+REFERENCES = "gkd:references"
 PRETOKENIZED = ("inputs_pretokenized", "targets_pretokenized")
 _SLICE = re.compile(r"^(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?$")
 
@@ -33,182 +35,6 @@ def resolved(path: str, directory: str | None = None) -> str:
     ('/data/train.jsonl', '/elsewhere/train.jsonl')
     """
     return os.path.join(directory or os.environ.get(ENVIRONMENT) or "", path)
-
-
-def read_rows(
-    path: str,
-    fields: Sequence[str],
-    columns: Sequence[str] | None = None,
-    lists: Sequence[str] = (),
-    escapes: bool = False,
-) -> list[dict[str, Any]]:
-    """Reads the rows of a data file, and checks every field.
-
-    Args:
-      path: path of a .jsonl or .tsv file, or of such a file with .gz after it.
-      fields: names of the fields to read; every row must have each of them as text.
-      columns: names of the columns of a TSV file; by default its first line holds them.
-      lists: names of further fields to read, which hold lists of texts.
-      escapes: replace \\n and \\t in cells of a TSV file by a newline and a tab.
-
-    Returns:
-      One dictionary per row, with `fields` and `lists` only.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a line is malformed; the text names file, line number and field.
-    """
-    _check_exists(path)
-    rows = numbered_rows(path, columns, escapes)
-    if rows is None:
-        raise InvalidValue(f"data file {path} is neither .jsonl nor .tsv (nor one of them .gz)")
-    wanted = {**dict.fromkeys(fields, False), **dict.fromkeys(lists, True)}
-    return [
-        {field: _field(row, field, many, f"{path}:{number}") for field, many in wanted.items()}
-        for number, row in rows
-    ]
-
-
-def _field(row: Mapping[str, Any], field: str, many: bool, where: str) -> Any:
-    if field not in row:
-        raise InvalidFile(f"{where}: no field {field!r}; the row has {', '.join(map(str, row))}")
-    value = row[field]
-    if many and isinstance(value, list) and all(isinstance(text, str) for text in value):
-        for text in value:
-            check_encodes(text, f"{where}: field {field!r}")
-        return value
-    if many or not isinstance(value, str):
-        needs = "a list of texts" if many else "text"
-        raise InvalidFile(f"{where}: field {field!r} is {type(value).__name__}, needs {needs}")
-    check_encodes(value, f"{where}: field {field!r}")
-    return value
-
-
-def check_encodes(text: str, name: str) -> None:
-    """Checks that a text can be encoded: a truncated JSON escape leaves half a surrogate pair.
-
-    Args:
-      text: the text.
-      name: name of the text in the message, e.g. its file, line and field.
-
-    Raises:
-      ValueError: the text holds half of a surrogate pair.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise InvalidFile(
-            f"{name} is no valid text: character {error.start} is {half!r}, half of a surrogate "
-            "pair: correct or drop the row"
-        ) from error
-
-
-def read_text(path: str) -> str:
-    """Reads a whole UTF-8 file, e.g. of exemplars.
-
-    Args:
-      path: path of the file.
-
-    Returns:
-      The text, without a byte-order mark.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not UTF-8.
-    """
-    _check_exists(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise InvalidFile(f"{path}: not UTF-8 ({error.reason})") from error
-
-
-def _check_exists(path: str) -> None:
-    if not os.path.isfile(path):
-        raise MissingFile(
-            f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "
-            "macro DATA) to the directory that relative paths start from"
-        )
-
-
-def numbered_rows(
-    path: str, columns: Sequence[str] | None = None, escapes: bool = False
-) -> Iterator[tuple[int, Mapping[str, Any]]] | None:
-    """Reads the rows of a data file with their line numbers.
-
-    Args:
-      path, columns, escapes: as in `read_rows`.
-
-    Returns:
-      An iterator of (line number, row); None if the name has no known extension.
-
-    Raises:
-      ValueError: while iterating, a line is malformed; the text names file and line number.
-    """
-    name = path.removesuffix(".gz")
-    if name.endswith((".jsonl", ".json")):
-        return json_rows(path)
-    if name.endswith(".tsv"):
-        rows = tsv_rows(lines(path), path, columns)
-        return ((number, _unescaped(row)) for number, row in rows) if escapes else rows
-    return None
-
-
-def _unescaped(row: Mapping[str, str]) -> dict[str, str]:
-    """Replaces the escapes \\n and \\t in all cells, which e.g. FLAN's files use."""
-    return {name: cell.replace("\\n", "\n").replace("\\t", "\t") for name, cell in row.items()}
-
-
-def lines(path: str) -> Iterator[tuple[int, str]]:
-    """Reads the numbered lines of a UTF-8 file, without line ends and byte-order mark.
-
-    Args:
-      path: path of the file, gzipped if its name ends in .gz.
-
-    Yields:
-      (line number from 1, line).
-
-    Raises:
-      ValueError: the file is not UTF-8 or its gzip is damaged; the text names the line number.
-    """
-    number = 0
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InvalidFile(
-                f"{path}:{number}: not UTF-8 ({error.reason}): save it as UTF-8"
-            ) from error
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InvalidFile(f"{path}: damaged gzip after line {number} ({error})") from error
-
-
-def json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Reads the numbered objects of a JSONL file, without checking their fields.
-
-    Args:
-      path: path of the file, gzipped if its name ends in .gz.
-
-    Yields:
-      (line number from 1, object).
-
-    Raises:
-      ValueError: a line is malformed; the text names file and line number.
-    """
-    for number, text in lines(path):
-        text = text.removeprefix("\ufeff")  # a byte-order mark between concatenated files
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidFile(f"{path}:{number}: malformed JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InvalidFile(f"{path}:{number}: {type(row).__name__}, needs an object with fields")
-        yield number, row
 
 
 def permutation(rows: int, *words: int) -> np.ndarray:
@@ -252,28 +78,31 @@ def configured_rows(
     file: str,
     fields: Sequence[str],
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
+    form: TsvFormat | None = None,
     lists: Sequence[str] = (),
-    escapes: bool = False,
+    references: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Reads the rows of a configured file.
 
     Args:
-      file: path of the file, optionally followed by a slice of its rows: `train.jsonl[:-500]`.
-      fields, columns, lists, escapes: as in `read_rows`.
+      file: path of the file or files, see `rows.data_files`, optionally followed by a slice of the
+        rows: `train.jsonl[:-500]`.
+      fields: names of the fields that hold texts.
       directory: folder of relative paths, see `resolved`.
+      form: format of CSV and TSV files.
+      lists, references: names of further fields, see `rows.read_rows`.
 
     Returns:
       One dictionary per row.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: no row is left, or a line is malformed.
+      ValueError: no row is left, or a row is malformed.
     """
     match = _SLICE.match(file)
     start, stop = (None if x is None else int(x) for x in match.group("start", "stop"))
     path = resolved(match["path"], directory)
-    rows = read_rows(path, fields, columns, lists, escapes)[start:stop]
+    rows = read_rows(path, fields, lists, references, form)[start:stop]
     if not rows:
         raise InvalidFile(f"data file {file} has no rows")
     return rows
@@ -283,9 +112,9 @@ def files_source(
     files: Mapping[str, str],
     fields: Sequence[str],
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
+    form: TsvFormat | None = None,
     max_examples: int | None = None,
-    escapes: bool = False,
+    target_field: str | None = None,
 ) -> Any:
     """Builds a seqio data source over local files.
 
@@ -294,14 +123,24 @@ def files_source(
         `train.jsonl[-500:]` make a validation split for a data set without one.
       fields: names of the fields to read.
       directory: folder of relative paths, see `resolved`.
-      columns: names of the columns of TSV files whose first line does not hold them.
+      form: format of CSV and TSV files.
       max_examples: number of training rows to use, see `chosen`; None uses all.
-      escapes: as in `read_rows`.
+      target_field: the one of the fields that may hold a list of references. The first is the text
+        of the field; all of them are the column `REFERENCES` of splits with such a list.
     """
+    targets = [field for field in fields if field == target_field]
+    texts = [field for field in fields if field != target_field]
 
     def rows_of(split: str) -> list[dict[str, Any]]:
-        rows = configured_rows(files[split], fields, directory, columns, escapes=escapes)
-        return chosen(rows, max_examples if split == "train" else None)
+        rows = configured_rows(files[split], texts, directory, form, references=targets)
+        rows = chosen(rows, max_examples if split == "train" else None)
+        several = any(len(row[field]) > 1 for row in rows for field in targets)
+        for row in rows:
+            for field in targets:
+                if several:
+                    row[REFERENCES] = json.dumps(row[field])
+                row[field] = row[field][0]
+        return rows
 
     return rows_source(rows_of, fields, tuple(files))
 
@@ -321,7 +160,8 @@ def rows_source(rows_of: Any, fields: Sequence[str], splits: Sequence[str]) -> A
         for number, row in enumerate(rows):
             for field in fields:
                 check_encodes(row[field], f"split {split!r}, row {number}: field {field!r}")
-        columns = {field: tf.constant([row[field] for row in rows], tf.string) for field in fields}
+        names = [*fields, *([REFERENCES] if rows and REFERENCES in rows[0] else [])]
+        columns = {name: tf.constant([row[name] for row in rows], tf.string) for name in names}
         return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.FunctionDataSource(dataset_fn, splits=splits)

@@ -11,6 +11,7 @@ from typing import Any
 from gkd.data import sources
 from gkd.errors import InvalidValue
 from gkd.metrics import calculator, sample_metrics, word_tokens
+from gkd.tables.delimited import TsvFormat
 from gkd.vocabularies.tensorflow_host import seqio
 
 # The batch's array of token ids for each feature of a task, in the order of TokenizedSplit.columns.
@@ -248,19 +249,6 @@ class TfdsData:
     splits: Mapping[str, str] | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TsvFormat:
-    """The format of TSV files.
-
-    Attributes:
-      columns: names of the columns, if the first line of the files does not hold them.
-      escapes: replace \\n and \\t in cells by a newline and a tab.
-    """
-
-    columns: Sequence[str] | None = None
-    escapes: bool = False
-
-
 def task_source(
     files: Mapping[str, str] | None,
     fields: Sequence[str],
@@ -268,6 +256,7 @@ def task_source(
     tsv: TsvFormat | None,
     tfds: TfdsData | None,
     max_examples: int | None,
+    target_field: str | None = None,
 ) -> Any:
     """Builds the source of a task's rows: local files, or else a data set of TFDS.
 
@@ -275,18 +264,16 @@ def task_source(
       files: path of the file of each split, see `sources.files_source`; None reads TFDS.
       fields: names of the fields to read.
       directory: folder of relative paths.
-      tsv: format of TSV files; by default their first line holds the names of the columns.
+      tsv: format of CSV and TSV files; by default their first line holds the columns' names.
       tfds: TFDS data set; None if `files` are given.
       max_examples: number of training rows to use, the first ones; None uses all.
+      target_field: the field of files that may hold a list of references.
 
     Returns:
       A seqio data source.
     """
     check_max_examples(max_examples)
     if files:
-        tsv = tsv or TsvFormat()
-        return sources.files_source(
-            files, fields, directory, tsv.columns, max_examples, tsv.escapes
-        )
+        return sources.files_source(files, fields, directory, tsv, max_examples, target_field)
     splits = tfds.splits or {split: split for split in ("train", "validation", "test")}
     return sources.tfds_source(tfds.name, splits, max_examples)

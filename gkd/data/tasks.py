@@ -11,13 +11,13 @@ from gkd.data.task_spec import (
     NUMBERS,
     TaskSpec,
     TfdsData,
-    TsvFormat,
     check_max_examples,
     make_task,
     task_source,
 )
 from gkd.errors import InvalidValue
 from gkd.metrics import metrics
+from gkd.tables.delimited import TsvFormat, shows_format
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
 
@@ -48,9 +48,10 @@ def summarization(
       vocabulary: a seqio vocabulary; by default T5's.
       files: path of the file of each split, see `sources.files_source`; None reads TFDS.
       directory: folder of relative paths; by default the environment variable GKD_DATA.
-      tsv: format of TSV files; by default their first line holds the names of the columns.
-      input_field: name of the field of the input text.
-      target_field: name of the field of the target text.
+      tsv: format of CSV and TSV files; by default their first line holds the columns' names.
+      input_field: name of the field of the input text; `translation.en` is a nested one.
+      target_field: name of the field of the target text, or of the list of references: the first is
+        the target, and metrics compare with all.
       prefix: text before every input.
       tfds: TFDS data set to read if `files` is None; by default XSum.
       max_examples: number of training rows to use; None uses all.
@@ -68,6 +69,7 @@ def summarization(
         tsv,
         tfds or TfdsData(name="xsum:1.1.0"),
         max_examples,
+        target_field,
     )
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.text_to_text(input_field, target_field, prefix, rule_of(chosen))
@@ -140,7 +142,9 @@ def gsm8k_cot(
     Source: Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021).
     """
     fields = [question_field, answer_field] + ([rationale_field] if rationale_field else [])
-    source = task_source(files, fields, directory, tsv, tfds or _GSM8K, max_examples)
+    # A rationale belongs to one answer.
+    several = None if rationale_field else answer_field
+    source = task_source(files, fields, directory, tsv, tfds or _GSM8K, max_examples, several)
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.chain_of_thought(
         question_field, answer_field, rationale_field, shots, rule_of(chosen)
@@ -148,24 +152,24 @@ def gsm8k_cot(
     return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples, **NUMBERS)
 
 
+@shows_format
 def local_text(
     files: Mapping[str, str],
     name: str = "local_text",
     vocabulary: Any = None,
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
-    escapes: bool = False,
     input_field: str = "input",
     target_field: str = "target",
     prefix: str = "",
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.rouge,),
     tokenize: str | None = None,
+    **tsv: Any,
 ) -> TaskSpec:
     """Builds a text-to-text task from local files with the fields input and target.
 
     Args:
-      columns, escapes: format of TSV files, see `TsvFormat`.
+      **tsv: columns, delimiter, quoting and escapes of CSV and TSV files, see `TsvFormat`.
       files, name, vocabulary, directory, input_field, target_field, prefix, max_examples,
         metric_fns, tokenize: as in `summarization`.
 
@@ -176,31 +180,31 @@ def local_text(
         raise InvalidValue("local_text.files is empty: give a file for at least one split")
     return summarization(
         name=name, vocabulary=vocabulary, files=files, directory=directory,
-        tsv=TsvFormat(columns=columns, escapes=escapes),
+        tsv=TsvFormat(**tsv),
         input_field=input_field, target_field=target_field, prefix=prefix,
         max_examples=max_examples, metric_fns=metric_fns, tokenize=tokenize,
     )  # fmt: skip
 
 
+@shows_format
 def instructions(
     templates: Sequence[Sequence[str]],
     name: str = "instructions",
     vocabulary: Any = None,
     files: Mapping[str, str] | None = None,
     directory: str | None = None,
-    columns: Sequence[str] | None = None,
-    escapes: bool = False,
     tfds: TfdsData | None = None,
     max_examples: int | None = None,
     metric_fns: Sequence[Callable[..., Any]] = (metrics.answer_match,),
     answer_of: Callable[[str], Any] | None = metrics.stated_answer,
     extra_fields: Sequence[str] = (),
+    **tsv: Any,
 ) -> TaskSpec:
     """Builds an instruction-tuning task that fills one of several templates with each row.
 
     Args:
       templates: pairs of an input and a target with fields in braces, see `prompts.instructions`.
-      columns, escapes: format of TSV files, see `TsvFormat`.
+      **tsv: columns, delimiter, quoting and escapes of CSV and TSV files, see `TsvFormat`.
       answer_of: function of a generated text to its answer, for votes; None for no answers.
       extra_fields: fields that only a preprocessor of `teacher_inputs` reads.
       name, vocabulary, files, directory, tfds, max_examples, metric_fns: as in `summarization`.
@@ -215,8 +219,7 @@ def instructions(
     chosen = vocabulary or vocabularies.t5()
     texts = prompts.instructions(templates, rule_of(chosen))
     fields = [*prompts.template_fields(templates), *extra_fields]
-    tsv = TsvFormat(columns=columns, escapes=escapes)
-    source = task_source(files, fields, directory, tsv, tfds, max_examples)
+    source = task_source(files, fields, directory, TsvFormat(**tsv), tfds, max_examples)
     return make_task(
         name, source, texts, chosen, metric_fns, answer_of=answer_of, max_examples=max_examples
     )

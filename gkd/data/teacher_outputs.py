@@ -23,7 +23,7 @@ def with_teacher_outputs(
 
     Args:
       task: the task, whose vocabulary, metrics and other splits stay.
-      file: path of a JSONL (or TSV) file with one prompt and completion per row, e.g. the output
+      file: path of a data file with one prompt and completion per row, e.g. the output
         of `infer`.
       directory: folder of a relative path; by default the environment variable GKD_DATA.
       input_field: name of the field of the prompt.

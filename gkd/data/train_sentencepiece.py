@@ -1,7 +1,7 @@
 """Trains a vocabulary: python -m gkd.data.train_sentencepiece OUTPUT SIZE FIELDS FILE [FILE ...].
 
-FIELDS are the names of the fields to train on, separated by commas; a FILE is .jsonl or .tsv,
-optionally with .gz after it. Pad, eos and unk have T5's ids 0, 1 and 2. The same files give the
+FIELDS are the names of the fields to train on, separated by commas; a FILE is a data file of any
+format that tasks read. Pad, eos and unk have T5's ids 0, 1 and 2. The same files give the
 same model.
 """
 
@@ -17,6 +17,7 @@ import sentencepiece
 from gkd.data import sources
 from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
+from gkd.tables.rows import read_rows
 
 
 def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int) -> bytes:
@@ -36,7 +37,7 @@ def trained_sentencepiece(files: Sequence[str], fields: Sequence[str], size: int
 
     Source: Kudo 2018 (arXiv 1804.10959), by the sentencepiece library.
     """
-    rows = [row for path in files for row in sources.read_rows(sources.resolved(path), fields)]
+    rows = [row for path in files for row in read_rows(sources.resolved(path), fields)]
     text = (row[field] for row in rows for field in fields)
     model = io.BytesIO()
     try:

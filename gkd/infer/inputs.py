@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gkd.configuration.task_files import read_task
-from gkd.data import mixtures, sources
+from gkd.data import mixtures
 from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
+from gkd.tables import fields, text_files
+from gkd.tables.rows import data_files, placed_rows
 from gkd.vocabularies import vocabularies
 
 INPUT_FIELDS = ("input", "inputs", "text", "prompt")
@@ -28,6 +30,7 @@ class Source:
       path: path of the file.
       input_field, target_field: names of the fields; no target field unless targets are scored.
       count: number of inputs.
+      bytes: size of the file.
       sha256: SHA-256 of the file.
     """
 
@@ -35,16 +38,33 @@ class Source:
     input_field: str
     target_field: str | None
     count: int
+    bytes: int
     sha256: str
 
     def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """Iterates over the rows from `start` on."""
         return (row for _, row in itertools.islice(_read_rows(self.path), start, None))
 
+    def prompt_of(self, row: Mapping[str, Any]) -> str:
+        """Returns the text of a row that the model reads."""
+        return fields.text_of(row, self.input_field, self.path)
+
+    def input_of(self, row: Mapping[str, Any]) -> str:
+        """Returns the input of a row."""
+        return self.prompt_of(row)
+
+    def target_of(self, row: Mapping[str, Any]) -> str:
+        """Returns the target of a row that is scored: the first of several references."""
+        return fields.references_of(row, self.target_field, self.path)[0]
+
+    def others_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields of a row that are copied to the output: all but the input."""
+        return {name: value for name, value in row.items() if name != self.input_field}
+
     def settings(self) -> dict[str, Any]:
         """Returns the facts about the input that the output depends on."""
         return {
-            "input_bytes": os.path.getsize(self.path),
+            "input_bytes": self.bytes,
             "input_sha256": self.sha256,
             "input_field": self.input_field,
             "target_field": self.target_field,
@@ -54,11 +74,6 @@ class Source:
         """Prints the number and the fields of the inputs."""
         target = f", targets from {self.target_field!r}" if self.target_field else ""
         print(f"{self.path}: {self.count} inputs from field {self.input_field!r}{target}")
-
-    @property
-    def prompt_field(self) -> str:
-        """The field that the model reads."""
-        return self.input_field
 
     def check_vocabulary(self, vocabulary: Any) -> None:
         """Accepts any vocabulary: a file is not tied to one."""
@@ -104,6 +119,22 @@ class SplitSource:
             columns["teacher_input"] = self.teacher_inputs
         for texts in zip(*(column[start:] for column in columns.values()), strict=True):
             yield {name: text.decode() for name, text in zip(columns, texts, strict=True)}
+
+    def prompt_of(self, row: Mapping[str, Any]) -> str:
+        """Returns the text of a row that the model reads."""
+        return row[self.prompt_field]
+
+    def input_of(self, row: Mapping[str, Any]) -> str:
+        """Returns the student's prompt of a row."""
+        return row["input"]
+
+    def target_of(self, row: Mapping[str, Any]) -> str:
+        """Returns the target of a row."""
+        return row["target"]
+
+    def others_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields of a row that are copied to the output: all but the input."""
+        return {name: text for name, text in row.items() if name != "input"}
 
     def settings(self) -> dict[str, Any]:
         """Returns the facts about the input that the output depends on."""
@@ -193,7 +224,8 @@ def open_source(
     """Reads a file of inputs once, to check all lines before any work is done.
 
     Args:
-      path: path of a .txt, .tsv, .jsonl or .json file (one object per line), optionally with .gz.
+      path: path of a .txt file (one input per line), compressed or not, or of a data file or
+        files, see `rows.data_files`.
       input_field, target_field: names of fields; None chooses the usual ones.
       score: true if targets are scored.
 
@@ -206,22 +238,28 @@ def open_source(
     """
     if target_field is not None and not score:
         raise InvalidValue("target_field is read only with --score: give that too")
-    if path.removesuffix(".gz").endswith(".txt") and (input_field or score):
+    if not (os.path.exists(path) or set("*?") & set(path)):
+        raise MissingFile(f"input {path} does not exist")
+    files = [path] if _is_text(path) else data_files(path)
+    if _is_text(path) and (input_field or score):
         raise InvalidValue(f"input {path} is plain text, without fields: use TSV or JSONL for them")
     count = 0
-    for number, row in _read_rows(path):
-        where = f"{path}:{number}"
+    for where, row in _read_rows(path):
         input_field = input_field or _first_of(INPUT_FIELDS, row, where, "input_field")
+        fields.text_of(row, input_field, where)
         if score:
             target_field = target_field or _first_of(TARGET_FIELDS, row, where, "target_field")
-        for field in filter(None, (input_field, target_field)):
-            _check_text(row, field, where)
+            fields.references_of(row, target_field, where)
         count += 1
     if not count:
         raise InvalidFile(f"input {path} has no rows")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Source(path, input_field, target_field, count, digest)
+    digest, size = hashlib.sha256(), 0
+    for name in files:
+        with open(name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    return Source(path, input_field, target_field, count, size, digest.hexdigest())
 
 
 def _first_of(names, row, where, option) -> str:
@@ -234,31 +272,32 @@ def _first_of(names, row, where, option) -> str:
     )
 
 
-def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
-    if field not in row:
-        raise InvalidFile(f"{where}: no field {field!r}; the row has {', '.join(row)}")
-    if not isinstance(row[field], str):
-        raise InvalidFile(f"{where}: field {field!r} is {type(row[field]).__name__}, needs text")
-    sources.check_encodes(row[field], f"{where}: field {field!r}")
+def _is_text(path: str) -> bool:
+    return text_files.suffixes(path)[0] == ".txt"
 
 
-def _read_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Iterates over the numbered rows of a file of any kind."""
-    if not os.path.isfile(path):
-        raise MissingFile(f"input {path} does not exist, or is no file")
-    if path.removesuffix(".gz").endswith(".txt"):
-        yield from ((number, {"input": text}) for number, text in _text_lines(path))
-        return
-    rows = sources.numbered_rows(path)
-    if rows is None:
-        raise InvalidValue(f"input {path} is neither .txt, .tsv nor .jsonl (nor one of them .gz)")
-    yield from rows
+def _read_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterates over the rows of a file of any kind, with their places."""
+    if not _is_text(path):
+        rows = placed_rows(path)
+        return ((where, _without_bytes(row)) for where, row in rows)
+    return ((f"{path}:{number}", {"input": text}) for number, text in _text_lines(path))
+
+
+def _without_bytes(value: Any) -> Any:
+    """A row, or a value inside it, without the images and sounds of Arrow: JSON has no bytes."""
+    if isinstance(value, dict):
+        return {name: _without_bytes(v) for name, v in value.items() if not isinstance(v, bytes)}
+    if isinstance(value, list | tuple):
+        return [_without_bytes(item) for item in value if not isinstance(item, bytes)]
+    return value
 
 
 def _text_lines(path: str) -> Iterator[tuple[int, str]]:
     """Iterates over all lines of a text file (line n is input n) but blank ones at its end."""
     blank: list[tuple[int, str]] = []
-    for number, text in sources.lines(path):
+    for number, line in text_files.lines(path):
+        text = line.rstrip("\r\n")
         if not text.strip():
             blank.append((number, text))
             continue

@@ -97,7 +97,7 @@ class InferenceJob:
         """Token ids of the targets to score; None if none are scored."""
         if not self.source.target_field:
             return None
-        texts = [self._rule.fit(row[self.source.target_field]) for row in rows]
+        texts = [self._rule.fit(self.source.target_of(row)) for row in rows]
         length = self.generator.decoding.max_length
         targets, cut = encode_targets(self.vocabulary, texts, length)
         totals["targets_cut"] += cut
@@ -105,7 +105,7 @@ class InferenceJob:
 
     def _outputs(self, rows, first, targets, totals):
         """Generates the completions of a window's rows, batch by batch."""
-        texts = [self._rule.fit(self.prefix + row[self.source.prompt_field]) for row in rows]
+        texts = [self._rule.fit(self.prefix + self.source.prompt_of(row)) for row in rows]
         inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
         totals["inputs_cut"] += cut
         return self.generator.outputs(inputs, first, targets)
@@ -115,14 +115,14 @@ class InferenceJob:
         lines, eos_id = [], self.vocabulary.eos_id
         for position, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             index = first + position
-            others = {k: v for k, v in row.items() if k != self.source.input_field}
+            others = self.source.others_of(row)
             scores = self._scores(targets and targets[position], output, index)
             texts = vocabularies.decode_tokens(self.vocabulary, output.tokens)
             for sample, (text, tokens) in enumerate(zip(texts, output.tokens, strict=True)):
                 fields = {
                     "index": index,
                     "sample": sample,
-                    "input": row[self.source.input_field],
+                    "input": self.source.input_of(row),
                     "text": text,
                     "tokens": tokens,
                     "log_prob": self._number(output.log_probs[sample], index),

@@ -38,6 +38,13 @@ def test_files_are_read_in_their_format(tmp_path):
     source = task_source({"train": "a.tsv"}, ("input", "target"), str(tmp_path), tsv, None, None)
     (row,) = source.get_dataset("train", shuffle=False).as_numpy_iterator()
     assert row == {"input": b"x\ny", "target": b"z"}
+    (tmp_path / "b.tsv").write_text('x;"y"\n')
+    task = tasks.local_text(
+        {"train": str(tmp_path / "b.tsv")}, vocabulary=BYTES, columns=("input", "target"),
+        delimiter=";", quoting=False,
+    )  # fmt: skip
+    (row,) = task.task.source.get_dataset("train", shuffle=False).as_numpy_iterator()
+    assert row == {"input": b"x", "target": b'"y"'}
 
 
 @pytest.mark.parametrize(

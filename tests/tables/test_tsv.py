@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gkd.data.tsv import tsv_rows
+from gkd.tables.tsv import tsv_rows
 
 
 def rows(text, columns=None):
