@@ -75,10 +75,10 @@ def on_mesh(mesh, function, arguments, boxed):
 @pytest.mark.parametrize(
     "data, model, prompts, ways",
     [
-        (2, 4, 8, ()),
+        pytest.param(2, 4, 8, (), marks=pytest.mark.slow),
         (1, 4, 8, ("stacked_layers", "remat")),
         (2, 2, 4, ("relative_bias_per_layer", "logits_via_embedding")),
-        (2, 4, 4, ()),  # rows that do not divide stay whole
+        pytest.param(2, 4, 4, (), marks=pytest.mark.slow),  # rows that do not divide stay whole
     ],
 )
 def test_rows_over_both_axes_change_neither_loss_nor_gradient_nor_samples(

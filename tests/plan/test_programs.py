@@ -57,7 +57,12 @@ def test_sampling_that_ends_early_costs_less():
 
 
 @pytest.mark.parametrize(
-    ("model", "rows"), [(1, 24), (4, 24), (4, 12)], ids=["data", "rows over both", "rows do not"]
+    ("model", "rows"),
+    [
+        pytest.param(1, 24, marks=pytest.mark.slow, id="data"),
+        pytest.param(4, 24, id="rows over both"),
+        pytest.param(4, 12, marks=pytest.mark.slow, id="rows do not"),
+    ],
 )
 def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows):
     program = traced(
@@ -140,10 +145,12 @@ def check_loops_count_as_unrolled(devices, *overrides):
     assert looped.flops == pytest.approx(closed_form, rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_step_of_stacked_layers_counts_as_the_unrolled_one(optimized):
     check_loops_count_as_unrolled(None, "MODEL_PARALLELISM=2")
 
 
+@pytest.mark.slow
 def test_chips_have_the_same_work_on_a_larger_slice(optimized):
     """Rows of a chip are the same on 2 and on 8."""
     two, _ = counted_step("BATCH_SIZE=4", devices=jax.devices()[:2])
@@ -153,7 +160,13 @@ def test_chips_have_the_same_work_on_a_larger_slice(optimized):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("MICROBATCHES=2", "BATCH_SIZE=40"), ("REMAT=True",), ("t5.T5Config.mlp_dim=98",)],
+    [
+        ("MICROBATCHES=2", "BATCH_SIZE=40"),
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in ((), ("REMAT=True",), ("t5.T5Config.mlp_dim=98",))
+        ),
+    ],
 )
 def test_chips_that_repeat_attention_share_out_its_fully_sharded_gradients(overrides, optimized):
     """Three heads on four chips along the model axis, kernels split over two along the other."""

@@ -32,7 +32,11 @@ def compiled_collectives(*overrides):
 
 @pytest.mark.parametrize(
     "overrides",
-    [("MODEL_PARALLELISM=2",), ("MODEL_PARALLELISM=4",), ("FULLY_SHARDED=True",)],
+    [
+        pytest.param(("MODEL_PARALLELISM=2",), marks=pytest.mark.slow),
+        ("MODEL_PARALLELISM=4",),
+        ("FULLY_SHARDED=True",),
+    ],
 )
 def test_no_chip_gathers_the_vocabulary_of_all_tokens(overrides):
     program, collectives = compiled_collectives(*overrides)
@@ -63,7 +67,16 @@ def test_attention_is_split_by_heads_or_by_rows_or_not_at_all():
     assert said in program_report.heading(whole)
 
 
-@pytest.mark.parametrize("ways", [(), STACKED, ("REMAT=True", *STACKED), ("MICROBATCHES=2",)])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        STACKED,
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in ((), ("REMAT=True", *STACKED), ("MICROBATCHES=2",))
+        ),
+    ],
+)
 def test_a_step_whose_rows_are_over_both_axes_counts_as_divided_evenly(optimized, ways):
     """Two heads on four chips: but for what is done again, nothing is done twice."""
     cost, closed_form = counted_step("MODEL_PARALLELISM=4", *ways)
