@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from etils import epath
 
+from gkd.checkpoints import hub_models
 from gkd.checkpoints.folders import is_run
 from gkd.checkpoints.hugging_face import is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
 from gkd.checkpoints.t5x_arrays import is_t5x
 from gkd.checkpoints.t5x_format import open_t5x
 from gkd.checkpoints.tensors import Checkpoint
-from gkd.checkpoints.weight_files import describe_files, find_weights
+from gkd.checkpoints.weight_files import describe_folder, find_weights
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.step_names import BEST_OR_NEWEST, NEWEST
 
@@ -50,7 +53,7 @@ def recognise(path: epath.PathLike) -> str:
     raise InvalidFile(
         f"{path} is not a checkpoint: give a run directory or step folder of this program, a "
         "Hugging Face directory (with config.json) or a T5X checkpoint (with a file `checkpoint` "
-        f"or a folder `state`){describe_files(path)}"
+        f"or a folder `state`){describe_folder(path)}"
     )
 
 
@@ -58,8 +61,8 @@ def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Chec
     """Opens a checkpoint of any format; tensors are read on demand.
 
     Args:
-      path: path of a run directory or one of its step folders, a Hugging Face directory, or a T5X
-        checkpoint.
+      path: path of a run directory or one of its step folders, a Hugging Face directory, a T5X
+        checkpoint, or the name of a model on the Hugging Face Hub, OWNER/NAME[@REVISION].
       step: step of a run, see `gkd.checkpoints.params.restore_params`; other formats have none.
 
     Returns:
@@ -69,11 +72,12 @@ def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Chec
       FileNotFoundError: a file is missing.
       ValueError: a file is damaged or does not fit.
     """
+    path, source = hub_models.local_copy(path)
     kind = recognise(path)
     if kind != "gkd" and step not in (None, BEST_OR_NEWEST, NEWEST):
         raise InvalidValue(f"step {step}: {path} is a {kind} checkpoint, only a run has steps")
     if kind == "huggingface":
-        return open_hf(path)
+        return dataclasses.replace(open_hf(path), source=source)
     if kind == "t5x":
         return open_t5x(path)
     return open_run_checkpoint(path, step)

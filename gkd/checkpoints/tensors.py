@@ -37,6 +37,7 @@ class Checkpoint:
       tokenizer: description of the tokenizer files beside it; None if they were not read.
       description: description by the run that wrote it (gkd's format), else None.
       chosen: the step of a run and the reason for it, in words; empty for other formats.
+      source: OWNER/NAME@COMMIT of a model of the Hugging Face Hub; empty for others.
     """
 
     path: epath.Path
@@ -49,6 +50,12 @@ class Checkpoint:
     tokenizer: TokenizerFiles | None = None
     description: Mapping[str, Any] | None = None
     chosen: str = ""
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name by which the same weights are opened again: OWNER/NAME@COMMIT, or the path."""
+        return self.source or str(self.path)
 
 
 def tensor_names(tree: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ does not depend on what is installed. Everything else is refused in one line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from gkd.files.lfs_pointers import refuse_lfs_pointer
 from gkd.tensor_files.msgpack_file import FLOAT_TYPES, StoredArray, index_msgpack, read_array
 from gkd.tensor_files.safetensors_files import converted, open_safetensors
 from gkd.tensor_files.tensor import Tensor
-from gkd.tensor_files.torch_files import open_torch
+from gkd.tensor_files.torch_files import import_torch, open_torch
 
 SAFETENSORS, FLAX, TORCH = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 KINDS = (SAFETENSORS, FLAX, TORCH)
@@ -47,7 +47,7 @@ _OTHER_KINDS = {
 _LOG = logging.getLogger(__name__)
 
 
-def find_weights(names: Any) -> tuple[str, str] | None:
+def find_weights(names: Container[str]) -> tuple[str, str] | None:
     """Chooses the weights to read among the files of a directory.
 
     Args:
@@ -84,28 +84,42 @@ def open_weights(directory: epath.PathLike) -> dict[str, Tensor]:
     names = {path.name for path in directory.iterdir()}
     found = find_weights(names)
     if found is None or ADAPTER_CONFIG in names:
-        raise MissingFile(f"{directory} has no weights that are read{describe_files(directory)}")
+        raise MissingFile(f"{directory} has no weights that are read{describe_folder(directory)}")
     kind, name = found
     others = [other for other in KINDS if other != kind and find_weights(names & _names(other))]
     if others:
         _LOG.info("%s: %s is read, not %s", directory, name, " or ".join(others))
-    try:
-        return _open_kind(directory, kind, name)
-    except MissingPackage as error:
-        raise MissingPackage(f"{error}: {_without_torch(directory)}") from error
+    if kind == TORCH:
+        refuse_lfs_pointer(directory / name)
+        command = f"`hf download NAME --revision refs/pr/N --local-dir {directory}`"
+        require_torch(f"{directory / name}", command)
+    return _open_kind(directory, kind, name)
 
 
 def _names(kind: str) -> set[str]:
     return {kind, kind + INDEX_SUFFIX}
 
 
-def _without_torch(directory: epath.Path) -> str:
-    return (
-        "(1) take a safetensors conversion, `hf download NAME --revision refs/pr/N --local-dir "
-        f"{directory}`, where the model has such a pull request on the Hugging Face Hub; (2) `pip "
-        "install torch` (the CPU wheel suffices); or (3) take T5X's own checkpoint of the model "
-        "from gs://t5-data/pretrained_models/t5x (docs/models.md)"
-    )
+def require_torch(where: str, conversion: str) -> None:
+    """Refuses PyTorch's files where PyTorch is not installed, and names the three ways to weights.
+
+    Args:
+      where: the file, for the message.
+      conversion: command or name that takes a conversion to safetensors.
+
+    Raises:
+      ImportError: PyTorch is not installed.
+      ValueError: the installed PyTorch is too old to be safe.
+    """
+    try:
+        import_torch(where)
+    except MissingPackage as error:
+        raise MissingPackage(
+            f"{error}: (1) take a safetensors conversion, {conversion}, where the model has such a "
+            "pull request on the Hugging Face Hub; (2) `pip install torch` (the CPU wheel "
+            "suffices); or (3) take T5X's own checkpoint of the model from "
+            "gs://t5-data/pretrained_models/t5x (docs/models.md)"
+        ) from error
 
 
 def _open_kind(directory: epath.Path, kind: str, name: str) -> dict[str, Tensor]:
@@ -229,7 +243,7 @@ _OPENERS: dict[str, Callable[[epath.Path], dict[str, Tensor]]] = {
 }
 
 
-def describe_files(directory: epath.Path) -> str:
+def describe_folder(directory: epath.Path) -> str:
     """Describes the weights of a directory that are of kinds that are not read, with the remedy.
 
     Args:
@@ -238,11 +252,27 @@ def describe_files(directory: epath.Path) -> str:
     Returns:
       A clause that begins with ': '; without any such file it lists what there is.
     """
-    names = sorted(path.name for path in directory.iterdir())
+    names = [path.name for path in directory.iterdir()]
+    if ADAPTER_CONFIG not in names:
+        return describe_files(names)
+    base = read_json(directory / ADAPTER_CONFIG, dict).get("base_model_name_or_path")
+    return describe_files(names, f" of {shown(base)}")
+
+
+def describe_files(names: Iterable[str], base: str = "") -> str:
+    """Describes weights of kinds that are not read by their names, with the remedy.
+
+    Args:
+      names: names of the files of a folder or repository.
+      base: name of an adapter's base model, after ' of '.
+
+    Returns:
+      A clause that begins with ': '.
+    """
+    names = sorted(names)
     if ADAPTER_CONFIG in names:
-        base = read_json(directory / ADAPTER_CONFIG, dict).get("base_model_name_or_path")
         return (
-            f": it is an adapter (PEFT) of {shown(base)}; merge it into that model with peft's "
+            f": it is an adapter (PEFT){base}; merge it into its base model with peft's "
             "`merge_and_unload`, and save the result with `save_pretrained` in a new folder"
         )
     ours = " or ".join(KINDS)

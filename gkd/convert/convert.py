@@ -35,7 +35,8 @@ def convert(
     """Converts a checkpoint atomically: `target` appears complete or not at all.
 
     Args:
-      source: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
+      source: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint;
+        or the name of a model on the Hugging Face Hub.
       target: path of the new folder, which must be missing or empty.
       to: 'gkd', 'huggingface', 't5x' (msgpack and zarr) or 't5x_orbax'; by default Hugging Face, or
         gkd for a Hugging Face source.
@@ -65,8 +66,9 @@ def convert(
         chosen = f"{opened.chosen}, " if opened.chosen else ""
         values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
         progress.print(
-            f"{source} ({opened.format}, {chosen}{values:,} parameters) -> {target} ({to}), "
-            "vocabulary: " + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
+            f"{opened.source or source} ({opened.format}, {chosen}{values:,} parameters) -> "
+            f"{target} ({to}), vocabulary: "
+            + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
         )
 
 

@@ -84,7 +84,8 @@ def infer(
     OUTPUT.settings.json the settings; the same call continues it, bit for bit.
 
     Args:
-      model: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint.
+      model: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint;
+        or the name of a model on the Hugging Face Hub.
       output: path of the JSON Lines file to write.
       source: source of the inputs.
       decoding: options of decoding: length, sampling or beam search.
@@ -122,7 +123,7 @@ def infer(
     dtype = dtype or model_loading.inference_dtype(mesh)
     window = BATCHES_PER_WINDOW * batch_size
     facts = {
-        "model": str(opened.path),
+        "model": opened.name,
         "format": opened.format,
         "vocabulary": checkpoint_vocabulary.describe_vocabulary(words),
         **inputs.settings(),

@@ -52,8 +52,8 @@ class LoadedModel:
 
     @property
     def checkpoint(self) -> str | None:
-        """The checkpoint's folder (a run's step folder); None for random initialisation."""
-        return None if self.opened is None else str(self.opened.path)
+        """The name to open it again: a folder (a run's step folder) or OWNER/NAME@COMMIT."""
+        return None if self.opened is None else self.opened.name
 
     @property
     def chosen(self) -> str:
@@ -76,7 +76,7 @@ def open_model(role: str, checkpoint: str, step: int | str | None = None) -> Che
     Args:
       role: 'STUDENT', 'TEACHER' or 'MODEL', for messages.
       checkpoint: path of a run directory or step folder, a Hugging Face directory, or a T5X
-        checkpoint.
+        checkpoint; or the name of a model on the Hugging Face Hub, OWNER/NAME[@REVISION].
       step: step of a run, see `gkd.checkpoints.params.restore_params`.
 
     Returns:

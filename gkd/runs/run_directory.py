@@ -59,7 +59,9 @@ class RunDirectory:
         if self.recorded:
             self.write_operative_config()
 
-    def record(self, continues_from: int) -> None:
+    def record(
+        self, continues_from: int, checkpoints: Mapping[str, str | None] | None = None
+    ) -> None:
         """Records this launch as the one that runs the steps after `continues_from`.
 
         Only the primary process of the job writes. Bindings that differ from the previous launch
@@ -67,6 +69,8 @@ class RunDirectory:
 
         Args:
           continues_from: the restored step, 0 for a fresh start.
+          checkpoints: names by which the checkpoints that this launch reads are opened again (of a
+            run its step folder, of the Hugging Face Hub OWNER/NAME@COMMIT), by role.
         """
         self.recorded = True
         if not processes.is_primary_process():
@@ -85,6 +89,7 @@ class RunDirectory:
             "started": self.started,
             "continues_from": continues_from,
             **provenance(self.command_line),
+            "checkpoints": {role: name for role, name in (checkpoints or {}).items() if name},
             "bindings": bindings,
         }
         append_lines(self.path / LAUNCHES_FILE, json.dumps(launch, ensure_ascii=False) + "\n")

@@ -57,7 +57,7 @@ def open_torch(path: epath.PathLike) -> dict[str, Tensor]:
     if not path.exists():
         raise MissingFile(f"{path} does not exist: the checkpoint is not complete")
     refuse_lfs_pointer(path)
-    torch = _import_torch(path)
+    torch = import_torch(f"{path}")
     state = _load(torch, path)
     if not isinstance(state, Mapping):
         raise InvalidFile(f"{path} holds a {type(state).__name__}, not a table of tensors")
@@ -85,15 +85,24 @@ def open_torch(path: epath.PathLike) -> dict[str, Tensor]:
     return tensors
 
 
-def _import_torch(path: epath.Path) -> types.ModuleType:
+def import_torch(where: str) -> types.ModuleType:
+    """Imports PyTorch to read a file.
+
+    Args:
+      where: the file, for the message.
+
+    Raises:
+      ImportError: PyTorch is not installed.
+      ValueError: the installed version is not safe.
+    """
     try:
         import torch
     except ImportError as error:
-        raise MissingPackage(f"{path} is a file of PyTorch, which is not installed") from error
+        raise MissingPackage(f"{where} is a file of PyTorch, which is not installed") from error
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_VERSION:
         raise InvalidValue(
-            f"{path} is a pickle, and PyTorch {torch.__version__} can be made to run code when it "
+            f"{where} is a pickle, and PyTorch {torch.__version__} can be made to run code when it "
             "reads one (CVE-2025-32434): install PyTorch 2.6 or later"
         )
     return torch

@@ -222,7 +222,7 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
     with run_lease(directory) as lease, open_run(directory) as run, StopRequest() as stop:
 
         def record(step):
-            run.record(step)
+            run.record(step, _checkpoints(program))
             pin_teacher(run.path, teacher, program.teacher)
             checkpoint_vocabulary.save_vocabulary(task.vocabulary, run.path)
 
@@ -270,12 +270,17 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
 def _check_same_in_all_processes(program: StepProgram, batches, evaluation) -> None:
     """Refuses a job whose hosts read different checkpoints or data."""
     texts = "\0".join((*evaluation.examples.inputs, *evaluation.examples.targets))
+    facts = {role: str(name) for role, name in _checkpoints(program).items()}
+    facts["training data"] = batches.state().decode()
+    facts["evaluation data"] = hashlib.sha256(texts.encode()).hexdigest()
+    job_messages.check_same("checkpoints or data", facts, processes.start_seconds(os.environ))
+
+
+def _checkpoints(program: StepProgram) -> dict[str, str | None]:
+    """The names of the checkpoints that were opened, by role."""
     models = {
         "STUDENT": program.student,
         "TEACHER": program.teacher,
         "REWARD_MODEL": program.reward_model,
     }
-    facts = {name: str(loaded and loaded.checkpoint) for name, loaded in models.items()}
-    facts["training data"] = batches.state().decode()
-    facts["evaluation data"] = hashlib.sha256(texts.encode()).hexdigest()
-    job_messages.check_same("checkpoints or data", facts, processes.start_seconds(os.environ))
+    return {role: loaded and loaded.checkpoint for role, loaded in models.items()}

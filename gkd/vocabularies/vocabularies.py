@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
+from gkd.files import hub
 from gkd.vocabularies.hugging_face_vocabulary import (
     AddedTokensVocabulary,
     FolderVocabulary,
@@ -21,6 +22,7 @@ from gkd.vocabularies.hugging_face_vocabulary import (
 from gkd.vocabularies.tensorflow_host import seqio
 from gkd.vocabularies.tokenizer_files import (
     TOKENIZER_FILE,
+    TOKENIZER_FILES,
     AddedToken,
     TokenizerFiles,
     read_tokenizer,
@@ -35,8 +37,8 @@ def t5(path: str | None = None, extra_ids: int = 100) -> Any:
 
     Args:
       path: path of the sentencepiece model, or of a checkpoint's folder, whose tokenizer may have
-        added tokens (see `from_folder`); by default the value of the environment variable
-        GKD_VOCABULARY.
+        added tokens (see `from_folder`), or the name of a model on the Hugging Face Hub; by default
+        the value of the environment variable GKD_VOCABULARY.
       extra_ids: number of sentinels after the pieces, used if no file gives it.
 
     Returns:
@@ -50,11 +52,32 @@ def t5(path: str | None = None, extra_ids: int = 100) -> Any:
     if not path:
         raise MissingFile(
             f"no T5 vocabulary: set {ENVIRONMENT} or vocabularies.t5.path to a sentencepiece "
-            "model file (spiece.model of a T5 checkpoint) or a checkpoint's folder"
+            "model file (spiece.model of a T5 checkpoint), a checkpoint's folder or the name of a "
+            "model on the Hugging Face Hub (google/flan-t5-small)"
         )
+    path = _local_tokenizer(path)
     if os.path.isdir(path) or os.path.basename(path) == TOKENIZER_FILE:
         return from_folder(path if os.path.isdir(path) else os.path.dirname(path), extra_ids)
     return sentencepiece(path, extra_ids)
+
+
+def _local_tokenizer(path: str) -> str:
+    """Downloads the tokenizer files of a model of the Hub; returns other paths unchanged."""
+    name = hub.parse_hub_name(path)
+    if name is None:
+        return path
+    try:
+        listing = hub.list_files(name)
+    except hub.Unreachable:
+        found = [hub.cached_folder(name, file) for file in TOKENIZER_FILES]
+        folder = next((folder for folder in found if folder is not None), None)
+        if folder is None:
+            raise
+        return str(folder)
+    files = [file for file in TOKENIZER_FILES if file in listing.sizes]
+    if not files:
+        raise MissingFile(f"{path}: this model of the Hugging Face Hub has no tokenizer files")
+    return str(hub.download(name, listing, files))
 
 
 def from_folder(path: str, extra_ids: int = 100) -> Any:

@@ -17,6 +17,7 @@ from gkd.cli import command_line
 from gkd.parallel import mesh as meshes
 from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.vocabularies import vocabularies
+from tests import hub_server
 
 NAME = "t5v11_tiny"
 
@@ -196,3 +197,15 @@ def test_a_damaged_tokenizer_of_a_run_is_written_again(tmp_path):
     (tmp_path / "spiece.model").mkdir()
     with pytest.raises(OSError, match="cannot write .*spiece.model"):
         checkpoint_vocabulary.save_vocabulary(vocabulary, tmp_path)
+
+
+def test_a_model_of_the_hub_is_converted_by_its_name(source, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hub_server.serve(tmp_path / "cache", monkeypatch) as server:
+        server.repositories["google/tiny"] = {"refs/pr/2": source}
+        err = convert(capfd, "google/tiny@refs/pr/2", tmp_path / "out", "--to=huggingface")
+        _, commit = server.commit("google/tiny", "refs/pr/2")
+        assert f"google/tiny@{commit} (huggingface, 74,368 parameters) -> " in err
+        assert "SRC: google/no: there is no" in convert(capfd, "google/no", tmp_path / "x", code=1)
+    before, after = (load_file(f / "model.safetensors") for f in (source, tmp_path / "out"))
+    assert {n: v.tobytes() for n, v in before.items()} == {n: v.tobytes() for n, v in after.items()}

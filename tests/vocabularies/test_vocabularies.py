@@ -5,6 +5,7 @@ import pytest
 
 from gkd.data import train_vocabulary
 from gkd.vocabularies import vocabularies
+from tests import hub_server
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,22 @@ def test_missing_or_wrong_vocabulary_is_one_line(monkeypatch, tmp_path, shared):
     with pytest.raises(ValueError, match="not a sentencepiece model") as error:
         vocabularies.t5(str(wrong))
     assert "\n" not in str(error.value)
+
+
+def test_the_tokenizer_of_a_model_of_the_hub(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "repository").mkdir()
+    pieces = (shared / "data/t5_vocab/spiece.model").read_bytes()
+    (tmp_path / "repository" / "spiece.model").write_bytes(pieces)
+    (tmp_path / "repository" / "model.safetensors").write_bytes(b"not read")
+    with hub_server.serve(tmp_path / "cache", monkeypatch) as server:
+        server.repositories["google/tiny"] = {"main": tmp_path / "repository"}
+        monkeypatch.setenv("GKD_VOCABULARY", "google/tiny")
+        assert vocabularies.t5().vocab_size == 32100
+        assert server.files == ["spiece.model"]
+        (tmp_path / "repository" / "spiece.model").unlink()
+        with pytest.raises(FileNotFoundError, match="google/tiny.*has no tokenizer files"):
+            vocabularies.t5("google/tiny")
+        hub_server.point_to(hub_server.closed_port(), tmp_path / "cache", monkeypatch)
+        with pytest.raises(FileNotFoundError, match="^google/other: there is no such folder, and"):
+            vocabularies.t5("google/other")
