@@ -1,4 +1,4 @@
-"""Distils a recurrent encoder-decoder of our own, without gin: three pure functions, one step.
+"""Distils a Flax encoder-decoder of our own, without gin: three pure functions, one step.
 
     python examples/distil_own_model.py [--updates=300] [--seed=0]
 
@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,54 +22,59 @@ import numpy as np
 from gkd.decode.sampling import sample
 from gkd.distill import divergences, losses, optimizers, train_step
 from gkd.distill.types import Batch
-from gkd.models.interface import Encoded, Head, Hidden, Seq2SeqModel
+from gkd.models.interface import Seq2SeqModel
+from gkd.models.uncached import encoder_decoder
 
 SYMBOLS, LENGTH = 8, 9  # symbols are the ids 2 … 9; 0 is padding, 1 the end of sequence
 VOCABULARY = SYMBOLS + 2
 VALID = jnp.arange(VOCABULARY) > 0
 
 
-def recurrent_model(width: int) -> Seq2SeqModel:
-    """Build an encoder-decoder with one recurrent layer, as functions of its parameters.
+class Recurrent(nn.Module):
+    """An encoder-decoder as one writes it in Flax: it knows nothing of GKD, sampling or caches."""
+
+    width: int
+
+    def setup(self):
+        """Name the parts."""
+        self.embedding = nn.Embed(VOCABULARY, self.width)
+        self.place = self.param("place", nn.initializers.lecun_normal(), (3, self.width))
+        self.context = nn.Dense(self.width)
+        self.recurrence = nn.RNN(nn.SimpleCell(self.width))
+        self.output = nn.Dense(VOCABULARY, use_bias=False)
+
+    def encode(self, tokens):
+        """Encode prompts [B, S] into states [B, S, E]."""
+        return self.embedding(tokens) * self.place
+
+    def decode(self, states, mask, tokens):
+        """Read states [N, S, E] with their mask and tokens [N, T]; return [N, T, E]."""
+        context = self.context(jnp.sum(jnp.where(mask[..., None], states, 0), axis=1))
+        return self.recurrence(self.embedding(tokens) + context[:, None])
+
+    def __call__(self, inputs, targets):
+        """Run all parts, so that Flax creates their parameters."""
+        return self.output(self.decode(self.encode(inputs), inputs > 0, targets))
+
+
+def own_model(width: int) -> Seq2SeqModel:
+    """Put the Flax module behind the interface of all models; every function is pure.
 
     Args:
       width: E, features of the embeddings and of the state.
     """
+    module, tokens = Recurrent(width), jnp.ones((1, 3), int)
 
-    def init(rng):
-        keys = jax.random.split(rng, 5)
-        shapes = {"embedding": (VOCABULARY, width), "place": (3, width), "inner": (width, width),
-                  "context": (width, width), "head": (width, VOCABULARY)}  # fmt: skip
-        named = zip(keys, shapes.items(), strict=True)
-        return {name: jax.random.normal(key, shape) * width**-0.5 for key, (name, shape) in named}
+    def method(name):
+        return lambda params, *arrays: module.apply({"params": params}, *arrays, method=name)
 
-    def encode(params, tokens, dropout_rng=None):  # [B, S] -> [B, S, E]
-        mask = tokens > 0
-        hidden = params["embedding"][tokens] * params["place"][: tokens.shape[1]]
-        return Encoded(hidden=jnp.where(mask[..., None], hidden, 0), mask=mask)
-
-    def init_cache(params, encoded, max_length, samples=1):
-        context = jnp.repeat(jnp.sum(encoded.hidden, axis=1), samples, axis=0)  # [N, E]
-        return (params, context @ params["context"]), jnp.zeros_like(context)
-
-    def decode_step(weights, state, tokens, position):  # tokens [N] -> [N, E]
-        params, context = weights
-        state = jnp.tanh(state @ params["inner"] + params["embedding"][tokens] + context)
-        return state, state
-
-    def decode_hidden(params, encoded, tokens, dropout_rng=None):  # [N, T] -> [N, T, E]
-        samples = tokens.shape[0] // encoded.mask.shape[0]
-        weights, state = init_cache(params, encoded, tokens.shape[1], samples)
-
-        def advance(state, column):
-            return decode_step(weights, state, column, None)[::-1]
-
-        return Hidden(last=jnp.swapaxes(jax.lax.scan(advance, state, tokens.T)[1], 0, 1))
-
-    return Seq2SeqModel(
-        init=init, encode=encode, decode_hidden=decode_hidden, init_cache=init_cache,
-        decode_step=decode_step, head=lambda params: Head(params["head"]), vocab_size=VOCABULARY,
-    )  # fmt: skip
+    return encoder_decoder(
+        init=lambda rng: module.init(rng, tokens, tokens)["params"],
+        encode=method("encode"),
+        decode=method("decode"),
+        head=lambda params: params["output"]["kernel"],
+        vocab_size=VOCABULARY,
+    )
 
 
 def patterns() -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     given = parser.parse_args(arguments)
     order = np.random.default_rng(given.seed).permutation(SYMBOLS**3)
     seen, unseen = order[:60], order[60:]
-    large, small = recurrent_model(128), recurrent_model(24)
+    large, small = own_model(128), own_model(24)
     keys = jax.random.split(jax.random.PRNGKey(given.seed))
     teacher_params = train(large, large.init(keys[0]), order, 2 * given.updates, given.seed)
     start = train(small, small.init(keys[1]), seen, given.updates, given.seed)
