@@ -16,7 +16,7 @@ from gkd.vocabularies import vocabularies
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 _ROWS_AT_ONCE = 1024
-Texts = dict[str, np.ndarray]  # every feature: bytes [rows]; empty: bool [rows]
+Texts = dict[str, np.ndarray]  # every feature, REFERENCES: bytes [rows]; empty: bool [rows]
 
 
 def check_components(
@@ -175,10 +175,17 @@ def mixed_source(
         del shuffle_files, seed  # the pipeline determines the order
         components = read(split)
         sizes = [len(component["empty"]) for component in components]
+        sized = list(zip(components, sizes, strict=True))
         order = interleaved(sizes, counts_of(split, sizes))
+        names = dict.fromkeys(name for component in components for name in component)
         columns = {
-            name: tf.constant(np.concatenate([component[name] for component in components]))
-            for name in components[0]
+            name: tf.constant(
+                np.concatenate(
+                    # Only some components may have rows of several references.
+                    [part.get(name, np.full(n, b"", object)) for part, n in sized]
+                )
+            )
+            for name in names
         }
         # Only indices are repeated, never the texts.
         rows = tf.data.Dataset.from_tensor_slices(order)

@@ -231,8 +231,10 @@ class EvaluationSet:
     Attributes:
       batches: dictionaries as `training_batches` makes them. Only padding (at the end) weighs 0.
       inputs: the student's prompts as text.
-      targets: the references as text, complete even where the tokens were truncated.
+      targets: the references as text, complete even where the tokens were truncated; of several
+        the first.
       inputs_cut, targets_cut, empty_examples: counts; empty examples are left out of the rest.
+      several: several references of each row, see `TokenizedSplit.references`.
     """
 
     batches: tuple[dict[str, Any], ...]
@@ -241,6 +243,12 @@ class EvaluationSet:
     inputs_cut: int
     targets_cut: int
     empty_examples: int
+    several: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def references(self) -> tuple[str | tuple[str, ...], ...]:
+        """What metrics compare with: each row's target, or all of its references."""
+        return self.several or self.targets
 
 
 def evaluation_batches(
@@ -288,6 +296,7 @@ def evaluation_batches(
         batches=tuple(batches),
         inputs=tuple(inputs.texts[i] for i in rows),
         targets=tuple(targets.texts[i] for i in rows),
+        several=tuple(data.references[i] for i in rows) if data.references else (),
         inputs_cut=int((inputs.lengths[rows] > input_length).sum()),
         targets_cut=int((targets.lengths[rows] > target_length).sum()),
         empty_examples=int(data.empty.sum()),

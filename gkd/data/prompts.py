@@ -6,6 +6,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gkd.data.sources import REFERENCES
 from gkd.errors import InvalidValue
 from gkd.vocabularies.tensorflow_host import tf
 from gkd.vocabularies.white_space import ONE_LINE, WhiteSpaceRule
@@ -50,10 +51,11 @@ def without_calculator_notes(text: Any) -> Any:
     return tf.strings.regex_replace(text, r"<<[^<>]*>>", "")
 
 
-def _row(prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
+def _row(example: Any, prompt: Any, input_text: Any, target_text: Any) -> dict[str, Any]:
     # The prompt is never empty, so emptiness is determined from the texts before it is added.
     empty = is_empty(input_text) | is_empty(target_text)
-    return {"inputs": prompt, "targets": target_text, "empty": empty}
+    references = {REFERENCES: example[REFERENCES]} if REFERENCES in example else {}
+    return {"inputs": prompt, "targets": target_text, "empty": empty, **references}
 
 
 def is_empty(text: Any) -> Any:
@@ -80,12 +82,13 @@ def text_to_text(
       rule: treatment of line breaks and indentation, see `white_space.rule_of`.
 
     Returns:
-      A function of a row of string tensors to {inputs, targets, empty}.
+      A function of a row of string tensors to {inputs, targets, empty}, and `REFERENCES` where the
+      row has several.
     """
 
     def row(example: Any) -> dict[str, Any]:
         source, target = (rule.fit_tensor(example[name]) for name in (input_field, target_field))
-        return _row(prefix + source, source, target)
+        return _row(example, prefix + source, source, target)
 
     return row
 
@@ -131,7 +134,7 @@ def chain_of_thought(
             empty = is_empty(rationale) | is_empty(answer)
             answer = tf.where(empty, "", tf.strings.join([rationale, " #### ", answer]))
         prompt = tf.strings.join([before, "Q: ", question, " ", _THINK])
-        return _row(prompt, question, answer)
+        return _row(example, prompt, question, answer)
 
     return row
 

@@ -11,6 +11,7 @@ from typing import Any
 from gkd.data import sources
 from gkd.errors import InvalidValue
 from gkd.metrics import calculator, sample_metrics, word_tokens
+from gkd.metrics.answers import Reference, references_in
 from gkd.tables.delimited import TsvFormat
 from gkd.vocabularies.tensorflow_host import seqio
 
@@ -111,14 +112,14 @@ class TaskSpec:
 
     def evaluate(
         self,
-        targets: Sequence[str],
+        targets: Sequence[Reference],
         predictions: Sequence[str],
         inputs: Sequence[str] | None = None,
     ) -> dict[str, float]:
         """Computes every metric of the task in percent.
 
         Args:
-          targets: reference texts.
+          targets: reference texts; of a row with several references a sequence of them.
           predictions: generated texts, in the same order.
           inputs: the prompts; with them a task with groups (see `group_of`) is also evaluated per
             group, the components of a mixture by their own metrics.
@@ -147,7 +148,7 @@ class TaskSpec:
     def _evaluate_groups(self, targets, predictions, inputs) -> dict[str, float]:
         rows: dict[str, list[int]] = {}
         for i, (prompt, target) in enumerate(zip(inputs, targets, strict=True)):
-            rows.setdefault(self.group_of(prompt, target), []).append(i)
+            rows.setdefault(self.group_of(prompt, references_in(target)[0]), []).append(i)
         groups = {}
         for name in sorted(rows):
             chosen = [[column[i] for i in rows[name]] for column in (targets, predictions, inputs)]
@@ -159,12 +160,12 @@ class TaskSpec:
         return values
 
     def evaluate_samples(
-        self, targets: Sequence[str], samples: Sequence[Sequence[str]]
+        self, targets: Sequence[Reference], samples: Sequence[Sequence[str]]
     ) -> dict[str, float]:
         """Computes the metrics of several samples per prompt in percent: diversity and maj@k.
 
         Args:
-          targets: reference texts.
+          targets: reference texts, as in `evaluate`.
           samples: k generated texts per prompt, in the same order.
 
         Returns:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 from typing import Any
 
 import numpy as np
 
+from gkd.data.sources import REFERENCES
 from gkd.data.task_spec import TaskSpec
 from gkd.errors import InvalidValue
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.white_space import rule_of
 
 _ROWS_AT_ONCE = 1024
 
@@ -43,10 +46,13 @@ class TokenizedSplit:
     Attributes:
       columns: the task's features by name, in the order of `BATCH_COLUMNS`.
       empty: bool [rows], true where a text of the row is empty.
+      references: several references of each row, the target text first; none where every row has
+        one, or the texts were not kept.
     """
 
     columns: dict[str, TokenColumn]
     empty: np.ndarray
+    references: tuple[tuple[str, ...], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -90,6 +96,8 @@ def tokenized_split(
     if max_examples is not None:
         dataset = dataset.take(max_examples)
     features, empty = task.features, []
+    references: list[tuple[str, ...]] = []
+    fit = rule_of(task.vocabulary).fit if texts else str
     kept: dict[str, list[str]] = {name: [] for name in features}
     tokens: dict[str, list[np.ndarray]] = {name: [] for name in features}
     lengths: dict[str, list[np.ndarray]] = {name: [np.zeros(1, np.int64)] for name in features}
@@ -100,6 +108,12 @@ def tokenized_split(
             tokens[name].append(values)
             lengths[name].append(sizes)
             kept[name] += column if texts else []
+        if texts and REFERENCES in block:
+            rows = zip(block["targets"], block[REFERENCES], strict=True)
+            references += [
+                (target.decode(), *map(fit, json.loads(several or "[]")[1:]))
+                for target, several in rows
+            ]
         empty.append(block["empty"])
     if not empty:
         raise InvalidValue(f"task {task.name}: split {split!r} has no rows")
@@ -111,7 +125,7 @@ def tokenized_split(
         )
         for name in features
     }
-    return TokenizedSplit(columns, np.concatenate(empty))
+    return TokenizedSplit(columns, np.concatenate(empty), tuple(references))
 
 
 def _tokens(vocabulary: Any, column: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ from gkd.infer.batched_program import length_buckets, to_host
 from gkd.infer.decode_options import Decoding
 from gkd.infer.generator import Generator, Output, ended
 from gkd.metrics import word_tokens
+from gkd.metrics.answers import references_in
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.vocabularies import vocabularies
@@ -207,7 +208,7 @@ class Evaluation:
             metrics = self._task_metrics(records)
             if decoding.temperature:
                 samples = [[record["text"] for record in row] for row in records]
-                metrics |= self.task.evaluate_samples(self.examples.targets, samples)
+                metrics |= self.task.evaluate_samples(self.examples.references, samples)
         if self._scorer is not None:
             metrics["reward"] = self._reward(texts, tokens, size)
         metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
@@ -239,7 +240,8 @@ class Evaluation:
         examples = self.examples
         columns = zip(*([record["text"] for record in row] for row in records), strict=True)
         each = [
-            self.task.evaluate(examples.targets, texts, inputs=examples.inputs) for texts in columns
+            self.task.evaluate(examples.references, texts, inputs=examples.inputs)
+            for texts in columns
         ]
         return {name: sum(values[name] for values in each) / len(each) for name in each[0]}
 
@@ -250,8 +252,9 @@ class Evaluation:
         for batch in self.examples.batches:
             for name in self.task.features:
                 digest.update(np.ascontiguousarray(batch[BATCH_COLUMNS[name]]))
-        for text in self.examples.targets:
-            digest.update(text.encode() + b"\0")
+        for references in self.examples.references:
+            for text in references_in(references):
+                digest.update(text.encode() + b"\0")
         return digest.hexdigest()
 
     def sample_table(self, outputs: Mapping[str, Sequence[str]], rows: int) -> list[dict[str, str]]:

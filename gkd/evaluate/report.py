@@ -87,6 +87,8 @@ def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) 
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for i, texts in enumerate(zip(examples.inputs, examples.targets, strict=True)):
             row: dict[str, Any] = {"index": i, "input": texts[0], "reference": texts[1]}
+            if not isinstance(examples.references[i], str):
+                row["references"] = examples.references[i]
             for model, by_decoding in outputs.items():
                 row[model] = {name: made.records[i] for name, made in by_decoding.items()}
                 for made in by_decoding.values():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gkd.metrics.numbers import ANSWER_IS, boxed
+
+Reference = str | Sequence[str]  # a row's reference, or several
 
 _FULL_WIDTH = {0xFF01 + i: chr(0x21 + i) for i in range(94)}
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -36,6 +38,18 @@ _ANOTHER = re.compile(
     r"\s*(?:[,/&]|and\b|or\b|und\b|oder\b)\s*(?:\([A-Za-z]\)|[A-Z](?![\w'’]|\s+[a-z]))"
 )
 _REJECTED = re.compile(r"\s*(?:is|are|was)(?:\s+not\b|n['’]t\b|\s+(?:wrong|incorrect|false)\b)")
+
+
+def references_in(target: Reference) -> Sequence[str]:
+    """Lists the references of a row.
+
+    Args:
+      target: one reference, or several.
+
+    >>> references_in("yes"), references_in(["yes", "yeah"])
+    (('yes',), ['yes', 'yeah'])
+    """
+    return (target,) if isinstance(target, str) else target
 
 
 def normalised(text: str) -> str:

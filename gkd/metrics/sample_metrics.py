@@ -8,6 +8,7 @@ from typing import Any
 
 from gkd.errors import InvalidValue
 from gkd.metrics import metrics, word_tokens
+from gkd.metrics.answers import Reference, is_right, references_in
 
 
 def _number_of_samples(samples: Sequence[Sequence[str]]) -> int:
@@ -38,7 +39,7 @@ def most_common(answers: Sequence[Hashable]) -> Hashable:
 
 
 def majority(
-    targets: Sequence[str],
+    targets: Sequence[Reference],
     samples: Sequence[Sequence[str]],
     answer_of: Callable[[str], Any],
     reference_answer_of: Callable[[str], Any] | None = None,
@@ -48,7 +49,7 @@ def majority(
     Ties go to the answer seen first, and samples without an answer do not vote.
 
     Args:
-      targets: reference texts, one per prompt.
+      targets: reference texts, one per prompt, or several: the answer of any is right.
       samples: k generated texts per prompt, in the same order.
       answer_of: function of a generated text to its answer, None for no answer.
       reference_answer_of: function of a reference to its answer; by default `answer_of`.
@@ -69,8 +70,9 @@ def majority(
     size = _number_of_samples(samples)
     right = 0
     for target, row in zip(targets, samples, strict=True):
-        answer = (reference_answer_of or answer_of)(target)
-        right += answer is not None and most_common([answer_of(text) for text in row]) == answer
+        right_answers = map(reference_answer_of or answer_of, references_in(target))
+        found = most_common([answer_of(text) for text in row])
+        right += any(is_right(answer, found) for answer in right_answers)
     return {f"maj@{size}": 100 * right / len(targets)}
 
 

@@ -193,3 +193,14 @@ def test_bad_mixtures_are_one_line():
     empty = tasks.mixture([a, made("none", 0)], [1, 1], name="mixed")
     with pytest.raises(ValueError, match="has no rows"):
         inputs_of(empty)
+
+
+def test_one_component_may_have_several_references(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"input": "p", "target": ["1", "2"]}\n')
+    several = tasks.local_text({"dev": str(tmp_path / "a.jsonl")}, vocabulary=BYTES)
+    task = tasks.mixture([several, made("b", 2, dev=1)])
+    data = pipeline.evaluation_batches(task, "dev", 2, 9, 9)
+    assert dict(zip(data.inputs, data.references, strict=True)) == {"p": ("1", "2"), "bd0": ("0",)}
+    found = task.evaluate(data.references, ["2" if i == "p" else "3" for i in data.inputs],
+                          data.inputs)  # fmt: skip
+    assert (found["local_text/rouge1"], found["b/exact_match"]) == (100, 0)

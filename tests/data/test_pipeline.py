@@ -1,5 +1,6 @@
 """The input pipeline: batches by hand, epochs, exact resume, shards, evaluation."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -251,6 +252,17 @@ def test_evaluation_leaves_out_empty_examples_and_counts_cuts(tmp_path):
     assert [batch["example_weights"].tolist() for batch in data.batches] == [[1, 1], [1, 0]]
     assert [batch["rows"].tolist() for batch in data.batches] == [[0, 2], [3, -1]]
     assert data.batches[0]["rows"].dtype == np.int64
+
+
+def test_evaluation_compares_with_every_reference(tmp_path):
+    task = written(tmp_path, [("a", ["x", "y"]), ("", "z"), ("c", "w")])
+    data = pipeline.evaluation_batches(task, "train", 2, 4, 4)
+    assert (data.targets, data.references) == (("x", "w"), (("x", "y"), ("w",)))
+    task = dataclasses.replace(task, group_of=lambda _, target: target)
+    found = task.evaluate(data.references, ["y", "x"], data.inputs)
+    assert (found["rouge1"], found["x/rouge1"], found["w/rouge1"]) == (50, 100, 0)
+    plain = written(tmp_path, [("a", "x")])
+    assert pipeline.evaluation_batches(plain, "train", 1, 4, 4).references == ("x",)
 
 
 def test_evaluation_over_hosts(letters):

@@ -6,6 +6,7 @@ import pytest
 
 from gkd.data import tasks
 from gkd.data.tokenized_splits import tokenized_split
+from gkd.vocabularies import vocabularies
 from tests.data.small_texts import BYTES
 
 
@@ -32,3 +33,17 @@ def test_the_fingerprint_is_of_the_tokens_and_not_of_the_texts(task, tmp_path):
     assert tokenized_split(task, "train", texts=True).fingerprint() == first
     (tmp_path / "rows.jsonl").write_text('{"input": "ac", "target": "c"}\n')
     assert tokenized_split(task, "train").fingerprint() != first
+
+
+def test_several_references_beside_the_first_which_is_the_target(tmp_path):
+    path = tmp_path / "several.jsonl"
+    rows = [{"q": "x", "a": {"text": ["b ", 2, "c\n d"]}}, {"q": "y", "a": {"text": "e"}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tasks.summarization(
+        files={"train": str(path)}, vocabulary=vocabularies.arithmetic(), input_field="q",
+        target_field="a.text",
+    )  # fmt: skip
+    data = tokenized_split(task, "train", texts=True)
+    assert data.columns["targets"].texts == ("b", "e")
+    assert data.references == (("b", "2", "c d"), ("e",))
+    assert tokenized_split(task, "train").references == ()

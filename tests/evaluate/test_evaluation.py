@@ -22,6 +22,10 @@ def test_the_fingerprint_is_of_the_rows_and_of_nothing_else():
     )
     other = dataclasses.replace(evaluation, examples=changed)
     assert other.fingerprint() != evaluation.fingerprint()
+    several = tuple((target, "more") for target in evaluation.examples.targets)
+    more = dataclasses.replace(evaluation.examples, several=several)
+    other = dataclasses.replace(evaluation, examples=more)
+    assert other.fingerprint() != evaluation.fingerprint()
 
 
 def test_the_table_has_prompt_outputs_and_reference_side_by_side():

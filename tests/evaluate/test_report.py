@@ -46,4 +46,10 @@ def test_outputs_are_one_line_per_example(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["input"] for row in rows] == ["x", "ü"]
     assert rows[1]["student"] == {"greedy": [{"text": "b"}], "reference_log_probs": [-6.0]}
+    assert "references" not in rows[1]
+    examples = dataclasses.replace(examples, several=(("1", "one"), ("2",)))
+    evaluation = dataclasses.replace(evaluation, examples=examples)
+    report.write_outputs(tmp_path / "a.jsonl", evaluation, {"student": {"greedy": GREEDY}})
+    several = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    assert (several["reference"], several["references"]) == ("1", ["1", "one"])
     assert rows[1]["reference"] == "2" and rows[1]["index"] == pytest.approx(1)

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
 
-from gkd.metrics import metrics
+from gkd.metrics import metrics, word_tokens
 
 
 def test_rouge_by_hand():
@@ -47,6 +49,54 @@ def test_bleu_is_what_the_sacrebleu_command_prints(tmp_path):
     report = subprocess.run([*command, "-f", "text"], capture_output=True, text=True, cwd=tmp_path)
     assert metrics.bleu_signature() in report.stdout
     assert metrics.bleu_signature().startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
+
+
+SEVERAL = [
+    ["the cat sat on the mat", "a cat was sitting there on the mat"],
+    "two dogs run in the park",
+    ("no match at all", "it rains", "it is raining here today and tomorrow"),
+]
+WRITTEN = ["a cat sat on the mat", "two dogs are in a park", "it is raining today and tomorrow"]
+
+
+def test_rouge_of_several_references_is_the_best_one():
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    lists = [[row] if isinstance(row, str) else list(row) for row in SEVERAL]
+    scores = [scorer.score_multi(*pair) for pair in zip(lists, WRITTEN, strict=True)]
+    with word_tokens.collected_signatures() as signatures:
+        found = metrics.rouge(SEVERAL, WRITTEN)
+    for name, theirs in (("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rouge_l", "rougeL")):
+        assert found[name] == pytest.approx(
+            100 * sum(score[theirs].fmeasure for score in scores) / 3
+        )
+        firsts = metrics.rouge([row[0] for row in lists], WRITTEN)[name]
+        assert found[name] > firsts + 5
+    assert [s.endswith("best of several references") for s in signatures["rouge"]] == [True, False]
+
+
+def test_bleu_of_several_references_is_sacrebleus():
+    columns = [
+        ["the cat sat on the mat", "two dogs run in the park", "no match at all"],
+        ["a cat was sitting there on the mat", None, "it rains"],
+        [None, None, "it is raining here today and tomorrow"],
+    ]
+    wanted = sacrebleu.corpus_bleu(WRITTEN, columns).score
+    with word_tokens.collected_signatures() as signatures:
+        assert metrics.bleu(SEVERAL, WRITTEN)["bleu"] == pytest.approx(wanted, abs=1e-9)
+    assert signatures["bleu"][0].startswith("nrefs:var|")
+    assert wanted > metrics.bleu(columns[0], WRITTEN)["bleu"] + 5
+
+
+def test_an_answer_that_equals_any_reference_is_right():
+    targets = [["yes", "of course"], "no", ["Maybe.", "no"], ["yes"]]
+    assert metrics.exact_match(targets, ["Of course", "yes", "maybe", "no"]) == {"exact_match": 50}
+    assert metrics.answer_match([["so", "the answer is B"]], ["(b)"]) == {"exact_match": 100}
+    assert metrics.multiple_choice([["A", "C"], ["A", "C"]], ["C", "B"]) == {"accuracy": 50}
+    numbers = [["#### 3", "#### 4"], ["#### 7", "none"]]
+    assert metrics.final_answer(numbers, ["1 + 3 = 5", "2 + 5 = 7"]) == {
+        "exact_match": 50,
+        "exact_match_calculator": 100,
+    }
 
 
 def test_final_answer_with_and_without_calculator():

@@ -85,3 +85,9 @@ def test_bad_samples_are_refused():
         sample_metrics.self_bleu([["a"]])
     with pytest.raises(ValueError, match="samples of 1 prompts for 2 targets"):
         sample_metrics.majority(["a", "b"], [["a"]], len)
+
+
+def test_a_majority_is_right_by_any_reference():
+    samples = [["4", "5", "4"], ["1", "7", "1"]]
+    assert sample_metrics.majority([["5", "4"], "7"], samples, str.strip) == {"maj@3": 50.0}
+    assert sample_metrics.majority([["5", "6"], ["7", "8"]], samples, str.strip) == {"maj@3": 0.0}
