@@ -247,7 +247,7 @@ class EvaluationSet:
 
     @property
     def references(self) -> tuple[str | tuple[str, ...], ...]:
-        """What metrics compare with: each row's target, or all of its references."""
+        """The texts that metrics compare with: each row's target, or all of its references."""
         return self.several or self.targets
 
 

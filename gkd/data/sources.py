@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gkd.data.tfds_availability import PAGE, check_available, first_line
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.tables.delimited import TsvFormat
 from gkd.tables.fields import check_encodes
@@ -183,13 +184,13 @@ def tfds_source(name: str, splits: Mapping[str, str], max_examples: int | None =
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del shuffle_files, seed
+        check_available(name)
         try:
             dataset = source.get_dataset(split, shuffle=False)
-        except Exception as error:  # TFDS raises a dozen types for missing data and no network
-            cause = str(error).strip().splitlines() or [type(error).__name__]
+        except Exception as error:  # TFDS raises a dozen types for missing data
             raise MissingFile(
-                f"TFDS has no {name} here ({cause[0]}): prepare it with `tfds build "
-                f"{name.split(':')[0]}`, or give local `files` to the task"
+                f"TFDS has no {name} here ({first_line(error)}): prepare it with `tfds build "
+                f"{name.split(':')[0]}`, or give local `files` to the task; see {PAGE}"
             ) from error
         return dataset.take(max_examples) if max_examples and split == "train" else dataset
 

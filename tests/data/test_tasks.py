@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gkd.data import pipeline, tasks
+from gkd.data import pipeline, sources, tasks
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.tensorflow_host import seqio, tf
 from tests.data.small_texts import BYTES, TEMPLATES
@@ -231,10 +231,11 @@ TFDS_ROWS = {
         (tasks.gsm8k_cot, "gsm8k", "train", ("Q: 1+1? A: Let's think step by step.", "2 #### 2")),
     ],
 )
-def test_tfds_tasks(build, name, split, expected):
+def test_tfds_tasks(build, name, split, expected, monkeypatch):
     """The real builders and their splits, with the rows that TFDS would read replaced."""
     import tensorflow_datasets as tfds
 
+    monkeypatch.setattr(sources, "check_available", lambda name: None)
     asked = []
 
     def rows(self, split=None, **_):
@@ -258,6 +259,7 @@ def test_absent_tfds_data_is_one_line(monkeypatch, tmp_path):
         raise AssertionError("Dataset xsum: could not find data\nsecond line")
 
     monkeypatch.setattr(seqio.TfdsDataSource, "get_dataset", refuse)
+    monkeypatch.setattr(sources, "check_available", lambda name: None)
     task = tasks.summarization(vocabulary=BYTES)
     with pytest.raises(
         FileNotFoundError, match="TFDS has no xsum:1.1.0 here .*`tfds build xsum`"

@@ -1,14 +1,18 @@
 """The verb `infer` over a task's split: SeqKD's data set, and a teacher's top-k for later."""
 
+import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from gkd.configuration.task_files import read_task
 from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.infer import infer
+from gkd.infer.inputs import open_source
 from tests.infer.inference import USABLE, bytes_of, usable_log_probs
 
 # Training and infer must see the same bytes, line breaks and indentation included.
@@ -150,3 +154,46 @@ def test_what_means_nothing_is_refused(run, task, options, parts):
 def test_no_ids_to_keep_is_an_error_of_the_command_line(run, task):
     assert run(None, task=task, score=True, top_k_log_probs=0) == 2
     run.refused("top_k_log_probs is 0: use 1")
+
+
+def test_data_files_of_every_format_are_inputs(tmp_path):
+    table = pa.table(
+        {"t": [{"en": "a"}, {"en": "b"}], "r": [["x", "y"], ["z"]], "b": [b"\xff"] * 2}
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "s-1.csv").write_text('input,n\n"two\nlines",1.50\n')
+    (tmp_path / "s-2.csv").write_text("input,n\nlast,2\n")
+    nested = open_source(str(tmp_path / "a.parquet"), "t.en", "r", score=True)
+    rows = list(nested.rows())
+    assert [(nested.prompt_of(r), nested.target_of(r)) for r in rows] == [("a", "x"), ("b", "z")]
+    assert nested.others_of(rows[0]) == {"t": {"en": "a"}, "r": ["x", "y"]}  # JSON has no bytes
+    several = open_source(str(tmp_path / "s-*.csv"), None, None, score=False)
+    assert [several.input_of(row) for row in several.rows(start=1)] == ["last"]
+    whole = b"".join((tmp_path / f"s-{i}.csv").read_bytes() for i in (1, 2))
+    facts = several.settings()
+    assert (several.count, facts["input_bytes"]) == (2, len(whole))
+    assert facts["input_sha256"] == hashlib.sha256(whole).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "message"),
+    [
+        ("a.csv", "inputs,b\nx,y\n", ("imput", None, False), "no field 'imput': did you mean 'inp"),
+        ("a.csv", "q,b\nx,y\n", (None, None, False), "no field input or .* has q, b: choose one"),
+        (
+            "a.json",
+            '[{"input": null}]',
+            (None, None, False),
+            "a.json: row 1: field 'input' is null",
+        ),
+        ("a.csv", "input\n", (None, None, False), "has no rows"),
+        ("a.xlsx", "", (None, None, False), "a.xlsx is none of .jsonl"),
+        ("no.csv", None, (None, None, False), "input .*no.csv does not exist"),
+    ],
+)
+def test_unfit_inputs_are_one_line(tmp_path, name, text, options, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        open_source(str(tmp_path / name), *options)
+    assert "\n" not in str(error.value)
