@@ -15,6 +15,7 @@ from gkd.checkpoints.t5x_format import open_t5x
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.checkpoints.weight_files import describe_folder, find_weights
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
+from gkd.files import hub
 from gkd.step_names import BEST_OR_NEWEST, NEWEST
 
 FORMATS = ("gkd", "huggingface", "t5x")
@@ -35,7 +36,7 @@ def recognise(path: epath.PathLike) -> str:
     """
     path = epath.Path(path)
     if not path.exists():
-        raise MissingFile(f"checkpoint {path}: there is no such folder")
+        raise MissingFile(f"checkpoint {path}: there is no such folder{hub.remark(path)}")
     if not path.is_dir():
         raise InvalidFile(f"checkpoint {path} is a file: give the folder that holds the checkpoint")
     if is_hugging_face(path):

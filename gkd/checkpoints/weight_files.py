@@ -7,7 +7,6 @@ does not depend on what is installed. Everything else is refused in one line.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,7 +43,6 @@ _OTHER_KINDS = {
     ".pkl": "a pickle",
     ".pickle": "a pickle",
 }
-_LOG = logging.getLogger(__name__)
 
 
 def find_weights(names: Container[str]) -> tuple[str, str] | None:
@@ -86,18 +84,11 @@ def open_weights(directory: epath.PathLike) -> dict[str, Tensor]:
     if found is None or ADAPTER_CONFIG in names:
         raise MissingFile(f"{directory} has no weights that are read{describe_folder(directory)}")
     kind, name = found
-    others = [other for other in KINDS if other != kind and find_weights(names & _names(other))]
-    if others:
-        _LOG.info("%s: %s is read, not %s", directory, name, " or ".join(others))
     if kind == TORCH:
         refuse_lfs_pointer(directory / name)
         command = f"`hf download NAME --revision refs/pr/N --local-dir {directory}`"
         require_torch(f"{directory / name}", command)
     return _open_kind(directory, kind, name)
-
-
-def _names(kind: str) -> set[str]:
-    return {kind, kind + INDEX_SUFFIX}
 
 
 def require_torch(where: str, conversion: str) -> None:

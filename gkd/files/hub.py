@@ -28,6 +28,21 @@ class Unreachable(MissingFile):
     """The Hub cannot be reached, and the cache does not have what is needed."""
 
 
+def remark(path: str | os.PathLike[str]) -> str:
+    """Explains why a missing path was not looked up on the Hub, to end a message.
+
+    Args:
+      path: a path that does not exist and is no name of the Hub (`parse_hub_name`).
+    """
+    if parse_hub_name(f"{os.fspath(path)}@{_MAIN}") is None:
+        return ", nor is it the name of a model on the Hugging Face Hub (OWNER/NAME)"
+    folder = os.path.dirname(path)
+    return (
+        f", and as there is a folder {folder} it is not looked up on the Hugging Face Hub: name it "
+        f"{path}@{_MAIN} if it lies there"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class HubName:
     """The name of a model on the Hub.
@@ -193,6 +208,8 @@ def _one_line(name: HubName) -> Iterator[None]:
     from huggingface_hub import errors
 
     neither = f"{name}: there is no such folder, and"
+    others = ("FileMetadataError", "XetDownloadError")  # not in every version
+    failures = (errors.HTTPError, *(getattr(errors, e) for e in others if hasattr(errors, e)))
     try:
         yield
     except errors.GatedRepoError as error:
@@ -225,7 +242,7 @@ def _one_line(name: HubName) -> Iterator[None]:
         raise Unreachable(
             f"{neither} the Hugging Face Hub answered with an error ({status}): try again later"
         ) from error
-    except errors.HTTPError as error:
+    except failures as error:
         raise Unreachable(f"{neither} {_unreachable(error)}") from error
     except errors.HFValidationError as error:
         raise MissingFile(

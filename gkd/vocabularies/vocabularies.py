@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.files import hub
+from gkd.files.lfs_pointers import refuse_lfs_pointer
 from gkd.vocabularies.hugging_face_vocabulary import (
     AddedTokensVocabulary,
     FolderVocabulary,
@@ -232,6 +233,7 @@ def sentencepiece(path: str, extra_ids: int = 0) -> Any:
             f"vocabulary {path} does not exist: set {ENVIRONMENT} or vocabularies.t5.path to a "
             "sentencepiece model file"
         )
+    refuse_lfs_pointer(path)
     vocabulary = seqio.SentencePieceVocabulary(path, extra_ids)
     try:
         ids = (vocabulary.tokenizer.pad_id(), vocabulary.eos_id, vocabulary.unk_id)

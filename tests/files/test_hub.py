@@ -62,6 +62,10 @@ def test_a_local_folder_comes_first(tmp_path, monkeypatch):
     assert hub.parse_hub_name("google/tiny") is None
     assert hub.parse_hub_name("google/typo") is None  # is not looked up: the folder google exists
     assert hub.parse_hub_name("google/typo@main") == hub.HubName("google/typo")
+    assert "a folder google it is not looked up on the Hugging Face Hub" in hub.remark(
+        "google/typo"
+    )
+    assert "nor is it the name of a model on the Hugging Face Hub" in hub.remark("/no/such/run")
 
 
 def test_only_what_is_asked_for_is_downloaded_once(server, capsys):

@@ -32,7 +32,7 @@ def open_after(fake_verb, tmp_path):
         assert fake_verb(run, *overrides) == (0, "")
         opened = open_run(tmp_path / "run", ["gkd", "fake", *overrides])
         if continues_from is not None:
-            opened.record(continues_from)
+            opened.record(continues_from, {"STUDENT": None, "TEACHER": "google/tiny@0123"})
         return opened
 
     return open_after
@@ -52,6 +52,7 @@ def test_a_launch_records_what_is_needed_to_repeat_it(open_after, tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", launch["started"])
     assert launch["bindings"]["STEPS"] == "7"
     assert launch["continues_from"] == 0
+    assert launch["checkpoints"] == {"TEACHER": "google/tiny@0123"}
     assert "STEPS = 7" in (run.path / "config.gin").read_text().splitlines()
 
 

@@ -88,6 +88,9 @@ def test_missing_or_wrong_vocabulary_is_one_line(monkeypatch, tmp_path, shared):
     with pytest.raises(ValueError, match="not a sentencepiece model") as error:
         vocabularies.t5(str(wrong))
     assert "\n" not in str(error.value)
+    wrong.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="wrong.model is a Git LFS pointer"):
+        vocabularies.t5(str(wrong))
 
 
 def test_the_tokenizer_of_a_model_of_the_hub(shared, tmp_path, monkeypatch):
