@@ -96,6 +96,9 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
     option("input_field", "of the rows; None is the first of input, inputs, text, prompt",
            default=None)  # fmt: skip
     option("target_field", "for --score; None is the first of target, targets", default=None)
+    option("delimiter", "between the cells of CSV and TSV; None is by suffix", default=None)
+    option("quoting", "of CSV and TSV: csv, or text for plain text; None is by suffix",
+           default=None)  # fmt: skip
     option("prefix", "text before every input; not copied to the output", default="")
     option("vocabulary", "spiece.model, a folder, or bytes; None: the checkpoint's own",
            metavar="FILE", default=None)  # fmt: skip

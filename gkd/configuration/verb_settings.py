@@ -96,6 +96,8 @@ INFER = {
     "step": STEP,
     "input_field": text(none=True),
     "target_field": text(none=True),
+    "delimiter": text(none=True),
+    "quoting": choice("csv", "text", none=True),
     "prefix": text(0),
     "vocabulary": OPTIONAL_PATH,
     "input_length": LENGTH,

@@ -24,6 +24,8 @@ class InputSource:
     Attributes:
       input: path of a file of texts or JSON lines, see `gkd.infer.inputs.open_source`.
       input_field, target_field: names of fields of the file's rows; None chooses the usual ones.
+      delimiter: character between the cells of CSV and TSV files; None is by suffix.
+      quoting: 'csv' for the rules of CSV, 'text' for quotes that are text; None is by suffix.
       prefix: text before each of the file's inputs.
       task: path of a gin file that defines TASK, instead of `input`.
       split: split of the task; None is 'train'.
@@ -34,6 +36,8 @@ class InputSource:
     input: str | None = None
     input_field: str | None = None
     target_field: str | None = None
+    delimiter: str | None = None
+    quoting: str | None = None
     prefix: str = ""
     task: str | None = None
     split: str | None = None
@@ -186,6 +190,7 @@ def _decoding_facts(decoding: Decoding) -> dict[str, Any]:
 
 def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) -> Any:
     from gkd.infer import inputs
+    from gkd.tables.delimited import TsvFormat
 
     if top_k_log_probs is not None and not score:
         raise InvalidValue("top_k_log_probs belong to the targets' tokens: give --score too")
@@ -194,7 +199,9 @@ def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) 
             source.task, source.gin or (), source.split or "train", score,
             source.allow_module or (), teacher=top_k_log_probs is not None,
         )  # fmt: skip
-    return inputs.open_source(source.input, source.input_field, source.target_field, score)
+    quoting = None if source.quoting is None else source.quoting == "csv"
+    form = TsvFormat(delimiter=source.delimiter, quoting=quoting)
+    return inputs.open_source(source.input, source.input_field, source.target_field, score, form)
 
 
 def _generator(opened, mesh, words, decoding, facts) -> Any:
@@ -239,7 +246,7 @@ def _is_task(source: InputSource) -> bool:
         raise InvalidValue("give either --input=FILE or --task=FILE.gin")
     if source.task is None and (source.split or source.gin):
         raise InvalidValue("--split and --gin.NAME belong to --task: give it instead of --input")
-    for name in ("prefix", "input_field", "target_field"):
+    for name in ("prefix", "input_field", "target_field", "delimiter", "quoting"):
         if source.task is not None and getattr(source, name):
             raise InvalidValue(
                 f"--{name} belongs to --input: a task has its own, change it with --gin.NAME=VALUE"

@@ -15,6 +15,7 @@ from gkd.data import mixtures
 from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.tables import fields, text_files
+from gkd.tables.delimited import TsvFormat
 from gkd.tables.rows import data_files, placed_rows
 from gkd.vocabularies import vocabularies
 
@@ -32,6 +33,7 @@ class Source:
       count: number of inputs.
       bytes: size of the file.
       sha256: SHA-256 of the file.
+      form: format of a CSV or TSV file.
     """
 
     path: str
@@ -40,10 +42,11 @@ class Source:
     count: int
     bytes: int
     sha256: str
+    form: TsvFormat
 
     def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """Iterates over the rows from `start` on."""
-        return (row for _, row in itertools.islice(_read_rows(self.path), start, None))
+        return (row for _, row in itertools.islice(_read_rows(self.path, self.form), start, None))
 
     def prompt_of(self, row: Mapping[str, Any]) -> str:
         """Returns the text of a row that the model reads."""
@@ -68,6 +71,8 @@ class Source:
             "input_sha256": self.sha256,
             "input_field": self.input_field,
             "target_field": self.target_field,
+            "delimiter": self.form.delimiter,
+            "quoting": self.form.quoting,
         }
 
     def describe(self) -> None:
@@ -219,7 +224,11 @@ def open_split(
 
 
 def open_source(
-    path: str, input_field: str | None, target_field: str | None, score: bool
+    path: str,
+    input_field: str | None,
+    target_field: str | None,
+    score: bool,
+    form: TsvFormat | None = None,
 ) -> Source:
     """Reads a file of inputs once, to check all lines before any work is done.
 
@@ -228,6 +237,7 @@ def open_source(
         files, see `rows.data_files`.
       input_field, target_field: names of fields; None chooses the usual ones.
       score: true if targets are scored.
+      form: format of CSV and TSV files; None is by suffix.
 
     Returns:
       The file.
@@ -243,8 +253,8 @@ def open_source(
     files = [path] if _is_text(path) else data_files(path)
     if _is_text(path) and (input_field or score):
         raise InvalidValue(f"input {path} is plain text, without fields: use TSV or JSONL for them")
-    count = 0
-    for where, row in _read_rows(path):
+    count, form = 0, form or TsvFormat()
+    for where, row in _read_rows(path, form):
         input_field = input_field or _first_of(INPUT_FIELDS, row, where, "input_field")
         fields.text_of(row, input_field, where)
         if score:
@@ -259,7 +269,7 @@ def open_source(
             while block := file.read(1 << 20):
                 digest.update(block)
                 size += len(block)
-    return Source(path, input_field, target_field, count, size, digest.hexdigest())
+    return Source(path, input_field, target_field, count, size, digest.hexdigest(), form)
 
 
 def _first_of(names, row, where, option) -> str:
@@ -276,10 +286,10 @@ def _is_text(path: str) -> bool:
     return text_files.suffixes(path)[0] == ".txt"
 
 
-def _read_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_rows(path: str, form: TsvFormat) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Iterates over the rows of a file of any kind, with their places."""
     if not _is_text(path):
-        rows = placed_rows(path)
+        rows = placed_rows(path, form)
         return ((where, _without_bytes(row)) for where, row in rows)
     return ((f"{path}:{number}", {"input": text}) for number, text in _text_lines(path))
 

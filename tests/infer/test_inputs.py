@@ -13,6 +13,7 @@ from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.infer import infer
 from gkd.infer.inputs import open_source
+from gkd.tables.delimited import TsvFormat
 from tests.infer.inference import USABLE, bytes_of, usable_log_probs
 
 # Training and infer must see the same bytes, line breaks and indentation included.
@@ -125,6 +126,8 @@ def test_killed_it_continues_to_the_same_bytes_but_not_on_another_split(run, tas
         ({"input": "in.txt", "split": "train"}, ["--split and --gin.NAME belong to --task"]),
         ({"input": "in.txt", "gin.A": 1}, ["--split and --gin.NAME belong to --task"]),
         ({"task": True, "prefix": "do: "}, ["--prefix belongs to --input"]),
+        ({"task": True, "delimiter": ";"}, ["--delimiter belongs to --input"]),
+        ({"input": "in.tsv", "delimiter": ";;"}, ["DELIMITER=';;' is not one character"]),
         ({"task": True, "target_field": "x", "score": True}, ["--target_field belongs to --input"]),
         ({"task": True, "split": "test"}, ["no split 'test'; the task has train, dev"]),
         ({"task": "no.gin"}, ["--task=no.gin: no such file"]),
@@ -173,6 +176,11 @@ def test_data_files_of_every_format_are_inputs(tmp_path):
     facts = several.settings()
     assert (several.count, facts["input_bytes"]) == (2, len(whole))
     assert facts["input_sha256"] == hashlib.sha256(whole).hexdigest()
+    (tmp_path / "a.tsv").write_text('input;n\n"a";1\n')
+    form = TsvFormat(delimiter=";", quoting=False)
+    plain = open_source(str(tmp_path / "a.tsv"), None, None, False, form)
+    assert [plain.input_of(row) for row in plain.rows()] == ['"a"']
+    assert (plain.settings()["delimiter"], plain.settings()["quoting"]) == (";", False)
 
 
 @pytest.mark.parametrize(
