@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from gkd.tables.text_files import lines, suffixes
 from gkd.tables.tsv import tsv_rows
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_EXCEL = re.compile(r"sep=([^\r\n])[\r\n]*")  # a first line that names the delimiter to Excel
 _LINE = re.compile(r"[^\r]*(?:\r(?!\n)|\r\n|\Z)", re.DOTALL)
 
 
@@ -81,11 +83,15 @@ def delimited_rows(path: str, form: TsvFormat) -> Iterator[tuple[int, Mapping[st
       ValueError: the file breaks the rules of its format; the text names file and line.
     """
     suffix = suffixes(path)[0]
-    delimiter = form.delimiter or DELIMITERS[suffix]
+    numbered = lines(path)
+    head = list(itertools.islice(numbered, 1))
+    named = _EXCEL.fullmatch(head[0][1]) if head else None
+    delimiter = form.delimiter or (named[1] if named else DELIMITERS[suffix])
+    numbered = numbered if named else itertools.chain(head, numbered)
     if form.quoting or (form.quoting is None and suffix == ".csv"):
-        rows = _csv_rows(lines(path), path, form.columns, delimiter)
+        rows = _csv_rows(numbered, path, form.columns, delimiter, 2 if named else 1)
     else:
-        ended = ((number, text.rstrip("\r\n")) for number, text in lines(path))
+        ended = ((number, text.rstrip("\r\n")) for number, text in numbered)
         rows = tsv_rows(ended, path, form.columns, delimiter, form.quoting is False)
     return ((number, _unescaped(row)) for number, row in rows) if form.escapes else rows
 
@@ -96,7 +102,11 @@ def _unescaped(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _csv_rows(
-    numbered: Iterable[tuple[int, str]], path: str, columns: Sequence[str] | None, delimiter: str
+    numbered: Iterable[tuple[int, str]],
+    path: str,
+    columns: Sequence[str] | None,
+    delimiter: str,
+    first: int,
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
     csv.field_size_limit(sys.maxsize)  # texts of any length, as in the other formats
     check_columns(columns or (), path)
@@ -104,7 +114,7 @@ def _csv_rows(
     texts = (part for _, text in numbered for part in _LINE.findall(text) if part)
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
-        number = reader.line_num + 1
+        number = reader.line_num + first
         try:
             cells = next(reader)
         except StopIteration:
@@ -116,7 +126,7 @@ def _csv_rows(
             )
             raise InvalidFile(
                 f"{path}:{number}: not by the rules of CSV ({error}, read up to line "
-                f"{reader.line_num}){remedy}"
+                f"{reader.line_num + first - 1}){remedy}"
             ) from error
         if not cells or (len(cells) == 1 and not cells[0].strip() and columns and columns[1:]):
             continue  # a blank line

@@ -36,6 +36,8 @@ def test_csv_as_people_write_it(tmp_path):
     numbers = [number for number, _ in delimited_rows(str(path), TsvFormat())]
     assert numbers == [2, 4]  # of the first line of each
     assert rows(path, "x;y\n1,5;2\n", delimiter=";") == [["1,5", "2"]]
+    assert rows(path, "sep=;\r\nx;y\r\n1,5;2\r\n") == [["1,5", "2"]]  # as for Excel
+    assert [n for n, _ in delimited_rows(str(path), TsvFormat())] == [3]
     assert rows(path, "1,2\n", columns=("x", "y")) == [["1", "2"]]
     assert rows(path, "\ufeffx,y\r\n1,2\r\n") == [["1", "2"]]
     assert rows(path, ",x\n0,a\n1,b\n") == [["a"], ["b"]]  # an index without a name
