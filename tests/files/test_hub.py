@@ -62,6 +62,9 @@ def test_a_local_folder_comes_first(tmp_path, monkeypatch):
     assert hub.parse_hub_name("google/tiny") is None
     assert hub.parse_hub_name("google/typo") is None  # is not looked up: the folder google exists
     assert hub.parse_hub_name("google/typo@main") == hub.HubName("google/typo")
+    for path in ("t5-small", "google/tiny@v1"):
+        os.makedirs(path)
+        assert hub.parse_hub_name(path) is None
     assert "a folder google it is not looked up on the Hugging Face Hub" in hub.remark(
         "google/typo"
     )
