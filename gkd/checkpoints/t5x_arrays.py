@@ -29,6 +29,7 @@ INDEX_FILE = "checkpoint"
 ORBAX_FILE = "_METADATA"
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 _CACHE_BYTES = 1 << 28
+_UNFINISHED = ".orbax-checkpoint-tmp"
 _PLACEHOLDER = "PLACEHOLDER://"
 _ORBAX_FIELDS = {
     "tree_metadata": Field(kinds=(dict,), required=True),
@@ -86,7 +87,9 @@ def _has_index(folder: epath.Path) -> bool:
 
 
 def _orbax_item(folder: epath.Path) -> epath.Path | None:
-    """The Orbax item of a checkpoint, unless it is a step of a run of this program."""
+    """The Orbax item of a complete checkpoint that is no step of a run of this program."""
+    if _UNFINISHED in folder.name:
+        return None
     for item in (folder / folders.STATE_ITEM, folder):
         files = (ORBAX_FILE, MANIFEST_FILE, *([INDEX_FILE] if item != folder else []))
         if item.is_dir() and any((item / name).exists() for name in files):

@@ -81,7 +81,8 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **how: Any) -> None:
         _option(parser, INFER, f"--{name}", text, **how)
 
-    option("model", "a checkpoint: of a run, Hugging Face's, T5X's", metavar="DIR")
+    option("model", "a checkpoint: of a run, Hugging Face's, T5X's; or OWNER/NAME of the Hugging Face "
+           "Hub", metavar="DIR")  # fmt: skip
     option("input", "FILE.txt, one input per line, or a data file: .jsonl, .csv, .tsv, …",
            metavar="FILE", default=None)  # fmt: skip
     option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin",
@@ -124,7 +125,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **how: Any) -> None:
         _option(parser, CONVERT, name, text, **how)
 
-    option("source", "a checkpoint of any format", metavar="SRC")
+    option(
+        "source", "a checkpoint of any format, or OWNER/NAME of the Hugging Face Hub", metavar="SRC"
+    )
     option("target", "the new folder", metavar="DST")
     option("--to", "the format to write: gkd (a run directory, the default for a Hugging Face "
            "SRC), huggingface (the default otherwise), t5x (msgpack and zarr, which every T5X "

@@ -19,16 +19,23 @@ TOKENIZER = {"spiece.model", "tokenizer_config.json"}
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A stand-in with the model google/tiny, in its own folder `repository`."""
-    monkeypatch.chdir(tmp_path)
-    repository = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A repository with weights of all kinds, of which only safetensors are real."""
+    repository = tmp_path_factory.mktemp("saved") / "repository"
     save_hf(repository, TINY, random_params(TINY))
     (repository / "spiece.model").write_bytes(b"pieces")
     (repository / "tokenizer_config.json").write_text("{}")
     for name in ("README.md", "tf_model.h5", "pytorch_model.bin", "flax_model.msgpack"):
         (repository / name).write_bytes(b"not read")
+    return repository
+
+
+@pytest.fixture
+def server(saved, tmp_path, monkeypatch):
+    """A stand-in with the model google/tiny, in its own folder `repository`."""
+    monkeypatch.chdir(tmp_path)
+    repository = shutil.copytree(saved, tmp_path / "repository")
     with hub_server.serve(tmp_path / "cache", monkeypatch) as server:
         server.repositories["google/tiny"] = {"main": repository, "refs/pr/2": repository}
         yield server

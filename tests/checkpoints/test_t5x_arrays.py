@@ -213,10 +213,11 @@ def test_the_newest_complete_checkpoint_is_meant(tmp_path):
     for step in (9, 10):
         write_inline(tmp_path / f"checkpoint_{step}", params)
     write_inline(tmp_path / "checkpoint_12.tmp-1700000000", params)
-    write(tmp_path / "checkpoint_13.orbax-checkpoint-tmp-17", params)
+    unfinished = write(tmp_path / "checkpoint_13.orbax-checkpoint-tmp-17", params)
     (tmp_path / "checkpoint_11").mkdir()  # its index was never written
     assert t5x_arrays.is_t5x(tmp_path) and t5x_arrays.is_t5x(tmp_path / "checkpoint_9")
     assert t5x_arrays.find_t5x(tmp_path).name == "checkpoint_10"
+    assert not t5x_arrays.is_t5x(unfinished)
     assert t5x_arrays.find_t5x(tmp_path / "checkpoint_9").name == "checkpoint_9"
     assert not t5x_arrays.is_t5x(tmp_path / "checkpoint_11")
     (tmp_path / "checkpoint_11/checkpoint").write_text('model_checkpoint_path: "model.ckpt-1"\n')
