@@ -81,8 +81,8 @@ def add_infer_arguments(parser: argparse.ArgumentParser) -> None:
     def option(name: str, text: str, **how: Any) -> None:
         _option(parser, INFER, f"--{name}", text, **how)
 
-    option("model", "a checkpoint: of a run, Hugging Face's, T5X's; or OWNER/NAME of the Hugging Face "
-           "Hub", metavar="DIR")  # fmt: skip
+    option("model", "a checkpoint: of a run, Hugging Face's, T5X's; or OWNER/NAME of the Hugging "
+           "Face Hub", metavar="DIR")  # fmt: skip
     option("input", "FILE.txt, one input per line, or a data file: .jsonl, .csv, .tsv, …",
            metavar="FILE", default=None)  # fmt: skip
     option("task", "instead of --input, a gin file that defines TASK", metavar="FILE.gin",
