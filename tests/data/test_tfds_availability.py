@@ -46,6 +46,16 @@ def test_a_silent_or_absent_server_is_one_line_within_seconds(monkeypatch, serve
         assert "\n" not in str(error.value)
 
 
+def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(tfds_availability, "_SECONDS", 0.2)
+    monkeypatch.setattr(tfds_availability.urllib.request, "urlopen", lambda *_, **__: time.sleep(4))
+    monkeypatch.setattr(tfds, "builder", lambda name: Builder({"http://host/a": None}))
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="and host does not answer"):
+        check_available("xsum:1.1.0")
+    assert time.monotonic() - start < 2
+
+
 def test_what_is_prepared_or_can_be_downloaded_is_left_to_tfds(monkeypatch, server):
     asked = []
     monkeypatch.setattr(

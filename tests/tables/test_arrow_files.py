@@ -88,7 +88,7 @@ def test_damage_and_other_kinds(tmp_path):
     whole = {name: (tmp_path / name).read_bytes() for name in ("a.parquet", "stream.arrow")}
     for name, data in whole.items():
         kind = name.rpartition(".")[2].capitalize()
-        for bad in (b"", data[: len(data) // 2], b"no such file", data[9:]):
+        for bad in (b"", data[: len(data) // 2], data[:-8], b"no such file", data[9:]):
             (tmp_path / name).write_bytes(bad)
             with pytest.raises(ValueError, match=f"{name}: damaged {kind} file") as error:
                 list(placed_rows(str(tmp_path / name)))
