@@ -16,6 +16,7 @@ from gkd.checkpoints.hugging_face_names import (
     check_config,
     parameter_names,
     read_config,
+    with_model_type,
     write_config,
 )
 from gkd.checkpoints.tensors import Checkpoint, as_tensors, check_tensors, read_finite, read_numpy
@@ -87,7 +88,7 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     path = directory / CONFIG_FILE
     if not path.exists():
         raise MissingFile(f"{path} does not exist: this is no Hugging Face checkpoint")
-    raw = read_json(path, dict)
+    raw = with_model_type(read_json(path, dict))
     check_config(raw, path)
     files = open_weights(directory)
     _refuse_encoder(files, raw, directory)

@@ -52,6 +52,24 @@ _FIELDS = {
 }
 
 
+def with_model_type(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds a missing model_type by the model's class: google/umt5-base was published without one.
+
+    Args:
+      raw: the JSON of a config.json.
+
+    >>> with_model_type({"architectures": ["UMT5ForConditionalGeneration"]})["model_type"]
+    'umt5'
+    """
+    families = {name: family for family, name in _CLASSES.items()}
+    named = raw.get("architectures")
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    family = next((families[name] for name in names if name in families), None)
+    if raw.get("model_type") is None and family is not None:
+        return {**raw, "model_type": family}
+    return dict(raw)
+
+
 def check_config(raw: Mapping[str, Any], where: Any) -> None:
     """Checks the types and bounds of the fields of a config.json.
 

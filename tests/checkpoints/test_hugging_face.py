@@ -118,6 +118,20 @@ def test_writes_shards_with_an_index(golden, shared, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, values, params)
 
 
+@pytest.mark.parametrize("golden", WHOLE, indirect=True)
+def test_a_config_without_a_family_names_it_by_its_class(golden):
+    """google/umt5-small and -base were published without a model_type."""
+    want = load_hf(golden)[0]
+    raw = json.loads((golden / "config.json").read_text())
+    del raw["model_type"]
+    (golden / "config.json").write_text(json.dumps(raw))
+    assert load_hf(golden)[0] == want
+    for classes in (["BartForConditionalGeneration"], [3], None):
+        (golden / "config.json").write_text(json.dumps(raw | {"architectures": classes}))
+        with pytest.raises(ValueError, match="model_type"):
+            load_hf(golden)
+
+
 def test_config_says_what_is_not_supported(golden):
     text = (golden / "config.json").read_text()
     for key, value, message in [
