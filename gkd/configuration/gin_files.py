@@ -15,6 +15,9 @@ from gin import config_parser
 from gkd.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+# The folder that holds configs/: the repository, or the package where it was installed as a wheel.
+_PACKAGE = REPOSITORY / "gkd"
+CONFIGS_ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else REPOSITORY
 _SHOWN = 80  # greatest number of characters of a token in an error message
 
 
@@ -181,7 +184,7 @@ def _shortened(token: str) -> str:
 
 
 def resolve_gin_file(path: str) -> pathlib.Path:
-    """Finds a `--gin_file` in the current directory, else in the repository.
+    """Finds a `--gin_file` in the current directory, else among those that come with gkd.
 
     Args:
       path: path on the command line.
@@ -192,17 +195,28 @@ def resolve_gin_file(path: str) -> pathlib.Path:
     Raises:
       ConfigError: there is no such file.
     """
-    for folder in (pathlib.Path.cwd(), REPOSITORY):
+    for folder in (pathlib.Path.cwd(), CONFIGS_ROOT):
         if (folder / path).is_file():
             return (folder / path).resolve()
     raise ConfigError(
-        f"--gin_file={path}: no such file, neither here nor in the repository ({REPOSITORY})"
+        f"--gin_file={path}: no such file, neither here nor in the repository ({CONFIGS_ROOT})"
+    )
+
+
+def _included(name: str, includer: pathlib.Path, place: str) -> pathlib.Path:
+    """Finds an include among the files that come with gkd, else beside the file that names it."""
+    for folder in (CONFIGS_ROOT, includer.parent):
+        if (folder / name).is_file():  # an absolute path stays absolute
+            return (folder / name).resolve()
+    raise ConfigError(
+        f'{place}: include "{name}": no such file, neither in {CONFIGS_ROOT} nor beside the file '
+        "that includes it"
     )
 
 
 def display_name(path: pathlib.Path) -> str:
     """Renders a path for errors, relative to the repository if it is inside."""
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+    return str(path.relative_to(CONFIGS_ROOT) if path.is_relative_to(CONFIGS_ROOT) else path)
 
 
 class GinReader:
@@ -248,13 +262,8 @@ class GinReader:
         for statement in parse_statements(text, source.name):
             line = statement.location.line_num
             if isinstance(statement, config_parser.IncludeStatement):
-                included = REPOSITORY / statement.filename  # an absolute path stays absolute
-                if not included.is_file():
-                    raise ConfigError(
-                        f'{source.place(line)}: include "{statement.filename}": no such file '
-                        f"(includes are looked up from {REPOSITORY})"
-                    )
-                self.read_file(included.resolve(), (*including, source))
+                included = _included(statement.filename, path, source.place(line))
+                self.read_file(included, (*including, source))
             elif isinstance(statement, config_parser.ImportStatement):
                 source.imports.append(statement)
             elif isinstance(statement, config_parser.BindingStatement):
