@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from gkd.checkpoints.heads import HEAD, for_hugging_face
+from gkd.checkpoints.hub_models import local_copy
 from gkd.checkpoints.hugging_face_names import (
     check_config,
     parameter_names,
@@ -54,7 +55,7 @@ def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
     Args:
       directory: path of a folder with config.json and weights: model.safetensors,
         flax_model.msgpack or, where PyTorch is installed, pytorch_model.bin; as one file or in
-        shards with an index.
+        shards with an index. Or the name of a model on the Hugging Face Hub, OWNER/NAME[@REVISION].
 
     Returns:
       The architecture, and the parameters as a nested dictionary of NumPy arrays in the file's
@@ -66,7 +67,7 @@ def load_hf(directory: epath.PathLike) -> tuple[T5Config, dict[str, Any]]:
         not finite.
       ImportError: the weights are PyTorch's, which is not installed.
     """
-    checkpoint = open_hf(directory)
+    checkpoint = open_hf(local_copy(directory)[0])
     return checkpoint.config, read_numpy(checkpoint.tensors)
 
 

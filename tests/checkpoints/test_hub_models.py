@@ -65,6 +65,7 @@ def test_what_is_read_is_downloaded_and_nothing_else(server, tmp_path):
     server.files.clear()
     for name in ("google/tiny@refs/pr/2", opened.name):
         assert formats.open_checkpoint(name).name == opened.name
+    assert load_hf("google/tiny")[0] == TINY
     assert not server.files
 
 
