@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gkd.cli import platforms
 from gkd.cli.arguments import VERBS, Command, PlainCommand, UsageError, parse_arguments
 from gkd.configuration import buckets
 from gkd.configuration.configured_experiment import experiment_of
@@ -67,9 +68,17 @@ def configure(command: Command | PlainCommand) -> Callable[[], Any]:
     if command.verb == "sweep" and command.allowed:
         return functools.partial(configured, allow_module=command.allowed)
     if VERBS[command.verb].about:
-        about = VERBS[command.verb].load()
-        return lambda: about(experiment_of(function), **command.options)
+        return functools.partial(_run_about, command, function)
     return configured
+
+
+def _run_about(command: Command, function: Callable[..., Any]) -> Any:
+    """Runs a verb about an experiment, of whose vocabulary the size is enough."""
+    from gkd.vocabularies.placeholder import placeholders
+
+    with placeholders():
+        experiment = experiment_of(function)
+    return VERBS[command.verb].load()(experiment, **command.options)
 
 
 def configured_experiment(command: Command) -> Any:
@@ -156,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code, as listed in the help text.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's start-up messages
+    platforms.skip_absent_tpus(os.environ)
     _keep_programs_on_disk()
     from gkd.configuration.gin_files import ConfigError
 

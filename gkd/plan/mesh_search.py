@@ -30,7 +30,7 @@ def search_meshes(
       trace: function of (model_parallelism, microbatches) to the run's step program.
       chips: number of chips of the topology.
       slices: number of slices of the topology; the model axis stays inside a slice.
-      report: function of a step program and one of its programs to the record of
+      report: function of a label, a step program and one of its programs to the record of
         `program_report.facts`.
       say: function that prints a line.
       save: function that saves the records of all candidates, the best first.
@@ -42,7 +42,7 @@ def search_meshes(
     for given, program in _divisible(trace, chips // slices):
         estimate = {**given, "data": chips // given["model_parallelism"]}
         try:
-            estimate |= _step(program, report)
+            estimate |= _step(program, report, given)
         except Exception as error:  # compilers raise many classes; other candidates may compile
             estimate |= {"fits": False, "seconds": None, "failed": _one_line(error)}
         candidates.append(estimate)
@@ -69,9 +69,11 @@ def _divisible(trace, slice_chips) -> Iterator[tuple[dict[str, int], StepProgram
             continue
 
 
-def _step(program, report) -> dict[str, Any]:
+def _step(program, report, given) -> dict[str, Any]:
     """The record of the step; for two programs, the larger memory and the sum of both times."""
-    parts = [report(program, planned) for planned in step_programs(program).values()]
+    setting = ", ".join(f"{name}={value}" for name, value in given.items())
+    programs = step_programs(program).items()
+    parts = [report(f"{label} ({setting})", program, planned) for label, planned in programs]
     largest = max(parts, key=lambda estimate: (not estimate["fits"], estimate["peak_bytes"]))
     estimate = dict(largest)
     times = [part["seconds"] for part in parts]

@@ -19,6 +19,7 @@ from gkd.files.atomic_files import write_json
 from gkd.plan import program_report, programs
 from gkd.plan.mesh_search import search_meshes
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
+from gkd.runs.long_work import long_work
 from gkd.runs.provenance import provenance
 from gkd.train.build import build_step_program
 
@@ -75,8 +76,9 @@ def plan(
     prices = {"price": price, "chips": len(devices)}
     result = {"topology": topology, "expected_length": expected_length, **provenance()}
 
-    def report(program, planned):
-        return program_report.measured(program, planned, chip, expected_length, prices)
+    def report(label, program, planned):
+        with long_work(f"compiling {label} for {topology}"):
+            return program_report.measured(program, planned, chip, expected_length, prices)
 
     def save(found):
         result.update(found)
@@ -134,7 +136,8 @@ def _model_axis(mesh: str, chips: int) -> int:
 
 def _measure(build, experiment, names, report, say, save):
     """Compiles every program of one setting, saving after each: the next one may take minutes."""
-    step = build(experiment)
+    with long_work("tracing the step"):
+        step = build(experiment)
     say(program_report.heading(step))
     setting, results = program_report.setting(step), {}
     for name in names:
@@ -144,7 +147,7 @@ def _measure(build, experiment, names, report, say, save):
                 continue  # the step is fine-tuning already
             program = build(fine_tuning(experiment))
         for label, planned in PROGRAMS[name](program).items():
-            results[label] = report(program, planned)
+            results[label] = report(label, program, planned)
             say("\n".join(program_report.lines(label, results[label])))
             save({"setting": setting, "programs": results})
     refused = [label for label, found in results.items() if "refused" in found]

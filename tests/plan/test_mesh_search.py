@@ -77,7 +77,7 @@ def test_the_halves_of_a_step_are_one_candidate(monkeypatch):
 
     def search():
         mesh_search.search_meshes(
-            lambda **given: None, 1, 1, lambda _, half: half, print, saved.append
+            lambda **given: None, 1, 1, lambda _, __, half: half, print, saved.append
         )
 
     search()

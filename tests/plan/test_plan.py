@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from gkd.cli import command_line
 from gkd.distill.train_step import Part
+from gkd.plan import plan as plan_verb
 from gkd.plan import program_report, programs
 from gkd.program_cost import collectives, roofline
 from tests.plan.planning import DISTIL, plan, run_out, traced
@@ -188,3 +190,18 @@ def test_an_option_that_does_not_exist_is_a_usage_error(capsys):
     said = plan(capsys, "--topologie=cpu:8", code=2)
     assert "unknown argument '--topologie'" in said
     assert "python -m gkd plan --help" in said
+
+
+@pytest.mark.parametrize("run", ["xsum/small", "wmt14_en_de/large", "gsm8k/base", "flan/small"])
+def test_a_plan_needs_no_vocabulary(run, monkeypatch):
+    """Only the number of its ids matters: T5's 32,100, in a table of 32,128."""
+    monkeypatch.delenv("GKD_VOCABULARY", raising=False)
+    monkeypatch.delenv("GKD_DATA", raising=False)
+    planned = []
+    monkeypatch.setattr(
+        plan_verb, "_measure", lambda build, experiment, *_: planned.append(build(experiment))
+    )
+    options = [f"--gin_file=configs/runs/{run}.gin", "--topology=cpu:8"]
+    assert command_line.main(["plan", *options]) == 0
+    assert planned[0].task.vocabulary.vocab_size == 32100
+    assert planned[0].valid.sum() == 32099
