@@ -80,10 +80,13 @@ options of verbs with gin files:
   --gin_file=FILE   a run file, e.g. configs/runs/NAME.gin; later files override earlier ones
   --gin.NAME=VALUE  overrides a macro (--gin.LAMBDA=0.5), a function
                     (--gin.DIVERGENCE=@divergences.reverse_kl) or a parameter
-                    (--gin.train.train.steps=100); text needs quotes: '--gin.MODEL_DIR="runs/a"'
+                    (--gin.experiment.Schedule.keep_last=5); text needs quotes:
+                    '--gin.MODEL_DIR="runs/a"'
   --allow_module=NAME  lets gin files import and use this Python module, whose code then runs; by
                     default they may use gkd's own functions only
-  --help            this text; `python -m gkd plan --help` has that verb's further options
+  --help            this text; after train, evaluate or sweep also every macro with its default
+                    and meaning, and with --gin_file the values that this run has;
+                    `python -m gkd plan --help` has that verb's further options
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration; the same command continues after
             {stopped} (SIGTERM, SIGHUP or Ctrl-C, all saved) and {lost} (another process was lost)
@@ -151,11 +154,22 @@ def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
         return _parse_plain(verb, options)
     if verb in VERBS and VERBS[verb].about:
         return _parse_about(verb, options)
-    if "--help" in arguments or "-h" in arguments or verb == "help":
+    if verb in ("--help", "-h", "help"):
         return usage()
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}{_suggestion(verb, VERBS)}")
+    if "--help" in options or "-h" in options:
+        return _gin_help(verb, [option for option in options if option not in ("--help", "-h")])
     return _parse_gin(verb, options)
+
+
+def _gin_help(verb: str, options: Sequence[str]) -> str:
+    """The help text of a verb with gin files, followed by the macros of the command's files."""
+    from gkd.cli.macro_help import macro_help
+
+    named = any(option.partition("=")[0] == "--gin_file" for option in options)
+    command = _parse_gin(verb, options) if named else Command(verb, (), ())
+    return f"{usage()}\n{macro_help(verb, command.gin_files, command.overrides)}"
 
 
 def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gin
 
+from gkd.checkpoints.folders import CHECKPOINTS_FOLDER
 from gkd.configuration import setting_values
 from gkd.configuration.experiment import Batches, Evaluation, Execution, Method, Teacher
 from gkd.configuration.verb_settings import EVALUATE
@@ -24,8 +25,9 @@ from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
 from gkd.runs.lease import job_lease
+from gkd.runs.metrics_log import METRICS_FILE
 from gkd.runs.provenance import provenance
-from gkd.runs.run_directory import config_bindings
+from gkd.runs.run_directory import CONFIG_FILE, config_bindings
 from gkd.step_names import BEST_OR_NEWEST
 
 
@@ -70,6 +72,8 @@ def evaluate(
       ValueError, FileNotFoundError: in one line.
     """
     setting_values.check_call(EVALUATE, locals())
+    if output is None:
+        _check_trained(checkpoint)
     decode_options = decodings(task, batches.target_length, evaluation, seed)
     path = pathlib.Path(output) if output else _default_output(checkpoint, evaluation.split)
     if not path.parent.is_dir():
@@ -107,6 +111,20 @@ def evaluate(
             write_json(path, result)
             report.print_summary(result, path)
         return result
+
+
+def _check_trained(checkpoint: str) -> None:
+    """Refuses the directory of a run that has not saved a checkpoint yet."""
+    folder = pathlib.Path(checkpoint)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_dir() and names and not names & {CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE}:
+        return  # another format, whose reader explains what is missing
+    if folder.is_file() or any(p.name.isdigit() for p in folder.glob(f"{CHECKPOINTS_FOLDER}/*")):
+        return
+    raise MissingFile(
+        f"MODEL_DIR {checkpoint} {'has no checkpoint yet' if folder.is_dir() else 'is no folder'}: "
+        "train first, by `python -m gkd train` with the same gin files and overrides"
+    )
 
 
 def _load_models(

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from gkd.cli.macro_help import entries
 from gkd.configuration import experiment
 from gkd.configuration.gin_files import GinReader, Macro
 from tests.docs import pages
@@ -75,6 +76,28 @@ def test_every_macro_of_a_run_is_documented_with_its_default():
 def test_every_macro_of_a_sweep_is_documented_with_its_default():
     defaults = {name: cells[0] for name, cells in documented("Sweeps").items()}
     assert defaults == macros("configs/sweeps/common.gin")
+
+
+def test_a_macro_has_the_same_meaning_on_the_page_and_in_the_help_text():
+    meanings = {}
+    for name in ("configs/train.gin", "configs/sweeps/common.gin"):
+        text = (REPOSITORY / name).read_text()
+        meanings |= {entry.macro: entry.text for entry in entries(text) if entry.macro}
+    expected = {
+        macro.strip("`"): meaning
+        for heading in ("Other macros", "Sweeps")
+        for macro, _, meaning in pages.tables(PAGE, heading)
+    }
+    for kind in experiment.OBJECTS:
+        for macro, default, meaning in documented(kind.__name__).values():
+            own = f"({default}) " if kind is experiment.Method else ""
+            expected[macro] = own + meaning
+    del expected["–"]
+    plain = {
+        macro: re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", meaning).replace("`", "")
+        for macro, meaning in expected.items()
+    }
+    assert plain == meanings
 
 
 def test_every_macro_of_a_task_is_documented_with_the_tasks_that_set_it():

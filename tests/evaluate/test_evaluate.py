@@ -208,3 +208,30 @@ def test_the_signatures_say_what_the_metrics_do():
     assert "nrefs:k-1" in said["self_bleu"] and "eff:yes" in said["self_bleu"]
     assert "Porter stemming" in said["rouge"] and "F1" in said["rouge"]
     assert metrics.rouge(["she runs"], ["she running"])["rouge2"] == 100  # stemmed: run
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (None, "is no folder"),
+        ((), "has no checkpoint yet"),
+        (("config.gin", "metrics.jsonl", "checkpoints/"), "has no checkpoint yet"),
+    ],
+)
+def test_before_training_one_line_tells_to_train(evaluate, names, reason):
+    folder = evaluate.folder / "new_run"
+    if names is not None:
+        folder.mkdir()
+        for name in names:
+            (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    code, text = evaluate(**{"MODEL_DIR": str(folder), "evaluate.evaluate.output": None})
+    assert code == 1 and text.count("\n") == 1
+    assert f"MODEL_DIR {folder} {reason}: train first, by `python -m gkd train`" in text
+
+
+def test_a_folder_of_another_format_is_explained_by_its_reader(evaluate):
+    folder = evaluate.folder / "something"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    code, text = evaluate(**{"MODEL_DIR": str(folder), "evaluate.evaluate.output": None})
+    assert code == 1 and f"{folder} is not a checkpoint" in text
