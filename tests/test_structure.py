@@ -9,7 +9,7 @@ from tests.paths import REPOSITORY
 
 # Packages of gkd/; each may import those after it only.
 ORDER = (
-    "quickstart", "sweep", "cli", "plan", "train", "convert", "evaluate", "infer", "runs",
+    "quickstart", "sweep", "cli", "new", "plan", "train", "convert", "evaluate", "infer", "runs",
     "configuration", "checkpoints", "tensor_files", "data", "tables", "metrics", "vocabularies",
     "decode", "distill", "program_cost", "models", "files", "parallel",
 )  # fmt: skip

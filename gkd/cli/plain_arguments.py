@@ -1,4 +1,4 @@
-"""The options of the verbs `infer`, `convert` and `plan`: their types and bounds are settings.
+"""The options of `infer`, `convert`, `new` and `plan`: their types and bounds are settings.
 
 Nothing heavy is imported: `--help` and a refused value are a matter of milliseconds.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from gkd.configuration import setting_values
 from gkd.configuration.setting_values import Setting
-from gkd.configuration.verb_settings import CONVERT, INFER, PLAN, PROGRAMS
+from gkd.configuration.verb_settings import CONVERT, INFER, NEW, PLAN, PROGRAMS
 from gkd.errors import UserError
 from gkd.step_names import BEST_OR_NEWEST
 
@@ -138,6 +138,31 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
            "weights, or 'bytes'; else SRC's own", metavar="FILE", default=None)  # fmt: skip
 
 
+def add_new_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `new`."""
+
+    def option(name: str, text: str, **how: Any) -> None:
+        _option(parser, NEW, name, text, **how)
+
+    option("directory", "the new folder of the run files and runs", metavar="DIR")
+    option("--train", "a data file: .jsonl, .csv, .tsv, .parquet, …; what is missing is asked for "
+           "on a terminal", metavar="FILE", default=None)  # fmt: skip
+    option("--validation", "a data file; None holds out the last rows of --train, a tenth or 500",
+           metavar="FILE", default=None)  # fmt: skip
+    option("--input_field", "column of the inputs", metavar="COLUMN", default=None)
+    option("--target_field", "column of the targets", metavar="COLUMN", default=None)
+    option("--teacher", "a checkpoint, or OWNER/NAME of the Hugging Face Hub", metavar="MODEL",
+           default=None)  # fmt: skip
+    option("--student", "the same; or a model file, e.g. configs/models/cpu_student.gin, to start "
+           "at random", metavar="MODEL", default=None)  # fmt: skip
+    option("--prefix", "text before every input", default="")
+    option("--metric", "metric that decides which checkpoint is best", default="rouge2")
+    option("--steps", "length of each run", default=2000)
+    option("--delimiter", "between the cells of CSV and TSV; None is by suffix", default=None)
+    option("--tuned_teacher", "use the teacher as it is, without fine-tuning it first",
+           default=False)  # fmt: skip
+
+
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `plan`, besides its run's gin files."""
 
@@ -157,5 +182,6 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 ADD_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "infer": add_infer_arguments,
     "convert": add_convert_arguments,
+    "new": add_new_arguments,
     "plan": add_plan_arguments,
 }

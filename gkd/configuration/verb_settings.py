@@ -126,6 +126,21 @@ CONVERT = {
     "vocabulary": OPTIONAL_PATH,
 }
 
+NEW = {
+    "directory": PATH,
+    "train": OPTIONAL_PATH,
+    "validation": OPTIONAL_PATH,
+    "input_field": text(none=True),
+    "target_field": text(none=True),
+    "teacher": OPTIONAL_PATH,
+    "student": OPTIONAL_PATH,
+    "prefix": text(0),
+    "metric": choice("rouge2", "bleu", "exact_match"),
+    "steps": whole(1),
+    "delimiter": text(none=True),
+    "tuned_teacher": flag(),
+}
+
 PROGRAMS = ("step", "sft", "evaluation", "generation")  # that `plan` compiles
 
 PLAN = {

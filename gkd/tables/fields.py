@@ -121,7 +121,7 @@ def _suggestion(row: Mapping[str, Any], field: str) -> str:
     names = [str(name) for name in row]
     listed = ", ".join([*names[:_MOST_NAMES], *(["…"] if names[_MOST_NAMES:] else [])])
     has = f"; the row has {listed or 'no fields'}{delimiter_hint(names)}"
-    likely = _likely(field, list(dict.fromkeys(_paths(row))))
+    likely = _likely(field, list(dict.fromkeys(paths(row))))
     return (f": did you mean {likely!r}?" if likely else "") + has
 
 
@@ -137,14 +137,23 @@ def _likely(field: str, paths: list[str]) -> str | None:
     return alike.get(plain(field)) or next(iter(ends), None) or (alike[near[0]] if near else None)
 
 
-def _paths(value: Any, before: str = "", depth: int = 4) -> Iterator[str]:
-    """Yields the dotted names of a row's fields, also of nested ones."""
+def paths(value: Any, before: str = "", depth: int = 4) -> Iterator[str]:
+    """Yields the dotted names of a row's fields, also of nested ones.
+
+    Args:
+      value: a row, or a value in it.
+      before: text before every name.
+      depth: greatest number of levels.
+
+    >>> list(paths({"id": 1, "translation": {"en": "Hello"}}))
+    ['id', 'translation', 'translation.en']
+    """
     if isinstance(value, list):
         value = value[0] if value else None
     if isinstance(value, Mapping) and depth:
         for name, inner in value.items():
             yield f"{before}{name}"
-            yield from _paths(inner, f"{before}{name}.", depth - 1)
+            yield from paths(inner, f"{before}{name}.", depth - 1)
 
 
 def _text(value: Any, name: str) -> str:

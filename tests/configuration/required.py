@@ -3,5 +3,6 @@
 REQUIRED = {
     "infer": ["--model=m", "--output=o"],
     "convert": ["a", "b"],
+    "new": ["d"],
     "plan": ["--topology=cpu:8"],
 }

@@ -7,15 +7,16 @@ import pytest
 
 from gkd.cli.plain_arguments import ADD_ARGUMENTS
 from gkd.configuration.setting_values import FunctionValue, check
-from gkd.configuration.verb_settings import CONVERT, INFER, PLAN, SETTINGS
+from gkd.configuration.verb_settings import CONVERT, INFER, NEW, PLAN, SETTINGS
 from gkd.convert.convert import convert
 from gkd.infer.decode_options import Decoding
 from gkd.infer.infer import InputSource, infer
+from gkd.new.new import new
 from gkd.plan.plan import plan
 from tests.configuration.required import REQUIRED
 
-VERBS = {"infer": INFER, "convert": CONVERT, "plan": PLAN}
-VERB_FUNCTIONS = {"infer": infer, "convert": convert, "plan": plan}
+VERBS = {"infer": INFER, "convert": CONVERT, "new": NEW, "plan": PLAN}
+VERB_FUNCTIONS = {"infer": infer, "convert": convert, "new": new, "plan": plan}
 OBJECTS = {"infer": {"source": InputSource, "decoding": Decoding}}
 
 

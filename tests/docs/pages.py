@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import shlex
+from collections.abc import Iterator
 
 from tests.paths import REPOSITORY
 
@@ -54,6 +56,22 @@ def blocks(page: str, language: str | None = None) -> list[Block]:
             opened[2].append(line)
     assert opened is None, f"{page}: a fenced block is not closed"
     return [block for block in found if language in (None, block.language)]
+
+
+def commands(page: str) -> Iterator[tuple[str, dict[str, str], list[str]]]:
+    """(place, environment, words) of every command; exports hold until the page's end."""
+    environment: dict[str, str] = {}
+    for block in blocks(page, "bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            own = {}
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                name, _, value = words.pop(0).partition("=")
+                own[name] = value
+            if words and words[0] == "export":
+                environment |= dict(word.split("=", 1) for word in words[1:])
+            elif words:
+                yield f"{page}:{block.line}: {line}", {**environment, **own}, words
 
 
 def prose(page: str) -> str:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import shlex
 import subprocess
 import sys
 
@@ -11,28 +10,14 @@ import gin
 import pytest
 
 from gkd.cli import command_line, supervisor
+from gkd.new import data_facts
 from tests.docs import pages
 from tests.paths import REPOSITORY
 
 PAGES = [page for page in pages.names() if pages.blocks(page, "bash")]
 # Commands of other programs, with what an installation of gkd does not have.
 OTHERS = {"gcsfuse", "gcloud", "hf", "source"}
-
-
-def commands(page):
-    """(place, environment, words) of every command; exports hold until the page's end."""
-    environment = {}
-    for block in pages.blocks(page, "bash"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            own = {}
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                name, _, value = words.pop(0).partition("=")
-                own[name] = value
-            if words and words[0] == "export":
-                environment |= dict(word.split("=", 1) for word in words[1:])
-            elif words:
-                yield f"{page}:{block.line}: {line}", {**environment, **own}, words
+TRANSFORMERS = ("torch", "transformers", "sentencepiece")
 
 
 @pytest.fixture
@@ -51,7 +36,9 @@ def test_the_commands_of_a_page_can_be_run(page, place, monkeypatch):
         if block.file:
             (place / block.file).write_text(block.text)
     monkeypatch.setattr(sys, "path", [str(place), *sys.path])
-    found = list(commands(page))
+    monkeypatch.setattr(data_facts, "load_vocabulary", lambda name: (None, "no network"))
+    (place / "examples").symlink_to(REPOSITORY / "examples")
+    found = list(pages.commands(page))
     assert found
     for where, environment, words in found:
         try:
@@ -82,7 +69,9 @@ def check_gkd(arguments):
     parsed = command_line.parse_arguments([a for a in arguments if not a.startswith(job)])
     if isinstance(parsed, str):
         return  # a help text
-    command_line.configure(parsed)
+    run = command_line.configure(parsed)
+    if parsed.verb == "new":
+        run()  # later commands use its files
     if isinstance(parsed, command_line.PlainCommand) and parsed.arguments.get("task"):
         task = parsed.arguments["task"]
         command_line.read_configuration(
@@ -133,4 +122,4 @@ def check_pip(words):
         elif word.endswith(".txt"):
             assert (REPOSITORY / word).is_file()
         else:
-            assert word in ("--constraint", "--editable", ".", "jax[tpu]", "torch"), word
+            assert word in ("--constraint", "--editable", ".", "jax[tpu]", *TRANSFORMERS), word
