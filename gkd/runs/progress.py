@@ -1,6 +1,7 @@
 """Shows the progress of a loop: a live bar on a terminal, or a plain line every few seconds."""
 
 import collections
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +13,13 @@ from gkd.parallel import processes
 
 
 class Rates:
-    """Steps and tokens per second over a sliding window.
+    """Steps and tokens per second over a sliding window, which smooths them.
 
     The first step compiles and evaluations pause the loop, so that an average from the start would
-    not be the current speed.
+    not be the current speed. After a pause the rates before it hold until two steps have ended.
     """
 
-    def __init__(self, clock: Callable[[], float], window_seconds: float | int = 30) -> None:
+    def __init__(self, clock: Callable[[], float], window_seconds: float | int = 120) -> None:
         """Starts with an empty window.
 
         Args:
@@ -29,6 +30,7 @@ class Rates:
         self._window = window_seconds
         self._points: collections.deque[tuple[float, int, int]] = collections.deque()
         self._tokens = 0
+        self._before: tuple[float, float] | None = None  # the pause
 
     def add(self, step: int, tokens: int) -> None:
         """Records the end of a step.
@@ -45,12 +47,13 @@ class Rates:
 
     def skip(self) -> None:
         """Empties the window, after a pause in training."""
+        self._before = self.per_second()
         self._points.clear()
 
     def per_second(self) -> tuple[float, float] | None:
-        """Returns steps and tokens per second; None before two steps have ended."""
+        """Returns steps and tokens per second; None before the run's second step has ended."""
         if len(self._points) < 2:
-            return None
+            return self._before
         (start, first_step, first_tokens), (end, step, tokens) = self._points[0], self._points[-1]
         seconds = max(end - start, 1e-9)
         return (step - first_step) / seconds, (tokens - first_tokens) / seconds
@@ -158,6 +161,16 @@ class Progress:
             f"{self._name}  {self._text}", markup=False, highlight=False, soft_wrap=True
         )
         self._last_line, self._text = self._clock(), ""
+
+
+def announce(text: str) -> None:
+    """Prints one line on standard error, in the primary process of the job.
+
+    Args:
+      text: what takes a while and begins now, e.g. 'loading TEACHER google/flan-t5-xl'.
+    """
+    if processes.is_primary_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float | int) -> str:

@@ -107,6 +107,8 @@ class TrainingLoop:
                 if self.time_parts is not None and number == first + 1:
                     self._time_parts(first, state, teacher_params, batch)
                 self.monitor.begins("step", number)
+                if number == first + 1:
+                    self._progress.print("compiling the step")
                 with self._compilations.of("step"):
                     state, metrics = self.compiled(state, teacher_params, batch)
                 self.lease.check()
@@ -242,6 +244,8 @@ class TrainingLoop:
 
     def _evaluate(self, state, number, write=True) -> dict[str, float]:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""
+        rows = len(self.evaluation.examples.inputs)
+        self._progress.print(f"evaluating {rows} rows at step {number}")
         with self._compilations.of("evaluation"):
             measured, texts = self._measure(state.params, number)
         if self.schedule.best_metric is not None and self.schedule.best_metric not in measured:
@@ -290,6 +294,8 @@ class TrainingLoop:
         kinds = {"about": dict, "metrics": dict, "outputs": list}
         saved = self._read_or_mend(path, kinds) if processes.is_primary_process() else {}
         if processes.broadcast_from_primary(saved.get("about") != about):
+            rows = len(self.evaluation.examples.inputs)
+            self._progress.print(f"evaluating the teacher on {rows} rows")
             generate = self.evaluation.generator(self.teacher, teacher=True)
             generated = generate(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}

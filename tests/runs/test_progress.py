@@ -5,7 +5,7 @@ import io
 import pytest
 import rich.console
 
-from gkd.runs.progress import Progress, Rates, duration
+from gkd.runs.progress import Progress, Rates, announce, duration
 
 
 class Clock:
@@ -52,6 +52,33 @@ def test_rates_forget_a_pause():
         clock.now += 0.25
         rates.add(step, tokens=8)
     assert rates.per_second() == (4.0, 32.0)
+
+
+def test_after_a_pause_the_rates_before_it_hold_until_there_are_new_ones():
+    clock = Clock()
+    rates = Rates(clock)
+    for step in (1, 2):
+        clock.now += 1
+        rates.add(step, tokens=8)
+    clock.now += 20
+    rates.skip()
+    assert rates.per_second() == (1.0, 8.0)
+    rates.add(3, tokens=8)
+    assert rates.per_second() == (1.0, 8.0)
+
+
+def test_a_slow_step_hardly_changes_the_time_that_is_left():
+    clock = Clock()
+    rates = Rates(clock)
+    for step in range(1, 101):
+        clock.now += 5 if step == 60 else 1
+        rates.add(step, tokens=1)
+    assert rates.per_second()[0] == pytest.approx(99 / 103)
+
+
+def test_an_announcement_is_a_line_on_standard_error(capsys):
+    announce("loading TEACHER [b]")
+    assert capsys.readouterr() == ("", "loading TEACHER [b]\n")
 
 
 def run(terminal, steps, seconds_a_step, **options):

@@ -65,6 +65,8 @@ def test_a_run_prints_its_files_and_its_best_also_when_it_continues(tmp_path, ca
     assert sorted(scores) == [0, 2, 4]
     best = max(scores, key=lambda step: (scores[step], step))
     shown = f"best exact_match {scores[best]:.4g} at step {best}"
+    assert first.index("evaluating 24 rows at step 0") < first.index("compiling the step")
+    assert second.count("compiling the step") == 1 and "evaluating 24 rows at step 4" in second
     evaluations = [line for line in second if line.startswith("step 4: ")]
     metrics = ("exact_match", "exact_match_calculator")
     last = rows()[-1]
