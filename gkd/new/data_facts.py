@@ -37,7 +37,7 @@ class Lengths:
     """Lengths of texts in tokens, with the end-of-sequence token.
 
     Attributes:
-      median, percentile, longest: of all texts; the second is the `PERCENTILE`th.
+      median, percentile, longest: lengths; the second holds `PERCENTILE` percent of the texts.
     """
 
     median: int

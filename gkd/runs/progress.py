@@ -167,7 +167,7 @@ def announce(text: str) -> None:
     """Prints one line on standard error, in the primary process of the job.
 
     Args:
-      text: what takes a while and begins now, e.g. 'loading TEACHER google/flan-t5-xl'.
+      text: name of the work that begins now, e.g. 'loading TEACHER google/flan-t5-xl'.
     """
     if processes.is_primary_process():
         print(text, file=sys.stderr, flush=True)
