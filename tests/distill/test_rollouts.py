@@ -70,7 +70,7 @@ def test_samples_of_a_prompt_differ_and_are_those_of_its_row_number():
     np.testing.assert_array_equal(tokens, want.tokens)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_mixed_rows_are_the_data_or_the_samples(microbatches):
     state, batch = start(), make_batch()
     key = mixing.step_key(state.seed, state.step)

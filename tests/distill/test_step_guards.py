@@ -46,7 +46,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(platform, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, before.opt_state)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_row_without_weight_changes_nothing(microbatches):
     """Neither its prompt, nor its target, nor its reward: the last row has weight 0."""
 

@@ -26,7 +26,7 @@ DECODER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("stacked", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_mask_of_t5x_is_there_shared_along_the_length_and_its_own(stacked):
     config = t5.T5Config(
         vocab_size=16, num_encoder_layers=LAYERS, num_decoder_layers=LAYERS, dropout_rate=RATE,

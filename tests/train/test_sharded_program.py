@@ -92,6 +92,7 @@ UNEQUAL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_over_both_axes_gather_states_and_no_weights(optimized):
     """Of a student whose heads do not divide.
 
@@ -132,8 +133,11 @@ def test_fully_sharded_parameters_are_on_one_chip_only():
 
 @pytest.fixture(
     scope="module",
-    params=[(), ("MODEL_PARALLELISM=4",), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")],
-    ids=["data", "model", "fully sharded"],
+    params=[
+        pytest.param((), marks=pytest.mark.slow, id="data"),
+        pytest.param(("MODEL_PARALLELISM=4",), marks=pytest.mark.slow, id="model"),
+        pytest.param(("FULLY_SHARDED=True", "MODEL_PARALLELISM=2"), id="fully sharded"),
+    ],
 )
 def compiled(request):
     program = traced(*WIDE, *request.param)
