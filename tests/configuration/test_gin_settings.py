@@ -23,7 +23,7 @@ MODULES = {path.rpartition(".")[0] for path in SETTINGS}
 # Public functions of these modules that are no configurables.
 OTHERS = {
     "gkd.metrics.reward_functions": {"rewards_of_rows"},
-    "gkd.metrics.answers": {"agree", "is_right"},
+    "gkd.metrics.answers": {"agree", "is_right", "references_in"},
     "gkd.metrics.metrics": {"bleu_signature", "rouge_of"},
     "gkd.vocabularies.vocabularies": None,
     "gkd.distill.divergences": {"reported_divergences"},
