@@ -31,8 +31,11 @@ SHAPED = tuple(
 install_import_hook(list(SHAPED), "beartype.beartype")
 beartype_package("gkd", conf=BeartypeConf(claw_is_pep526=False, claw_skip_package_names=SHAPED))
 
+import gin  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from gkd.distill import divergence_records  # noqa: E402
 
 # Programs that tests start: collecting doctests would run them.
 collect_ignore = ["checkpoints/saving_program.py", "parallel/rows_program.py"]
@@ -53,3 +56,13 @@ def shared():
     if not (folder / "golden").is_dir():
         pytest.skip(f"needs the shared fixtures: no {folder}/golden (set GKD_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_in_a_new_process():
+    """Gives every module gin's bindings and the record of divergences as imports leave them."""
+    gin.clear_config()  # also unlocks it
+    registered = divergence_records.registered_divergences()
+    yield
+    divergence_records._REGISTERED[:] = registered
+    gin.clear_config()
