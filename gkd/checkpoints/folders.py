@@ -45,7 +45,7 @@ def _silence_unfinished_writes() -> None:
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
     path = record.pathname.replace("\\", "/")
-    return "/orbax/" not in path and "/clu/asynclib" not in path
+    return "/orbax/" not in path
 
 
 def step_numbers(directory: epath.PathLike) -> list[int]:

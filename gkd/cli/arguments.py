@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,6 +98,9 @@ environment: GKD_TRACEBACK=1 prints the traceback of every error; GKD_BUCKETS=FO
 """
 
 
+_GIN_OPTIONS = " --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALUE ...]"
+
+
 class UsageError(UserError, ValueError):
     """Raised for arguments that form no command."""
 
@@ -166,17 +170,22 @@ def parse_arguments(arguments: Sequence[str]) -> Command | PlainCommand | str:
 
 def _gin_help(verb: str, options: Sequence[str]) -> str:
     """The help text of a verb with gin files, followed by the macros of the command's files."""
+    return f"{usage()}\n{_macros(verb, options)}"
+
+
+def _macros(verb: str, options: Sequence[str]) -> str:
+    """The macros of a verb's defaults, or of the gin files that the options name."""
     from gkd.cli.macro_help import macro_help
 
     named = any(option.partition("=")[0] == "--gin_file" for option in options)
     command = _parse_gin(verb, options) if named else Command(verb, (), ())
-    return f"{usage()}\n{macro_help(verb, command.gin_files, command.overrides)}"
+    return macro_help(verb, command.gin_files, command.overrides)
 
 
 def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
     add_arguments = plain_arguments.ADD_ARGUMENTS.get(verb) or VERBS[verb].load("add_arguments")
     parser = argparse.ArgumentParser(
-        prog=f"python -m gkd {verb}",
+        prog=f"python -m gkd {verb}{_GIN_OPTIONS if VERBS[verb].about else ''}",
         description=VERBS[verb].summary,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
@@ -208,14 +217,18 @@ def _parse_plain(verb: str, options: Sequence[str]) -> PlainCommand | str:
 
 def _parse_about(verb: str, options: Sequence[str]) -> Command | str:
     """Gin's options, and then all others as the verb's own."""
-    is_gin, rest = [], list(options)
-    for option in options:
-        if option.startswith(("--gin_file=", "--gin.", "--allow_module=")):
+    is_gin, rest = [], []
+    remaining = iter(options)
+    for option in remaining:
+        if option in ("--gin_file", "--allow_module"):
+            is_gin += [option, *itertools.islice(remaining, 1)]
+        elif option.startswith(("--gin_file=", "--gin.", "--allow_module=")):
             is_gin.append(option)
-            rest.remove(option)
+        else:
+            rest.append(option)
     own = _parse_plain(verb, rest)
     if isinstance(own, str):
-        return own
+        return f"{own}\n{_macros(VERBS[verb].about, is_gin)}"
     return dataclasses.replace(_parse_gin(verb, is_gin), options=own.arguments)
 
 

@@ -144,6 +144,14 @@ def _interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
+def _print_help(text: str) -> None:
+    """Prints to a reader that may stop reading, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+
+
 def _keep_programs_on_disk() -> None:
     """Lets JAX, before it is imported, keep compiled programs in ~/.cache/gkd/programs.
 
@@ -174,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with quick_interrupt():
             command = parse_arguments(arguments)
             if isinstance(command, str):
-                print(command)
+                _print_help(command)
                 return EXIT_OK
             if processes.is_multiprocess(os.environ):
                 processes.join(os.environ)

@@ -77,8 +77,9 @@ def plan(
     result = {"topology": topology, "expected_length": expected_length, **provenance()}
 
     def report(label, program, planned):
+        length = program_report.completion_length(program, expected_length)
         with long_work(f"compiling {label} for {topology}"):
-            return program_report.measured(program, planned, chip, expected_length, prices)
+            return program_report.measured(program, planned, chip, length, prices)
 
     def save(found):
         result.update(found)

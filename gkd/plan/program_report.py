@@ -20,29 +20,39 @@ DEEP = 12  # layers from which on an unrolled stack takes long to compile
 _GIB, _HOUR = 2**30, 3600.0
 
 
+def completion_length(program: StepProgram, expected: float | int | None) -> float | int:
+    """Returns the tokens per completion to count with.
+
+    Args:
+      program: the run's step program.
+      expected: mean tokens per completion; None is the greatest length.
+
+    Raises:
+      ValueError: completions cannot be as long as expected.
+    """
+    longest = program.batch.decoder_target_tokens.shape[1]
+    length = longest if expected is None else expected
+    if not 0 < length <= longest:
+        raise InvalidValue(f"--expected_length is {length}: completions have at most {longest}")
+    return length
+
+
 def measured(
     program: StepProgram,
     planned: Planned,
     chip: Chip,
-    expected_length: float | int | None,
+    length: float | int,
     prices: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Compiles a program, and reports its cost as `facts` does.
 
     Args:
       program, planned, chip, prices: as in `facts`.
-      expected_length: mean tokens per completion; None is the greatest length.
+      length: mean tokens per completion, see `completion_length`.
 
     Returns:
       The record of `facts`.
-
-    Raises:
-      ValueError: completions cannot be as long as expected.
     """
-    longest = program.batch.decoder_target_tokens.shape[1]
-    length = longest if expected_length is None else expected_length
-    if not 0 < length <= longest:
-        raise InvalidValue(f"--expected_length is {length}: completions have at most {longest}")
     length = min(length, planned.bound)
     compiled = measure(planned.lower, chip, length / planned.bound)
     return facts(program, planned, compiled, chip, length, prices)

@@ -7,23 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import rich.console
-
-from gkd.parallel import processes
-from gkd.runs.progress import duration
+from gkd.runs.progress import announce, duration
 
 EVERY_SECONDS = 30
 
 
-def print_line(line: str) -> None:
-    """Prints a line to standard error, on a job's first process only."""
-    console = rich.console.Console(stderr=True, quiet=not processes.is_primary_process())
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 @contextlib.contextmanager
 def long_work(
-    what: str, say: Callable[[str], None] = print_line, every: float | int = EVERY_SECONDS
+    what: str, say: Callable[[str], None] = announce, every: float | int = EVERY_SECONDS
 ) -> Iterator[None]:
     """Announces work that may take minutes, and repeats it with the time that it has taken so far.
 

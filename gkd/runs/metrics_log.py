@@ -1,4 +1,4 @@
-"""Writes and reads the metrics and sample tables of a run: exact JSON Lines, and TensorBoard (clu).
+"""Writes and reads the metrics and sample tables of a run: exact JSON Lines, and TensorBoard.
 
 `metrics.jsonl` has one row per write: {"step": 10, "train/loss": 0.6931471805599453}. Numbers have
 all their digits, so that two runs can be compared bit for bit; NaN and the infinities, which JSON
@@ -21,6 +21,7 @@ from gkd.errors import InvalidFile, StorageError
 from gkd.files.atomic_files import append_lines, remove_unfinished_line, replace_file
 from gkd.files.atomic_folders import storage_reason
 from gkd.files.json_files import Field, check_value, parse_json, shown
+from gkd.metrics.descriptions import description_of
 from gkd.parallel import processes
 from gkd.runs.tables import markdown_table
 
@@ -94,9 +95,7 @@ class MetricsLog:
         numbers = {name: _number(value) for name, value in values.items()}
         row = {"step": int(step)} | {name: _to_json(value) for name, value in numbers.items()}
         self._append(METRICS_FILE, row)
-        if self._with_tensorboard:
-            with self._one_line_errors():
-                self._tensorboard().write_scalars(int(step), numbers)
+        self._write_scalars(step, numbers)
 
     def write_events(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes numbers to TensorBoard only, such as times, which differ between equal runs.
@@ -105,10 +104,8 @@ class MetricsLog:
           step: the step after which the values were measured.
           values: numbers by name.
         """
-        if self._writes and self._with_tensorboard and values:
-            numbers = {name: _number(value) for name, value in values.items()}
-            with self._one_line_errors():
-                self._tensorboard().write_scalars(int(step), numbers)
+        if self._writes:
+            self._write_scalars(step, {name: _number(value) for name, value in values.items()})
 
     def write_texts(self, step: int, name: str, table: Sequence[Mapping[str, str]]) -> None:
         """Writes a table of samples.
@@ -123,8 +120,8 @@ class MetricsLog:
         rows = [{key: str(value) for key, value in row.items()} for row in table]
         self._append(SAMPLES_FILE, {"step": int(step), "name": name, "rows": rows})
         if self._with_tensorboard:
-            with self._one_line_errors():
-                self._tensorboard().write_texts(int(step), {name: markdown_table(rows)})
+            with self._tensorboard() as summary:
+                summary.text(name, markdown_table(rows), step=int(step))
 
     def truncate_after(self, step: int) -> None:
         """Removes all rows past the restored step, which a resumed run will write again.
@@ -188,6 +185,13 @@ class MetricsLog:
         rows, size, crc = self._position[name]
         self._position[name] = [rows + 1, size + len(content), zlib.crc32(content, crc)]
 
+    def _write_scalars(self, step: int, numbers: Mapping[str, int | float]) -> None:
+        if self._with_tensorboard and numbers:
+            with self._tensorboard() as summary:
+                for name, value in numbers.items():
+                    about = description_of(name)
+                    summary.scalar(name, float(value), step=int(step), description=about)
+
     @contextlib.contextmanager
     def _one_line_errors(self) -> Iterator[None]:
         try:
@@ -201,13 +205,17 @@ class MetricsLog:
                 "and the same command continues"
             ) from error
 
-    def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from clu import metric_writers  # imports TensorFlow, so only when needed
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator[Any]:
+        """Gives `tf.summary`, writing to this run; the first call creates the writer."""
+        from gkd.vocabularies.tensorflow_host import tf  # takes seconds, so only when needed
 
-            folder = os.fspath(self._directory / TENSORBOARD_FOLDER)
-            self._writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(folder)])
-        return self._writer
+        with self._one_line_errors():
+            if self._writer is None:
+                folder = os.fspath(self._directory / TENSORBOARD_FOLDER)
+                self._writer = tf.summary.create_file_writer(folder)
+            with self._writer.as_default():
+                yield tf.summary
 
 
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:

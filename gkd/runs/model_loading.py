@@ -22,6 +22,7 @@ from gkd.models.interface import Seq2SeqModel
 from gkd.parallel import mesh as meshes
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 from gkd.runs import checkpoint_vocabulary
+from gkd.runs.progress import announce
 from gkd.vocabularies import vocabularies
 
 _LOG = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def load_model(
         raise InvalidValue(f"set {role} (a checkpoint) or {_macro(role)} (an architecture)")
     opened = None
     if checkpoint is not None:
+        announce(f"loading {role} {checkpoint}")
         opened = open_model(role, checkpoint, step)
         checkpoint_vocabulary.check_vocabulary(role, opened, task)
     execution = {"dtype": dtype, "stacked_layers": stacked_layers, "remat": remat}
@@ -166,6 +168,7 @@ def load_checkpoint(
     """
     dtype = dtype or inference_dtype(mesh)
     config = _architecture("MODEL", opened, None, {"dtype": dtype})
+    announce(f"loading MODEL {opened.name}")
     loaded = _placed(config, mesh, rules, opened, dtype)
     return dataclasses.replace(loaded, params=_read_params(loaded))
 

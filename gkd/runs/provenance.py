@@ -19,7 +19,6 @@ PACKAGES = (
     "flax",
     "optax",
     "orbax-checkpoint",
-    "clu",
     "gin-config",
     "numpy",
     "seqio",

@@ -15,7 +15,6 @@ from gkd.evaluate.reward_scoring import load_reward_model
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
-from gkd.runs.progress import announce
 from gkd.train import method as methods
 from gkd.train.step_program import StartingState, StepProgram
 
@@ -75,8 +74,6 @@ def _load_models(experiment, mesh, rules, from_shapes):
 
     def load(role, chosen, step=None, **execution):
         checkpoint = None if from_shapes and chosen.architecture is not None else chosen.checkpoint
-        if checkpoint is not None:
-            announce(f"loading {role} {checkpoint}")
         return model_loading.load_model(
             role, mesh, rules, task, chosen.architecture, checkpoint, step, **execution
         )

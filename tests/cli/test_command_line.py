@@ -180,6 +180,13 @@ def test_help_is_quick_and_complete_from_any_directory():
     assert not imported & {"jax", "tensorflow", "seqio", "flax", "numpy"}
 
 
+def test_a_reader_of_the_help_that_stops_reading_is_no_error():
+    command = [sys.executable, "-m", "gkd", "train", "--help"]
+    done = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.close()  # before anything is printed
+    assert (done.stderr.read(), done.wait()) == (b"", 0)
+
+
 def test_importing_gkd_imports_nothing_heavy():
     code = "import sys, gkd; print(len(sys.modules.keys() & {'jax', 'numpy', 'tensorflow', 'gin'}))"
     assert python("-c", code).stdout == "0\n"

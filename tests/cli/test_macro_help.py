@@ -45,6 +45,17 @@ def test_help_lists_every_macro_that_the_gin_files_set_with_a_meaning(verb, file
     assert not [name for name, (_, meaning) in listed.items() if not meaning]
 
 
+def test_help_of_plan_lists_its_options_and_the_macros_of_train(capsys, tmp_path):
+    assert command_line.main(["plan", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--gin_file=FILE" in said and "--topology TOPOLOGY" in said
+    assert set(shown(said)) == set(shown(macro_help.macro_help("train")))
+    run = tmp_path / "my.gin"
+    run.write_text("BATCH_SIZE = 4\n")
+    assert command_line.main(["plan", "--gin_file", str(run), "--help"]) == 0
+    assert shown(capsys.readouterr().out)["BATCH_SIZE"][0] == "4"
+
+
 def test_defaults_are_the_files():
     listed = shown(macro_help.macro_help("train"))
     assert listed["LEARNING_RATE"][0] == "0.0003" and listed["MODEL_DIR"][0] is None

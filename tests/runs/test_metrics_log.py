@@ -1,5 +1,6 @@
 """The metrics log: exact numbers, nothing lost to a kill, nothing left past a resume."""
 
+import contextlib
 import json
 import math
 import struct
@@ -12,6 +13,7 @@ from tensorboard.summary.writer import event_file_writer
 from tensorboard.util import tensor_util
 
 from gkd.runs.metrics_log import MetricsLog, read_metrics
+from gkd.vocabularies import tensorflow_host
 
 
 @pytest.fixture
@@ -208,15 +210,38 @@ def test_a_log_that_is_not_what_the_checkpoint_knows_is_reported(tmp_path, capsy
     assert capsys.readouterr().err == ""
 
 
+def test_tensorboard_explains_each_number_and_shows_the_samples(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"train/loss": 0.5, "train/of_my_own": 2.0})
+        log.write_events(1, {"speed/goodput": 0.75})
+        log.write_texts(1, "samples/xsum", [{"student": "a text"}])
+    events = plugin_event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+
+    def about(name):
+        return events.SummaryMetadata(name).summary_description
+
+    assert "loss that is minimised" in about("train/loss") and about("train/of_my_own") == ""
+    assert about("speed/goodput") == (
+        "Share of the launch's time that was spent in training steps."
+    )
+    (value,) = events.Tensors("speed/goodput")
+    assert (value.step, float(tensor_util.make_ndarray(value.tensor_proto))) == (1, 0.75)
+    (text,) = events.Tensors("samples/xsum")
+    assert b"a text" in tensor_util.make_ndarray(text.tensor_proto).item()
+
+
 def test_tensorboards_full_disk_is_one_line(tmp_path, monkeypatch):
     class Full:
-        def write_scalars(self, *_):
+        def scalar(self, *_, **__):
             raise RuntimeError("Error 'op: x; No space left on device [Op:W]' ASYNCHRONOUSLY")
 
-        close = write_scalars
+        def close(self):
+            self.scalar()
 
     log = MetricsLog(tmp_path)
-    monkeypatch.setattr(log, "_tensorboard", Full)
+    monkeypatch.setattr(tensorflow_host.tf, "summary", Full())
+    log._writer = contextlib.nullcontext()
+    log._writer.as_default = lambda: log._writer
     with pytest.raises(OSError, match=r"cannot write .*tensorboard \(No space left on device\)"):
         log.write(1, {"loss": 0.5})
     log._writer = Full()

@@ -36,6 +36,15 @@ def test_a_missing_checkpoint_is_one_line_that_names_its_role(role, tmp_path):
         model_loading.open_model(role, str(tmp_path / "none"))
 
 
+def test_a_model_is_announced_before_it_is_read(run, capsys):
+    load(None, run[0])
+    assert capsys.readouterr().err == f"loading STUDENT {run[0]}\n"
+    opened = model_loading.open_model("MODEL", run[0])
+    capsys.readouterr()
+    model_loading.load_checkpoint(opened, meshes.make_mesh(), meshes.rules_for())
+    assert capsys.readouterr().err == f"loading MODEL {opened.name}\n"
+
+
 CONFIG = T5Config(
     vocab_size=512, emb_dim=32, num_heads=2, head_dim=8, mlp_dim=640, num_encoder_layers=1,
     num_decoder_layers=1,
