@@ -21,7 +21,7 @@ from gkd.vocabularies.tensorflow_host import seqio, tf
 # In a row of several references, a column with all of them as a JSON list.
 REFERENCES = "gkd:references"
 PRETOKENIZED = ("inputs_pretokenized", "targets_pretokenized")
-_SLICE = re.compile(r"^(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?$")
+_SLICE = re.compile(r"(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?", re.DOTALL)
 
 
 def resolved(path: str, directory: str | None = None) -> str:
@@ -100,7 +100,7 @@ def configured_rows(
       FileNotFoundError: there is no such file.
       ValueError: no row is left, or a row is malformed.
     """
-    match = _SLICE.match(file)
+    match = _SLICE.fullmatch(file)
     start, stop = (None if x is None else int(x) for x in match.group("start", "stop"))
     path = resolved(match["path"], directory)
     rows = read_rows(path, fields, lists, references, form)[start:stop]

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -290,16 +291,22 @@ def _read_rows(path: str, form: TsvFormat) -> Iterator[tuple[str, Mapping[str, A
     """Iterates over the rows of a file of any kind, with their places."""
     if not _is_text(path):
         rows = placed_rows(path, form)
-        return ((where, _without_bytes(row)) for where, row in rows)
+        return ((where, _for_json(row)) for where, row in rows)
     return ((f"{path}:{number}", {"input": text}) for number, text in _text_lines(path))
 
 
-def _without_bytes(value: Any) -> Any:
-    """A row, or a value inside it, without the images and sounds of Arrow: JSON has no bytes."""
+def _for_json(value: Any) -> Any:
+    """A row, or a value inside it, without what JSON lacks: bytes (images, sounds), NaN, infinity.
+
+    Bytes are left out, NaN is null; a number beyond float64, 1e400, becomes the text it is written
+    as.
+    """
     if isinstance(value, dict):
-        return {name: _without_bytes(v) for name, v in value.items() if not isinstance(v, bytes)}
+        return {name: _for_json(v) for name, v in value.items() if not isinstance(v, bytes)}
     if isinstance(value, list | tuple):
-        return [_without_bytes(item) for item in value if not isinstance(item, bytes)]
+        return [_for_json(item) for item in value if not isinstance(item, bytes)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return value.text if isinstance(value, fields.WrittenNumber) else None
     return value
 
 

@@ -130,7 +130,7 @@ class InferenceJob:
                     **scores,
                 }
                 others = {name: value for name, value in others.items() if name not in fields}
-                lines.append(json.dumps({**fields, **others}, ensure_ascii=False) + "\n")
+                lines.append(_json_line({**fields, **others}))
                 totals["samples"] += 1
                 totals["stopped_by_eos"] += ended(tokens, eos_id)
                 totals["tokens"] += len(tokens)
@@ -159,3 +159,13 @@ class InferenceJob:
                 "float32, or another checkpoint"
             )
         return round(value, 6) if math.isfinite(value) else None
+
+
+def _json_line(fields: dict[str, Any]) -> str:
+    """A line of the output; half surrogate pairs, which have no UTF-8, stay escaped."""
+    line = json.dumps(fields, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(fields) + "\n"
+    return line

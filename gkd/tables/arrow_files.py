@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 from pyarrow import ipc, parquet
+from pyarrow.compute import list_value_length, run_end_decode
 
 from gkd.errors import InvalidFile
 from gkd.tables import text_files
@@ -78,8 +80,8 @@ def arrow_rows(
       fields: names of the fields that are needed, see `fields.value_of`; None reads all.
 
     Yields:
-      (file and row number, row). Dates and decimals are texts. Where the file has all `fields`, a
-      row has the columns that hold them only.
+      (file and row number, row). Dates and decimals are texts, and maps whose keys are texts are
+      dictionaries. Where the file has all `fields`, a row has the columns that hold them only.
 
     Raises:
       ValueError: the file is damaged or of another kind.
@@ -142,12 +144,27 @@ def _needed(names: list[str], fields: Sequence[str] | None, path: str) -> list[s
 
 
 def _values(column: Any) -> list[Any]:
-    """The Python values of a column."""
-    kind = column.type
+    """The Python values of a column; at every depth what has no Python type is a text."""
+    kind, types = column.type, pyarrow.types
     if isinstance(kind, pyarrow.BaseExtensionType):
         return _values(column.storage)
-    types = pyarrow.types
-    if types.is_temporal(kind) or types.is_decimal(kind):
+    if types.is_dictionary(kind):
+        return _values(column.dictionary_decode())
+    if types.is_run_end_encoded(kind):
+        return _values(run_end_decode(column))
+    if types.is_struct(kind):
+        return _objects(column)
+    if types.is_map(kind):
+        pair = pyarrow.struct([("key", kind.key_type), ("value", kind.item_type)])
+        pairs = _values(column.cast(pyarrow.list_(pair)))
+        if not (types.is_string(kind.key_type) or types.is_large_string(kind.key_type)):
+            return pairs
+        return [v if v is None else {one["key"]: one["value"] for one in v} for v in pairs]
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        items = iter(_values(column.flatten()))
+        lengths = list_value_length(column).to_pylist()
+        return [None if n is None else list(itertools.islice(items, n)) for n in lengths]
+    if (types.is_temporal(kind) and not types.is_interval(kind)) or types.is_decimal(kind):
         # Nanoseconds have no Python type.
         return column.cast(pyarrow.string()).to_pylist()
     if types.is_float16(kind) or types.is_float32(kind):
@@ -155,3 +172,16 @@ def _values(column: Any) -> list[Any]:
         # The shortest number of that precision: 0.1 and not 0.10000000149.
         return [None if v is None else float(str(scalar(v))) for v in column.to_pylist()]
     return column.to_pylist()
+
+
+def _objects(column: Any) -> list[dict[str, Any] | None]:
+    """The dictionaries of a column of structs."""
+    names = column.type.names
+    if len(set(names)) < len(names):
+        raise pyarrow.ArrowInvalid("two fields of an object have one name")
+    members = [_values(member) for member in column.flatten()]
+    rows = zip(*members, strict=True) if members else ((),) * len(column)
+    return [
+        dict(zip(names, row, strict=True)) if valid else None
+        for row, valid in zip(rows, column.is_valid().to_pylist(), strict=True)
+    ]

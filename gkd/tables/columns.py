@@ -17,12 +17,17 @@ def check_columns(columns: Sequence[str], where: str) -> None:
       where: place of the names in messages.
 
     Raises:
-      ValueError: two columns have one name, or none has a name.
+      ValueError: two columns have one name, none has a name, or lines end with carriage returns.
     """
     names = [name for name in columns if name]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise InvalidFile(f"{where}: two columns are named {repeated!r}: give each its own name")
+    if any("\r" in name.strip("\r") for name in names):
+        raise InvalidFile(
+            f"{where}: the line with the columns' names holds carriage returns: save the file with "
+            "line feeds as line ends"
+        )
     if columns and not names:
         raise InvalidFile(f"{where}: no column has a name: write their names, or set COLUMNS")
 

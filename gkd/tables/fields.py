@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gkd.errors import InvalidFile
+from gkd.files.json_files import shown
 from gkd.tables.columns import delimiter_hint
 
-_MOST_NAMES = 20  # in a message
+_MOST_NAMES, _LONGEST_NAME = 20, 60  # in a message
 _KINDS = {dict: "an object", list: "a list", type(None): "null", bytes: "bytes"}
 _MISSING = object()
 
@@ -95,7 +96,8 @@ def value_of(row: Mapping[str, Any], field: str, where: str) -> Any:
     """
     value = _found(row, field)
     if value is _MISSING:
-        raise InvalidFile(f"{where}: no field {field!r}{_suggestion(row, field)}")
+        reason = _empty_parent(row, field) or _suggestion(row, field)
+        raise InvalidFile(f"{where}: no field {field!r}{reason}")
     return value
 
 
@@ -116,13 +118,36 @@ def _found(value: Any, field: str) -> Any:
     return _MISSING
 
 
+def _empty_parent(row: Mapping[str, Any], field: str) -> str:
+    """The end of a message if a field around this one is null, or a list without it."""
+    parts = field.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:i])
+        value, inner = _found(row, name), ".".join(parts[i:])
+        if value is None or value == []:
+            kind = "null" if value is None else "an empty list"
+            return f": {name!r} is {kind}: correct or drop the row"
+        if isinstance(value, list):
+            lacks = [_found(item, inner) is _MISSING for item in value]
+            if not all(lacks):
+                return (
+                    f": item {lacks.index(True) + 1} of {name!r} has none: correct or drop the row"
+                )
+    return ""
+
+
 def _suggestion(row: Mapping[str, Any], field: str) -> str:
     """The end of a message: the likely name, and the row's names."""
-    names = [str(name) for name in row]
+    names = [_printable(str(name)) for name in row]
     listed = ", ".join([*names[:_MOST_NAMES], *(["…"] if names[_MOST_NAMES:] else [])])
     has = f"; the row has {listed or 'no fields'}{delimiter_hint(names)}"
     likely = _likely(field, list(dict.fromkeys(paths(row))))
     return (f": did you mean {likely!r}?" if likely else "") + has
+
+
+def _printable(name: str) -> str:
+    """A name as it is written in messages: on one line, not too long."""
+    return name if name.isprintable() and len(name) <= _LONGEST_NAME else shown(name)
 
 
 def _likely(field: str, paths: list[str]) -> str | None:
@@ -164,10 +189,12 @@ def _text(value: Any, name: str) -> str:
             raise InvalidFile(f"{name} is bytes that are not UTF-8, needs text") from error
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, WrittenNumber):
+        return value.text
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidFile(f"{name} is {value}, needs text or a number: correct or drop the row")
     if isinstance(value, int | float):
-        return value.text if isinstance(value, WrittenNumber) else str(value)
+        return str(value)
     if not isinstance(value, str):
         remedy = ": correct or drop the row" if value is None else ""
         raise InvalidFile(f"{name} is {_kind(value)}, needs text{remedy}")

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gkd.errors import InvalidFile
+from gkd.files.json_files import shown
 from gkd.tables import text_files
 from gkd.tables.fields import WrittenNumber
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 _MARK = "\ufeff"  # a byte-order mark, also between concatenated files
+_MOST_DIGITS = 4000  # of a whole number, below Python's limit
 _ROWS = "data"  # the member that holds the rows of a file that is one object
 
 
@@ -28,7 +30,7 @@ def json_rows(path: str, written: bool = False) -> Rows:
       (file and line number, object).
 
     Raises:
-      ValueError: a line is malformed; the text names file and line number.
+      ValueError: a line is malformed, or has a key twice; the text names file and line number.
     """
     parse = _parser(written)
     for number, text in _filled_lines(path):
@@ -48,7 +50,7 @@ def document_rows(path: str) -> Rows:
       (file and line or row number, object).
 
     Raises:
-      ValueError: the file is malformed; the text names file and place.
+      ValueError: the file is malformed, or has a key twice; the text names file and place.
     """
     head = list(itertools.islice(_filled_lines(path), 2))
     if len(head) == 2 and not head[0][1].startswith("[") and _is_json(head[0][1]):
@@ -78,7 +80,25 @@ def _filled_lines(path: str) -> Iterator[tuple[int, str]]:
 
 @functools.cache
 def _parser(written: bool) -> Callable[[str], Any]:
-    return json.JSONDecoder(parse_float=WrittenNumber if written else None).decode
+    if not written:
+        return json.JSONDecoder(object_pairs_hook=_object).decode
+    return json.JSONDecoder(
+        object_pairs_hook=_object, parse_float=WrittenNumber, parse_int=_whole
+    ).decode
+
+
+def _whole(text: str) -> int | WrittenNumber:
+    """A whole number, kept as it is written where Python would change or refuse it."""
+    return WrittenNumber(text) if text == "-0" or len(text) > _MOST_DIGITS else int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {shown(repeated)} twice in one object")
+    return row
 
 
 def _is_json(text: str) -> bool:

@@ -41,9 +41,12 @@ def data_files(path: str) -> list[str]:
     if os.path.isdir(path):
         return arrow_files.saved_files(path)
     if not os.path.exists(path) and any(sign in path for sign in "*?"):
-        found = sorted(filter(os.path.isfile, glob.glob(path.replace("[", "[[]"))))
+        matches = sorted(glob.glob(path.replace("[", "[[]")))
+        found = [match for match in matches if not os.path.isdir(match)]
         if not found:
             raise MissingFile(f"no data file matches {path}")
+        for match in found:  # a link may lead nowhere
+            text_files.check_exists(match)
         return found
     text_files.check_exists(path)
     return [path]

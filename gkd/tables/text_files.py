@@ -74,6 +74,8 @@ def check_exists(path: str) -> None:
     Raises:
       FileNotFoundError: there is none.
     """
+    if "://" in path:
+        raise MissingFile(f"data file {path} is an address: download it, and name the local file")
     if not os.path.isfile(path):
         raise MissingFile(
             f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "

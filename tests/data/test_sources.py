@@ -110,6 +110,11 @@ def test_empty_slice_is_an_error(tmp_path):
         values(sources.files_source({"train": f"{path}[5:]"}, ("q",)), "train")
 
 
+def test_any_name_of_a_file_is_followed_by_a_slice(tmp_path):
+    path = jsonl(tmp_path / "a[1]\n.jsonl", [{"q": "1"}, {"q": "2"}])
+    assert sources.configured_rows(f"{path}[1:]", ("q",)) == [{"q": "2"}]
+
+
 def test_permutation_is_pinned():
     # From Philox's raw bits, which NumPy promises to keep; sorted here by Python.
     for words in ((0, 0), (0, 1), (7, 3)):

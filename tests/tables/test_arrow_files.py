@@ -140,3 +140,41 @@ def test_a_damaged_state_is_refused(tmp_path, state, message):
     (tmp_path / "state.json").write_text(state)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         list(placed_rows(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "read"),
+    [
+        ({"a": 0.1}, pa.struct([("a", pa.float32())]), {"a": 0.1}),
+        ([0.1, None], pa.list_(pa.float32()), [0.1, None]),
+        ([0.1, 2.0], pa.list_(pa.float16(), 2), [0.1, 2.0]),
+        ({"a": 3}, pa.struct([("a", pa.timestamp("ns"))]), {"a": "1970-01-01 00:00:00.000000003"}),
+        ([decimal.Decimal("1.20")], pa.large_list(pa.decimal128(3, 2)), ["1.20"]),
+        ([{"d": [datetime.date(2020, 1, 2)]}], None, [{"d": ["2020-01-02"]}]),
+        ([("en", 0.1)], pa.map_(pa.string(), pa.float32()), {"en": 0.1}),
+        ([(b"k", b"v")], pa.map_(pa.binary(), pa.binary()), [{"key": b"k", "value": b"v"}]),
+    ],
+)
+def test_nested_values_are_as_those_of_columns(tmp_path, value, kind, read):
+    column = pa.array([value, None, value], kind)
+    stream(tmp_path / "a.arrow", pa.table({"q": column}), rows=2)
+    parquet.write_table(pa.table({"q": column}), tmp_path / "a.parquet")
+    for name in ("a.arrow", "a.parquet"):
+        rows = [row["q"] for _, row in arrow_files.arrow_rows(str(tmp_path / name))]
+        assert rows == [read, None, read]
+
+
+def test_kinds_of_columns_that_are_encoded_or_no_text(tmp_path):
+    single = pa.array([0.1, 0.1], pa.float32())
+    encoded = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), single[:1])
+    spans = pa.array([(1, 2, 3), None], pa.month_day_nano_interval())
+    columns = {"d": single.dictionary_encode(), "r": encoded, "s": spans}
+    stream(tmp_path / "a.arrow", pa.table(columns))
+    rows = [row for _, row in arrow_files.arrow_rows(str(tmp_path / "a.arrow"))]
+    assert [(row["d"], row["r"]) for row in rows] == [(0.1, 0.1)] * 2
+    with pytest.raises(ValueError, match="field 's' is MonthDayNano, needs text"):
+        text_of(rows[0], "s", "")
+    pair = pa.StructArray.from_arrays([single, single], ["a", "a"])
+    stream(tmp_path / "b.arrow", pa.table({"q": pair}))
+    with pytest.raises(ValueError, match="two fields of an object have one name"):
+        list(arrow_files.arrow_rows(str(tmp_path / "b.arrow")))

@@ -79,3 +79,17 @@ def test_a_missing_field_suggests_the_likely_one(row, field, message):
     with pytest.raises(ValueError, match=f"^f:1: no field '{field}'.*{message}") as error:
         fields.value_of(row, field, "f:1")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"a": None}, "f:1: no field 'a.b.c': 'a' is null: correct or drop the row"),
+        ({"a": {"b": []}}, "f:1: no field 'a.b.c': 'a.b' is an empty list: correct or drop"),
+        ({"a": [{"b": {"c": "x"}}, {"b": None}]}, "no field 'a.b.c': item 2 of 'a.b' has none"),
+        ({"a\nb": 1, "\x1b[31m": 2}, r"f:1: no field 'a.b.c'.*the row has 'a\\nb', '\\x1b\[31m'$"),
+    ],
+)
+def test_why_a_nested_field_is_missing(row, message):
+    with pytest.raises(ValueError, match=message):
+        fields.text_of(row, "a.b.c", "f:1")

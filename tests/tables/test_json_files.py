@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gkd.tables import json_files
+from gkd.tables.fields import text_of
 
 ROWS = [{"q": "a\u2028b", "n": 1}, {"q": "", "n": None}, {"q": "c", "n": [1.5]}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
@@ -76,3 +77,22 @@ def test_faults_name_their_place(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message) as error:
         list(reader(str(path)))
     assert "\n" not in str(error.value)
+
+
+def test_numbers_that_python_would_change_or_refuse(tmp_path):
+    path, digits = tmp_path / "a.jsonl", "9" * 5000
+    path.write_text(f'{{"zero": -0, "many": {digits}, "large": 1e400, "odd": 9007199254740993}}\n')
+    ((_, row),) = json_files.json_rows(str(path), written=True)
+    texts = [text_of(row, name, "") for name in row]
+    assert texts == ["-0", digits, "1e400", "9007199254740993"]
+
+
+def test_a_key_twice_is_refused(tmp_path):
+    for name, text in (
+        ("a.jsonl", '{"q": 1}\n{"q": {"r": 1, "r": 2}}'),
+        ("a.json", '[{"r":1,"r":1}]'),
+    ):
+        (tmp_path / name).write_text(text)
+        reader = json_files.json_rows if name == "a.jsonl" else json_files.document_rows
+        with pytest.raises(ValueError, match="malformed JSON .it has the key 'r' twice"):
+            list(reader(str(tmp_path / name)))

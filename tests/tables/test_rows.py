@@ -119,3 +119,15 @@ def test_the_shared_files_are_read_whole(shared):
     for (name, fields, names), count in counts.items():
         form = TsvFormat(columns=names)
         assert len(read_rows(str(data / name), fields, form=form)) == count
+
+
+def test_a_pattern_leaves_no_broken_link_out(tmp_path):
+    (tmp_path / "a-1.jsonl").write_text('{"q": 1}')
+    (tmp_path / "a-2.jsonl").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="a-2.jsonl does not exist"):
+        data_files(str(tmp_path / "a-*.jsonl"))
+
+
+def test_an_address_is_no_local_file():
+    with pytest.raises(FileNotFoundError, match="https://host/a.csv is an address: download it"):
+        data_files("https://host/a.csv")
