@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     raw = with_model_type(read_json(path, dict))
     check_config(raw, path)
     files = open_weights(directory)
-    _refuse_encoder(files, raw, directory)
+    _refuse_incomplete(files, raw, directory)
     copies, is_own = _copies(files, directory)
     config = read_config(raw, path, copies, is_own)
     known = parameter_names(config)
@@ -116,14 +117,26 @@ def open_hf(directory: epath.PathLike) -> Checkpoint:
     )
 
 
-def _refuse_encoder(files: Mapping[str, Tensor], raw: Mapping[str, Any], directory: Any) -> None:
-    """Refuses weights without a decoder, such as those of transformers' T5EncoderModel."""
-    if not any(name.startswith("decoder.block.") for name in files):
+def _refuse_incomplete(files: Mapping[str, Tensor], raw: Mapping[str, Any], directory: Any) -> None:
+    """Refuses weights without a decoder, such as those of transformers' T5EncoderModel.
+
+    And those under other names, such as the checkpoints of training libraries.
+    """
+    if any(name.startswith("decoder.block.") for name in files):
+        return
+    if any(name.startswith("encoder.block.") for name in files):
         kind = raw.get("architectures")
         raise InvalidFile(
             f"{directory} holds an encoder without a decoder ({shown(kind)}): take the complete "
             "model (…ForConditionalGeneration)"
         )
+    longer = next((name for name in files if re.search(r"\.(en|de)coder\.block\.", name)), None)
+    example = longer or next(iter(files), None)
+    named = "no tensors" if example is None else f"tensors of other names, e.g. {shown(example)}"
+    raise InvalidFile(
+        f"{directory} holds {named}: a T5 has encoder.block.0… and decoder.block.0…, as "
+        "transformers' `save_pretrained` writes them"
+    )
 
 
 def _oriented(tensor: Tensor, transposed: bool) -> Tensor:

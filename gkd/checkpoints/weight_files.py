@@ -26,6 +26,7 @@ KINDS = (SAFETENSORS, FLAX, TORCH)
 INDEX_SUFFIX = ".index.json"
 # Names of the embedding table, of which a file has one or more.
 TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_LONGEST_NAME = 255  # bytes of a file name on most file systems
 ADAPTER_CONFIG = "adapter_config.json"
 # Endings of files that hold weights in forms that are not read.
 _OTHER_KINDS = {
@@ -152,12 +153,12 @@ def read_places(index: epath.Path, suffix: str) -> dict[str, str]:
     Raises:
       ValueError: the index is damaged, or names something else than a shard beside it.
     """
-    refuse_lfs_pointer(index)
     places = read_json(index, dict).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise InvalidFile(f"{index} has no weight_map of tensor to file")
     for name in set(places.values()):
-        if epath.Path(name).name != name or not name.endswith(suffix):
+        plain = len(name) <= _LONGEST_NAME and name.isprintable() and epath.Path(name).name == name
+        if not plain or not name.endswith(suffix):
             raise InvalidFile(
                 f"{index} names {shown(name)}: only a {suffix} file beside it is read"
             )
@@ -197,6 +198,8 @@ def open_flax(path: epath.PathLike) -> dict[str, Tensor]:
             kind = stored.type_name if isinstance(stored, StoredArray) else shown(stored)
             raise InvalidFile(f"{where} is {kind}, not floating-point weights")
         name, transposed = _theirs(keys)
+        if not name.isprintable():
+            raise InvalidFile(f"{path} is damaged: a tensor's name is {shown(name)}")
         dtype = FLOAT_TYPES[stored.type_name]
         tensor = Tensor(stored.shape, dtype, where, _reader(path, stored))
         if name in tensors:

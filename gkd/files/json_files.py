@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gkd.errors import InvalidFile
+from gkd.files.lfs_pointers import refuse_lfs_pointer
 
 DEEPEST = 100  # levels of nesting: far above any of our files, far below the stack's limit
 LARGEST = 200_000_000  # bytes of a JSON document: a tokenizer.json has tens of megabytes
@@ -59,13 +60,15 @@ def read_json(path: Any, kind: type | None = None) -> Any:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: empty, truncated, not UTF-8, nested too deeply, too large, or of another type.
+      ValueError: empty, truncated, not UTF-8, nested too deeply, too large, of another type, or the
+        pointer of a Git LFS file.
       OSError: the file cannot be read, e.g. because it is a folder.
     """
     size = path.stat()
     length = getattr(size, "st_size", None) or getattr(size, "length", 0)
     if length > LARGEST:
         raise InvalidFile(f"{path} has {length} bytes: no JSON file of this program is that large")
+    refuse_lfs_pointer(path)
     return parse_json(path.read_bytes(), path, kind)
 
 

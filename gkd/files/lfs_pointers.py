@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from etils import epath
+import pathlib
+from typing import Any
 
 from gkd.errors import InvalidFile
 
@@ -10,21 +11,20 @@ _FIRST_LINE = b"version https://git-lfs.github.com/spec/"
 _LONGEST = 1024  # by the specification of Git LFS
 
 
-def refuse_lfs_pointer(path: epath.PathLike) -> None:
+def refuse_lfs_pointer(path: Any) -> None:
     """Refuses a file that is the pointer of a Git LFS file instead of the file.
 
     Args:
-      path: path of an existing file.
+      path: path of an existing file, a string or an object with `open`.
 
     Raises:
       ValueError: the file is a pointer.
     """
-    path = epath.Path(path)
-    if path.stat().length > _LONGEST:
-        return
+    path = pathlib.Path(path) if isinstance(path, str) else path
     with path.open("rb") as file:
-        if file.read(len(_FIRST_LINE)) != _FIRST_LINE:
-            return
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST or not text.startswith(_FIRST_LINE):
+        return
     raise InvalidFile(
         f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}, "
         "or download the repository with `hf download`"

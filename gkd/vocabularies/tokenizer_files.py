@@ -14,6 +14,7 @@ from typing import Any
 
 from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
+from gkd.files.lfs_pointers import refuse_lfs_pointer
 
 VOCABULARY_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
@@ -151,6 +152,8 @@ def read_tokenizer(
     """
     names = tuple(name for name in TOKENIZER_FILES if (folder / name).exists())
     models = [folder / name for name in sentencepiece_names if (folder / name).exists()]
+    if models:  # also where the file is only copied
+        refuse_lfs_pointer(models[0])
     config, tokens = {}, []
     if CONFIG_FILE in names:
         path = folder / CONFIG_FILE

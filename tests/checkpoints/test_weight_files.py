@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gkd.checkpoints import formats, load_hf, save_hf
-from gkd.checkpoints.weight_files import open_weights
+from gkd.checkpoints.weight_files import FLAX, SAFETENSORS, open_weights
 from gkd.decode.sampling import sample
 from gkd.errors import UserError
 from gkd.models.t5 import T5, as_seq2seq
@@ -234,3 +234,37 @@ def test_what_is_read_from_flax_is_written_as_safetensors(shared, tmp_path):
     assert set(found) == set(theirs)
     for name, value in theirs.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (
+            lambda name: "model." + name,
+            r"tensors of other names, e.g. 'model\.(en|de)coder\.block\.",
+        ),
+        (
+            lambda name: "bert." + name.replace("block", "layer"),
+            "tensors of other names, e.g. 'bert",
+        ),
+        (lambda name: "x\n" + name, r"a tensor's name is 'x\\n"),
+    ],
+)
+def test_tensors_of_other_names_are_not_called_an_encoder(golden, rename, message):
+    tensors = {rename(name): value for name, value in load_file(golden / SAFETENSORS).items()}
+    (golden / SAFETENSORS).unlink()
+    (golden / FLAX).write_bytes(flax.serialization.msgpack_serialize(as_flax(tensors)))
+    refused(golden, message)
+    (golden / FLAX).unlink()
+    save_file(tensors, golden / SAFETENSORS)
+    refused(golden, message)
+
+
+@pytest.mark.parametrize("name", ["a\n.safetensors", "a\0.safetensors", "a" * 256 + ".safetensors"])
+def test_an_index_names_ordinary_files(golden, name):
+    (golden / SAFETENSORS).unlink()
+    index = {"weight_map": {"shared.weight": name}}
+    (golden / (SAFETENSORS + ".index.json")).write_text(json.dumps(index))
+    refused(golden, "index.json names '.*only a .safetensors file beside it is read")
+    (golden / (SAFETENSORS + ".index.json")).write_text('{"weight_map": {}}')
+    refused(golden, "golden holds no tensors: a T5 has encoder.block.0")

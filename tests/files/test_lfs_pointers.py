@@ -3,6 +3,7 @@
 import pytest
 
 from gkd.files.lfs_pointers import refuse_lfs_pointer
+from gkd.vocabularies.tokenizer_files import read_tokenizer
 
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"
@@ -18,3 +19,12 @@ def test_a_pointer_is_refused_and_other_files_are_not(tmp_path):
     file.write_text(POINTER)
     with pytest.raises(ValueError, match="Git LFS pointer, not the file itself: run `git"):
         refuse_lfs_pointer(file)
+
+
+def test_json_and_tokenizers_that_are_pointers_are_named_as_such(tmp_path):
+    for name in ("tokenizer.json", "spiece.model"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(POINTER)
+        with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer"):
+            read_tokenizer(folder)
