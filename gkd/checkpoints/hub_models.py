@@ -42,6 +42,7 @@ def local_copy(checkpoint: epath.PathLike) -> tuple[epath.Path, str]:
     """
     name = hub.parse_hub_name(checkpoint)
     if name is None:
+        hub.refuse_address(checkpoint)
         return epath.Path(checkpoint), ""
     try:
         listing = hub.list_files(name)
@@ -56,7 +57,12 @@ def local_copy(checkpoint: epath.PathLike) -> tuple[epath.Path, str]:
 
 def _download(name: hub.HubName, listing: hub.Listing) -> pathlib.Path:
     found = find_weights(listing.sizes)
-    if found is None or CONFIG_FILE not in listing.sizes:
+    if found is not None and CONFIG_FILE not in listing.sizes:
+        raise InvalidFile(
+            f"{name} on the Hugging Face Hub holds {found[1]} without {CONFIG_FILE}, which "
+            "describes the model"
+        )
+    if found is None:
         raise InvalidFile(
             f"{name} on the Hugging Face Hub holds no model that is read"
             f"{describe_files(listing.sizes)}"

@@ -15,10 +15,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gkd.errors import InvalidFile, MissingFile, one_line
+from gkd.errors import InvalidFile, MissingFile, UserError, one_line
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:/[\w.-]+)*))?")
 _FIRST_T5 = re.compile(r"(t5-(?:small|base|large|3b|11b))(?:@([\w.-]+(?:/[\w.-]+)*))?")
+_ADDRESS = re.compile(r"(?!gs:)[a-z0-9+.-]+:/")
+# Of a model, as a browser or the file system of huggingface_hub has it.
+_PAGE = re.compile(
+    r"(?:https?:/+huggingface\.co/|hf:/+)([\w.-]+/[\w.-]+)(?:/(?:tree|blob)/([\w.-]+).*|/)?"
+)
 _MAIN = "main"
 _TIMEOUT = 10  # seconds until the Hub must have answered
 _SHORT = 12  # shown digits of a commit
@@ -78,6 +83,7 @@ def parse_hub_name(text: str | os.PathLike[str]) -> HubName | None:
     (None, None)
     """
     text = os.fspath(text)
+    text = text[:-1] if text.endswith("/") else text
     match = _NAME.fullmatch(text) or _FIRST_T5.fullmatch(text)
     if match is None or ".." in text or os.path.exists(text):
         return None
@@ -86,6 +92,27 @@ def parse_hub_name(text: str | os.PathLike[str]) -> HubName | None:
     if revision is None and folder and os.path.isdir(folder):
         return None
     return HubName(repository, revision or _MAIN)
+
+
+def refuse_address(text: str | os.PathLike[str]) -> None:
+    """Refuses an address, such as that of a model's page, in place of a name or a path.
+
+    Args:
+      text: a name or a path; gs:// is a path.
+
+    Raises:
+      FileNotFoundError: it is an address.
+    """
+    text = os.fspath(text)
+    if not _ADDRESS.match(text):
+        return
+    page = _PAGE.fullmatch(text)
+    revision = f"@{page[2]}" if page and page[2] else ""
+    example = f", e.g. {page[1]}{revision}" if page else ""
+    raise MissingFile(
+        f"{text} is an address: give a path, or the name of a model on the Hugging Face "
+        f"Hub, OWNER/NAME or OWNER/NAME@REVISION{example}"
+    )
 
 
 def is_commit(revision: str) -> bool:
@@ -247,6 +274,18 @@ def _one_line(name: HubName) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise MissingFile(
             f"{neither} it is no name of a model either: {one_line(error)}"
+        ) from error
+    except (UserError, OSError):
+        raise
+    except UnicodeEncodeError as error:
+        raise Unreachable(
+            f"{neither} the token of the Hugging Face Hub (HF_TOKEN, or that of `hf auth login`) "
+            "has characters that no token has: correct it"
+        ) from error
+    except Exception as error:  # addresses and answers that huggingface_hub does not expect
+        raise Unreachable(
+            f"{neither} no answer of the Hugging Face Hub can be read ({one_line(error)[:160]}): "
+            "does the network need a login, or is HF_ENDPOINT mistyped?"
         ) from error
 
 

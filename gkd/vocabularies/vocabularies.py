@@ -69,6 +69,7 @@ def _local_tokenizer(path: str) -> str:
     """Downloads the tokenizer files of a model of the Hub; returns other paths unchanged."""
     name = hub.parse_hub_name(path)
     if name is None:
+        hub.refuse_address(path)
         return path
     try:
         listing = hub.list_files(name)

@@ -134,3 +134,8 @@ def test_repositories_without_a_model_that_is_read(server, tmp_path):
     refused("google/tiny", "no model that is read: it holds config.json; wanted", ValueError)
     (repository / "adapter_config.json").write_text(json.dumps({}))
     refused("google/tiny", r"no model that is read: it is an adapter \(PEFT\)", ValueError)
+
+
+def test_weights_without_a_description(server, tmp_path):
+    (tmp_path / "repository" / "config.json").unlink()
+    refused("google/tiny", "holds model.safetensors without config.json", ValueError)

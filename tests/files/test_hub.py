@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from gkd.checkpoints import formats, load_hf
 from gkd.errors import MissingFile, UserError
 from gkd.files import hub
+from gkd.vocabularies import vocabularies
 from tests import hub_server
 
 
@@ -36,6 +38,7 @@ def refused(name, match, error=MissingFile):
         ("google/flan-t5-small@refs/pr/2", ("google/flan-t5-small", "refs/pr/2")),
         ("google/umt5.x_1@v1.0", ("google/umt5.x_1", "v1.0")),
         ("t5-small", ("t5-small", "main")),
+        ("google/flan-t5-small/", ("google/flan-t5-small", "main")),
         (pathlib.PurePath("google/flan-t5-small"), ("google/flan-t5-small", "main")),
     ],
 )
@@ -107,3 +110,28 @@ def test_offline_is_one_quick_line(tmp_path, monkeypatch):
     assert time.monotonic() - begin < 5  # huggingface_hub's own retries take 24 s
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("google/tiny@main", "HF_HUB_OFFLINE is set", hub.Unreachable)
+
+
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        ("https://huggingface.co/google/t5", "google/t5"),
+        ("https://huggingface.co/google/t5/tree/v1", "google/t5@v1"),
+        ("hf://google/t5", "google/t5"),
+        ("s3://bucket/a/b", ""),
+    ],
+)
+def test_an_address_is_neither_a_name_nor_a_path(text, example):
+    for read in (formats.open_checkpoint, load_hf, vocabularies.t5):
+        with pytest.raises(
+            MissingFile, match="is an address: give a path, or the name of"
+        ) as error:
+            read(text)
+        assert str(error.value).endswith(f"e.g. {example}" if example else "@REVISION")
+
+
+def test_answers_and_settings_that_cannot_be_read_are_one_line(server, monkeypatch):
+    server.refusals["google/tiny"] = (200, "")  # e.g. the login page of a hotel
+    refused("google/tiny", "no answer of the Hugging Face Hub can be read", hub.Unreachable)
+    monkeypatch.setenv("HF_TOKEN", "hf_secr\u00e9t")
+    refused("google/tiny", "token of the Hugging Face Hub .HF_TOKEN.* correct it$", hub.Unreachable)
