@@ -88,15 +88,28 @@ def test_every_divergence_equals_float64(name):
     assert_equal_to_float64(case, *case.value_and_gradient(block_size=4))
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("length, block_size", [(9, 1), (9, 2), (8, 4), (11, 5), (9, None), (3, 7)])
+@pytest.mark.parametrize(
+    "length, block_size, transposed",
+    [
+        (9, 1, False), (9, 2, True), (8, 4, False), (11, 5, True), (9, None, True), (3, 7, False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (9, 1, True), (9, 2, False), (8, 4, True),
+                (11, 5, False), (9, None, False), (3, 7, True),
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_lengths_blocks_and_orientations(length, block_size, transposed):
     case = Case(length, transposed=transposed)
     assert_equal_to_float64(case, *case.value_and_gradient(block_size=block_size))
 
 
-@pytest.mark.parametrize("student_is_dense", [False, True])
-@pytest.mark.parametrize("teacher_is_dense", [False, True])
+@pytest.mark.parametrize(
+    "student_is_dense, teacher_is_dense",
+    [(False, True), (True, False), pytest.param(True, True, marks=pytest.mark.slow)],
+)
 def test_every_pairing_of_forms(student_is_dense, teacher_is_dense):
     case = Case(7)
     teacher = case.teacher
@@ -138,7 +151,14 @@ def test_per_token_losses_and_metrics_are_in_place_and_carry_no_gradient():
         )
         return losses, metrics
 
-    losses, metrics = run(case.arguments()[0])
+    def total(hidden):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(run(hidden)))
+
+    @jax.jit
+    def run_and_slope(hidden):
+        return run(hidden), jax.grad(total)(hidden)
+
+    (losses, metrics), slope = run_and_slope(case.arguments()[0])
     kept = case.coefficients != 0
     expected = references.divergence(case.name, case.student_logits, case.teacher_logits)
     np.testing.assert_allclose(losses * kept, expected * kept, rtol=1e-5, atol=1e-6)
@@ -148,7 +168,6 @@ def test_per_token_losses_and_metrics_are_in_place_and_carry_no_gradient():
     np.testing.assert_allclose(
         metrics["teacher"] * kept, case.teacher_logits[..., 5] * kept, atol=1e-5
     )
-    slope = jax.grad(lambda x: sum(y.sum() for y in jax.tree.leaves(run(x))))(case.arguments()[0])
     np.testing.assert_array_equal(slope, 0.0)
 
 
@@ -169,7 +188,7 @@ def test_targets_reach_their_own_block():
     assert float(total) == pytest.approx(-np.log(p).sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("length", [8, 9])
+@pytest.mark.parametrize("length", [pytest.param(8, marks=pytest.mark.slow), 9])
 def test_masked_nan_and_inf_change_nothing(length):
     case = Case(length)
     plain = case.value_and_gradient(block_size=4)
@@ -197,7 +216,7 @@ def test_a_nan_that_counts_is_not_hidden():
 def test_nothing_flows_to_the_teacher_and_the_losses_flow_to_the_coefficients():
     case = Case(7)
     student = case.student(*case.arguments())
-    to_teacher = jax.grad(lambda teacher: case.loss(student, teacher, block_size=3)[0])(
+    to_teacher = jax.jit(jax.grad(lambda teacher: case.loss(student, teacher, block_size=3)[0]))(
         case.teacher
     )
     for leaf in jax.tree.leaves(to_teacher):
@@ -205,9 +224,9 @@ def test_nothing_flows_to_the_teacher_and_the_losses_flow_to_the_coefficients():
     case.coefficients = np.ones_like(case.coefficients)
     targets = jnp.zeros(case.coefficients.shape, jnp.int32)
     loss = functools.partial(token_loss, case.name)
-    slope = jax.grad(lambda c: fused_token_loss(loss, student, case.teacher, targets, c)[0])(
-        jnp.array(case.coefficients)
-    )
+    slope = jax.jit(
+        jax.grad(lambda c: fused_token_loss(loss, student, case.teacher, targets, c)[0])
+    )(jnp.array(case.coefficients))
     expected = references.divergence(case.name, case.student_logits, case.teacher_logits)
     np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
 
@@ -220,7 +239,8 @@ def test_the_cotangent_scales_the_gradient():
         return factor * case.loss(case.student(hidden, kernel), case.teacher, block_size=4)[0]
 
     hidden = case.arguments()[0]
-    once, thrice = (jax.grad(functools.partial(scaled, factor))(hidden) for factor in (1.0, 3.0))
+    slope = jax.jit(jax.grad(scaled, argnums=1))
+    once, thrice = (slope(factor, hidden) for factor in (1.0, 3.0))
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
 
 
@@ -264,7 +284,7 @@ def test_memory_is_an_eighth_of_the_dense_loss_and_flat_in_length():
     assert longer - fused < logits_bytes / 10
 
 
-@pytest.mark.parametrize("vocabulary", [32128, 250112])
+@pytest.mark.parametrize("vocabulary", [pytest.param(32128, marks=pytest.mark.slow), 250112])
 def test_t5_and_mt5_take_the_same_block_memory(vocabulary):
     """4096 tokens: beside the kernel's gradient (twice) a handful of blocks of 16 MB."""
     loss, arguments = big(512, vocabulary, 64, size=None)
@@ -302,8 +322,15 @@ def test_the_automatic_block_stays_near_sixteen_megabytes():
     assert automatic_block_size(8, 12, 384) == 12
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
+@pytest.mark.parametrize(
+    "shape, transposed",
+    [
+        ((8, 1), True),
+        ((4, 2), False),
+        pytest.param((8, 1), False, marks=pytest.mark.slow),
+        pytest.param((4, 2), True, marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_give_the_same_and_add_kernel_gradients_once(shape, transposed):
     case = Case(8, transposed=transposed)
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(shape), ("data", "model"))

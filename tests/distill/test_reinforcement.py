@@ -1,6 +1,7 @@
 """Rewards beside a divergence: closed forms, hand-computed advantages, and the whole step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -111,15 +112,20 @@ def test_alpha_one_is_on_policy_distillation():
     close(state.params, want_state.params, 1e-6)
 
 
+@functools.cache
+def two_samples():
+    step = jax.jit(build(0.5, 2, advantage="group_standardised").step)
+    return step(start(), TEACHER_PARAMS, make_batch(), 1.0)
+
+
 def test_samples_of_a_prompt_stay_together_whatever_the_devices_and_microbatches():
-    one = jax.jit(build(0.5, 2, advantage="group").step)
-    want_state, want = one(start(), TEACHER_PARAMS, make_batch(), 1.0)
+    want_state, want = two_samples()
     moved = optax.global_norm(jax.tree.map(jnp.subtract, want_state.params, start().params))
     assert moved > 1e-2
     mesh = meshes.make_mesh()
     whole = meshes.replicated(mesh)
     state, teacher, scale = jax.device_put((start(), TEACHER_PARAMS, jnp.float32(1)), whole)
-    step = build(0.5, 2, advantage="group", microbatches=2).step
+    step = build(0.5, 2, advantage="group_standardised", microbatches=2).step
     compiled = meshes.compile_step(
         step, mesh, jax.tree.map(lambda _: whole, state), whole, more_shardings=(whole,)
     )
@@ -131,9 +137,9 @@ def test_samples_of_a_prompt_stay_together_whatever_the_devices_and_microbatches
 
 def test_rewards_from_texts_are_those_of_the_program():
     """Rollout, rewards outside, update: the same step as the reward inside of the program."""
-    inside = build(0.5, 2, advantage="group_standardised")
-    want_state, _ = jax.jit(inside.step)(start(), TEACHER_PARAMS, make_batch(), 1.0)
-    outside = dataclasses.replace(inside, reward_fn=None)
+    want_state, _ = two_samples()
+    outside = build(0.5, 2, advantage="group_standardised")
+    outside = dataclasses.replace(outside, reward_fn=None)
     state, batch = start(), make_batch()
     written = jax.jit(outside.rollout)(state, batch, mixing.step_key(state.seed, state.step))
     assert written.rewards is None

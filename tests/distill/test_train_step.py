@@ -20,7 +20,9 @@ from tests.distill.small_step import (
     close,
     make_batch,
     one_device,
+    small_models,
     start,
+    t5_models,
     value,
 )
 
@@ -46,54 +48,62 @@ def test_the_loss_is_the_papers_equation_two():
 
 
 @pytest.mark.parametrize(
-    "fraction, on_mesh, microbatches",
+    "fraction, on_mesh, microbatches, models",
     [
-        (0.5, True, 2),
-        (1.0, False, 4),
+        (0.5, True, 2, small_models),
+        (1.0, False, 4, small_models),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in ((0.0, True, 2), (1.0, True, 1), (1.0, True, 2))
+            for case in (
+                (0.0, True, 2, t5_models),
+                (0.5, True, 2, t5_models),
+                (1.0, False, 4, t5_models),
+                (1.0, True, 1, t5_models),
+                (1.0, True, 2, t5_models),
+            )
         ),
     ],
 )
 def test_eight_devices_and_microbatches_change_neither_loss_nor_gradient(
-    fraction, on_mesh, microbatches
+    fraction, on_mesh, microbatches, models
 ):
-    want_state, want = one_device(fraction)  # SGD at rate 1: the new parameters show the gradient
-    moved = optax.global_norm(jax.tree.map(jnp.subtract, want_state.params, STUDENT_PARAMS))
+    (student, params), (teacher, teacher_params) = models()
+    # SGD at rate 1: the new parameters show the gradient.
+    want_state, want = one_device(fraction, models)
+    moved = optax.global_norm(jax.tree.map(jnp.subtract, want_state.params, params))
     assert moved > 1e-2, "nothing was learnt, so the comparison would show nothing"
-    step = build(fraction, microbatches=microbatches).step
+    step = build(fraction, student=student, teacher=teacher, microbatches=microbatches).step
+    state, batch = start(params=params), make_batch()
     if on_mesh:
         mesh = meshes.make_mesh()
         whole = meshes.replicated(mesh)
-        state, teacher = jax.device_put((start(), TEACHER_PARAMS), whole)
+        state, teacher_params = jax.device_put((state, teacher_params), whole)
         step = meshes.compile_step(step, mesh, jax.tree.map(lambda _: whole, state), whole)
-        got_state, got = step(state, teacher, meshes.place_batch(make_batch(), mesh))
-    else:
-        got_state, got = jax.jit(step)(start(), TEACHER_PARAMS, make_batch())
+        batch = meshes.place_batch(batch, mesh)
+    got_state, got = (step if on_mesh else jax.jit(step))(state, teacher_params, batch)
     close(value(got, "loss"), value(want, "loss"))
     close(got_state.params, want_state.params)
 
 
 def test_model_parallel_parameters_change_neither_loss_nor_gradient():
-    want_state, want = one_device(1.0)
+    (student, params), (teacher, teacher_params) = t5_models()
+    want_state, want = one_device(1.0, t5_models)
     mesh = meshes.make_mesh(data=4, model=2)
-    boxed = jax.eval_shape(STUDENT.init, jax.random.key(0))
+    boxed = jax.eval_shape(student.init, jax.random.key(0))
     rules = meshes.rules_for(fully_sharded=True)
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
     split = shardings["decoder"]["logits_dense"]["kernel"].spec
     assert split == jax.sharding.PartitionSpec("data", "model")
     teacher_shardings = meshes.parameter_shardings(
-        mesh, jax.eval_shape(TEACHER.init, jax.random.key(0)), rules
+        mesh, jax.eval_shape(teacher.init, jax.random.key(0)), rules
     )
-    state = start()
-    state_shardings = meshes.shardings_like(
-        mesh, jax.eval_shape(lambda: state), STUDENT_PARAMS, shardings
-    )
-    step = meshes.compile_step(build(1.0).step, mesh, state_shardings, teacher_shardings)
+    state = start(params=params)
+    state_shardings = meshes.shardings_like(mesh, jax.eval_shape(lambda: state), params, shardings)
+    step = build(1.0, student=student, teacher=teacher).step
+    step = meshes.compile_step(step, mesh, state_shardings, teacher_shardings)
     got_state, got = step(
         jax.device_put(state, state_shardings),
-        jax.device_put(TEACHER_PARAMS, teacher_shardings),
+        jax.device_put(teacher_params, teacher_shardings),
         meshes.place_batch(make_batch(), mesh),
     )
     close(value(got, "loss"), value(want, "loss"))
