@@ -38,7 +38,7 @@ def test_a_special_case_has_the_same_settings(special, general, overrides):
 
 
 def run(folder, *arguments):
-    values = [f"MODEL_DIR={str(folder)!r}", "TRAIN_STEPS=3", "EVALUATE_EVERY=0", "LOG_EVERY=1"]
+    values = [f"MODEL_DIR={str(folder)!r}", "TRAIN_STEPS=2", "EVALUATE_EVERY=0", "LOG_EVERY=1"]
     command = ["train", *arguments, *(f"--gin.{value}" for value in values)]
     assert command_line.main(command) == 0
     params = restore_params(folder / "checkpoints")

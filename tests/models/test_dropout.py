@@ -13,6 +13,17 @@ import pytest
 from gkd.models import t5
 
 ROWS, SOURCE, LENGTH, LAYERS, RATE = 2, 5, 4, 2, 0.25
+
+
+def parameters(config):
+    """Normal noise of a width that keeps the states' size."""
+    shapes = nn.meta.unbox(jax.eval_shape(t5.as_seq2seq(config).init, jax.random.key(0)))
+    random = np.random.RandomState(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(random.normal(size=x.shape) / np.sqrt(x.shape[0]), x.dtype), shapes
+    )
+
+
 WIDTHS = {"emb_dim": 48, "num_heads": 2, "head_dim": 8, "mlp_dim": 40}
 # T5X's network.py, by its input's shape: after the embedding, after each sublayer and after the
 # final norm; on attention weights; between the MLP's products.
@@ -43,7 +54,7 @@ def test_every_mask_of_t5x_is_there_shared_along_the_length_and_its_own(stacked)
             jax.debug.callback(record, args[0], out)
         return out
 
-    params = nn.meta.unbox(model.init(jax.random.key(0)))
+    params = parameters(config)
     prompts = jnp.asarray(np.arange(ROWS * SOURCE).reshape(ROWS, SOURCE) + 2)
     targets = prompts[:, :LENGTH]
 
@@ -55,10 +66,9 @@ def test_every_mask_of_t5x_is_there_shared_along_the_length_and_its_own(stacked)
         return result, list(found)
 
     key = functools.partial(jax.random.key, 7)
-    encoded, of_encoder = masks(lambda: model.encode(params, prompts, dropout_rng=key()))
-    _, of_decoder = masks(
-        lambda: model.decode_hidden(params, encoded, targets, dropout_rng=jax.random.key(8))
-    )
+    encode, decode = jax.jit(model.encode), jax.jit(model.decode_hidden)
+    encoded, of_encoder = masks(lambda: encode(params, prompts, dropout_rng=key()))
+    _, of_decoder = masks(lambda: decode(params, encoded, targets, dropout_rng=jax.random.key(8)))
     for masks_found, wanted in ((of_encoder, ENCODER), (of_decoder, DECODER)):
         assert collections.Counter(before.shape for before, _ in masks_found) == wanted
         patterns = collections.defaultdict(list)
@@ -79,11 +89,12 @@ def test_without_a_key_or_a_rate_nothing_is_dropped():
     config = t5.T5Config(
         vocab_size=16, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=RATE, **WIDTHS
     )
-    params = nn.meta.unbox(t5.as_seq2seq(config).init(jax.random.key(0)))
+    params = parameters(config)
     tokens = jnp.asarray([[2, 3, 1]])
-    plain = t5.as_seq2seq(config).encode(params, tokens).hidden
-    whole = t5.as_seq2seq(t5.T5Config(**{**vars(config), "dropout_rate": 0.0}))
-    same = whole.encode(params, tokens, dropout_rng=jax.random.key(0)).hidden
+    encode = jax.jit(t5.as_seq2seq(config).encode)
+    plain = encode(params, tokens).hidden
+    whole = jax.jit(t5.as_seq2seq(t5.T5Config(**{**vars(config), "dropout_rate": 0.0})).encode)
+    same = whole(params, tokens, dropout_rng=jax.random.key(0)).hidden
     np.testing.assert_array_equal(plain, same)
-    other = t5.as_seq2seq(config).encode(params, tokens, dropout_rng=jax.random.key(0)).hidden
+    other = encode(params, tokens, dropout_rng=jax.random.key(0)).hidden
     assert np.abs(other - plain).max() > 0.1

@@ -45,8 +45,13 @@ def test_scores_equal_hugging_face(shared):
     assert (start[:, 0] == 0).all(), "T5 starts with 0"
     # The inputs are the targets shifted right, so the last target is free: nothing sees it.
     tokens = np.concatenate([start[:, 1:], np.full_like(start[:, :1], 7)], axis=1)
-    scored = score_tokens(model, params, model.encode(params, inputs), jnp.asarray(tokens))
-    logits = project(scored.hidden, scored.head)
+
+    @jax.jit
+    def logits_of(params, inputs, tokens):
+        scored = score_tokens(model, params, model.encode(params, inputs), tokens)
+        return project(scored.hidden, scored.head)
+
+    logits = logits_of(params, inputs, jnp.asarray(tokens))
     # Hugging Face masks padding inputs, which T5X does not: compare up to the first of them.
     before = np.cumprod(np.pad(start[:, 1:] != 0, ((0, 0), (1, 0)), constant_values=True), axis=1)
     assert before.sum() > before.size / 2

@@ -37,8 +37,11 @@ def test_a_steps_cache_is_of_what_it_writes_at_the_same_time():
     assert reads.cache == 0
 
 
-@pytest.mark.parametrize("overrides", [(), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")])
-def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides, optimized):
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), marks=pytest.mark.slow), ("FULLY_SHARDED=True", "MODEL_PARALLELISM=2")],
+)
+def test_what_is_held_and_temporary_is_what_the_compiler_says(overrides):
     program = traced(*DISTIL, "LAMBDA=1.0", *overrides)
     (planned,) = programs.step_programs(program).values()
     memory = program_memory(planned.lower().compile())

@@ -1,5 +1,6 @@
 """A search over meshes and microbatches: what it tries, how it ranks, what stops it not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,18 @@ from gkd.plan import mesh_search, program_report, programs
 from tests.plan.planning import plan, run_out
 
 
-def test_a_search_ranks_what_divides(capsys):
+def test_a_search_ranks_what_divides(capsys, monkeypatch):
+    """Of three candidates the first is compiled, the others take half and twice its time."""
+    measure, found = programs.measure, []
+
+    def measured(lower, chip, share):
+        factor = (1.0, 0.5, 2.0)[len(found)]
+        first = found[0] if found else measure(lower, chip, share)
+        seconds = {part: factor * time for part, time in first.seconds.items()}
+        found.append(dataclasses.replace(first, seconds=seconds))
+        return found[-1]
+
+    monkeypatch.setattr(program_report, "measure", measured)
     said = plan(capsys, "--topology=cpu:2", "--search", "--gin.BATCH_SIZE=2")
     tried, ranked = said.split("ranked:")
     assert "data:2,model:1 × 1 microbatches: fits" in tried
@@ -19,7 +31,8 @@ def test_a_search_ranks_what_divides(capsys):
         float(line.split("roofline lower bound ")[1].split()[0])
         for line in ranked.strip().splitlines()
     ]
-    assert len(times) == 3 and times == sorted(times)
+    assert times == sorted(times)
+    assert [time / times[1] for time in times] == pytest.approx([0.5, 1.0, 2.0], rel=0.1)
 
 
 def test_a_search_goes_on_when_candidates_fail(capsys, monkeypatch, tmp_path):

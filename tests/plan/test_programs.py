@@ -57,17 +57,17 @@ def test_sampling_that_ends_early_costs_less():
 
 
 @pytest.mark.parametrize(
-    ("model", "rows"),
+    ("model", "rows", "prompts"),
     [
-        pytest.param(1, 24, marks=pytest.mark.slow, id="data"),
-        pytest.param(4, 24, id="rows over both"),
-        pytest.param(4, 12, marks=pytest.mark.slow, id="rows do not"),
+        pytest.param(1, 24, (), marks=pytest.mark.slow, id="data"),
+        pytest.param(4, 24, OVERRIDES, id="rows over both, the teacher's own prompts"),
+        pytest.param(4, 24, (), marks=pytest.mark.slow, id="rows over both"),
+        pytest.param(4, 12, (), marks=pytest.mark.slow, id="rows do not"),
     ],
 )
-def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows):
-    program = traced(
-        *DISTIL, "LAMBDA=1.0", f"EVALUATION_BATCH_SIZE={rows}", f"MODEL_PARALLELISM={model}"
-    )
+def test_evaluation_and_generation_cost_their_closed_form(model, rows, prompts):
+    axes = f"EVALUATION_BATCH_SIZE={rows}", f"MODEL_PARALLELISM={model}"
+    program = traced(*DISTIL, "LAMBDA=1.0", *axes, *prompts)
     planned = {
         **programs.evaluation_programs(program),
         **programs.generation_programs(program),
@@ -85,8 +85,11 @@ def test_evaluation_and_generation_cost_their_closed_form(optimized, model, rows
     assert list(planned["generation: student"].held) == ["parameters"]
 
 
-def test_a_teachers_own_prompt_counts_in_step_and_evaluation(optimized):
-    """Its length is not a multiple of the student's, so that a wrong one shows."""
+def test_a_teachers_own_prompt_counts_in_step_and_evaluation():
+    """Its length is not a multiple of the student's, so that a wrong one shows.
+
+    What a compiled evaluation counts with such prompts is compared above.
+    """
     plain, other = (traced(*DISTIL, *more) for more in ((), OVERRIDES))
     assert other.batch.teacher_encoder_input_tokens.shape == (16, LENGTH)
     costs = [step_flops(program, 12) for program in (plain, other)]
@@ -94,8 +97,6 @@ def test_a_teachers_own_prompt_counts_in_step_and_evaluation(optimized):
     assert costs[0][train_step.Part.TEACHER] < costs[1][train_step.Part.TEACHER]
     planned = [programs.evaluation_programs(program) for program in (plain, other)]
     for name in ("evaluation: teacher", "evaluation: divergences"):
-        counted = program_cost(planned[1][name].lower().compile().as_text()).flops
-        assert counted == pytest.approx(planned[1][name].flops(12), rel=0.03), name
         assert planned[0][name].flops(12) < 0.95 * planned[1][name].flops(12)
     cache = [one["evaluation: teacher"].cache for one in planned]
     assert cache[1] / cache[0] == (LENGTH + 12) / (24 + 12)
@@ -107,14 +108,14 @@ def test_a_run_without_a_teacher_measures_no_divergence():
     assert list(programs.generation_programs(program)) == ["generation: student"]
 
 
-def test_halves_of_a_step_cost_their_closed_form(optimized):
+def test_halves_of_a_step_cost_their_closed_form():
     rewarded = (
         "REWARD=@reward_functions.rouge",
         "reward_functions.rouge.name='rouge1'",
         "ALPHA=0.5",
         "LAMBDA=1.0",
     )
-    program = traced(*DISTIL, *rewarded)
+    program = traced(*DISTIL, *rewarded, devices=jax.devices()[:1])
     planned = programs.step_programs(program)
     assert list(planned) == ["step: rollout", "step: update"]
     for one in planned.values():
@@ -168,7 +169,7 @@ def test_chips_have_the_same_work_on_a_larger_slice(optimized):
         ),
     ],
 )
-def test_chips_that_repeat_attention_share_out_its_fully_sharded_gradients(overrides, optimized):
+def test_chips_that_repeat_attention_share_out_its_fully_sharded_gradients(overrides):
     """Three heads on four chips along the model axis, kernels split over two along the other."""
     sizes = ("t5.T5Config.num_heads=3", "t5.T5Config.emb_dim=48", "t5.T5Config.mlp_dim=96")
     mesh = ("MODEL_PARALLELISM=4", "FULLY_SHARDED=True", "BATCH_SIZE=12")
