@@ -36,6 +36,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from gkd.distill import divergence_records  # noqa: E402
+from tests import compilation  # noqa: E402
+
+compilation.compile_quickly()
 
 # Programs that tests start: collecting doctests would run them.
 collect_ignore = ["checkpoints/saving_program.py", "parallel/rows_program.py"]
