@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.train.training import train
+from tests.train import training
 
 
 @pytest.fixture(scope="module")
@@ -11,6 +11,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def one_device():
+    """Runs on one device, where the mesh is not what is tested."""
+    with training.devices(1):
+        yield
+
+
+@pytest.fixture
+def no_evaluations():
+    """Runs that do not evaluate."""
+    with training.no_evaluations():
+        yield
+
+
+@pytest.fixture(scope="module")
 def teacher(folder):
-    assert train(folder / "teacher", "TRAIN_STEPS=4") == 0
+    with training.devices(1), training.no_evaluations():
+        assert training.train(folder / "teacher", "TRAIN_STEPS=4") == 0
     return folder / "teacher"

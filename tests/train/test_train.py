@@ -1,6 +1,7 @@
 """Whole runs through the command line: interrupted, damaged, misconfigured, and evaluated."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -11,16 +12,32 @@ import pytest
 from gkd.checkpoints.params import restore_params
 from gkd.cli import command_line
 from gkd.runs.metrics_log import read_metrics
+from gkd.runs.monitor import Monitor
 from gkd.runs.signals import EXIT_STOPPED
 from tests.paths import TINY
-from tests.train.training import DISTIL, fails, launch, saved_steps, train, wait_for_step
+from tests.train.training import (
+    DISTIL,
+    devices,
+    fails,
+    launch,
+    saved_steps,
+    train,
+    wait_for_step,
+)
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+RUN = (*DISTIL, "TRAIN_STEPS=24", "EVALUATE_EVERY=12")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(folder, teacher):
-    process = launch(folder / "whole", *DISTIL, f'TEACHER="{teacher}"')
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+def settings(teacher):
+    return (*RUN, f'TEACHER="{teacher}"')
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder, settings, one_device):
+    assert train(folder / "whole", *settings) == 0
     return folder / "whole"
 
 
@@ -30,48 +47,79 @@ def assert_same_run(got, want):
     jax.tree.map(np.testing.assert_array_equal, restore_params(got), restore_params(want))
 
 
-def test_a_killed_run_continues_bit_for_bit(folder, teacher, uninterrupted):
-    """SIGKILL between checkpoints, SIGKILL around a save, SIGTERM: then as if nothing had been."""
+def kill(run, settings, step, number, **options):
+    """Sends a real process a signal in this step; returns what it had printed."""
+    process = launch(run, *settings, **options)
+    wait_for_step(process, run, step)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    expected = EXIT_STOPPED if number == signal.SIGTERM else -number
+    assert process.returncode == expected, errors
+    return errors
+
+
+def test_a_killed_run_continues_bit_for_bit(folder, settings, uninterrupted, monkeypatch, capfd):
+    """SIGKILL of a process around a save, then SIGTERM of this one: as if nothing had been."""
     rows = read_metrics(uninterrupted)
     mixed = {row["train/on_policy"] for row in rows if "train/on_policy" in row}
     assert mixed == {0.0, 1.0}, "the coin must have fallen both ways for this to show anything"
     broken = folder / "broken"
-    overrides = (*DISTIL, f'TEACHER="{teacher}"')
-    for step, number in ((3, signal.SIGKILL), (16, signal.SIGKILL), (26, signal.SIGTERM)):
-        process = launch(broken, *overrides)
-        wait_for_step(process, broken, step)
-        process.send_signal(number)
-        _, errors = process.communicate()
-        expected = EXIT_STOPPED if number == signal.SIGTERM else -number
-        assert process.returncode == expected, errors
-    assert "gkd: stopped: SIGTERM at step" in errors
-    process = launch(broken, *overrides)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "resumed at step" in errors
+    kill(broken, settings, 16, signal.SIGKILL)
+    begins = Monitor.begins
+
+    def terminated(self, what, step=None):
+        begins(self, what, step)
+        if what == "step" and step == 19:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "begins", terminated)
+        assert train(broken, *settings) == EXIT_STOPPED
+    errors = capfd.readouterr().err
+    assert "resumed at step" in errors and "gkd: stopped: SIGTERM at step 19" in errors
+    assert train(broken, *settings) == 0
+    assert "resumed at step 19 of 24" in capfd.readouterr().err
     assert_same_run(broken, uninterrupted)
+    launches = (broken / "launches.jsonl").read_text().splitlines()
+    assert len(launches) == 3
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_time_continues_bit_for_bit(folder, teacher):
+    """As users run it: SIGKILL before the first save, SIGKILL around a save, SIGTERM."""
+    settings = (*DISTIL, f'TEACHER="{teacher}"')
+    whole, broken = folder / "process", folder / "killed_processes"
+    errors = []
+    for step, number in ((3, signal.SIGKILL), (16, signal.SIGKILL), (26, signal.SIGTERM)):
+        errors.append(kill(broken, settings, step, number, optimized=True))
+    assert "gkd: stopped: SIGTERM at step" in errors[-1]
+    for run in (whole, broken):
+        process = launch(run, *settings, optimized=True)
+        errors.append(process.communicate()[1])
+        assert process.returncode == 0, errors[-1]
+    assert "resumed at step" in errors[-1]
+    assert_same_run(broken, whole)
     launches = (broken / "launches.jsonl").read_text().splitlines()
     assert len(launches) == 4
 
 
 def test_a_flipped_bit_is_reported_and_the_checkpoint_before_is_used(
-    folder, teacher, uninterrupted
+    folder, settings, uninterrupted, capfd, caplog
 ):
     damaged = folder / "damaged"
     shutil.copytree(uninterrupted, damaged)
-    assert max(saved_steps(damaged)) == 40
+    assert sorted(saved_steps(damaged))[-2:] == [16, 24]
     victim = max(
-        (path for path in (damaged / "checkpoints/40").rglob("*") if path.is_file()),
+        (path for path in (damaged / "checkpoints/24").rglob("*") if path.is_file()),
         key=lambda path: path.stat().st_size,
     )
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 4
     victim.write_bytes(content)
-    process = launch(damaged, *DISTIL, f'TEACHER="{teacher}"')
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "is damaged" in errors
-    assert "resumed at step 32 of 40" in errors
+    assert train(damaged, *settings) == 0
+    errors = capfd.readouterr().err
+    assert "is damaged" in caplog.text
+    assert "resumed at step 16 of 24" in errors
     assert_same_run(damaged, uninterrupted)
 
 
@@ -79,55 +127,54 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_finished_run_started_again_changes_nothing(folder, teacher, uninterrupted):
+def test_a_finished_run_started_again_changes_nothing(settings, uninterrupted):
     before = {path: path.read_bytes() for path in uninterrupted.glob("*.*") if path.is_file()}
     assert len(before) > 5
-    process = launch(uninterrupted, *DISTIL, f'TEACHER="{teacher}"')
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert train(uninterrupted, *settings) == 0
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_another_method_is_refused_and_leaves_the_record(folder, teacher, uninterrupted, capfd):
-    """A finished run, and the same one stopped at step 32: not a byte changes."""
+def test_another_method_is_refused_and_leaves_the_record(
+    folder, settings, uninterrupted, capfd, no_evaluations
+):
+    """A finished run, and the same one stopped at step 16: not a byte changes."""
     half = folder / "half"
     shutil.copytree(uninterrupted, half)
-    shutil.rmtree(half / "checkpoints/40")
-    settings = (*DISTIL, f'TEACHER="{teacher}"')
+    shutil.rmtree(half / "checkpoints/24")
     capfd.readouterr()
     for run in (half, uninterrupted):
         before = files_of(run)
-        message = fails(capfd, run, *settings, "LAMBDA=1.0", "TRAIN_STEPS=44")
+        message = fails(capfd, run, *settings, "LAMBDA=1.0", "TRAIN_STEPS=28")
         assert f"{run} was trained with other settings: LAMBDA 0.5 → 1.0:" in message
         assert "--gin.ALLOW_CHANGES=True" in message
         message = fails(capfd, run, *settings, "LAMBDA=1.0", "BATCH_SIZE=8", "DRY_RUN=True")
         assert "BATCH_SIZE 16 → 8; LAMBDA 0.5 → 1.0" in message
-        assert "TRAIN_STEPS is 24" in fails(capfd, run, *settings, "TRAIN_STEPS=24")
+        assert "TRAIN_STEPS is 8" in fails(capfd, run, *settings, "TRAIN_STEPS=8")
         message = fails(capfd, run, *settings[:-1], f'TEACHER="{run}/checkpoints"')
         assert f"MODEL_DIR {run} is the directory of TEACHER {run}/checkpoints," in message
         assert files_of(run) == before
-    assert train(half, *settings, "LAMBDA=1.0", "ALLOW_CHANGES=True", "TRAIN_STEPS=33") == 0
+    assert train(half, *settings, "LAMBDA=1.0", "ALLOW_CHANGES=True", "TRAIN_STEPS=17") == 0
     assert "LAMBDA 0.5 → 1.0" in capfd.readouterr().err
     launches = [json.loads(line) for line in (half / "launches.jsonl").read_text().splitlines()]
     assert [launch["bindings"]["LAMBDA"] for launch in launches] == ["0.5", "1.0"]
     assert json.loads((half / "summary.json").read_text())["spans"] == [
-        {"first_step": 1, "last_step": 32, "launch": 0},
-        {"first_step": 33, "last_step": 33, "launch": 1},
+        {"first_step": 1, "last_step": 16, "launch": 0},
+        {"first_step": 17, "last_step": 17, "launch": 1},
     ]
 
 
 def test_what_a_run_leaves_behind(uninterrupted):
     rows = read_metrics(uninterrupted)
     steps = [row["step"] for row in rows if "train/loss" in row]
-    assert steps == list(range(1, 41))
-    assert [row["step"] for row in rows if "evaluation/exact_match" in row] == [0, 20, 40]
+    assert steps == list(range(1, 25))
+    assert [row["step"] for row in rows if "evaluation/exact_match" in row] == [0, 12, 24]
     assert [row["step"] for row in rows if "teacher/exact_match" in row] == [0]
     evaluated = [row for row in rows if "evaluation/on_policy_jsd_0.1" in row]
     assert all(0 <= row["evaluation/on_policy_jsd_0.1"] < 1 for row in evaluated)
     table = json.loads((uninterrupted / "samples.jsonl").read_text().splitlines()[-1])
     assert set(table["rows"][0]) == {"prompt", "student", "teacher", "reference"}
     summary = json.loads((uninterrupted / "summary.json").read_text())
-    assert summary["steps"] == 40
+    assert summary["steps"] == 24
     assert summary["compilations"] > 2 and summary["recompilations"] == 0
     embeddings = 64 * 16 * 2  # the table and the head
     assert summary["parameters"] > embeddings
@@ -135,14 +182,14 @@ def test_what_a_run_leaves_behind(uninterrupted):
     assert list((uninterrupted / "tensorboard").glob("events*"))
 
 
-def test_a_row_is_the_mean_since_the_last_also_after_a_resume(folder, teacher, uninterrupted):
+def test_a_row_is_the_mean_since_the_last_also_after_a_resume(
+    folder, settings, uninterrupted, no_evaluations
+):
     """λ = 0.5 logged every 4 steps, saved every 3: rows are means of the rows of single steps."""
-    settings = (*DISTIL, f'TEACHER="{teacher}"', "LOG_EVERY=4", "CHECKPOINT_EVERY=3")
+    single = {row["step"]: row for row in read_metrics(uninterrupted) if "train/loss" in row}
+    settings = (*settings, "LOG_EVERY=4", "CHECKPOINT_EVERY=3", "TRAIN_STEPS=9")
     run, resumed = folder / "means", folder / "means_resumed"
-    assert train(run, *settings, "TRAIN_STEPS=9") == 0
-    singles = folder / "singles"
-    assert train(singles, *settings, "TRAIN_STEPS=9", "LOG_EVERY=1") == 0
-    single = {row["step"]: row for row in read_metrics(singles) if "train/loss" in row}
+    assert train(run, *settings) == 0
     rows = [row for row in read_metrics(run) if "train/loss" in row]
     assert [row["step"] for row in rows] == [4, 8, 9]
     for row, steps in zip(rows, ((1, 2, 3, 4), (5, 6, 7, 8), (9,)), strict=True):
@@ -153,7 +200,7 @@ def test_a_row_is_the_mean_since_the_last_also_after_a_resume(folder, teacher, u
     assert any(0 < share < 1 for share in shares), shares
     shutil.copytree(run, resumed)
     shutil.rmtree(resumed / "checkpoints/9")
-    assert train(resumed, *settings, "TRAIN_STEPS=9") == 0  # from step 6, amid a row
+    assert train(resumed, *settings) == 0  # from step 6, amid a row
     assert_same_run(resumed, run)
 
 
@@ -173,7 +220,7 @@ def test_evaluate_measures_the_best_step_beside_its_teacher(uninterrupted, teach
     best = max(
         row["evaluation/exact_match"]
         for row in read_metrics(uninterrupted)
-        if "evaluation/exact_match" in row and row["step"] in (20, 40)
+        if "evaluation/exact_match" in row and row["step"] in (12, 24)
     )
     measured = result["metrics"]
     assert measured["student"]["greedy"]["exact_match"] == pytest.approx(best)
@@ -191,7 +238,8 @@ def test_bad_settings_get_one_line_and_a_way_out(folder, teacher, capfd):
     assert "set TEACHER" in message
     message = fails(capfd, new, *DISTIL, f'TEACHER="{folder}/nowhere"')
     assert "nowhere" in message
-    message = fails(capfd, new, *DISTIL, here, "BATCH_SIZE=30")
+    with devices(8):
+        message = fails(capfd, new, *DISTIL, here, "BATCH_SIZE=30")
     assert "a batch of 30 does not divide over 8 devices" in message
     message = fails(capfd, new, *DISTIL, here, "t5.T5Config.vocab_size=80")
     assert "teacher vocabulary has 64 ids, student 80" in message
@@ -248,9 +296,11 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(folder, teacher, capf
     assert files_of(copy) == before
 
 
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(folder, capfd):
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
+    folder, teacher, capfd, no_evaluations
+):
     run = folder / "nan"
-    assert train(run, "TRAIN_STEPS=4") == 0
+    shutil.copytree(teacher, run)
     good = restore_params(run)
     capfd.readouterr()
     message = fails(
@@ -264,7 +314,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(folder, capfd):
         jax.tree.map(np.testing.assert_array_equal, restore_params(run, step=step), good)
 
 
-def test_every_way_to_split_the_work_goes_through_the_command_line(folder, teacher, capfd):
+def test_every_way_to_split_the_work_goes_through_the_command_line(folder, teacher, no_evaluations):
     run = folder / "split"
     settings = (
         f'STUDENT="{teacher}/checkpoints/4"', "STUDENT_MODEL=None", f'TEACHER="{teacher}"',
@@ -273,7 +323,8 @@ def test_every_way_to_split_the_work_goes_through_the_command_line(folder, teach
         "TEACHER_DTYPE='bfloat16'", "OPTIMIZER=@optimizers.adafactor", "MAX_GRADIENT_NORM=1.0",
         "WARMUP_STEPS=2", "COOLDOWN_STEPS=2", "TRAIN_STEPS=6", "EVALUATE_EVERY=3",
     )  # fmt: skip
-    assert train(run, *settings) == 0
+    with devices(4):
+        assert train(run, *settings) == 0
     rows = [row for row in read_metrics(run) if "train/loss" in row]
     rates = [row["train/learning_rate"] for row in rows]
     np.testing.assert_allclose(rates, [0, 1.5e-3, 3e-3, 3e-3, 3e-3, 1.5e-3], rtol=1e-6)
@@ -288,14 +339,16 @@ def test_every_way_to_split_the_work_goes_through_the_command_line(folder, teach
     assert pinned.endswith("teacher/checkpoints/4")
 
 
-def test_a_longer_run_does_not_report_the_shorter_ones_summary(folder, teacher):
+def test_a_longer_run_does_not_report_the_shorter_ones_summary(folder, teacher, no_evaluations):
     copy = folder / "longer"
     shutil.copytree(teacher, copy)
     assert train(copy, "TRAIN_STEPS=5") == 0  # one step: no time a step, yet a new summary
     assert json.loads((copy / "summary.json").read_text())["steps"] == 5
 
 
-def test_what_does_not_fit_is_cut_weighs_nothing_and_is_counted(folder, tmp_path, capfd):
+def test_what_does_not_fit_is_cut_weighs_nothing_and_is_counted(
+    folder, tmp_path, capfd, no_evaluations
+):
     rows = [{"input": "Tom has 3 pens.", "target": "3 " * 12 + "#### 3"}] * 8
     rows += [{"input": "", "target": "1"}] * 4 + [{"input": "Tom has 4 pens.", "target": "4"}] * 20
     path = tmp_path / "rows.jsonl"
