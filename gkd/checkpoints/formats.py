@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from etils import epath
 
@@ -36,7 +37,9 @@ def recognise(path: epath.PathLike) -> str:
     """
     path = epath.Path(path)
     if not path.exists():
-        raise MissingFile(f"checkpoint {path}: there is no such folder{hub.remark(path)}")
+        run_file = f"{path}.gin"  # as `new` names run files and their runs
+        remark = f": train it first, with {run_file}" if os.path.isfile(run_file) else ""
+        raise MissingFile(f"checkpoint {path}: there is no such folder{remark or hub.remark(path)}")
     if not path.is_dir():
         raise InvalidFile(f"checkpoint {path} is a file: give the folder that holds the checkpoint")
     if is_hugging_face(path):

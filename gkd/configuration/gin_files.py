@@ -183,11 +183,12 @@ def _shortened(token: str) -> str:
     return token if len(token) <= _SHOWN else f"{token[:_SHOWN]}…"
 
 
-def resolve_gin_file(path: str) -> pathlib.Path:
-    """Finds a `--gin_file` in the current directory, else among those that come with gkd.
+def resolve_gin_file(path: str, option: str = "--gin_file") -> pathlib.Path:
+    """Finds a gin file in the current directory, else among those that come with gkd.
 
     Args:
       path: path on the command line.
+      option: the option that names it, for the message.
 
     Returns:
       The absolute path.
@@ -199,7 +200,7 @@ def resolve_gin_file(path: str) -> pathlib.Path:
         if (folder / path).is_file():
             return (folder / path).resolve()
     raise ConfigError(
-        f"--gin_file={path}: no such file, neither here nor in the repository ({CONFIGS_ROOT})"
+        f"{option}={path}: no such file, neither here nor in the repository ({CONFIGS_ROOT})"
     )
 
 

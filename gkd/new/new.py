@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shlex
 import sys
+from typing import Any
 
 from gkd.configuration import setting_values
-from gkd.configuration.gin_files import display_name, resolve_gin_file
+from gkd.configuration.gin_files import GinReader, display_name, resolve_gin_file
 from gkd.configuration.verb_settings import NEW
 from gkd.errors import ExistingFile, InvalidValue, NotAFolder
 from gkd.files.atomic_files import replace_file
@@ -78,7 +80,8 @@ def new(
     files = _splits(train, validation, pairs.rows)
     if validation is not None:
         data_facts.read_pairs(validation, input_field, target_field, form)
-    lengths, remarks = _lengths(models.teacher, pairs, prefix)
+    vocabulary, reason = _checked_vocabulary(models)
+    lengths, remarks = _lengths(vocabulary, reason, pairs, prefix)
     data = Data(
         files, input_field, target_field, prefix, delimiter, models.teacher, lengths, remarks,
         metric,
@@ -109,7 +112,8 @@ def _ask(name: str, choices: list[str] | None = None) -> str:
     listed = "" if choices is None else f" ({', '.join(choices)})"
     answer = ""
     if sys.stdin is not None and sys.stdin.isatty():
-        answer = input(f"{_QUESTIONS[name]}{listed}: ").strip()
+        with contextlib.suppress(EOFError):  # Ctrl-D
+            answer = input(f"{_QUESTIONS[name]}{listed}: ").strip()
     if not answer:
         raise InvalidValue(f"--{name} is missing: {_QUESTIONS[name]}{listed}")
     return answer
@@ -129,7 +133,14 @@ def _checked_student(student: str) -> str:
     """A checkpoint, or the model file as run files of another folder can include it."""
     if not student.endswith(".gin"):
         return _checked(student, "student")
-    return display_name(resolve_gin_file(student))
+    path, reader = resolve_gin_file(student, "--student"), GinReader()
+    reader.read_file(path)
+    if reader.value_of("STUDENT_MODEL") is None:
+        raise InvalidValue(
+            f"--student is {student!r}, which sets no STUDENT_MODEL: name a model file such as "
+            "configs/models/cpu_student.gin"
+        )
+    return display_name(path)
 
 
 def _splits(train: str, validation: str | None, rows: int) -> dict[str, str]:
@@ -146,9 +157,38 @@ def _splits(train: str, validation: str | None, rows: int) -> dict[str, str]:
     return {"train": f"{train}[:-{held}]", "validation": f"{train}[-{held}:]"}
 
 
-def _lengths(teacher: str, pairs: data_facts.Pairs, prefix: str):
+def _checked_vocabulary(models: Models) -> tuple[Any, str]:
+    """The teacher's vocabulary, or None and why; refuses local checkpoints that do not fit it.
+
+    Models of the Hub are not downloaded for it: they are compared when they are trained.
+    """
+    from gkd.checkpoints import formats  # imports JAX, which takes seconds
+    from gkd.runs.checkpoint_vocabulary import vocabulary_difference
+
+    named = {"teacher": models.teacher, "student": models.student}
+    local = {
+        option: formats.open_checkpoint(path)
+        for option, path in named.items()
+        if not path.endswith(".gin") and parse_hub_name(path) is None
+    }
+    vocabulary, reason = data_facts.load_vocabulary(models.teacher)
+    for option, opened in local.items() if vocabulary is not None else ():
+        rows, ids = opened.config.vocab_size, vocabulary.vocab_size
+        difference = (
+            f"its table has {rows} rows, the tokenizer {ids} ids"
+            if rows < ids
+            else vocabulary_difference(f"--{option}", opened, vocabulary)
+        )
+        if difference:
+            raise InvalidValue(
+                f"--{option} is {named[option]!r}, which does not fit the teacher's tokenizer: "
+                f"{difference}"
+            )
+    return vocabulary, reason
+
+
+def _lengths(vocabulary: Any, reason: str, pairs: data_facts.Pairs, prefix: str):
     """INPUT_LENGTH and TARGET_LENGTH with their reasons, measured if the vocabulary is there."""
-    vocabulary, reason = data_facts.load_vocabulary(teacher)
     if vocabulary is None:
         print(f"lengths are not measured, set INPUT_LENGTH and TARGET_LENGTH: {reason}")
         return _DEFAULT_LENGTHS, ("in tokens, not measured",) * 2

@@ -123,7 +123,7 @@ def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
     Raises:
       ValueError: they differ, or the tokenizer is unsupported.
     """
-    difference = _vocabulary_difference(role, opened, task.vocabulary)
+    difference = vocabulary_difference(role, opened, task.vocabulary)
     if difference:
         raise InvalidValue(
             f"{role} {opened.path} has another vocabulary than task {task.name}: {difference}; "
@@ -131,8 +131,20 @@ def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
         )
 
 
-def _vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | None:
-    """Describes the difference; None if there is none, or the checkpoint's is unknown."""
+def vocabulary_difference(role: str, opened: Checkpoint, wanted: Any) -> str | None:
+    """Compares a checkpoint's vocabulary with another, piece by piece if both are known.
+
+    Args:
+      role: name of the checkpoint's setting, for a warning.
+      opened: the checkpoint.
+      wanted: a seqio vocabulary.
+
+    Returns:
+      The difference in words; None if there is none, or the checkpoint's vocabulary is unknown.
+
+    Raises:
+      ValueError: the tokenizer is unsupported.
+    """
     described = (opened.description or {}).get("vocabulary")
     here = describe_vocabulary(wanted)
     if described and (described["size"], described["sha256"]) == (here["size"], here["sha256"]):

@@ -41,7 +41,9 @@ class TsvFormat:
     escapes: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the delimiter."""
+        """Checks the delimiter, which a shell may pass as a backslash and a t for a tab."""
+        if self.delimiter == "\\t":
+            object.__setattr__(self, "delimiter", "\t")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise InvalidValue(
                 f"DELIMITER={self.delimiter!r} is not one character, such as ',', ';' or '\\t'"

@@ -3,9 +3,13 @@
 import io
 import sys
 
+import flax.linen as nn
+import jax
 import pytest
 
+from gkd.checkpoints import formats, save_hf
 from gkd.cli import command_line
+from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.new import data_facts
 from gkd.vocabularies import vocabularies
 
@@ -124,3 +128,45 @@ def test_without_a_vocabulary_the_lengths_are_said_to_be_unmeasured(new, monkeyp
     code, output, _ = new()
     assert code == 0 and "set INPUT_LENGTH and TARGET_LENGTH: no network" in output
     assert "INPUT_LENGTH = 256  # in tokens, not measured" in (new.folder / "task.gin").read_text()
+
+
+def test_models_are_looked_at_before_anything_is_written(new, tmp_path):
+    narrow = T5Config(
+        vocab_size=256, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1,
+        num_decoder_layers=1,
+    )  # fmt: skip
+    params = nn.meta.unbox(jax.jit(as_seq2seq(narrow).init)(jax.random.PRNGKey(0)))
+    save_hf(tmp_path / "narrow", narrow, params)
+    (tmp_path / "empty").mkdir()
+    for changes, part in (
+        ({"teacher": "empty"}, "empty is not a checkpoint: give a run directory"),
+        ({"teacher": "pairs.csv"}, "pairs.csv is a file: give the folder"),
+        (
+            {"student": "narrow"},
+            "the teacher's tokenizer: its table has 256 rows, the tokenizer 259",
+        ),
+        ({"student": "configs/methods/gkd.gin"}, "which sets no STUDENT_MODEL: name a model file"),
+        ({"student": "no/such.gin"}, "--student=no/such.gin: no such file"),
+    ):
+        code, _, errors = new(**changes)
+        assert code == 1 and part in errors
+        assert not new.folder.exists()
+
+
+def test_a_tab_as_it_is_typed_in_a_shell(new, tmp_path):
+    (tmp_path / "pairs.csv").write_text("q\ta\n" + "x\ty\n" * 10)
+    assert new(delimiter="\\t")[0] == 0
+
+
+def test_a_run_that_is_not_trained_yet_names_its_file(new, tmp_path):
+    assert new()[0] == 0
+    with pytest.raises(
+        FileNotFoundError, match="mine/start: .*: train it first, with mine/start.gin"
+    ):
+        formats.open_checkpoint("mine/start")
+
+
+def test_the_end_of_the_input_is_no_answer(new, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    code, _, errors = new(teacher=None)
+    assert code == 1 and errors.splitlines()[-1].startswith("gkd: error: --teacher is missing")
