@@ -11,7 +11,7 @@ from gkd.checkpoints import hub_models
 from gkd.checkpoints.folders import is_run
 from gkd.checkpoints.hugging_face import is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
-from gkd.checkpoints.t5x_arrays import is_t5x
+from gkd.checkpoints.t5x_arrays import describe_orbax, is_t5x
 from gkd.checkpoints.t5x_format import open_t5x
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.checkpoints.weight_files import describe_folder, find_weights
@@ -54,6 +54,9 @@ def recognise(path: epath.PathLike) -> str:
             f"{path} holds {found[1]} without config.json, which describes the model: copy or "
             "download it too"
         )
+    orbax = describe_orbax(path)
+    if orbax:
+        raise InvalidFile(f"{path} is not a checkpoint that is read{orbax}")
     raise InvalidFile(
         f"{path} is not a checkpoint: give a run directory or step folder of this program, a "
         "Hugging Face directory (with config.json) or a T5X checkpoint (with a file `checkpoint` "

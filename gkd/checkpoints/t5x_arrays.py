@@ -107,6 +107,23 @@ def _steps(folder: epath.Path) -> dict[int, epath.Path]:
     }
 
 
+def describe_orbax(folder: epath.Path) -> str:
+    """Describes a folder of Orbax that is no checkpoint of T5X.
+
+    Args:
+      folder: path of a folder that `is_t5x` is not true for.
+
+    Returns:
+      A clause that begins with ': '; empty if Orbax did not write the folder.
+    """
+    for path in (folder, *sorted(folder.iterdir())):
+        if _UNFINISHED in path.name:
+            return f": Orbax did not finish writing {path.name}"
+        if any((path / name).exists() for name in (ORBAX_FILE, MANIFEST_FILE)):
+            return f": its item `{path.name}` is an Orbax checkpoint of another program than T5X"
+    return ""
+
+
 def open_arrays(folder: epath.Path) -> tuple[epath.Path, dict[str, StoredArray]]:
     """Lists the parameters of a checkpoint without reading them.
 

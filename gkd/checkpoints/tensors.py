@@ -154,9 +154,11 @@ def read_finite(tensor: Tensor) -> np.ndarray:
     array = tensor.read()
     if tuple(array.shape) != tuple(tensor.shape):
         raise InvalidFile(f"{tensor.where} is {list(array.shape)}, announced {list(tensor.shape)}")
-    # One pass without a copy: the float64 sum is finite if and only if all values are.
-    if not np.isfinite(np.sum(array, dtype=np.float64)):
-        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    # One pass without a copy: the float64 sum is finite only if all values are.
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_finite = np.isfinite(np.sum(array, dtype=np.float64))
+    bad = 0 if is_finite else int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
         raise InvalidFile(f"{tensor.where} has {bad} of {array.size} values that are not finite")
     return array
 

@@ -1,6 +1,7 @@
 """The format of a checkpoint is recognised by its files."""
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gkd.checkpoints import formats, save_hf, save_t5x
@@ -40,3 +41,21 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             formats.recognise(tmp_path / "old")
         (tmp_path / "old" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("default", "its item `default` is an Orbax checkpoint of another program than T5X"),
+        ("7.orbax-checkpoint-tmp-1", "Orbax did not finish writing 7.orbax-checkpoint-tmp-1"),
+    ],
+)
+def test_other_folders_of_orbax_are_named(tmp_path, name, message):
+    item = tmp_path / "run" / name
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(item, {"params": {"w": np.ones(3, np.float32)}})
+    with pytest.raises(ValueError, match=f"run is not a checkpoint that is read: {message}"):
+        formats.recognise(tmp_path / "run")
+    if name != "default":
+        with pytest.raises(ValueError, match=message):
+            formats.recognise(item)

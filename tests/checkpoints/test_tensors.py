@@ -49,3 +49,14 @@ def test_values_that_are_not_finite_are_counted(bad):
     short = Tensor((4,), np.dtype(np.float32), "x", lambda: array[:1])
     with pytest.raises(ValueError, match=r"x is \[1\], announced \[4\]"):
         tensors.read_finite(short)
+
+
+@pytest.mark.filterwarnings("error")
+def test_only_values_that_are_not_finite_are_refused_as_such():
+    for values, bad in (([np.inf, -np.inf, 1.0], 2), ([np.nan, 0.0, 1.0], 1)):
+        with pytest.raises(ValueError, match=f"w has {bad} of 3 values that are not finite"):
+            tensors.read_finite(
+                Tensor((3,), np.dtype(np.float64), "w", lambda v=values: np.array(v))
+            )
+    large = np.array([1.7e308, 1.7e308])  # whose sum is infinite
+    assert tensors.read_finite(Tensor((2,), large.dtype, "w", lambda: large)) is large
