@@ -1,9 +1,16 @@
-"""Compiler options of tests: a program of no optimizations compiles in a third of the time."""
+"""What makes programs of tests compile quickly: options of the compiler, and few devices."""
 
+import contextlib
+
+import jax
+import pytest
 from jax._src import compiler
+
+from gkd.parallel import mesh as meshes
 
 # Not for all programs, by XLA_FLAGS: optimized ones take far longer to compile with them.
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
 
 
 def compile_quickly():
@@ -17,3 +24,16 @@ def compile_quickly():
         return options
 
     compiler.get_compile_options = with_options
+
+
+@contextlib.contextmanager
+def devices(count):
+    """Runs on the first devices only: a program of eight takes twice as long to compile."""
+    make, first = meshes.make_mesh, jax.devices()[:count]
+
+    def mesh(data=0, model=1, devices=None):
+        return make(data, model, first if devices is None else devices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "make_mesh", mesh)
+        yield

@@ -52,6 +52,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs on one device, where the mesh is not what is tested."""
+    with compilation.devices(1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of golden outputs and real text; tests that need it skip where it is absent."""

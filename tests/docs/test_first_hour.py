@@ -42,7 +42,7 @@ STUDENT_MODEL = @tiny/t5.T5Config()
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, one_device):
     """A folder to follow the page in, as the repository's is."""
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     monkeypatch.chdir(tmp_path)

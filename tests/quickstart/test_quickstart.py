@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gkd.quickstart import quickstart
+from tests.compilation import FLAGS
 from tests.paths import REPOSITORY
 
 
@@ -19,7 +20,7 @@ def test_a_quickstart_of_a_few_steps_ends_with_table_figure_and_samples(tmp_path
     arguments = [f"--directory={tmp_path}", "--seed=7", *small]
     done = subprocess.run(  # on one device, as a user's
         [sys.executable, "-m", "gkd.quickstart.quickstart", *arguments],
-        capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "XLA_FLAGS": FLAGS},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out = done.stdout

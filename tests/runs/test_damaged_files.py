@@ -24,7 +24,7 @@ def train(place, *overrides):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, one_device):
     """A finished run with a teacher, and the function that starts it again."""
     folder = tmp_path_factory.mktemp("runs")
     method = ("DIVERGENCE=@divergences.forward_kl", f"TEACHER='{folder / 'teacher'}'")

@@ -2,19 +2,13 @@
 
 import pytest
 
+from tests.compilation import devices
 from tests.train import training
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    """Runs on one device, where the mesh is not what is tested."""
-    with training.devices(1):
-        yield
 
 
 @pytest.fixture
@@ -26,6 +20,6 @@ def no_evaluations():
 
 @pytest.fixture(scope="module")
 def teacher(folder):
-    with training.devices(1), training.no_evaluations():
+    with devices(1), training.no_evaluations():
         assert training.train(folder / "teacher", "TRAIN_STEPS=4") == 0
     return folder / "teacher"

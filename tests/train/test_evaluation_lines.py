@@ -39,7 +39,7 @@ def test_the_best_is_by_its_mode_and_the_newest_of_equals():
     assert (best.value, best.step) == (1.0, 20)
 
 
-def test_a_run_prints_its_files_and_its_best_also_when_it_continues(tmp_path, capfd):
+def test_a_run_prints_its_files_and_its_best_also_when_it_continues(tmp_path, capfd, one_device):
     run = tmp_path / "run"
     arguments = [
         "train", f"--gin_file={TINY}", f'--gin.MODEL_DIR="{run}"',

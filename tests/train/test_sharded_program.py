@@ -190,7 +190,7 @@ def test_the_whole_state_is_donated(compiled):
     assert program.memory_analysis().alias_size_in_bytes == held
 
 
-def test_a_step_reads_back_nothing_but_its_metrics(tmp_path, monkeypatch):
+def test_a_step_reads_back_nothing_but_its_metrics(tmp_path, monkeypatch, no_evaluations):
     """The transfer guard cannot see reads on CPU: every read of an array's value is noted."""
     read, noting = [], [False]
     value = ArrayImpl._value.fget

@@ -14,10 +14,10 @@ from gkd.cli import command_line
 from gkd.runs.metrics_log import read_metrics
 from gkd.runs.monitor import Monitor
 from gkd.runs.signals import EXIT_STOPPED
+from tests.compilation import devices
 from tests.paths import TINY
 from tests.train.training import (
     DISTIL,
-    devices,
     fails,
     launch,
     saved_steps,

@@ -26,7 +26,6 @@ REVERSE = {"DIVERGENCE": LOSSES["reverse_kl"]}
 
 CASES = {
     "fine-tuning": {"NORMALISATION": "token"},
-    "a temperature of both": {"DIVERGENCE": LOSSES["forward_kl"], "TEMPERATURE": 2.0},
     "a temperature of each": {
         "DIVERGENCE": LOSSES["generalized_jsd"], "BETA": 0.3, "TEMPERATURE": (0.6, 1.7),
         "LAMBDA": 1.0, "SAMPLES": 2, "ROLLOUT_LENGTH": 3, "MICROBATCHES": 3,
@@ -42,13 +41,15 @@ CASES = {
         "mixing.linear_schedule.steps": 2, "mixing.linear_schedule.after": 2,
     },
     "one coin for all": {**REVERSE, "LAMBDA": 0.6, "SEED": 1},
-    "a sampling temperature": {
+    "the most probable ids, tempered": {
         "DIVERGENCE": LOSSES["skew_forward_kl"], "LAMBDA": 1.0, "SAMPLING_TEMPERATURE": 0.3,
+        "SAMPLING_TOP_K": 2,
     },
-    "top-k": {"DIVERGENCE": LOSSES["skew_reverse_kl"], "LAMBDA": 1.0, "SAMPLING_TOP_K": 2},
-    "top-p": {**REVERSE, "LAMBDA": 1.0, "SAMPLING_TOP_P": 0.4, "NORMALISATION": "token"},
+    "the smallest set with the mass": {
+        "DIVERGENCE": LOSSES["skew_reverse_kl"], "LAMBDA": 1.0, "SAMPLING_TOP_P": 0.4,
+        "NORMALISATION": "token",
+    },
     "sampled tokens": {"DIVERGENCE": LOSSES["sampled_token_reverse_kl"], "LAMBDA": 1.0},
-    "a reward alone": {**ROUGE, "ALPHA": 0.0, "SEED": 3},
     "a reward of each": {**ROUGE, "ALPHA": 0.0, "ADVANTAGE": "none", "SAMPLES": 3},
     "a reward in a group": {**ROUGE, **REVERSE, "ALPHA": 0.3, "ADVANTAGE": "group", "SAMPLES": 3},
     "a standardised reward": {

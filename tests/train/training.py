@@ -6,13 +6,11 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 from gkd.cli import command_line
-from gkd.parallel import mesh as meshes
 from gkd.train.training_loop import TrainingLoop
-from tests.compilation import QUICK
+from tests.compilation import FLAGS
 from tests.paths import REPOSITORY, TINY
 
 DISTIL = ("DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5")
@@ -28,24 +26,13 @@ def train(model_dir, *overrides):
 
 
 @contextlib.contextmanager
-def devices(count):
-    """Runs on the first devices only: a program of eight takes twice as long to compile."""
-    make, first = meshes.make_mesh, jax.devices()[:count]
-
-    def mesh(data=0, model=1, devices=None):
-        return make(data, model, first if devices is None else devices)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "make_mesh", mesh)
-        yield
-
-
-@contextlib.contextmanager
 def no_evaluations():
-    """Runs whose measurements nobody looks at: their evaluations compile nothing."""
+    """Runs whose measurements nobody looks at, the step's number: evaluations compile nothing."""
 
     def measure(self, params, number):
-        return {self.schedule.best_metric: 0.0}, [""] * len(self.evaluation.examples.inputs)
+        return {self.schedule.best_metric: float(number)}, [""] * len(
+            self.evaluation.examples.inputs
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingLoop, "_measure", measure)
@@ -57,7 +44,7 @@ def launch(model_dir, *overrides, optimized=False):
     """The same in a process of its own, on one device; compiled as users do, or as tests do."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "" if optimized else " ".join(f"--{n}={v}".lower() for n, v in QUICK.items()),
+        "XLA_FLAGS": "" if optimized else FLAGS,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimized else "1",
     }
     command = [sys.executable, "-m", "gkd", *arguments(model_dir, *overrides)]
