@@ -11,7 +11,7 @@ from tests.paths import TINY
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, one_device):
     """Steps 2 and 4 of a run, of which step 2 has the better metric."""
     folder = tmp_path_factory.mktemp("run") / "run"
     settings = ["TRAIN_STEPS=4", "EVALUATE_EVERY=2", "CHECKPOINT_EVERY=2", f'MODEL_DIR="{folder}"']

@@ -26,7 +26,7 @@ TINY = (
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(one_device, tmp_path, monkeypatch):
     """The files that the page shows, in the current directory."""
     for block in pages.blocks(PAGE):
         if block.file:

@@ -133,7 +133,7 @@ def test_the_thread_that_watches_ends_with_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [True, False])
-def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts, capfd):
+def test_a_run_writes_its_speed_and_its_parts(tmp_path, parts, capfd, one_device):
     from gkd.cli import command_line
     from tests.paths import TINY
 
