@@ -1,5 +1,6 @@
 """Hugging Face directories against what transformers wrote and computed (golden/hf)."""
 
+import functools
 import json
 import shutil
 
@@ -29,7 +30,7 @@ def golden(shared, request, tmp_path):
 
 def _logits(config, params, arrays):
     tokens = jnp.asarray(arrays["input_ids"]), jnp.asarray(arrays["decoder_input_ids"])
-    return T5(config).apply({"params": jax.tree.map(jnp.asarray, params)}, *tokens)
+    return jax.jit(T5(config).apply)({"params": jax.tree.map(jnp.asarray, params)}, *tokens)
 
 
 @pytest.mark.parametrize("golden", CASES, indirect=True)
@@ -83,6 +84,11 @@ def test_a_copy_that_differs_is_refused(golden):
 
 def test_other_shapes_come_back(tmp_path):
     """head_dim·heads ≠ emb, unequal depths, tied relu and untied silu, a stacked tree."""
+    random = np.random.default_rng(0)
+
+    def noise(leaf):
+        return random.normal(size=leaf.shape).astype(leaf.dtype)
+
     shapes = {"vocab_size": 50, "emb_dim": 24, "num_heads": 3, "head_dim": 5, "mlp_dim": 40}
     for extra in (
         {"mlp_activations": ("relu",), "logits_via_embedding": True},
@@ -90,9 +96,10 @@ def test_other_shapes_come_back(tmp_path):
     ):
         depths = {"num_encoder_layers": 3, "num_decoder_layers": 1, **extra}
         config = T5Config(**shapes, **depths)
-        tokens = jnp.ones((1, 3), jnp.int32)
-        boxed = T5(config).init(jax.random.PRNGKey(0), tokens, tokens)["params"]
-        params = jax.tree.map(np.asarray, nn.meta.unbox(boxed))
+        shapes_of = functools.partial(T5(config).init, jax.random.PRNGKey(0))
+        tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+        boxed = jax.eval_shape(shapes_of, tokens, tokens)["params"]
+        params = jax.tree.map(noise, nn.meta.unbox(boxed))
         folder = tmp_path / "-".join(config.mlp_activations)
         save_hf(folder, config, stack_layers(params))
         read, values = load_hf(folder)

@@ -86,7 +86,13 @@ def random_table(seed, prompts, length, vocab, scale=1.5):
     return table.astype(np.float32)
 
 
-@pytest.mark.parametrize("beams, alpha", [(12, 0.0), (12, 0.6), (12, 3.0), (32, 1.0)])
+@pytest.mark.parametrize(
+    "beams, alpha",
+    [
+        (12, 3.0), (32, 1.0),
+        *(pytest.param(12, alpha, marks=pytest.mark.slow) for alpha in (0.0, 0.6)),
+    ],
+)  # fmt: skip
 def test_enough_beams_find_the_best_of_all_outputs(beams, alpha):
     # Two ids to write besides EOS: 8 live beams and 24 candidates are all there are, 15 outputs end
     # and 16 are cut off. 12 beams keep the best of those that end; 32 keep all, one place is empty.

@@ -14,8 +14,13 @@ TOP = 2**24  # uniform numbers of float32 lie on multiples of 2⁻²³; 2⁻²�
 
 def ids_over(uniforms_class, uniforms_member, logits):
     """Draws one id from the same logits [V] for each pair of uniform numbers."""
-    draw = jax.jit(lambda pair: _draw(*_mass(logits[None]), pair[None])[0])
-    return np.asarray(jax.lax.map(draw, jnp.stack([uniforms_class, uniforms_member], axis=1)))
+    pairs = jnp.stack([uniforms_class, uniforms_member], axis=1)
+    return np.asarray(_ids_over(pairs, logits))
+
+
+@jax.jit
+def _ids_over(pairs, logits):
+    return jax.lax.map(lambda pair: _draw(*_mass(logits[None]), pair[None])[0], pairs)
 
 
 def with_impossible_ends(vocabulary, seed):
@@ -26,7 +31,13 @@ def with_impossible_ends(vocabulary, seed):
     return logits
 
 
-@pytest.mark.parametrize("vocabulary", [250112, 250100, 256384, 250111, 32100, 2056, 2040, 257, 97])
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        250112, 250111, 2056, 257, 97,
+        *(pytest.param(ids, marks=pytest.mark.slow) for ids in (250100, 256384, 32100, 2040)),
+    ],
+)  # fmt: skip
 def test_no_id_of_probability_0_is_drawn_at_the_top_of_the_unit_interval(vocabulary):
     """mT5's, umT5's and odd tables; classes on both sides of 256 ids (2056 = 8 · 257)."""
     logits = with_impossible_ends(vocabulary, vocabulary)

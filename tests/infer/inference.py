@@ -1,5 +1,6 @@
 """A small random model and a runner for the tests of `infer`."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -63,10 +64,15 @@ def usable_log_probs(params, text, tokens):
     return log_softmax(logits)
 
 
+@functools.cache
+def _initial():
+    return nn.meta.unbox(jax.jit(as_seq2seq(CONFIG).init)(jax.random.key(3)))
+
+
 @pytest.fixture(scope="module")
 def model():
     """The parameters of a small random model that sometimes stops by itself."""
-    params = nn.meta.unbox(as_seq2seq(CONFIG).init(jax.random.key(3)))
+    params = jax.tree.map(lambda x: x, _initial())
     kernel = 3 * params["decoder"]["logits_dense"]["kernel"]
     kernel = kernel.at[:, 1].multiply(3)  # EOS is now often the most probable, often the least
     params["decoder"]["logits_dense"]["kernel"] = kernel

@@ -178,7 +178,12 @@ def repeat_line(content, number):
 
 @pytest.mark.parametrize(
     ("damage", "number", "done"),
-    [(cut_line, 20, 8), (drop_line, 3, 0), (change_text, 20, 8), (repeat_line, 35, 16)],
+    [
+        (drop_line, 3, 0),
+        (change_text, 20, 8),
+        pytest.param(cut_line, 20, 8, marks=pytest.mark.slow),
+        pytest.param(repeat_line, 35, 16, marks=pytest.mark.slow),
+    ],
 )
 def test_damage_in_the_middle_of_a_partial_output_is_mended_and_reported(
     run, small_windows, monkeypatch, damage, number, done
