@@ -192,6 +192,7 @@ DATA = {
 _SCALING = {"learning_rate": number(above=0), "weight_decay": number(0)}
 _OPTIMIZER = {**_SCALING, "max_norm": number(above=0, none=True)}
 _SKEW = {"alpha": number(above=0, below=1)}
+_CLIP = {"clip": number(above=0, none=True)}
 # Set by the step, not by gin files; listed so that files that set them get a clear error.
 _DIVERGENCE = {
     "temperature": number(above=0, items=number(above=0), lengths=(2, 2)),
@@ -213,8 +214,10 @@ DISTILLATION = {
         "eps": number(above=0),
     },
     **dict.fromkeys(DIVERGENCES, _DIVERGENCE),
+    "gkd.distill.divergences.forward_kl": {**_DIVERGENCE, **_CLIP},
     "gkd.distill.divergences.generalized_jsd": {
         **_DIVERGENCE,
+        **_CLIP,
         "beta": number(0, 1),
         "rescale": flag(),
     },

@@ -30,11 +30,12 @@ from gkd.distill.logits import (
 from gkd.errors import InvalidValue
 
 
-@divergence(reported={"forward_kl": {}})
+@divergence(options=("clip",), reported={"forward_kl": {}})
 def forward_kl(
     student_logits: Float[Array, "... student_vocabulary"],
     teacher_logits: Float[Array, "... teacher_vocabulary"],
     *,
+    clip: float | None = None,
     temperature: Temperature = 1.0,
     valid: Bool[Array, " valid_vocabulary"] | None = None,
 ) -> Float[Array, "..."]:
@@ -43,6 +44,9 @@ def forward_kl(
     Args:
       student_logits: [..., V].
       teacher_logits: [..., V].
+      clip: τ > 0, a bound on each id's term P·log(P/Q) before the sum, so that no single id (of
+        style, say) rules the loss; an id above it gets no gradient of its own, and the sum may be
+        negative. None does not clip.
       temperature: divides both models' logits, or a pair (student's, teacher's). The loss is not
         multiplied by its square.
       valid: bool [V], false for ids without probability in either distribution; None is all true.
@@ -51,20 +55,28 @@ def forward_kl(
       The divergence in nats, float32 [...].
 
     Raises:
-      ValueError: the two shapes (or the mask's) differ.
+      ValueError: the two shapes (or the mask's) differ, or clip is not above 0.
 
-    Source: Agarwal et al. 2024 (arXiv 2306.13649), section 2; Hinton et al. 2015.
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), section 2; Hinton et al. 2015; for clip arXiv
+    2601.18734 (OPSD).
 
     >>> teacher, student = jnp.log(jnp.array([0.7, 0.2, 0.1])), jnp.log(jnp.array([0.2, 0.5, 0.3]))
     >>> print(f"{forward_kl(student, teacher):.6f}")
     0.583815
+    >>> print(f"{forward_kl(student, teacher, clip=0.05):.6f}")  # 0.05 − 0.183258 − 0.109861
+    -0.243119
     """
+    _check_clip(clip)
 
     def value_and_gradient(log_p, log_q):
         p, q = jnp.exp(log_p), jnp.exp(log_q)
-        return _sum(p * (log_p - log_q)), q - p
+        terms, below = _clipped(p * (log_p - log_q), clip)
+        kept = p * below
+        return _sum(terms), q * _sum(kept)[..., None] - kept if clip else q - p
 
-    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+    return _divergence(
+        value_and_gradient, student_logits, teacher_logits, temperature, valid, signed=bool(clip)
+    )
 
 
 @divergence(finite_on_truncation=False, reported={"reverse_kl": {}})
@@ -124,7 +136,7 @@ def total_variation(
 
 @divergence(
     parameters=("beta",),
-    options=("rescale",),
+    options=("rescale", "clip"),
     reported={f"jsd_{beta}": {"beta": beta} for beta in (0.1, 0.5, 0.9)},
 )
 def generalized_jsd(
@@ -133,6 +145,7 @@ def generalized_jsd(
     *,
     beta: float,
     rescale: bool = False,
+    clip: float | None = None,
     temperature: Temperature = 1.0,
     valid: Bool[Array, " valid_vocabulary"] | None = None,
 ) -> Float[Array, "..."]:
@@ -145,6 +158,7 @@ def generalized_jsd(
         forward KL (times β), values near 1 like reverse KL (times 1−β).
       rescale: divide by β(1−β), so that β tunes the shape and not the step size; then the limits
         at 0 and 1 are forward and reverse KL themselves.
+      clip: as in `forward_kl`, a bound on each id's term β·P·log(P/M) + (1−β)·Q·log(Q/M).
       temperature: divides both models' logits, or a pair (student's, teacher's).
       valid: bool [V], false for ids without probability in either distribution; None is all true.
 
@@ -152,7 +166,7 @@ def generalized_jsd(
       The divergence in nats, float32 [...], at most H(β) unless rescaled.
 
     Raises:
-      ValueError: beta is not inside (0, 1), or shapes differ.
+      ValueError: beta is not inside (0, 1), clip is not above 0, or shapes differ.
 
     Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 1.
 
@@ -161,17 +175,24 @@ def generalized_jsd(
     0.047864
     """
     _check_mixture("generalized_jsd", "beta", beta, at_zero="forward_kl", at_one="reverse_kl")
+    _check_clip(clip)
     scale = 1.0 / (beta * (1.0 - beta)) if rescale else 1.0
 
     def value_and_gradient(log_p, log_q):
         p, q = jnp.exp(log_p), jnp.exp(log_q)
         mixture_over_p, mixture_over_q = _log_mixture_ratios(log_p, log_q, beta)
+        if clip:
+            terms = -beta * p * mixture_over_p - (1.0 - beta) * q * mixture_over_q
+            terms, below = _clipped(scale * terms, clip)
+            return _sum(terms), _through_softmax(q, -scale * (1.0 - beta) * mixture_over_q * below)
         teacher_term, student_term = -_sum(p * mixture_over_p), -_sum(q * mixture_over_q)
         value = beta * teacher_term + (1.0 - beta) * student_term
         gradient = -(1.0 - beta) * q * (mixture_over_q + student_term[..., None])
         return scale * value, scale * gradient
 
-    return _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid)
+    return _divergence(
+        value_and_gradient, student_logits, teacher_logits, temperature, valid, signed=bool(clip)
+    )
 
 
 @divergence(options=("alpha",), reported={"skew_forward_kl_0.1": {"alpha": 0.1}})
@@ -292,7 +313,9 @@ def reported_divergences() -> dict[str, DivergenceRecord]:
     }
 
 
-def _divergence(value_and_gradient, student_logits, teacher_logits, temperature, valid):
+def _divergence(
+    value_and_gradient, student_logits, teacher_logits, temperature, valid, signed=False
+):
     """Applies a (log P, log Q) -> (value, gradient for the student's logits) function to logits."""
     check_same_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1])
     if student_logits.shape != teacher_logits.shape:
@@ -308,22 +331,32 @@ def _divergence(value_and_gradient, student_logits, teacher_logits, temperature,
     pair = temperature_pair(temperature)
     student = student_logits.astype(jnp.float32) / pair.student
     teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32) / pair.teacher)
-    return _value(value_and_gradient, student, teacher, valid)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _value(value_and_gradient, student, teacher, valid):
-    value, _ = value_and_gradient(log_softmax(teacher, valid), log_softmax(student, valid))
     # No divergence is negative: what rounding leaves below zero is zero.
-    return jnp.maximum(value, 0.0)
+    return _value(value_and_gradient, -math.inf if signed else 0.0, student, teacher, valid)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _value(value_and_gradient, least, student, teacher, valid):
+    value, _ = value_and_gradient(log_softmax(teacher, valid), log_softmax(student, valid))
+    return jnp.maximum(value, least)
 
 
 @_value.defjvp
-def _value_jvp(value_and_gradient, primals, tangents):
+def _value_jvp(value_and_gradient, least, primals, tangents):
     student, teacher, valid = primals
     log_p, log_q = log_softmax(teacher, valid), log_softmax(student, valid)
     value, gradient = value_and_gradient(log_p, log_q)
-    return jnp.maximum(value, 0.0), _sum(gradient * tangents[0])
+    return jnp.maximum(value, least), _sum(gradient * tangents[0])
+
+
+def _clipped(terms, clip):
+    """Terms of at most `clip`, and 1.0 where they were below it; None changes nothing."""
+    return (terms, 1.0) if clip is None else (jnp.minimum(terms, clip), terms < clip)
+
+
+def _check_clip(clip):
+    if clip is not None and not 0 < clip < math.inf:
+        raise InvalidValue(f"clip is {clip}: bound each id's term by a number above 0, or None")
 
 
 def _log_mixture_ratios(log_p, log_q, teacher_share):
