@@ -29,6 +29,7 @@ from gkd.step_names import NAMES
 
 LENGTH = whole(1, LONGEST_SEQUENCE)
 BATCH = whole(1, LARGEST_BATCH)
+WEIGHTS = ("checkpoint", "initial", "current", "average")
 SEED = whole(0, LARGEST_SEED)
 DTYPE = choice("float32", "bfloat16", none=True)
 STEP = whole(0, words=NAMES, none=True)
@@ -149,6 +150,9 @@ class Method:
       alpha: with a reward, weight of the divergence; the reward has 1 − alpha.
       advantage: baseline that a reward is compared with, see `gkd.distill.advantages`.
       reward_model, reward_architecture: checkpoint and architecture of a reward model.
+      teacher_weights: whose weights the teacher has: those of a 'checkpoint' (`Teacher`), or the
+        student's own: 'initial' (frozen), 'current', or 'average' (a moving one).
+      teacher_decay: decay of the moving average per step, in (0, 1).
       replay: a `gkd.distill.replay.Replay`: samples are trained on more than once.
       training_task: rows to train on in place of the task's own, such as a teacher's outputs.
     """
@@ -169,6 +173,8 @@ class Method:
     advantage: str = accepts(choice("batch", "group", "group_standardised", "none"), "batch")
     reward_model: str | None = accepts(OPTIONAL_PATH, None)
     reward_architecture: Any = accepts(ARCHITECTURE, None)
+    teacher_weights: str = accepts(choice(*WEIGHTS), "checkpoint")
+    teacher_decay: float | int = accepts(number(above=0, below=1), 0.999)
     replay: Any = accepts(Setting(results=configurables.REPLAYS, none=True), None)
     training_task: Any = accepts(dataclasses.replace(TASK, none=True), None)
 

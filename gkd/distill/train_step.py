@@ -32,6 +32,7 @@ from gkd.distill.rollouts import (
     rollout_from_targets,
     rollout_metrics,
 )
+from gkd.distill.self_teachers import StudentTeacher, next_average
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import ProjectedLogits, Seq2SeqModel
 from gkd.models.scoring import score_tokens
@@ -39,13 +40,16 @@ from gkd.models.scoring import score_tokens
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, averaged: bool = False
+) -> TrainState:
     """A `TrainState` at step 0.
 
     Args:
       params: the student's parameters, unboxed.
       optimizer: its state is made for `params`.
       seed: PRNG seed of the run.
+      averaged: keep a moving average of the parameters, for a teacher.
 
     Returns:
       The state.
@@ -57,6 +61,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) 
         seed=jax.random.PRNGKey(seed),
         skipped=jnp.int32(0),
         skipped_in_a_row=jnp.int32(0),
+        average=params if averaged else None,
     )
 
 
@@ -176,7 +181,8 @@ class TrainStep:
 
         Args:
           state: the student's state.
-          teacher_params: the teacher's parameters, or None without one.
+          teacher_params: the teacher's parameters; None without one, or where it is a
+            `StudentTeacher`.
           batch: the prompts.
           rollout: the sequences to learn from, with rewards where the loss needs them.
 
@@ -184,6 +190,7 @@ class TrainStep:
           The new state, and the step's metrics as (sum, weight) pairs.
         """
         rollout = self._with_advantages(rollout)
+        teacher_params = self._teacher_params(state, teacher_params)
         gradient_fn = jax.value_and_grad(self._loss_sum, has_aux=True)
         key = None
         if self.dropout:
@@ -220,6 +227,7 @@ class TrainStep:
         if self.microbatches > 1 or self.dropout:
             rollout = self.rollout(state, batch, rng, reward_params)
             return self.update(state, teacher_params, batch, rollout)
+        teacher_params = self._teacher_params(state, teacher_params)
 
         def roll_out_and_score(params):
             encoded = self.student.encode(params, batch.encoder_input_tokens)
@@ -234,6 +242,11 @@ class TrainStep:
         scored = jax.value_and_grad(roll_out_and_score, has_aux=True)(state.params)
         (loss, (weight, metrics, rollout)), gradients = scored
         return self._apply(state, gradients, loss, weight, metrics, rollout)
+
+    def _teacher_params(self, state, given):
+        """The parameters that score: those given, or the student's own of the state."""
+        teacher = self.teacher_logits_fn
+        return teacher.params_of(state) if isinstance(teacher, StudentTeacher) else given
 
     @property
     def _samples(self) -> bool:
@@ -314,10 +327,14 @@ class TrainStep:
             finite, self.optimizer, gradients, state.params, state.opt_state
         )
         skip = jnp.where(finite, 0, 1).astype(jnp.int32)
+        average = state.average
+        if average is not None:
+            average = next_average(average, params, self.teacher_logits_fn.decay, finite)
         state = state.replace(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
+            average=average,
             skipped=state.skipped + skip,
             skipped_in_a_row=(state.skipped_in_a_row + skip) * skip,
         )
@@ -355,7 +372,8 @@ def make_train_step(
       optimizer: turns gradients of the mean loss into updates.
       divergence_loss_fn: (student logits, teacher logits or None, rollout) -> (sum, weight,
         metrics); the loss is Σ sum / Σ weight over all rows of all devices and microbatches.
-      teacher_logits_fn: (teacher params, batch, rollout) -> logits; None trains on tokens alone.
+      teacher_logits_fn: (teacher params, batch, rollout) -> logits; a `StudentTeacher` takes the
+        parameters from the state; None trains on tokens alone.
       sample_fn: (params, encoded, batch, rng, rows) -> Rollout; needed unless λ is 0.
       on_policy_fraction: λ. The numbers 0 and 1 choose the program here and leave no branch in it;
         a function of the step is traced.

@@ -77,6 +77,7 @@ class TrainState:
       seed: the run's random key; a step's noise is fold_in(seed, step).
       skipped: int32 [], updates skipped because the loss or gradient was not finite.
       skipped_in_a_row: int32 [], the length of the current streak of skipped updates.
+      average: moving average of the parameters, where it is the teacher; else None.
       replay: memory of `gkd.distill.replay`; None where nothing is replayed.
     """
 
@@ -86,4 +87,5 @@ class TrainState:
     seed: Any
     skipped: Any
     skipped_in_a_row: Any
+    average: Any = None
     replay: Any = None

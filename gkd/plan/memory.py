@@ -30,7 +30,8 @@ def resident(program: StepProgram) -> dict[str, float]:
     state = program.state.abstract
     held = {"parameters": share(state.params), "optimizer": share(state.opt_state)}
     held["rest of the state"] = share(state) - sum(held.values())
-    for name, loaded in (("teacher", program.teacher), ("reward model", program.reward_model)):
+    others = {"teacher": program.frozen_teacher, "reward model": program.reward_model}
+    for name, loaded in others.items():
         if loaded is not None:
             held[name] = share(loaded.shapes)
     return held

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from gkd.configuration.experiment import Experiment
+from gkd.configuration.experiment import Experiment, Method
 from gkd.data.task_spec import BATCH_COLUMNS, TaskSpec
 from gkd.distill import optimizers, replay, train_step
 from gkd.distill.types import Batch, TopK
@@ -58,7 +59,7 @@ def build_step_program(
         rules=rules,
         experiment=experiment,
         step=step,
-        state=starting_state(mesh, student, optimizer, experiment.seed, method.replay, batch),
+        state=starting_state(mesh, student, optimizer, experiment.seed, method, batch),
         student=student,
         teacher=teacher,
         reward_model=reward_model,
@@ -84,20 +85,40 @@ def _load_models(experiment, mesh, rules, from_shapes):
         with_params=False,
     )  # fmt: skip
     student = model_loading.with_dropout(student, chosen.dropout_rate)
-    teacher, chosen = None, experiment.teacher
-    if methods.needs_teacher(method) and chosen.top_k_file is None:
-        dtypes = {}
-        if not model_loading.has_fixed_execution(chosen.architecture):
-            dtypes = model_loading.inference_dtypes(chosen.dtype, mesh)
-        teacher = load(
-            "TEACHER", chosen, chosen.step, stacked_layers=chosen.stacked,
-            with_params=not from_shapes, **dtypes,
-        )  # fmt: skip
+    teacher = None
+    if methods.in_state(method):
+        teacher = dataclasses.replace(student, opened=None)
+    elif methods.needs_teacher(method) and experiment.teacher.top_k_file is None:
+        teacher = _frozen_teacher(experiment, load, student, mesh, from_shapes)
     reward_model = load_reward_model(
         method.reward, None if from_shapes and method.reward_architecture else method.reward_model,
         method.reward_architecture, mesh, rules, task, with_params=not from_shapes,
     )  # fmt: skip
     return student, teacher, reward_model
+
+
+def _frozen_teacher(experiment, load, student, mesh, from_shapes):
+    """The teacher of a checkpoint, or the student as it was at the start of the run."""
+    chosen = experiment.teacher
+    initial = experiment.method.teacher_weights == "initial"
+    if initial:
+        start = experiment.student
+        chosen = dataclasses.replace(
+            chosen, checkpoint=chosen.checkpoint or start.checkpoint,
+            architecture=start.architecture, stacked=start.stacked,
+        )  # fmt: skip
+    dtypes = {}
+    if not model_loading.has_fixed_execution(chosen.architecture):
+        dtypes = model_loading.inference_dtypes(chosen.dtype, mesh)
+    teacher = load(
+        "TEACHER", chosen, chosen.step, stacked_layers=chosen.stacked,
+        with_params=not from_shapes, **dtypes,
+    )  # fmt: skip
+    if not initial or from_shapes or teacher.opened is not None:
+        return teacher
+    params = model_loading.initial_params(student, experiment.seed)  # as the run begins with
+    cast = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, teacher.shapes)
+    return dataclasses.replace(teacher, params=jax.device_put(cast, teacher.shardings))
 
 
 def _learning_rate(experiment):
@@ -113,7 +134,7 @@ def starting_state(
     student: LoadedModel,
     optimizer: Any,
     seed: int,
-    memory: replay.Replay | None,
+    method: Method,
     batch: Batch,
 ) -> StartingState:
     """Describes the training state before the first step.
@@ -123,15 +144,16 @@ def starting_state(
       student: the student.
       optimizer: an optax gradient transformation.
       seed: PRNG seed of the run.
-      memory: settings of a replay memory; None without one.
+      method: whose replay memory and moving average are in the state.
       batch: shapes of a batch, for the memory.
     """
 
     def from_params(params):
-        state = train_step.init_state(params, optimizer, seed)
-        if memory is None:
+        averaged = methods.in_state(method) and method.teacher_weights == "average"
+        state = train_step.init_state(params, optimizer, seed, averaged)
+        if method.replay is None:
             return state
-        return state.replace(replay=replay.empty_memory(memory, batch))
+        return state.replace(replay=replay.empty_memory(method.replay, batch))
 
     shapes = jax.eval_shape(from_params, student.shapes)
     shardings = meshes.shardings_like(mesh, shapes, shapes.params, student.shardings)

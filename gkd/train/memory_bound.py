@@ -24,7 +24,7 @@ def needed(program: StepProgram) -> float:
     attention weights in float32; a real step needs more.
     """
     state = program.state.abstract
-    others = [m.shapes for m in (program.teacher, program.reward_model) if m is not None]
+    others = [m.shapes for m in (program.frozen_teacher, program.reward_model) if m is not None]
     held = _bytes(state) + _bytes(state.params) + sum(map(_bytes, others))
     models = [m for m in (program.student, program.teacher) if m is not None]
     return held + max(_attention(program, model) for model in models)

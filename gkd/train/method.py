@@ -13,6 +13,7 @@ from gkd.decode.sampling import sample
 from gkd.distill import advantages, losses, mixing, replay, train_step, truncated_teacher
 from gkd.distill.divergence_records import DivergenceRecord, record_of
 from gkd.distill.logits import temperature_pair
+from gkd.distill.self_teachers import StudentTeacher
 from gkd.errors import InvalidValue
 from gkd.metrics.reward_functions import ModelReward
 from gkd.runs.model_loading import LoadedModel
@@ -21,6 +22,11 @@ from gkd.runs.model_loading import LoadedModel
 def needs_teacher(method: Method) -> bool:
     """Returns whether a teacher's distributions are in the loss."""
     return method.divergence is not None and method.alpha > 0
+
+
+def in_state(method: Method) -> bool:
+    """Returns whether the teacher's parameters are in the training state, not beside it."""
+    return needs_teacher(method) and method.teacher_weights in ("current", "average")
 
 
 def rewards_on_host(method: Method) -> bool:
@@ -95,8 +101,12 @@ def _check_divergence(method, teacher):
         _check_no_divergence(method, teacher)
         return
     record = bound_divergence(method)
-    if teacher.checkpoint is None and teacher.architecture is None and teacher.top_k_file is None:
-        raise InvalidValue("a divergence needs a teacher: set TEACHER to a checkpoint")
+    named = (teacher.checkpoint, teacher.architecture, teacher.top_k_file)
+    if method.teacher_weights == "checkpoint" and named == (None, None, None):
+        raise InvalidValue(
+            "a divergence needs a teacher: set TEACHER to a checkpoint, or TEACHER_WEIGHTS to "
+            "'initial', 'current' or 'average', the student's own"
+        )
     if record.on_policy_only and (method.on_policy_fraction != 1 or method.replay is not None):
         raise InvalidValue(
             f"{record.name} is defined on the student's own tokens, but λ is "
@@ -206,6 +216,9 @@ def make_step(
         teacher_logits_fn = truncated_teacher.make_offline_teacher_logits_fn(tail)
     elif teacher is not None:
         teacher_logits_fn = train_step.make_teacher_logits_fn(teacher.model)
+        if in_state(method):
+            decay = method.teacher_decay if method.teacher_weights == "average" else None
+            teacher_logits_fn = StudentTeacher(teacher_logits_fn, decay)
     step = train_step.make_train_step(
         student.model,
         optimizer,

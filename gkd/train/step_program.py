@@ -16,7 +16,7 @@ from gkd.distill.types import Batch
 from gkd.metrics.reward_functions import rewards_of_rows
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.method import rewards_on_host
+from gkd.train.method import in_state, rewards_on_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,8 @@ class StepProgram:
       experiment: the experiment that it was built from.
       step: the pure step, see `method.make_step`.
       state: the training state before the first step.
-      student, teacher, reward_model: the models; None where the method has none.
+      student, teacher, reward_model: the models; None where the method has none. A teacher that is
+        the student has no `params`.
       valid: bool [V], ids that have probability.
       batch: shapes of a batch.
       learning_rate: step -> learning rate.
@@ -65,6 +66,17 @@ class StepProgram:
     def method(self) -> Method:
         """The experiment's method."""
         return self.experiment.method
+
+    @property
+    def frozen_teacher(self) -> LoadedModel | None:
+        """The teacher with parameters of its own; None where the student's state has them."""
+        return None if in_state(self.method) else self.teacher
+
+    def teacher_params(self, state: Any) -> Any:
+        """Returns the parameters that a teacher scores with at a state; None without a teacher."""
+        if in_state(self.method):
+            return state.params if state.average is None else state.average
+        return None if self.teacher is None else self.teacher.params
 
     @property
     def task(self) -> TaskSpec:
@@ -93,7 +105,7 @@ class StepProgram:
           One program, `step`, or `rollout` and `update` where rewards read texts.
         """
         teacher, reward_model = (
-            loaded and loaded.shapes for loaded in (self.teacher, self.reward_model)
+            loaded and loaded.shapes for loaded in (self.frozen_teacher, self.reward_model)
         )
         state, batch = self.state.abstract, self.batch
         if rewards_on_host(self.method):
@@ -113,7 +125,9 @@ class StepProgram:
         Returns:
           The sizes of the models, and the names of the step's metrics.
         """
-        teacher, reward = (loaded and loaded.shapes for loaded in (self.teacher, self.reward_model))
+        teacher, reward = (
+            loaded and loaded.shapes for loaded in (self.frozen_teacher, self.reward_model)
+        )
         state, batch = self.state.abstract, self.batch
         if rewards_on_host(self.method):
             written = self._abstract_rollout()
@@ -136,7 +150,7 @@ class StepProgram:
         return () if self.reward_model is None else (self.reward_model.shardings,)
 
     def _jitted(self, function, *more_shardings):
-        teacher = None if self.teacher is None else self.teacher.shardings
+        teacher = self.frozen_teacher and self.frozen_teacher.shardings
         return meshes.compile_step(
             function, self.mesh, self.state.shardings, teacher, more_shardings
         )

@@ -40,6 +40,7 @@ from gkd.runs.run_directory import check_changes, check_model_dir, open_run
 from gkd.runs.signals import StopRequest
 from gkd.train import memory_bound
 from gkd.train.build import build_step_program
+from gkd.train.method import needs_teacher
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
 from gkd.train.step_means import StepMeans
@@ -110,7 +111,7 @@ def train(
         check_changes(model_dir, execution.allow_changes)
     program = build_step_program(_continued(experiment, directory, resumes))
     memory_bound.check_fits(program)
-    return _launch(program, directory, teacher.checkpoint)
+    return _launch(program, directory, _named_teacher(experiment))
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -130,21 +131,47 @@ def check_experiment(experiment: Experiment) -> None:
         raise InvalidValue(
             f"PROFILE_STEPS is {experiment.execution.profile_steps}: give the first and the last"
         )
+    _check_self_teacher(experiment)
     _check_teacher_differs(experiment)
 
 
-def _check_teacher_differs(experiment: Experiment) -> None:
-    """Refuses a frozen teacher that is the student at its start: every divergence is then 0.
+def _check_self_teacher(experiment: Experiment) -> None:
+    """Refuses a TEACHER beside a method whose teacher is the student."""
+    teacher, weights = experiment.teacher, experiment.method.teacher_weights
+    if weights == "checkpoint":
+        return
+    for macro, value in (
+        ("TEACHER", teacher.checkpoint), ("TEACHER_MODEL", teacher.architecture),
+        ("TEACHER_STEP", teacher.step), ("TEACHER_TOP_K_FILE", teacher.top_k_file),
+    ):  # fmt: skip
+        if value is not None:
+            raise InvalidValue(
+                f"{macro} is {value!r}, but TEACHER_WEIGHTS is {weights!r}, the student's own: set "
+                f"{macro} to None, or TEACHER_WEIGHTS to 'checkpoint'"
+            )
 
-    It means something where it holds the student back from a reward, at another step of the run,
-    and at another temperature than the student's.
+
+def _check_teacher_differs(experiment: Experiment) -> None:
+    """Refuses a teacher that is the student at its start: every divergence is then 0.
+
+    It means something where it reads another prompt, holds the student back from a reward, is of
+    another step of a run, or has another temperature than the student.
     """
     teacher, method = experiment.teacher, experiment.method
+    own_prompts = "teacher_inputs" in (method.training_task or experiment.task).features
+    pair = temperature_pair(method.temperature)
+    if own_prompts or method.reward is not None or pair.student != pair.teacher:
+        return
+    if needs_teacher(method) and method.teacher_weights != "checkpoint":
+        raise InvalidValue(
+            f"TEACHER_WEIGHTS is {method.teacher_weights!r}, and the teacher reads the student's "
+            "own prompt: their divergence is 0 at the start, and nothing is learnt; choose a task "
+            "with teacher_inputs (tasks.with_teacher_inputs), or a TEACHER"
+        )
     paths = [experiment.student.checkpoint, teacher.checkpoint]
     if None in paths or len({os.path.realpath(path) for path in paths}) > 1:
         return
-    pair = temperature_pair(method.temperature)
-    if teacher.step is None and method.reward is None and pair.student == pair.teacher:
+    if teacher.step is None:
         raise InvalidValue(
             f"TEACHER and STUDENT are both {teacher.checkpoint!r}: their divergence is 0 at the "
             "start, and nothing is learnt; choose another TEACHER, or another of its steps with "
@@ -170,13 +197,20 @@ def _has_checkpoint(directory: pathlib.Path) -> bool:
 def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -> Experiment:
     """The experiment of this launch: a resumed run reads its own student, and its first teacher."""
     student, teacher = experiment.student, experiment.teacher
+    named = _named_teacher(experiment)
+    if named is not None:
+        pinned = pinned_teacher(directory, named, resumes)
+        teacher = dataclasses.replace(teacher, checkpoint=pinned)
     if resumes and student.checkpoint is not None:
         # The run's own checkpoint brings the architecture; the start may be gone.
         student = dataclasses.replace(student, checkpoint=str(directory.resolve() / CHECKPOINTS))
-    if teacher.checkpoint is not None:
-        pinned = pinned_teacher(directory, teacher.checkpoint, resumes)
-        teacher = dataclasses.replace(teacher, checkpoint=pinned)
     return dataclasses.replace(experiment, student=student, teacher=teacher)
+
+
+def _named_teacher(experiment: Experiment) -> str | None:
+    """The checkpoint of the teacher as the user named it; the student's where it is the start."""
+    initial = experiment.method.teacher_weights == "initial"
+    return experiment.student.checkpoint if initial else experiment.teacher.checkpoint
 
 
 def _training_data(program: StepProgram):
@@ -223,7 +257,7 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
 
         def record(step):
             run.record(step, _checkpoints(program))
-            pin_teacher(run.path, teacher, program.teacher)
+            pin_teacher(run.path, teacher, program.frozen_teacher)
             checkpoint_vocabulary.save_vocabulary(task.vocabulary, run.path)
 
         store = CheckpointStore(

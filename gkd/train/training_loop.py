@@ -103,14 +103,14 @@ class TrainingLoop:
             for number in range(first + 1, total + 1):
                 host = next(self.batches)
                 batch = meshes.place_batch(self._host_batch(host), self.mesh)
-                teacher_params = None if self.teacher is None else self.teacher.params
+                frozen = self.program.frozen_teacher and self.program.frozen_teacher.params
                 if self.time_parts is not None and number == first + 1:
-                    self._time_parts(first, state, teacher_params, batch)
+                    self._time_parts(first, state, self.program.teacher_params(state), batch)
                 self.monitor.begins("step", number)
                 if number == first + 1:
                     self._progress.print("compiling the step")
                 with self._compilations.of("step"):
-                    state, metrics = self.compiled(state, teacher_params, batch)
+                    state, metrics = self.compiled(state, frozen, batch)
                 self.lease.check()
                 if number == first + 1:  # nothing refuses any more
                     self.record(first)
@@ -240,14 +240,14 @@ class TrainingLoop:
 
     def _remedy(self, metrics, number, host):
         batch = meshes.place_batch(self._host_batch(host), self.mesh)
-        return soundness.remedy(metrics, number, self.teacher, batch)
+        return soundness.remedy(metrics, number, self.program.frozen_teacher, batch)
 
     def _evaluate(self, state, number, write=True) -> dict[str, float]:
         """Scores the student's outputs, and its divergences from the teacher on its own samples."""
         rows = len(self.evaluation.examples.inputs)
         self._progress.print(f"evaluating {rows} rows at step {number}")
         with self._compilations.of("evaluation"):
-            measured, texts = self._measure(state.params, number)
+            measured, texts = self._measure(state, number)
         if self.schedule.best_metric is not None and self.schedule.best_metric not in measured:
             raise InvalidValue(
                 f"BEST_METRIC is {self.schedule.best_metric!r}, measured are "
@@ -268,13 +268,14 @@ class TrainingLoop:
         self._last_evaluation = measured
         return measured
 
-    def _measure(self, params, number):
-        generated = self._generate(params)
+    def _measure(self, state, number):
+        generated = self._generate(state.params)
         soundness.check_outputs(generated.records, number)
         measured = dict(generated.metrics)
         if self._meter is not None:
             key = jax.random.fold_in(self._key, number)
-            measured |= self._meter(params, self.teacher.params, key).metrics
+            teacher_params = self.program.teacher_params(state)
+            measured |= self._meter(state.params, teacher_params, key).metrics
         return measured, generated.texts
 
     def _evaluate_teacher(self, step) -> list[str]:
@@ -283,7 +284,7 @@ class TrainingLoop:
         Args:
           step: 0 for a fresh start, None where the run is resumed and its row already written.
         """
-        if self.teacher is None:
+        if self.program.frozen_teacher is None:
             return []
         path = self.directory / TEACHER_EVALUATION_FILE
         about = {

@@ -83,7 +83,9 @@ def test_a_bound_that_no_term_reaches_changes_nothing(name):
 def test_the_loss_takes_it_block_by_block():
     """Through the fused loss: the same sum and gradient as from all logits at once."""
     weights = np.float32(np.random.default_rng(0).random((4, 6)) < 0.7)
-    rollout = Rollout(jnp.ones((4, 6), jnp.int32), jnp.asarray(weights), 0 * weights, jnp.ones(4, bool))
+    rollout = Rollout(
+        jnp.ones((4, 6), jnp.int32), jnp.asarray(weights), 0 * weights, jnp.ones(4, bool)
+    )
 
     def loss(student, block_size):
         total, weight, _ = losses.divergence_loss(
