@@ -150,8 +150,8 @@ class Method:
       alpha: with a reward, weight of the divergence; the reward has 1 − alpha.
       advantage: baseline that a reward is compared with, see `gkd.distill.advantages`.
       reward_model, reward_architecture: checkpoint and architecture of a reward model.
-      teacher_weights: whose weights the teacher has: those of a 'checkpoint' (`Teacher`), or the
-        student's own: 'initial' (frozen), 'current', or 'average' (a moving one).
+      teacher_weights: the teacher's parameters: of a 'checkpoint' (`Teacher`), or the student's
+        own: 'initial' (frozen), 'current', or 'average' (a moving one).
       teacher_decay: decay of the moving average per step, in (0, 1).
       replay: a `gkd.distill.replay.Replay`: samples are trained on more than once.
       training_task: rows to train on in place of the task's own, such as a teacher's outputs.

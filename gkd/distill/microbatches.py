@@ -1,7 +1,8 @@
-"""Division of a batch's rows into microbatches, and its inverse."""
+"""Division of a batch's rows into microbatches, its inverse, and sums over microbatches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,3 +40,25 @@ def join_rows(tree: Any, samples: int = 1) -> Any:
         return jnp.swapaxes(rows, 0, 1).reshape(-1, *x.shape[2:])
 
     return jax.tree.map(join, tree)
+
+
+def sum_over(function: Callable[..., Any], *parts: Any) -> Any:
+    """Adds up a function's results over the microbatches, one after the other.
+
+    Args:
+      function: function of one microbatch's pytrees to a pytree of arrays.
+      parts: pytrees of arrays [M, …], as from `split_rows`.
+
+    >>> import jax.numpy as jnp
+    >>> sum_over(lambda x: {"squares": x @ x}, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+    {'squares': Array(14., dtype=float32)}
+    """
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(function, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return total

@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from gkd.distill import mixing
 from gkd.distill.advantages import advantages
-from gkd.distill.microbatches import join_rows, split_rows
+from gkd.distill.microbatches import join_rows, split_rows, sum_over
 from gkd.distill.optimizers import update_if
 from gkd.distill.rollouts import (
     padded_to,
@@ -192,9 +192,8 @@ class TrainStep:
         rollout = self._with_advantages(rollout)
         teacher_params = self._teacher_params(state, teacher_params)
         gradient_fn = jax.value_and_grad(self._loss_sum, has_aux=True)
-        key = None
-        if self.dropout:
-            key = _fold(mixing.step_key(state.seed, state.step), mixing.DROPOUT)
+        key = mixing.step_key(state.seed, state.step) if self.dropout else None
+        key = _fold(key, mixing.DROPOUT)
 
         def part_of(index, part, rollout):
             (loss, (weight, metrics)), gradients = gradient_fn(
@@ -205,18 +204,9 @@ class TrainStep:
         if self.microbatches == 1:
             return self._apply(state, *part_of(0, batch, rollout), rollout)
 
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, part_of(*part)), None
-
-        split = (
-            split_rows(batch, self.microbatches),
-            split_rows(rollout, self.microbatches, self.samples),
-        )
-        parts = (jnp.arange(self.microbatches), *split)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(part_of, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        totals, _ = jax.lax.scan(add, zeros, parts)
+        parts = split_rows(batch, self.microbatches)
+        written = split_rows(rollout, self.microbatches, self.samples)
+        totals = sum_over(part_of, jnp.arange(self.microbatches), parts, written)
         return self._apply(state, *totals, rollout)
 
     def step(
@@ -236,8 +226,7 @@ class TrainStep:
             rollout = self._roll_out(*frozen, batch, state.step, rng, rows, reward_params)
             rollout = jax.lax.stop_gradient(self._with_advantages(rollout))
             scored = self._loss_sum(params, teacher_params, batch, rollout, encoded)
-            loss, (weight, metrics) = scored
-            return loss, (weight, metrics, rollout)
+            return scored[0], (*scored[1], rollout)
 
         scored = jax.value_and_grad(roll_out_and_score, has_aux=True)(state.params)
         (loss, (weight, metrics, rollout)), gradients = scored

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 from gkd.decode.sampling import sample
 from gkd.distill.fused import fused_token_loss
 from gkd.distill.logits import token_log_prob
-from gkd.distill.teacher_top_k import most_probable_ids
 from gkd.errors import InvalidValue
 from gkd.infer.batched_program import BatchedProgram, padded
 from gkd.infer.decode_options import Decoding
+from gkd.infer.most_probable_ids import most_probable_ids
 from gkd.models.interface import ProjectedLogits
 from gkd.models.scoring import score_tokens
 from gkd.runs.model_loading import LoadedModel

@@ -144,7 +144,7 @@ def starting_state(
       student: the student.
       optimizer: an optax gradient transformation.
       seed: PRNG seed of the run.
-      method: whose replay memory and moving average are in the state.
+      method: the method; its replay memory and its moving average are part of the state.
       batch: shapes of a batch, for the memory.
     """
 

@@ -166,7 +166,7 @@ def _check_teacher_differs(experiment: Experiment) -> None:
         raise InvalidValue(
             f"TEACHER_WEIGHTS is {method.teacher_weights!r}, and the teacher reads the student's "
             "own prompt: their divergence is 0 at the start, and nothing is learnt; choose a task "
-            "with teacher_inputs (tasks.with_teacher_inputs), or a TEACHER"
+            "with teacher_inputs (teacher_inputs.with_teacher_inputs), or a TEACHER"
         )
     paths = [experiment.student.checkpoint, teacher.checkpoint]
     if None in paths or len({os.path.realpath(path) for path in paths}) > 1:

@@ -14,6 +14,7 @@ METHODS = grid.names("methods")
 METHOD_MACROS = {*grid.METHOD_MACROS, "TRAIN_TASK"}
 NO_TEACHER = {"TEACHER", "TEACHER_MODEL"}  # methods without one set these two to None
 RUN = "configs/runs/xsum/small.gin"
+PRIVILEGED = {"opsd", "sdft", "opsdl"}  # their teacher reads what XSum's rows do not have
 
 
 def read(verb, *files, overrides=()):
@@ -80,14 +81,14 @@ def test_the_figures_of_the_paper_have_their_axes():
     assert {float(label) for label in options("alpha", "alpha")} >= {0, 1}
     assert len(options("student_size", "student")) == 9
     stems = {name.rpartition("/")[2].removesuffix(".gin") for name in METHODS}
-    assert options("methods", "method") == stems
+    assert options("methods", "method") == stems - PRIVILEGED
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_file_is_short_and_complete(name):
     lines = (grid.REPOSITORY / name).read_text().splitlines()
     assert re.match(r"# .*(\d{4}|Supervised fine-tuning)", lines[0]), "names the paper"
-    assert len([line for line in lines if line]) < 15
+    assert len([line for line in lines if line]) < 20
     found = set_by(name)
     teaches = name.endswith("self_distillation.gin") and {"TEACHER_MODEL"}
     without = values("configs/runs/xsum/common.gin", *_models(), name)["DIVERGENCE"] == "None"

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gkd.distill.logits import ProjectedLogits
-from gkd.distill.teacher_top_k import most_probable_ids
+from gkd.infer.most_probable_ids import most_probable_ids
 from gkd.models.interface import Head
 from gkd.parallel import mesh as meshes
 
