@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, optimizers, train_step
+from gkd.distill import divergences, losses, optimizers, step_functions, train_step
 from gkd.distill.types import Batch
 from gkd.models.interface import Seq2SeqModel
 from gkd.models.uncached import encoder_decoder
@@ -108,14 +108,14 @@ def train(
     loss, teacher_logits_fn = losses.make_cross_entropy_loss(), None
     if teacher is not None:
         loss = losses.make_divergence_loss(divergences.forward_kl, valid=VALID)
-        teacher_logits_fn = train_step.make_teacher_logits_fn(teacher[0])
+        teacher_logits_fn = step_functions.make_teacher_logits_fn(teacher[0])
     optimizer = optimizers.adamw(
         optimizers.warmup_constant_cooldown(3e-3, updates // 15, updates, updates // 3),
         max_norm=1.0,
     )
     step = train_step.make_train_step(
         model, optimizer, divergence_loss_fn=loss, teacher_logits_fn=teacher_logits_fn,
-        sample_fn=train_step.make_sample_fn(model, sample, VALID),
+        sample_fn=step_functions.make_sample_fn(model, sample, VALID),
         on_policy_fraction=on_policy_fraction,
     )  # fmt: skip
     update = jax.jit(step.step)

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.workers.protocol import serve
 from benchmarks.workloads import STUDENT, TEACHER, USABLE, VOCABULARY
 from gkd.decode import sampling
-from gkd.distill import divergences, losses, optimizers, train_step
+from gkd.distill import divergences, losses, optimizers, step_functions, train_step
 from gkd.distill.types import Batch
 from gkd.models.interface import T5_IDS
 from gkd.models.t5 import T5Config, as_seq2seq
@@ -40,7 +40,7 @@ def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY
             params[model] = jax.jit(lambda key: nn.meta.unbox(model.init(key)))(key)
         return params[model]
 
-    sample_fn = train_step.make_sample_fn(student, sampling.sample, jnp.asarray(writable))
+    sample_fn = step_functions.make_sample_fn(student, sampling.sample, jnp.asarray(writable))
     loss = losses.make_divergence_loss(
         lambda *args, **kwargs: divergences.generalized_jsd(*args, beta=0.5, **kwargs),
         valid=jnp.asarray(usable),
@@ -50,7 +50,7 @@ def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY
     def step_of(fraction):
         return train_step.make_train_step(
             student, optimizer, divergence_loss_fn=loss, on_policy_fraction=fraction,
-            teacher_logits_fn=train_step.make_teacher_logits_fn(teacher), sample_fn=sample_fn,
+            teacher_logits_fn=step_functions.make_teacher_logits_fn(teacher), sample_fn=sample_fn,
         )  # fmt: skip
 
     @jax.jit

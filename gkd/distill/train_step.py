@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,13 +27,12 @@ from gkd.distill.microbatches import join_rows, split_rows, sum_over
 from gkd.distill.optimizers import update_if
 from gkd.distill.rollouts import (
     padded_to,
-    rollout_from_samples,
     rollout_from_targets,
     rollout_metrics,
 )
-from gkd.distill.self_teachers import StudentTeacher, next_average
+from gkd.distill.step_functions import StudentTeacher, next_average
 from gkd.distill.types import Batch, Rollout, TrainState
-from gkd.models.interface import ProjectedLogits, Seq2SeqModel
+from gkd.models.interface import Seq2SeqModel
 from gkd.models.scoring import score_tokens
 
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
@@ -63,58 +61,6 @@ def init_state(
         skipped_in_a_row=jnp.int32(0),
         average=params if averaged else None,
     )
-
-
-def make_sample_fn(
-    model: Seq2SeqModel,
-    sampler: Callable,
-    valid,
-    samples: int = 1,
-    longest: int | None = None,
-    **options,
-) -> Callable:
-    """The first pure function: (params, encoded, batch, rng, rows) -> Rollout.
-
-    Args:
-      model: the student.
-      sampler: `gkd.decode.sampling.sample`, or another with its signature.
-      valid: bool [V], ids that may be sampled.
-      samples: G completions per prompt, from one encoding.
-      longest: tokens of a sample at most, where they should be fewer than the targets have.
-      **options: temperature, top_k, top_p; by default exactly the student's distribution.
-
-    Returns:
-      The function; its samples are as long as the batch's targets at most. Row `prompt·G + sample`
-      draws the noise of that number, `rows` being the prompts' numbers in the whole batch.
-    """
-
-    def sample_fn(params, encoded, batch, rng, rows):
-        length = min(batch.decoder_target_tokens.shape[1], longest or sys.maxsize)
-        numbers = (rows[:, None] * samples + jnp.arange(samples)).reshape(-1)
-        generated = sampler(
-            model, params, encoded, rng,
-            max_length=length, valid=valid, samples=samples, rows=numbers, **options,
-        )  # fmt: skip
-        weights = jnp.repeat(batch.example_weights, samples)
-        return rollout_from_samples(
-            generated.tokens, generated.log_probs, generated.lengths, weights
-        )
-
-    return sample_fn
-
-
-def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
-    """The second pure function: (teacher params, batch, rollout) -> Logits, without gradient.
-
-    A prompt is encoded once, however many of the rollout's rows belong to it.
-    """
-
-    def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> ProjectedLogits:
-        encoded = model.encode(params, batch.teacher_prompts)
-        logits = score_tokens(model, params, encoded, rollout.target_tokens)
-        return jax.lax.stop_gradient(logits)
-
-    return teacher_logits_fn
 
 
 class Part(enum.StrEnum):

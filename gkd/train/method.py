@@ -10,10 +10,18 @@ import numpy as np
 
 from gkd.configuration.experiment import Experiment, Method, Teacher
 from gkd.decode.sampling import sample
-from gkd.distill import advantages, losses, mixing, replay, train_step, truncated_teacher
+from gkd.distill import (
+    advantages,
+    losses,
+    mixing,
+    replay,
+    step_functions,
+    train_step,
+    truncated_teacher,
+)
 from gkd.distill.divergence_records import DivergenceRecord, record_of
 from gkd.distill.logits import temperature_pair
-from gkd.distill.self_teachers import StudentTeacher
+from gkd.distill.step_functions import StudentTeacher
 from gkd.errors import InvalidValue
 from gkd.metrics.reward_functions import ModelReward
 from gkd.runs.model_loading import LoadedModel
@@ -215,7 +223,7 @@ def make_step(
         tail = experiment.teacher.top_k_tail
         teacher_logits_fn = truncated_teacher.make_offline_teacher_logits_fn(tail)
     elif teacher is not None:
-        teacher_logits_fn = train_step.make_teacher_logits_fn(teacher.model)
+        teacher_logits_fn = step_functions.make_teacher_logits_fn(teacher.model)
         if in_state(method):
             decay = method.teacher_decay if method.teacher_weights == "average" else None
             teacher_logits_fn = StudentTeacher(teacher_logits_fn, decay)
@@ -224,7 +232,7 @@ def make_step(
         optimizer,
         divergence_loss_fn=_loss_fn(method, valid, data_shards),
         teacher_logits_fn=teacher_logits_fn,
-        sample_fn=train_step.make_sample_fn(
+        sample_fn=step_functions.make_sample_fn(
             student.model, sample, valid, method.samples, method.rollout_length,
             temperature=method.sampling_temperature, top_k=method.sampling_top_k,
             top_p=method.sampling_top_p,

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, train_step
+from gkd.distill import divergences, losses, step_functions, train_step
 from gkd.distill.types import Batch
 from gkd.models import t5
 from gkd.models.interface import Encoded, Head, Hidden, Seq2SeqModel
@@ -111,8 +111,8 @@ def build(
         student,
         optimizer or optax.sgd(1.0),
         divergence_loss_fn=losses.make_divergence_loss(divergence, valid=VALID),
-        teacher_logits_fn=train_step.make_teacher_logits_fn(teacher),
-        sample_fn=train_step.make_sample_fn(student, sample, VALID),
+        teacher_logits_fn=step_functions.make_teacher_logits_fn(teacher),
+        sample_fn=step_functions.make_sample_fn(student, sample, VALID),
         on_policy_fraction=fraction,
         **options,
     )

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, mixing, train_step
+from gkd.distill import divergences, losses, mixing, step_functions, train_step
 from gkd.distill.logits import DenseLogits
 from gkd.distill.types import Rollout
 from gkd.parallel import mesh as meshes
@@ -96,8 +96,8 @@ def build(alpha, samples=1, **options):
         STUDENT,
         optax.sgd(1.0),
         divergence_loss_fn=loss,
-        teacher_logits_fn=train_step.make_teacher_logits_fn(TEACHER),
-        sample_fn=train_step.make_sample_fn(STUDENT, sample, VALID, samples),
+        teacher_logits_fn=step_functions.make_teacher_logits_fn(TEACHER),
+        sample_fn=step_functions.make_sample_fn(STUDENT, sample, VALID, samples),
         on_policy_fraction=1.0,
         samples=samples,
         reward_fn=reward_fn,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, replay, train_step
+from gkd.distill import divergences, losses, replay, step_functions, train_step
 from gkd.distill.replay import Replay
 from tests.distill.small_step import (
     ROWS,
@@ -32,8 +32,8 @@ def build(settings):
         STUDENT,
         optax.sgd(1.0),
         divergence_loss_fn=losses.make_divergence_loss(divergences.forward_kl, valid=VALID),
-        teacher_logits_fn=train_step.make_teacher_logits_fn(TEACHER),
-        sample_fn=train_step.make_sample_fn(STUDENT, sample, VALID),
+        teacher_logits_fn=step_functions.make_teacher_logits_fn(TEACHER),
+        sample_fn=step_functions.make_sample_fn(STUDENT, sample, VALID),
         on_policy_fraction=1.0,
     )
     state = start().replace(replay=replay.empty_memory(settings, make_batch()))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, mixing, train_step
+from gkd.distill import divergences, losses, mixing, step_functions, train_step
 from gkd.distill.rollouts import repeated_ngrams, rollout_metrics
 from gkd.distill.types import Rollout
 from tests.distill import references
@@ -28,7 +28,7 @@ from tests.distill.small_step import (
 
 
 def sampling(samples=1, longest=None):
-    return train_step.make_sample_fn(STUDENT, sample, VALID, samples, longest)
+    return step_functions.make_sample_fn(STUDENT, sample, VALID, samples, longest)
 
 
 def test_both_models_encode_a_prompt_once_for_all_its_samples():
@@ -46,8 +46,8 @@ def test_both_models_encode_a_prompt_once_for_all_its_samples():
         student,
         optax.sgd(1.0),
         divergence_loss_fn=losses.make_divergence_loss(divergences.forward_kl, valid=VALID),
-        teacher_logits_fn=train_step.make_teacher_logits_fn(counted(TEACHER, "teacher")),
-        sample_fn=train_step.make_sample_fn(student, sample, VALID, 3),
+        teacher_logits_fn=step_functions.make_teacher_logits_fn(counted(TEACHER, "teacher")),
+        sample_fn=step_functions.make_sample_fn(student, sample, VALID, 3),
         on_policy_fraction=1.0,
         samples=3,
     )

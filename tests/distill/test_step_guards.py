@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, mixing, train_step
+from gkd.distill import divergences, losses, mixing, step_functions, train_step
 from gkd.distill.types import Batch
 from tests.distill.small_step import (
     LENGTH,
@@ -62,8 +62,8 @@ def test_a_row_without_weight_changes_nothing(microbatches):
         STUDENT,
         optax.sgd(1.0),
         divergence_loss_fn=loss,
-        teacher_logits_fn=train_step.make_teacher_logits_fn(TEACHER),
-        sample_fn=train_step.make_sample_fn(STUDENT, sample, VALID),
+        teacher_logits_fn=step_functions.make_teacher_logits_fn(TEACHER),
+        sample_fn=step_functions.make_sample_fn(STUDENT, sample, VALID),
         on_policy_fraction=0.7,
         mix_rows=True,
         reward_fn=reward_fn,
@@ -148,7 +148,7 @@ def test_a_data_row_counts_through_its_last_token():
 
 def test_the_teacher_reads_its_own_prompt_where_there_is_one():
     batch = make_batch()
-    fn = train_step.make_teacher_logits_fn(TEACHER)
+    fn = step_functions.make_teacher_logits_fn(TEACHER)
     rows = train_step.rollout_from_targets(batch)
     other = batch.encoder_input_tokens[:, ::-1]
 
@@ -166,7 +166,7 @@ def test_the_teacher_reads_its_own_prompt_where_there_is_one():
 
 @pytest.mark.parametrize(("longest", "length"), [(None, LENGTH), (3, 3), (99, LENGTH)])
 def test_a_rollout_is_no_longer_than_the_targets(longest, length):
-    sample_fn = train_step.make_sample_fn(STUDENT, sample, VALID, 2, longest)
+    sample_fn = step_functions.make_sample_fn(STUDENT, sample, VALID, 2, longest)
 
     def tokens(params, batch):
         encoded = STUDENT.encode(params, batch.encoder_input_tokens)

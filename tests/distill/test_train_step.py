@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, mixing, train_step
+from gkd.distill import divergences, losses, mixing, step_functions, train_step
 from gkd.distill.types import TrainState
 from gkd.parallel import mesh as meshes
 from tests.distill.small_step import (
@@ -245,8 +245,8 @@ def test_a_teacher_equal_to_the_student_teaches_nothing():
         STUDENT,
         optax.sgd(1.0),
         divergence_loss_fn=losses.make_divergence_loss(divergences.reverse_kl, valid=VALID),
-        teacher_logits_fn=train_step.make_teacher_logits_fn(STUDENT),
-        sample_fn=train_step.make_sample_fn(STUDENT, sample, VALID),
+        teacher_logits_fn=step_functions.make_teacher_logits_fn(STUDENT),
+        sample_fn=step_functions.make_sample_fn(STUDENT, sample, VALID),
         on_policy_fraction=1.0,
     )
     state, metrics = jax.jit(parts.step)(start(), STUDENT_PARAMS, make_batch())

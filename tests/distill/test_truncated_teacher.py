@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from gkd.distill import divergences, losses, train_step
+from gkd.distill import divergences, losses, step_functions, train_step
 from gkd.distill.truncated_teacher import (
     check_top_k,
     make_offline_teacher_logits_fn,
@@ -81,7 +81,7 @@ def test_a_bucket_never_exceeds_the_whole_divergence():
 
 
 def step_with(tail, k):
-    teacher = jax.jit(train_step.make_teacher_logits_fn(TEACHER))
+    teacher = jax.jit(step_functions.make_teacher_logits_fn(TEACHER))
     batch = make_batch()
     hidden = teacher(TEACHER_PARAMS, batch, train_step.rollout_from_targets(batch))
     logits = np.asarray(hidden.hidden @ hidden.head.kernel, np.float64)

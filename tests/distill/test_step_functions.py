@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from gkd.decode.sampling import sample
-from gkd.distill import divergences, losses, train_step
-from gkd.distill.self_teachers import StudentTeacher, next_average
+from gkd.distill import divergences, losses, step_functions, train_step
+from gkd.distill.step_functions import StudentTeacher, next_average
 from tests.distill.small_step import STUDENT, STUDENT_PARAMS, VALID, close, make_batch, value
 
 DECAY, RATE = 0.75, 0.5
@@ -31,7 +31,7 @@ def build(teacher, fraction=1.0, rate=RATE, **options):
         optax.sgd(rate),
         divergence_loss_fn=losses.make_divergence_loss(divergences.forward_kl, valid=VALID),
         teacher_logits_fn=teacher,
-        sample_fn=train_step.make_sample_fn(STUDENT, sample, VALID),
+        sample_fn=step_functions.make_sample_fn(STUDENT, sample, VALID),
         on_policy_fraction=fraction,
         **options,
     )
@@ -42,7 +42,7 @@ def start(averaged=False):
     return train_step.init_state(params, optax.sgd(RATE), 3, averaged)
 
 
-SCORE = train_step.make_teacher_logits_fn(STUDENT)
+SCORE = step_functions.make_teacher_logits_fn(STUDENT)
 
 
 @functools.cache
