@@ -33,6 +33,7 @@ from gkd.distill.rollouts import (
 from gkd.distill.step_functions import StudentTeacher, next_average
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import Seq2SeqModel
+from gkd.models.lora import Base
 from gkd.models.scoring import score_tokens
 
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
@@ -92,7 +93,12 @@ class TrainStep:
     dropout: bool
 
     def rollout(
-        self, state: TrainState, batch: Batch, rng: Array, reward_params: Any = None
+        self,
+        state: TrainState,
+        batch: Batch,
+        rng: Array,
+        reward_params: Any = None,
+        base: Base | None = None,
     ) -> Rollout:
         """Generates this step's target sequences, one microbatch after the other.
 
@@ -101,13 +107,14 @@ class TrainStep:
           batch: prompts and the data set's outputs.
           rng: the step's key, `mixing.step_key`.
           reward_params: parameters of a reward model.
+          base: the frozen base of a student whose adapters alone are trained.
 
         Returns:
           The sequences of every row, with their rewards where the program has them.
         """
         if not self._samples:
             return self._data_rollout(batch)
-        params = jax.lax.stop_gradient(state.params)
+        params = jax.lax.stop_gradient(_student(state.params, base))
 
         def sample_part(part):
             rows, part = part
@@ -121,7 +128,12 @@ class TrainStep:
         return join_rows(rollout, self.samples)
 
     def update(
-        self, state: TrainState, teacher_params: Any, batch: Batch, rollout: Rollout
+        self,
+        state: TrainState,
+        teacher_params: Any,
+        batch: Batch,
+        rollout: Rollout,
+        base: Base | None = None,
     ) -> tuple[TrainState, Metrics]:
         """One optimizer update on given sequences; encodes the prompts (again).
 
@@ -131,13 +143,18 @@ class TrainStep:
             `StudentTeacher`.
           batch: the prompts.
           rollout: the sequences to learn from, with rewards where the loss needs them.
+          base: as for `rollout`.
 
         Returns:
           The new state, and the step's metrics as (sum, weight) pairs.
         """
         rollout = self._with_advantages(rollout)
-        teacher_params = self._teacher_params(state, teacher_params)
-        gradient_fn = jax.value_and_grad(self._loss_sum, has_aux=True)
+        teacher_params = self._teacher_params(state, teacher_params, base)
+
+        def loss_of(params, *arguments, **options):
+            return self._loss_sum(_student(params, base), *arguments, **options)
+
+        gradient_fn = jax.value_and_grad(loss_of, has_aux=True)
         key = mixing.step_key(state.seed, state.step) if self.dropout else None
         key = _fold(key, mixing.DROPOUT)
 
@@ -156,16 +173,22 @@ class TrainStep:
         return self._apply(state, *totals, rollout)
 
     def step(
-        self, state: TrainState, teacher_params: Any, batch: Batch, reward_params: Any = None
+        self,
+        state: TrainState,
+        teacher_params: Any,
+        batch: Batch,
+        reward_params: Any = None,
+        base: Base | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Rollout and update in one program; one encoder pass serves both where it can."""
         rng = mixing.step_key(state.seed, state.step)
         if self.microbatches > 1 or self.dropout:
-            rollout = self.rollout(state, batch, rng, reward_params)
-            return self.update(state, teacher_params, batch, rollout)
-        teacher_params = self._teacher_params(state, teacher_params)
+            rollout = self.rollout(state, batch, rng, reward_params, base)
+            return self.update(state, teacher_params, batch, rollout, base)
+        teacher_params = self._teacher_params(state, teacher_params, base)
 
-        def roll_out_and_score(params):
+        def roll_out_and_score(trained):
+            params = _student(trained, base)
             encoded = self.student.encode(params, batch.encoder_input_tokens)
             rows = jnp.arange(batch.example_weights.shape[0])
             frozen = jax.lax.stop_gradient((params, encoded))
@@ -178,10 +201,12 @@ class TrainStep:
         (loss, (weight, metrics, rollout)), gradients = scored
         return self._apply(state, gradients, loss, weight, metrics, rollout)
 
-    def _teacher_params(self, state, given):
+    def _teacher_params(self, state, given, base):
         """The parameters that score: those given, or the student's own of the state."""
         teacher = self.teacher_logits_fn
-        return teacher.params_of(state) if isinstance(teacher, StudentTeacher) else given
+        if not isinstance(teacher, StudentTeacher):
+            return given
+        return _student(teacher.params_of(state), base)
 
     @property
     def _samples(self) -> bool:
@@ -339,6 +364,11 @@ def make_train_step(
     if step._samples and sample_fn is None:
         raise ValueError(f"λ is {on_policy_fraction} but no sample_fn is given: pass one, or λ=0")
     return step
+
+
+def _student(params, base):
+    """The parameters of the student: the trained ones, or its base with the trained adapters."""
+    return params if base is None else base.with_adapters(params)
 
 
 def _fold(key, number):

@@ -1,9 +1,8 @@
-"""Low-rank adapters (LoRA): a model of a frozen base whose kernels get small trained additions."""
+"""Low-rank adapters (LoRA): small trained additions to the kernels of a frozen model."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from gkd.errors import InvalidValue
-from gkd.models.interface import Seq2SeqModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Settings of low-rank adapters: W + (alpha / rank) · A · B in place of a kernel W [in, out].
+    """Settings of adapters: W + (alpha / rank) · A · B in place of a kernel W [in, out].
 
     Attributes:
       rank: r of A [in, r] and B [r, out].
@@ -52,79 +50,78 @@ class LoRA:
 
 
 @flax.struct.dataclass
-class Adapted:
-    """The parameters of an adapted model.
+class Base:
+    """A frozen model, to which adapters are added.
 
     Attributes:
-      base: parameters of the base, which are not trained.
-      adapters: tree of the base's kernels that are adapted, each as {"a": A, "b": B}; kernels of
-        stacked layers have a leading axis of layers.
+      params: its parameters, which are not trained.
+      lora: settings of the adapters.
     """
 
-    base: Any
-    adapters: Any
+    params: Any
+    lora: LoRA = flax.struct.field(pytree_node=False)
+
+    def with_adapters(self, adapters: Any) -> Any:
+        """Adds adapters to the parameters, multiplied out.
+
+        Args:
+          adapters: tree of `new_adapters`.
+
+        Returns:
+          Parameters for the functions of the model: decoding with them costs no more than without.
+
+        >>> kernel = {"query": {"kernel": jnp.zeros((2, 1))}}
+        >>> pair = {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[3.0]])}
+        >>> base = Base(kernel, LoRA(rank=1, alpha=2, targets=("query",)))
+        >>> base.with_adapters({"query": {"kernel": pair}})["query"]["kernel"].tolist()
+        [[6.0], [12.0]]
+        """
+
+        def add(base, adapters):
+            if not isinstance(base, Mapping):
+                a, b = adapters["a"], adapters["b"]
+                product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+                return base + (self.lora.scale * product).astype(base.dtype)
+            return {
+                name: add(value, adapters[name]) if name in adapters else value
+                for name, value in base.items()
+            }
+
+        return add(self.params, adapters)
 
 
-def adapt(model: Seq2SeqModel, lora: LoRA) -> Seq2SeqModel:
-    """Builds the model that runs with `Adapted` parameters.
-
-    The additions are multiplied out once per call of a function, so that decoding costs what it
-    costs without them.
+def new_adapters(boxed: Any, lora: LoRA, rng: Any) -> Any:
+    """Makes adapters that change nothing yet: A uniform in ±1/√in, B zero.
 
     Args:
-      model: the base.
+      boxed: the model's parameters or their shapes, boxed with their logical axes.
       lora: settings of the adapters.
+      rng: a key.
 
     Returns:
-      The model; its `init` makes the adapters alone: A uniform in ±1/√in, B zero.
+      The tree of the adapted kernels, each as {"a": A, "b": B}, boxed as the kernels are; those of
+      stacked layers have a leading axis of layers.
 
     Raises:
       InvalidValue: a target names no kernel of the model.
     """
-    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
-    kernels = _target_kernels(boxed, lora)
-
-    def with_merged(function):
-        @functools.wraps(function)
-        def call(params: Adapted, *arguments, **options):
-            return function(merged(params, lora), *arguments, **options)
-
-        return call
-
-    functions = {
-        name: with_merged(getattr(model, name))
-        for name in ("encode", "decode_hidden", "init_cache", "head")
-    }
-    return dataclasses.replace(model, init=functools.partial(_init, kernels, lora), **functions)
-
-
-def merged(params: Adapted, lora: LoRA) -> Any:
-    """Adds the adapters to the base.
-
-    Args:
-      params: base and adapters.
-      lora: settings of the adapters.
-
-    Returns:
-      A tree as the base's.
-
-    >>> kernel = {"query": {"kernel": jnp.zeros((2, 1))}}
-    >>> pair = {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[3.0]])}
-    >>> both = Adapted(kernel, {"query": {"kernel": pair}})
-    >>> merged(both, LoRA(rank=1, alpha=2, targets=("query",)))["query"]["kernel"].tolist()
-    [[6.0], [12.0]]
-    """
-
-    def add(base, adapters):
-        if not isinstance(base, Mapping):
-            product = jnp.matmul(adapters["a"], adapters["b"], precision=jax.lax.Precision.HIGHEST)
-            return base + (lora.scale * product).astype(base.dtype)
-        return {
-            name: add(value, adapters[name]) if name in adapters else value
-            for name, value in base.items()
-        }
-
-    return add(params.base, params.adapters)
+    tree: dict[str, Any] = {}
+    for number, (path, kernel) in enumerate(sorted(_target_kernels(boxed, lora).items())):
+        *stack, rows, columns = nn.meta.unbox(kernel).shape
+        bound = 1 / math.sqrt(rows)
+        a = jax.random.uniform(
+            jax.random.fold_in(rng, number), (*stack, rows, lora.rank), minval=-bound, maxval=bound
+        )
+        pair = {"a": a, "b": jnp.zeros((*stack, lora.rank, columns))}
+        if _is_boxed(kernel):
+            *stack, rows, columns = kernel.names
+            axes = {"a": (*stack, rows, None), "b": (*stack, None, columns)}
+            pair = {name: nn.LogicallyPartitioned(pair[name], axes[name]) for name in pair}
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        node |= pair
+    return tree
 
 
 def _target_kernels(boxed: Any, lora: LoRA) -> dict[tuple[str, ...], Any]:
@@ -141,27 +138,6 @@ def _target_kernels(boxed: Any, lora: LoRA) -> dict[tuple[str, ...], Any]:
                 f"{', '.join(names)}, or give the path of one"
             )
     return {path: leaf for path, leaf in paths if path in modules and lora.is_target(modules[path])}
-
-
-def _init(kernels, lora, rng):
-    """The adapters, boxed with the axes of the kernels that they belong to."""
-    tree: dict[str, Any] = {}
-    for number, (path, kernel) in enumerate(sorted(kernels.items())):
-        shape = nn.meta.unbox(kernel).shape
-        *stack, rows, columns = shape
-        names = kernel.names if _is_boxed(kernel) else (None,) * len(shape)
-        bound = 1 / math.sqrt(rows)
-        a = jax.random.uniform(
-            jax.random.fold_in(rng, number), (*stack, rows, lora.rank), minval=-bound, maxval=bound
-        )
-        b = jnp.zeros((*stack, lora.rank, columns))
-        pair = {"a": (a, (*names[:-1], None)), "b": (b, (*names[:-2], None, names[-1]))}
-        node = tree
-        for name in path:
-            node = node.setdefault(name, {})
-        for name, (value, axes) in pair.items():
-            node[name] = nn.LogicallyPartitioned(value, axes) if _is_boxed(kernel) else value
-    return tree
 
 
 def _is_boxed(leaf):

@@ -1,12 +1,13 @@
 """Low-rank adapters against NumPy, and against the base with kernels that were merged by hand."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gkd.decode.sampling import sample
 from gkd.errors import InvalidValue
 from gkd.models import lora
 from gkd.models.interface import project
@@ -35,18 +36,23 @@ def base_model(layers=1, **options):
 
 
 BASE, PARAMS = base_model()
-MODEL = lora.adapt(BASE, SETTINGS)
+BOXED = jax.eval_shape(BASE.init, jax.random.PRNGKey(0))
 
 
-def adapters_of(model=MODEL, seed=2):
+def new(boxed=BOXED, settings=SETTINGS):
+    return lora.new_adapters(boxed, settings, jax.random.PRNGKey(3))
+
+
+def trained(adapters, seed=2):
     """Adapters whose B is not zero, as after some training."""
-    tree = nn.meta.unbox(model.init(jax.random.PRNGKey(seed)))
     random = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * random.standard_normal(leaf.shape), jnp.float32), tree
+        lambda leaf: jnp.asarray(0.1 * random.standard_normal(leaf.shape), jnp.float32),
+        nn.meta.unbox(adapters),
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits(model, params):
     encoded = model.encode(params, TOKENS)
     return project(model.decode_hidden(params, encoded, TOKENS).last, model.head(params))
@@ -59,7 +65,7 @@ def by_name(tree, prefix=""):
 
 
 def test_exactly_the_targets_are_adapted_with_shapes_of_the_rank():
-    found = by_name(nn.meta.unbox(MODEL.init(jax.random.PRNGKey(0))))
+    found = by_name(nn.meta.unbox(new()))
     want = {}
     for module, (rows, columns) in KERNELS.items():
         want[f"/{module}/kernel/a"], want[f"/{module}/kernel/b"] = (rows, 3), (3, columns)
@@ -74,12 +80,12 @@ def test_exactly_the_targets_are_adapted_with_shapes_of_the_rank():
 
 
 def test_new_adapters_change_nothing():
-    fresh = lora.Adapted(PARAMS, nn.meta.unbox(MODEL.init(jax.random.PRNGKey(0))))
-    np.testing.assert_array_equal(logits(MODEL, fresh), logits(BASE, PARAMS))
+    same = lora.Base(PARAMS, SETTINGS).with_adapters(nn.meta.unbox(new()))
+    jax.tree.map(np.testing.assert_array_equal, same, PARAMS)
 
 
-def test_logits_and_samples_are_those_of_kernels_merged_in_numpy():
-    adapters = adapters_of()
+def test_logits_are_those_of_kernels_merged_in_numpy():
+    adapters = trained(new())
     kernels = {name: np.float64(leaf) for name, leaf in by_name(PARAMS).items()}
     pairs = by_name(adapters)
     for module in KERNELS:
@@ -91,58 +97,52 @@ def test_logits_and_samples_are_those_of_kernels_merged_in_numpy():
         ),
         PARAMS,
     )
-    params = lora.Adapted(PARAMS, adapters)
-    np.testing.assert_allclose(logits(MODEL, params), logits(BASE, merged), atol=1e-5)
-    assert np.abs(logits(MODEL, params) - logits(BASE, PARAMS)).max() > 0.05
-    valid = jnp.arange(32) > 0
-
-    def written(model, params):
-        encoded = model.encode(params, TOKENS)
-        return sample(
-            model, params, encoded, jax.random.key(0), max_length=5, valid=valid, rows=jnp.arange(4)
-        ).tokens  # fmt: skip
-
-    np.testing.assert_array_equal(written(MODEL, params), written(BASE, merged))
+    params = lora.Base(PARAMS, SETTINGS).with_adapters(adapters)
+    np.testing.assert_allclose(logits(BASE, params), logits(BASE, merged), atol=1e-5)
+    assert np.abs(logits(BASE, params) - logits(BASE, PARAMS)).max() > 0.05
 
 
 def test_stacked_layers_have_an_adapter_each():
-    both = [base_model(2, stacked_layers=stacked) for stacked in (False, True)]
-    settings = LoRA(rank=2, alpha=4, targets=("wi_0",))
-    models = [lora.adapt(model, settings) for model, _ in both]
-    single = adapters_of(models[0])
-    stacked = {}
-    for part in ("encoder", "decoder"):
-        layers = [single[part][f"layers_{number}"] for number in (0, 1)]
-        stacked[part] = {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
-    wanted = nn.meta.unbox(models[1].init(jax.random.PRNGKey(0)))
-    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), stacked, wanted)
-    results = []
-    for model, (_, params), adapters in zip(models, both, (single, stacked), strict=True):
-        if adapters is stacked:  # the same base too
-            params = jax.tree.map(lambda leaf: leaf, both[1][1])
-            for part in ("encoder", "decoder"):
-                layers = [both[0][1][part][f"layers_{number}"] for number in (0, 1)]
-                same = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-                rest = {k: v for k, v in both[0][1][part].items() if "layers_" not in k}
-                params[part] = {**rest, "layers": same}
-            params["token_embedder"] = both[0][1]["token_embedder"]
-        results.append(logits(model, lora.Adapted(params, adapters)))
-    np.testing.assert_allclose(*results, atol=1e-5)
+    model, _ = base_model(2, stacked_layers=True)
+    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+    settings = LoRA(rank=2, alpha=6, targets=("wi_0",))
+    adapters = trained(new(boxed, settings))
+    pair = adapters["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+    assert (pair["a"].shape, pair["b"].shape) == ((2, 16, 2), (2, 2, 24))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), nn.meta.unbox(boxed))
+    found = lora.Base(zeros, settings).with_adapters(adapters)["encoder"]["layers"]["mlp"]
+    for layer in (0, 1):
+        want = 3 * np.float64(pair["a"][layer]) @ np.float64(pair["b"][layer])
+        np.testing.assert_allclose(found["wi_0"]["kernel"][layer], want, atol=1e-6)
+    assert not np.any(found["wo"]["kernel"])
 
 
-def test_only_the_adapters_get_a_gradient_where_only_they_are_trained():
-    adapters = adapters_of()
-    gradient = jax.grad(lambda a: jnp.sum(logits(MODEL, lora.Adapted(PARAMS, a)) ** 2))(adapters)
-    assert jax.tree.structure(gradient) == jax.tree.structure(adapters)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+def test_the_gradient_is_that_of_the_product():
+    """dL/dA = s · dL/dW · Bᵀ and dL/dB = s · Aᵀ · dL/dW."""
+    adapters, base = trained(new()), lora.Base(PARAMS, SETTINGS)
+
+    def loss(params):
+        return jnp.sum(logits(BASE, params) ** 2)
+
+    gradient = jax.jit(jax.grad(lambda a: loss(base.with_adapters(a))))(adapters)
+    kernels = by_name(jax.jit(jax.grad(loss))(base.with_adapters(adapters)))
+    pairs, found = by_name(adapters), by_name(gradient)
+    assert found.keys() == pairs.keys()
+    for module in KERNELS:
+        a, b = (np.float64(pairs[f"/{module}/kernel/{name}"]) for name in "ab")
+        slope = np.float64(kernels[f"/{module}/kernel"])
+        want = {"a": 4 * slope @ b.T, "b": 4 * a.T @ slope}
+        for name in "ab":
+            got = found[f"/{module}/kernel/{name}"]
+            np.testing.assert_allclose(got, want[name], rtol=1e-3, atol=1e-4)
+            assert np.abs(got).max() > 1e-3
 
 
 def test_adapters_are_sharded_as_the_kernels_they_belong_to():
-    boxed = MODEL.init(jax.random.PRNGKey(0))
-    pair = boxed["decoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+    pair = new()["decoder"]["layers_0"]["mlp"]["wo"]["kernel"]
     assert pair["a"].names == ("mlp", None) and pair["b"].names == (None, "embed")
 
 
 def test_a_target_that_is_not_there_is_named_with_what_is():
     with pytest.raises(InvalidValue, match="'q_proj' names no kernel.*key, .*query.*wi_0"):
-        lora.adapt(BASE, LoRA(rank=1, alpha=1, targets=("query", "q_proj")))
+        new(settings=LoRA(rank=1, alpha=1, targets=("query", "q_proj")))
