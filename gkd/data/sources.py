@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,27 +14,13 @@ from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.tables.delimited import TsvFormat
 from gkd.tables.fields import check_encodes
 from gkd.tables.rows import read_rows
-from gkd.tables.text_files import ENVIRONMENT
+from gkd.tables.text_files import resolved
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 # In a row of several references, a column with all of them as a JSON list.
 REFERENCES = "gkd:references"
 PRETOKENIZED = ("inputs_pretokenized", "targets_pretokenized")
 _SLICE = re.compile(r"(?P<path>.*?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?", re.DOTALL)
-
-
-def resolved(path: str, directory: str | None = None) -> str:
-    """Resolves a configured path.
-
-    Args:
-      path: absolute path, or path relative to a data directory.
-      directory: the data directory; by default the environment variable GKD_DATA, else the current
-        directory.
-
-    >>> resolved("train.jsonl", "/data"), resolved("/elsewhere/train.jsonl", "/data")
-    ('/data/train.jsonl', '/elsewhere/train.jsonl')
-    """
-    return os.path.join(directory or os.environ.get(ENVIRONMENT) or "", path)
 
 
 def permutation(rows: int, *words: int) -> np.ndarray:

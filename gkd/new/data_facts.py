@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from gkd.errors import InvalidFile, MissingFile, MissingPackage
 from gkd.tables import fields
 from gkd.tables.delimited import TsvFormat
 from gkd.tables.rows import placed_rows
-from gkd.tables.text_files import ENVIRONMENT
+from gkd.tables.text_files import resolved
 
 MEASURED_ROWS = 5000  # whose lengths are measured
 PERCENTILE = 99
@@ -69,11 +68,6 @@ def columns(path: str, form: TsvFormat) -> list[str]:
     if row is None:
         raise InvalidFile(f"data file {path} has no rows")
     return list(fields.paths(row[1]))
-
-
-def resolved(path: str) -> str:
-    """Resolves a path as task files do: relative to GKD_DATA, else to the current directory."""
-    return os.path.join(os.environ.get(ENVIRONMENT) or "", path)
 
 
 def read_pairs(path: str, input_field: str, target_field: str, form: TsvFormat) -> Pairs:

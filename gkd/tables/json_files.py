@@ -35,7 +35,8 @@ def json_rows(path: str, written: bool = False) -> Rows:
     parse = _parser(written)
     for number, text in _filled_lines(path):
         where = f"{path}:{number}"
-        yield where, _checked(_parsed(parse, text, where), where)
+        row = _parsed(parse, text, where, ": every line must hold one whole object")
+        yield where, _checked(row, where, ": an array of all rows belongs in a .json file")
 
 
 def document_rows(path: str) -> Rows:
@@ -59,7 +60,7 @@ def document_rows(path: str) -> Rows:
     if not head:
         return
     text = "".join(text for _, text in text_files.lines(path)).strip(_MARK + " \t\r\n")
-    document = _parsed(_parser(True), text, path)
+    document = _parsed(_parser(True), text, path, ": correct it, or write one object per line")
     if isinstance(document, dict):
         members = document.get(_ROWS)
         nested = isinstance(members, list) and members and isinstance(members[0], dict)
@@ -68,7 +69,7 @@ def document_rows(path: str) -> Rows:
         raise InvalidFile(f"{path}: {_kind(document)}, needs an array of objects, or one per line")
     for number, row in enumerate(document, start=1):
         where = f"{path}: row {number}"
-        yield where, _checked(row, where)
+        yield where, _checked(row, where, "")
 
 
 def _filled_lines(path: str) -> Iterator[tuple[int, str]]:
@@ -109,17 +110,17 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _parsed(parse: Callable[[str], Any], text: str, where: str) -> Any:
+def _parsed(parse: Callable[[str], Any], text: str, where: str, remedy: str) -> Any:
     try:
         return parse(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidFile(f"{where}: malformed JSON ({error})") from error
+        raise InvalidFile(f"{where}: malformed JSON ({error}){remedy}") from error
 
 
-def _checked(row: Any, where: str) -> Mapping[str, Any]:
+def _checked(row: Any, where: str, of_a_list: str) -> Mapping[str, Any]:
     if not isinstance(row, dict):
-        whole = ": an array of all rows belongs in a .json file" if isinstance(row, list) else ""
-        raise InvalidFile(f"{where}: {_kind(row)}, needs an object with fields{whole}")
+        remedy = of_a_list if isinstance(row, list) else ""
+        raise InvalidFile(f"{where}: {_kind(row)}, needs an object with fields{remedy}")
     return row
 
 

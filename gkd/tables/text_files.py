@@ -32,6 +32,20 @@ _KINDS = {
 }
 
 
+def resolved(path: str, directory: str | None = None) -> str:
+    """Resolves a configured path.
+
+    Args:
+      path: absolute path, or path relative to a data directory.
+      directory: the data directory; by default the environment variable GKD_DATA, else the current
+        directory.
+
+    >>> resolved("train.jsonl", "/data"), resolved("/elsewhere/train.jsonl", "/data")
+    ('/data/train.jsonl', '/elsewhere/train.jsonl')
+    """
+    return os.path.join(directory or os.environ.get(ENVIRONMENT) or "", path)
+
+
 def suffixes(path: str) -> tuple[str, str]:
     """Splits the suffixes off a file's name, in lower case.
 
