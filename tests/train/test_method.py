@@ -155,7 +155,7 @@ def test_a_replay_goes_on_where_it_stopped_bit_for_bit(folder, teacher, one_devi
     """Its share rises at steps 2 and 4, after which what is measured is higher than before."""
     options = (
         f"TEACHER='{teacher}'", "DIVERGENCE=@divergences.skew_reverse_kl",
-        "REPLAY=@replay.Replay()", "replay.Replay.capacity=50", "replay.Replay.share=0.6",
+        "REPLAY=@replay.Replay()", "replay.Replay.capacity=50", "replay.Replay.share=0.95",
         "replay.Replay.metric='exact_match'", "EVALUATE_EVERY=2", "CHECKPOINT_EVERY=2",
     )  # fmt: skip
     assert train(folder / "whole", *options, "TRAIN_STEPS=4") == 0
