@@ -1,8 +1,8 @@
-"""Translates gs:// paths to mounts of Cloud Storage FUSE below GKD_BUCKETS.
+"""Translates gs:// paths to mounts of Cloud Storage FUSE below GKD_BUCKETS, and ~/ to the home.
 
 Runs append to files and rename folders, which a mount supports and objects in a bucket do not.
 Therefore gs://NAME/path means GKD_BUCKETS/NAME/path everywhere. The launch scripts mount the
-buckets that a command names.
+buckets that a command names. A shell leaves the ~ of `--gin.MODEL_DIR="'~/runs/a'"` as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ALSO = ("GKD_DATA", "GKD_VOCABULARY")  # environment variables that name files
 
 
 def local(path: str) -> str:
-    """Translates a gs:// path to a path in the bucket's mount.
+    """Translates a gs:// path to a path in the bucket's mount, and ~/ to the home folder.
 
     Args:
       path: any path; other paths are returned unchanged.
@@ -26,6 +26,8 @@ def local(path: str) -> str:
     Raises:
       FileNotFoundError: the bucket is not mounted.
     """
+    if path.startswith("~/"):
+        return os.path.expanduser(path)
     if not path.startswith(SCHEME):
         return path
     bucket, _, rest = path.removeprefix(SCHEME).partition("/")
@@ -42,7 +44,7 @@ def local(path: str) -> str:
 
 
 def local_in(value: Any) -> Any:
-    """Translates every gs:// path inside a nested value, see `local`.
+    """Translates every gs:// and ~/ path inside a nested value, see `local`.
 
     Args:
       value: any value of strings, dictionaries, lists and tuples.

@@ -24,10 +24,11 @@ def mount(tmp_path, monkeypatch):
     ("path", "want"),
     [
         ("gs://b/runs/a", "{}/b/runs/a"), ("gs://b", "{}/b/"), ("runs/a", "runs/a"), ("", ""),
-        ("/gs://b/a", "/gs://b/a"),
+        ("/gs://b/a", "/gs://b/a"), ("~/runs/a", "/home/me/runs/a"), ("a~/b", "a~/b"),
     ],
 )  # fmt: skip
-def test_a_path_is_below_the_mount(mount, path, want):
+def test_a_path_is_below_the_mount(mount, monkeypatch, path, want):
+    monkeypatch.setenv("HOME", "/home/me")
     assert buckets.local(path) == want.format(mount)
 
 
