@@ -10,7 +10,7 @@ from gkd.cli import platforms
 from gkd.cli.arguments import VERBS, Command, PlainCommand, UsageError, parse_arguments
 from gkd.configuration import buckets
 from gkd.configuration.configured_experiment import experiment_of
-from gkd.errors import one_line, report
+from gkd.errors import as_user_error, one_line, report
 from gkd.parallel import job_messages, processes
 from gkd.runs.signals import (
     EXIT_INTERRUPTED,
@@ -133,6 +133,8 @@ def _is_registered(function: Callable[..., Any]) -> bool:
 
 
 def _fail(error: BaseException, code: int) -> int:
+    if as_user_error(error) is None:
+        job_messages.end_if_another_failed()
     report(error)
     job_messages.end_job(one_line(error), code)
     return code

@@ -19,6 +19,7 @@ _FAILED, _ENDED = "gkd/failed", "gkd/ended"
 _POLL_SECONDS = 1.0
 _SHOWN = 5  # differences that a message lists
 _stop_watching = threading.Event()
+_ending = threading.Lock()  # held by the thread that prints another process's failure
 
 
 def check_same(subject: str, facts: Mapping[str, str], timeout_seconds: float | int) -> None:
@@ -94,20 +95,41 @@ def watch_for_failures() -> None:
 def _watch(client: Any, number: int) -> None:
     while not _stop_watching.wait(_POLL_SECONDS):
         try:
-            failure = json.loads(client.key_value_try_get(_FAILED))
-        except RuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                continue
+            _end_with_another(client, number)
+        except RuntimeError:
             return  # the coordinator is gone: JAX ends the process
-        if _stop_watching.is_set():
+
+
+def end_if_another_failed() -> None:
+    """Ends this process with the failure of another one, if there is one; else returns.
+
+    To be called where a collective failed: because another process ended, as a rule, and only that
+    one's error says what to do.
+    """
+    client, number = _job()
+    if client is not None:
+        with contextlib.suppress(RuntimeError):  # the coordinator is gone
+            _end_with_another(client, number)
+
+
+def _end_with_another(client: Any, number: int) -> None:
+    """Ends this process in one line if another one has reported a failure."""
+    try:
+        failure = json.loads(client.key_value_try_get(_FAILED))
+    except RuntimeError as error:
+        if "NOT_FOUND" in str(error):
             return
-        print(
-            f"gkd: error: process {failure['process']} of the job failed, and process {number} "
-            f"ends with it: {failure['line']}",
-            file=sys.stderr,
-            flush=True,
-        )
-        _end(client, number, failure["code"])
+        raise
+    if _stop_watching.is_set():
+        return
+    _ending.acquire()  # never released: the process ends below
+    print(
+        f"gkd: error: process {failure['process']} of the job failed, and process {number} "
+        f"ends with it: {failure['line']}",
+        file=sys.stderr,
+        flush=True,
+    )
+    _end(client, number, failure["code"])
 
 
 def end_job(line: str, code: int) -> None:

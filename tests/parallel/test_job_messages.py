@@ -18,11 +18,18 @@ number = int(os.environ["GKD_PROCESS_ID"])
 try:
     facts = {"LEARNING_RATE": sys.argv[1 + number], "SEED": "0"}
     job_messages.check_same("settings", facts, 60)
-    if sys.argv[3] == str(number):
+    if sys.argv[3] == str(number) or (sys.argv[3], number) == ("collective", 1):
         raise ValueError("a file is missing")
 except ValueError as error:
     print(f"gkd: error: {error}", file=sys.stderr)
     job_messages.end_job(str(error), 2)
+if sys.argv[3] == "collective":
+    from jax.experimental import multihost_utils
+    from gkd.cli import command_line
+    try:
+        multihost_utils.broadcast_one_to_all(1)  # the other process has ended
+    except Exception as error:
+        sys.exit(command_line._fail(error, 1))
 if sys.argv[3] != "none":
     time.sleep(300)  # as the main thread does in a collective
 print("done")
@@ -74,6 +81,15 @@ def test_a_failure_of_one_ends_both(failing):
     assert lines[1 - failing] == [
         f"gkd: error: process {failing} of the job failed, and process {1 - failing} ends with "
         "it: a file is missing"
+    ]
+
+
+def test_a_collective_that_fails_as_another_ended_says_why_that_one_did():
+    codes, lines = run_two("0.003", "0.003", "collective")
+    assert codes == [2, 2]
+    assert lines == [
+        ["gkd: error: process 1 of the job failed, and process 0 ends with it: a file is missing"],
+        ["gkd: error: a file is missing"],
     ]
 
 
