@@ -13,18 +13,22 @@ from gkd.parallel import job_messages, processes
 PROGRAM = """
 import os, sys, time
 from gkd.parallel import job_messages, processes
+if sys.argv[3] == "collective":
+    job_messages._POLL_SECONDS = 100  # the collective fails before the watch has seen anything
 processes.join(os.environ)
 number = int(os.environ["GKD_PROCESS_ID"])
 try:
     facts = {"LEARNING_RATE": sys.argv[1 + number], "SEED": "0"}
     job_messages.check_same("settings", facts, 60)
+    if sys.argv[3] == "collective":
+        from jax.experimental import multihost_utils
+        multihost_utils.broadcast_one_to_all(1)  # both are there
     if sys.argv[3] == str(number) or (sys.argv[3], number) == ("collective", 1):
         raise ValueError("a file is missing")
 except ValueError as error:
     print(f"gkd: error: {error}", file=sys.stderr)
     job_messages.end_job(str(error), 2)
 if sys.argv[3] == "collective":
-    from jax.experimental import multihost_utils
     from gkd.cli import command_line
     try:
         multihost_utils.broadcast_one_to_all(1)  # the other process has ended
