@@ -6,16 +6,18 @@ import contextlib
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from gkd.configuration import setting_values
 from gkd.configuration.gin_files import GinReader, display_name, resolve_gin_file
 from gkd.configuration.verb_settings import NEW
-from gkd.errors import ExistingFile, InvalidValue, NotAFolder
+from gkd.errors import ExistingFile, InvalidFile, InvalidValue, NotAFolder
 from gkd.files.atomic_files import replace_file
 from gkd.files.hub import parse_hub_name
 from gkd.new import data_facts
 from gkd.new.run_files import TASK_FILE, Data, Models, run_files, task_file
+from gkd.tables.columns import held_delimiters
 from gkd.tables.delimited import TsvFormat
 
 _QUESTIONS = {
@@ -27,6 +29,7 @@ _QUESTIONS = {
 }
 _DEFAULT_LENGTHS = (256, 64)
 _LARGEST_VALIDATION = 500  # rows that are held out
+_COMPARED_TARGETS = 200  # that decide whether the metric suits them
 
 
 def new(
@@ -71,12 +74,14 @@ def new(
     form = TsvFormat(delimiter=delimiter)
     train = train or _ask("train")
     names = data_facts.columns(train, form)
+    _check_columns(train, names)
     print(f"{train}: columns {', '.join(names)}")
     input_field = input_field or _ask("input_field", names)
     target_field = target_field or _ask("target_field", names)
     teacher, student = teacher or _ask("teacher"), student or _ask("student")
     models = Models(_checked(teacher, "teacher"), _checked_student(student), tuned_teacher)
     pairs = data_facts.read_pairs(train, input_field, target_field, form)
+    _check_metric(metric, pairs.targets)
     files = _splits(train, validation, pairs.rows)
     if validation is not None:
         data_facts.read_pairs(validation, input_field, target_field, form)
@@ -101,6 +106,30 @@ def _check_free(folder: pathlib.Path) -> None:
     existing = sorted(path.name for path in folder.glob("*.gin"))
     if existing:
         raise ExistingFile(f"{folder} already holds {', '.join(existing)}: name a new folder")
+
+
+def _check_columns(train: str, names: list[str]) -> None:
+    """Refuses an only column whose name holds a delimiter, before its parts are asked for."""
+    if delimiters := held_delimiters(names):
+        raise InvalidFile(
+            f"{train} has one column, {names[0]!r}: separate its cells by --delimiter="
+            f"{delimiters[0]!r}"
+        )
+
+
+def _check_metric(metric: str, targets: Sequence[str]) -> None:
+    """Refuses ROUGE-2 for targets of one word, which have no pair of words to compare."""
+    if metric != "rouge2":
+        return
+    from gkd.metrics import metrics  # imports packages, which takes a second
+
+    compared = targets[:_COMPARED_TARGETS]
+    score = metrics.rouge(compared, compared)["rouge2"]
+    if score < 50:
+        raise InvalidValue(
+            f"--metric is 'rouge2', which compares pairs of words, but most targets have one word "
+            f"(compared with themselves they score {score:.0f} of 100): use --metric=exact_match"
+        )
 
 
 def _ask(name: str, choices: list[str] | None = None) -> str:

@@ -133,7 +133,7 @@ def _run_file(
     includes: Sequence[str] = (),
 ) -> str:
     names = [TASK_FILE, f"configs/methods/{method}.gin", *includes]
-    every = max(1, steps // 3)
+    every = -(-steps // 3)  # rounded up: the last of three evaluations is the last step
     lines = [
         f"# {title}",
         *(f"include {name!r}" for name in names),

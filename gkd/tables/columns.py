@@ -66,7 +66,17 @@ def delimiter_hint(columns: Sequence[str]) -> str:
     >>> delimiter_hint(["input;target"])
     ": set DELIMITER=';'"
     """
-    if len(columns) != 1:
-        return ""
-    found = [delimiter for delimiter in _DELIMITERS if delimiter in columns[0]]
+    found = held_delimiters(columns)
     return f": set DELIMITER={found[0]!r}" if found else ""
+
+
+def held_delimiters(columns: Sequence[str]) -> list[str]:
+    """Lists the delimiters that an only column's name holds; none if there are several columns.
+
+    Args:
+      columns: names of the columns.
+
+    >>> held_delimiters(["input;target"])
+    [';']
+    """
+    return [mark for mark in _DELIMITERS if mark in columns[0]] if len(columns) == 1 else []

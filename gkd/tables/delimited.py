@@ -124,7 +124,7 @@ def _csv_rows(
         except csv.Error as error:
             remedy = delimiter_hint(columns or ()) or (
                 ': write a quote inside a quoted cell twice (""), or set QUOTING=False if quotes '
-                "are text"
+                f"are text, or DELIMITER if {delimiter!r} does not separate the cells"
             )
             raise InvalidFile(
                 f"{path}:{number}: not by the rules of CSV ({error}, read up to line "

@@ -92,7 +92,7 @@ def check_exists(path: str) -> None:
         raise MissingFile(f"data file {path} is an address: download it, and name the local file")
     if not os.path.isfile(path):
         raise MissingFile(
-            f"data file {path} does not exist: correct `files`, or set {ENVIRONMENT} (or the gin "
+            f"data file {path} does not exist: correct its path, or set {ENVIRONMENT} (or the gin "
             "macro DATA) to the directory that relative paths start from"
         )
 

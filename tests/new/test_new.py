@@ -15,7 +15,7 @@ from gkd.vocabularies import vocabularies
 
 OPTIONS = {
     "train": "pairs.csv", "input_field": "q", "target_field": "a", "teacher": "big/teacher",
-    "student": "small/student",
+    "student": "small/student", "metric": "exact_match",
 }  # fmt: skip
 
 
@@ -79,10 +79,13 @@ def test_nothing_is_overwritten(new):
         ({"input_field": "Q"}, "did you mean 'q'?"),
         ({"train": "none.csv"}, "none.csv does not exist"),
         ({"validation": "none.csv"}, "none.csv does not exist"),
+        ({"train": "semi.csv"}, "has one column, 'q;a': separate its cells by --delimiter=';'"),
+        ({"metric": "rouge2"}, "have one word (compared with themselves they score 0 of 100): use"),
         ({"delimiter": ";;"}, "DELIMITER=';;' is not one character"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_writes_nothing(new, changes, part):
+def test_what_is_wrong_is_one_line_and_writes_nothing(new, tmp_path, changes, part):
+    (tmp_path / "semi.csv").write_text("q;a\nx;y\n")
     code, _, errors = new(**changes)
     assert code == 1 or code == 2
     assert errors.count("\n") == 1 and part in errors
@@ -96,6 +99,12 @@ def test_too_few_rows_to_hold_out_need_a_validation_file(new, tmp_path):
     assert (
         "{'train': 'few.csv', 'validation': 'pairs.csv'}" in (new.folder / "task.gin").read_text()
     )
+
+
+@pytest.mark.parametrize("words", ["two words", "1973-03-25", "日本語"])
+def test_rouge_suits_targets_of_several_words(new, tmp_path, words):
+    (tmp_path / "pairs.csv").write_text("q,a\n" + f"x,{words}\n" * 10)
+    assert new(metric="rouge2")[0] == 0
 
 
 def test_a_model_file_of_the_current_directory_is_found_from_the_new_folder(new, tmp_path):

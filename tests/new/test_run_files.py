@@ -64,6 +64,15 @@ def test_the_runs_follow_one_another(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("steps", [1, 2, 300, 2000])
+def test_a_run_has_three_evaluations_at_most(steps):
+    lines = run_files("runs", Models("a/b", "c/d"), steps)["gkd.gin"].splitlines()
+    intervals = [int(line.split(" = ")[1]) for line in lines if "_EVERY" in line]
+    assert len(intervals) == 2
+    for every in intervals:
+        assert len({*range(every, steps, every), steps}) <= 3
+
+
 def test_a_tuned_teacher_is_used_as_it_is_and_a_model_file_starts_at_random(tmp_path):
     models = Models("big/teacher", "configs/models/cpu_student.gin", tuned_teacher=True)
     names = write(tmp_path, models, vocabulary="bytes")
