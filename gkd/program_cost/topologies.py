@@ -86,7 +86,7 @@ def topology_devices(name: str) -> list[Any]:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise MissingPackage(
-            "compiling for a TPU needs libtpu: pip install 'jax[tpu]', in the version of jax here"
+            f"compiling for a TPU needs libtpu: pip install 'jax[tpu]=={jax.__version__}'"
         ) from error
     from jax.experimental import topologies
 

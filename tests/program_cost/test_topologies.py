@@ -1,6 +1,9 @@
 """Names of topologies; with libtpu, real slices laid out and compiled for."""
 
 import collections
+import importlib.metadata
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +52,13 @@ def test_a_name_that_says_nothing_is_refused(name, message):
     for function in (topology_chip, topology_devices):
         with pytest.raises(ValueError, match=message):
             function(name)
+
+
+def test_without_libtpu_the_message_is_the_command_for_this_jax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    command = f"pip install 'jax[tpu]=={importlib.metadata.version('jax')}'"
+    with pytest.raises(ImportError, match=re.escape(command)):
+        topology_devices("v5e:4x4")
 
 
 @pytest.mark.parametrize(
