@@ -103,8 +103,8 @@ def _watch(client: Any, number: int) -> None:
 def end_if_another_failed() -> None:
     """Ends this process with the failure of another one, if there is one; else returns.
 
-    To be called where a collective failed: because another process ended, as a rule, and only that
-    one's error says what to do.
+    To be called where a collective failed: because another process ended, as a rule, and only the
+    error of that one tells what to do.
     """
     client, number = _job()
     if client is not None:
