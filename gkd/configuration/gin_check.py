@@ -216,10 +216,13 @@ def _check_macros(reader: GinReader) -> None:
     values = {binding.macro: binding for binding in final if binding.macro}
     for binding in values.values():
         if binding.macro not in used:
-            raise ConfigError(
-                f"{binding.place}: nothing uses the macro {binding.macro}"
-                f"{suggestion(binding.macro, used - {'gin.REQUIRED'})}"
+            without_method = "TASK" in values and "TASK" not in used
+            remedy = (
+                ", as no method is there: add a method file, e.g. --gin_file=configs/methods/gkd.gin"
+                if without_method
+                else suggestion(binding.macro, used - {"gin.REQUIRED"})
             )
+            raise ConfigError(f"{binding.place}: nothing uses the macro {binding.macro}{remedy}")
     missing = {}
     for binding in final:
         for reference in references_in(binding.value):

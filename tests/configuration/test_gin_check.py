@@ -53,6 +53,7 @@ def test_wrong_overrides(fake_verb, override, parts):
     ("text", "parts"),
     [
         (RUN + "LAMDA = 7\n", ["a.gin:11: nothing uses the macro LAMDA; did you mean LAMBDA?"]),
+        (RUN + "TASK = 7\n", ["nothing uses the macro TASK, as no method is there: add a method"]),
         (RUN.replace("LAMBDA = 0.25\n", ""), ["LAMBDA (used for job.run.mixing in ", "a.gin:5)"]),
         (RUN + "job.run.stpes = 3\n", ["a.gin:11: job.run has no parameter stpes; did you mean"]),
         (RUN + "job.run:\n  stpes = 3\n", ["a.gin:12: job.run has no parameter stpes"]),
