@@ -218,7 +218,7 @@ def _check_macros(reader: GinReader) -> None:
         if binding.macro not in used:
             without_method = "TASK" in values and "TASK" not in used
             remedy = (
-                ", as no method is there: add a method file, e.g. --gin_file=configs/methods/gkd.gin"
+                ", as no method is there: add a method file (--gin_file=configs/methods/gkd.gin)"
                 if without_method
                 else suggestion(binding.macro, used - {"gin.REQUIRED"})
             )
