@@ -10,8 +10,8 @@ from tests.paths import REPOSITORY
 # Packages of gkd/; each may import those after it only.
 ORDER = (
     "quickstart", "sweep", "cli", "new", "plan", "train", "convert", "evaluate", "infer", "runs",
-    "configuration", "checkpoints", "tensor_files", "data", "tables", "metrics", "vocabularies",
-    "decode", "distill", "program_cost", "models", "files", "parallel",
+    "configuration", "checkpoints", "tensor_files", "data", "synthetic", "tables", "metrics",
+    "vocabularies", "decode", "distill", "program_cost", "models", "files", "parallel",
 )  # fmt: skip
 PURE = ("models", "decode", "distill", "parallel")
 # Modules without a test file of their name, and why.

@@ -25,6 +25,7 @@ TASKS = (
     *_paths("data.tasks", "summarization", "translation", "gsm8k_cot", "local_text"),
     *_paths("data.tasks", "instructions", "arithmetic", "from_seqio", "mixture"),
     *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
+    *_paths("data.synthetic_tasks", "retrieval"),
     *_paths("data", "teacher_outputs.with_teacher_outputs", "teacher_inputs.with_teacher_inputs"),
 )
 VOCABULARIES = _paths(
@@ -128,6 +129,14 @@ DATA = {
         "minimum_steps": whole(1, 1000, none=True),
         "digits": whole(1, 100),
         "solution": choice("equations", "totals"),
+    },
+    "gkd.data.synthetic_tasks.retrieval": {
+        **_NAMED,
+        "rows": _ROWS,
+        "seed": whole(0, LARGEST_SEED),
+        "context": whole(1, 288),
+        "evidence": whole(1, 288),
+        "digits": whole(1, 100),
     },
     "gkd.data.tasks.from_seqio": {
         **_NAMED,

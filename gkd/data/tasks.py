@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gkd.data import arithmetic as arithmetic_problems
 from gkd.data import mixtures, prompts, sources
 from gkd.data.task_spec import (
     NUMBERS,
@@ -17,6 +16,7 @@ from gkd.data.task_spec import (
 )
 from gkd.errors import InvalidValue
 from gkd.metrics import metrics
+from gkd.synthetic import arithmetic as arithmetic_problems
 from gkd.tables.delimited import TsvFormat, shows_format
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
@@ -243,7 +243,7 @@ def arithmetic(
       name: name in seqio's registry.
       vocabulary: a seqio vocabulary; by default the small one of the package.
       rows: number of problems of each split; by default 10000, 500 and 500.
-      seed, steps, minimum_steps, digits, solution: as in `gkd.data.arithmetic.problems`.
+      seed, steps, minimum_steps, digits, solution: as in `gkd.synthetic.arithmetic.problems`.
       max_examples: number of training rows to use, the first ones; None uses all.
       metric_fns: functions of (targets, predictions) to a dictionary.
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gkd.data import train_vocabulary
+from gkd.synthetic import train_vocabulary
 from gkd.vocabularies import vocabularies
 from tests import hub_server
 

@@ -1,4 +1,4 @@
-"""Trains the arithmetic task's vocabulary: python -m gkd.data.train_vocabulary [PATH].
+"""Trains the arithmetic task's vocabulary: python -m gkd.synthetic.train_vocabulary [PATH].
 
 Every word of the problems is one piece, and every digit is one piece with and one without a space
 before it. Every run gives the same file.
@@ -14,8 +14,8 @@ import tempfile
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from gkd.data import arithmetic
 from gkd.files.atomic_files import replace_file
+from gkd.synthetic import arithmetic
 from gkd.vocabularies import vocabularies
 
 PATH = pathlib.Path(vocabularies.__file__).with_name("arithmetic.model")

@@ -2,7 +2,7 @@
 
 import sentencepiece
 
-from gkd.data import arithmetic, train_vocabulary
+from gkd.synthetic import arithmetic, train_vocabulary
 
 
 def test_shipped_vocabulary_is_what_the_script_trains():

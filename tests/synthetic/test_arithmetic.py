@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gkd.data import arithmetic
+from gkd.synthetic import arithmetic
 
 
 def replayed(problem):
@@ -66,7 +66,7 @@ def test_first_rows_do_not_depend_on_the_number_or_the_process():
     many = arithmetic.problems("train", 50, seed=4)
     assert arithmetic.problems("train", 20, seed=4) == many[:20]
     assert arithmetic.problems("train", 20, seed=5) != many[:20]
-    code = "from gkd.data.arithmetic import problems; print(problems('train', 50, seed=4))"
+    code = "from gkd.synthetic.arithmetic import problems; print(problems('train', 50, seed=4))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.stdout.strip() == repr(many)
 
