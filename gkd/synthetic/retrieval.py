@@ -51,6 +51,9 @@ def questions(
 
     >>> question = questions("train", 1, context=3, evidence=1)[0]
     >>> print(question.input, question.evidence, question.target, sep="\\n")
+    Eva drops 17 books, Eva gives 64 pens, Ben gets 27 books. Eva gives pens =
+    Eva gives 64 pens. Eva gives pens =
+    #### 64
     """
     _check(split, rows, context, evidence, digits)
     source = random.Random(f"retrieval {seed} {split}")
