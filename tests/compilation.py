@@ -8,9 +8,21 @@ from jax._src import compiler
 
 from gkd.parallel import mesh as meshes
 
-# Not for all programs, by XLA_FLAGS: optimized ones take far longer to compile with them.
+# Not for all programs, by XLA_FLAGS: some never end, optimized ones and those of `plan`.
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+
+
+_quick = True
+
+
+@contextlib.contextmanager
+def as_usual():
+    """Compiles without these options."""
+    global _quick
+    _quick = False
+    yield
+    _quick = True
 
 
 def compile_quickly():
@@ -19,7 +31,8 @@ def compile_quickly():
 
     def with_options(*args, **kwargs):
         options = usual(*args, **kwargs)
-        if options.executable_build_options.debug_options.xla_backend_optimization_level == 0:
+        level = options.executable_build_options.debug_options.xla_backend_optimization_level
+        if _quick and level == 0:
             options.env_option_overrides = [*options.env_option_overrides, *QUICK.items()]
         return options
 

@@ -7,7 +7,7 @@ from gkd.synthetic import retrieval
 
 
 def test_the_teacher_reads_the_short_context_of_the_same_question():
-    task = read_task("configs/tasks/retrieval.gin")
+    task = read_task("configs/tasks/retrieval_teacher_inputs.gin")
     batch = next(pipeline.training_batches(task, "train", 8, 200, 5, seed=3))
     assert batch["inputs_cut"] == batch["targets_cut"] == batch["teacher_inputs_cut"] == 0
     made = {q.input: q for q in retrieval.questions("train", 10_000)}
