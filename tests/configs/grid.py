@@ -16,6 +16,8 @@ from gkd.sweep import sweep
 from tests.paths import REPOSITORY
 
 PAPER = ("xsum", "wmt14_en_de", "gsm8k", "flan")  # folders of configs/runs
+# Methods whose teacher is the student, with a prompt that the paper's tasks do not have.
+PRIVILEGED = {"opsd", "sdft", "opsdl"}
 # What differs between runs of one and the same program.
 _NO_PROGRAM = {
     "MODEL_DIR", "STUDENT", "TEACHER", "REWARD_MODEL", "TEACHER_OUTPUTS", "OUTPUTS_PREFIX", "SEED",
