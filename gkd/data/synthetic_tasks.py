@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.data import prompts, sources
-from gkd.data.task_spec import NUMBERS, TaskSpec, check_max_examples, make_task
+from gkd.data.task_spec import NUMBERS, TaskSpec, make_task, split_sizes
 from gkd.metrics import metrics
 from gkd.synthetic import retrieval as questions
 from gkd.vocabularies import vocabularies
@@ -40,10 +40,7 @@ def retrieval(
     Returns:
       The record of the task.
     """
-    check_max_examples(max_examples)
-    sizes = dict(rows or {"train": 10_000, "validation": 500, "test": 500})
-    if max_examples is not None and "train" in sizes:
-        sizes["train"] = min(sizes["train"], max_examples)
+    sizes = split_sizes(rows, max_examples)
 
     def rows_of(split: str) -> list[dict[str, str]]:
         made = questions.questions(

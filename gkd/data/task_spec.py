@@ -237,6 +237,26 @@ def check_max_examples(max_examples: int | None) -> None:
         raise InvalidValue(f"max_examples={max_examples} must be at least 1, or None for all rows")
 
 
+def split_sizes(rows: Mapping[str, int] | None, max_examples: int | None) -> dict[str, int]:
+    """Determines the rows of each split of problems that are made from a seed.
+
+    Args:
+      rows: number of rows by split; None is 10000 for training, 500 for each other split.
+      max_examples: number of training rows to use; None for all.
+
+    Raises:
+      ValueError: `max_examples` is below 1.
+
+    >>> split_sizes({"train": 9, "test": 5}, 7)
+    {'train': 7, 'test': 5}
+    """
+    check_max_examples(max_examples)
+    sizes = dict(rows or {"train": 10_000, "validation": 500, "test": 500})
+    if max_examples is not None and "train" in sizes:
+        sizes["train"] = min(sizes["train"], max_examples)
+    return sizes
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsData:
     """A data set of TFDS.

@@ -12,6 +12,7 @@ from gkd.data.task_spec import (
     TfdsData,
     check_max_examples,
     make_task,
+    split_sizes,
     task_source,
 )
 from gkd.errors import InvalidValue
@@ -250,10 +251,7 @@ def arithmetic(
     Returns:
       The record of the task.
     """
-    check_max_examples(max_examples)
-    sizes = dict(rows or {"train": 10_000, "validation": 500, "test": 500})
-    if max_examples is not None and "train" in sizes:
-        sizes["train"] = min(sizes["train"], max_examples)
+    sizes = split_sizes(rows, max_examples)
 
     def rows_of(split: str) -> list[dict[str, str]]:
         made = arithmetic_problems.problems(

@@ -36,7 +36,9 @@ def test_the_answer_is_in_the_whole_and_in_the_short_context(evidence):
 
 def test_splits_share_no_context_and_seeds_differ():
     splits = {
-        (name, seed): {q.input.split(". ")[0] for q in retrieval.questions(name, 60, seed, 2, 1, 1)}
+        (name, seed): {
+            q.input.split(". ")[0] for q in retrieval.questions(name, 300, seed, 1, 1, 1)
+        }
         for name in ("train", "validation", "test")
         for seed in (0, 1)
     }
