@@ -11,9 +11,10 @@ from tests.paths import REPOSITORY
 ORDER = (
     "quickstart", "sweep", "cli", "new", "plan", "train", "convert", "evaluate", "infer", "runs",
     "configuration", "checkpoints", "tensor_files", "data", "synthetic", "tables", "metrics",
-    "vocabularies", "decode", "distill", "program_cost", "models", "files", "parallel",
+    "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost", "models", "files",
+    "parallel",
 )  # fmt: skip
-PURE = ("models", "decode", "distill", "parallel")
+PURE = ("models", "auxiliary_losses", "decode", "distill", "parallel")
 # Modules without a test file of their name, and why.
 WITHOUT_TESTS = {
     "cli/arguments.py": "cli/test_command_line.py and test_plain_arguments.py parse commands",

@@ -47,6 +47,7 @@ REWARD_FUNCTIONS = _paths(
 REWARD_RESULTS = _paths("metrics.reward_functions", "entailment")
 SCHEDULES = _paths("distill.mixing", "linear_schedule")
 REPLAYS = _paths("distill.replay", "Replay")
+AUXILIARY_LOSSES = ()
 OPTIMIZERS = _paths("distill.optimizers", "adafactor", "adamw")
 
 _LIMIT = whole(1, none=True)  # max_examples, rows

@@ -154,6 +154,7 @@ class Method:
         own: 'initial' (frozen), 'current', or 'average' (a moving one).
       teacher_decay: decay of the moving average per step, in (0, 1).
       replay: a `gkd.distill.replay.Replay`: samples are trained on more than once.
+      auxiliary: a loss of `gkd.auxiliary_losses` beside the policy gradient.
       training_task: rows to train on in place of the task's own, such as a teacher's outputs.
     """
 
@@ -176,6 +177,7 @@ class Method:
     teacher_weights: str = accepts(choice(*WEIGHTS), "checkpoint")
     teacher_decay: float | int = accepts(number(above=0, below=1), 0.999)
     replay: Any = accepts(Setting(results=configurables.REPLAYS, none=True), None)
+    auxiliary: Any = accepts(Setting(results=configurables.AUXILIARY_LOSSES, none=True), None)
     training_task: Any = accepts(dataclasses.replace(TASK, none=True), None)
 
     __post_init__ = _check_fields

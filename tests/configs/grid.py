@@ -82,7 +82,7 @@ METHOD_MACROS = {
     "TEMPERATURE": "temperature", "MIXING": "mixing", "SAMPLES": "samples",
     "ROLLOUT_LENGTH": "rollout_length", "SAMPLING_TEMPERATURE": "sampling_temperature",
     "SAMPLING_TOP_K": "sampling_top_k", "SAMPLING_TOP_P": "sampling_top_p",
-    "ADVANTAGE": "advantage",
+    "ADVANTAGE": "advantage", "AUXILIARY_LOSS": "auxiliary",
 }  # fmt: skip
 
 
