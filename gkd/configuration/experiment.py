@@ -149,10 +149,13 @@ class Method:
         distillation alone.
       alpha: with a reward, weight of the divergence; the reward has 1 − alpha.
       advantage: baseline that a reward is compared with, see `gkd.distill.advantages`.
+      policy_loss: policy gradient of the rewards: 'reinforce', or 'grpo' with importance ratios.
+      ratio_clip: bound ε on the distance of those ratios from 1; None does not clip.
+      updates_per_rollout: optimizer updates on the same sequences, with 'grpo'.
       reward_model, reward_architecture: checkpoint and architecture of a reward model.
       teacher_weights: the teacher's parameters: of a 'checkpoint' (`Teacher`), or the student's
         own: 'initial' (frozen), 'current', or 'average' (a moving one).
-      teacher_decay: decay of the moving average per step, in (0, 1).
+      teacher_decay: decay of the moving average per update, in (0, 1).
       replay: a `gkd.distill.replay.Replay`: samples are trained on more than once.
       auxiliary: a loss of `gkd.auxiliary_losses` beside the policy gradient.
       training_task: rows to train on in place of the task's own, such as a teacher's outputs.
@@ -172,6 +175,9 @@ class Method:
     reward: Any = accepts(REWARD, None)
     alpha: float | int = accepts(number(0, 1), 1.0)
     advantage: str = accepts(choice("batch", "group", "group_standardised", "none"), "batch")
+    policy_loss: str = accepts(choice("reinforce", "grpo"), "reinforce")
+    ratio_clip: float | int | None = accepts(number(above=0, none=True), None)
+    updates_per_rollout: int = accepts(whole(1, 1000), 1)
     reward_model: str | None = accepts(OPTIONAL_PATH, None)
     reward_architecture: Any = accepts(ARCHITECTURE, None)
     teacher_weights: str = accepts(choice(*WEIGHTS), "checkpoint")

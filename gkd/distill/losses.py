@@ -128,57 +128,83 @@ def reward_and_divergence_loss(
     divergence: Divergence | None,
     temperature: Temperature = 1.0,
     valid: Bool[Array, " vocabulary"] | None = None,
+    policy_loss: str = "reinforce",
+    ratio_clip: float | int | None = None,
     block_size: int | None = None,
     data_shards: int = 1,
 ) -> Loss:
-    """RL and distillation in one pass: α · D − (1−α) · Σ_n A_n · log Q(y_n), a mean over rows.
+    """RL and distillation in one pass: α · D + (1−α) · policy loss, a mean over rows.
 
-    The divergence keeps equation 2's average over a row's tokens, the policy gradient (REINFORCE)
-    the sum over them.
+    The policy loss of a row with advantage A is −A · Σ_n log Q(y_n) for "reinforce", and for "grpo"
+    the mean over its tokens of −min(r_n · A, clip(r_n, 1−ε, 1+ε) · A) with the importance ratio
+    r_n = Q(y_n) / Q_old(y_n). The divergence keeps equation 2's average over a row's tokens.
 
     Args:
       student: logits of the rollout's tokens, N rows of T.
       teacher: the teacher's; None where α is 0.
-      rollout: tokens, weights and advantages, which are 0 on data rows.
-      alpha: in [0, 1]; 0 is REINFORCE alone.
+      rollout: tokens, weights and advantages, which are 0 on data rows; Q_old is its log_probs'.
+      alpha: in [0, 1]; 0 is the policy loss alone.
+      policy_loss: "reinforce" or "grpo".
+      ratio_clip: ε > 0 of "grpo"; None does not clip.
       divergence, temperature, valid, block_size, data_shards: as in `divergence_loss`; log Q is the
         sampler's, at temperature 1 over the valid ids.
 
     Returns:
-      As `divergence_loss`, with the metrics "divergence", "policy_gradient" and "reward" (over the
-      student's own rows).
+      As `divergence_loss`, with the metrics "divergence", "policy_gradient", "reward" (over the
+      student's own rows) and, where ratios are clipped, "clipped_ratios" (the share of tokens whose
+      gradient that removes).
 
-    Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 5; Williams 1992.
+    Source: Agarwal et al. 2024 (arXiv 2306.13649), equation 5; Williams 1992; Shao et al. 2024
+    (arXiv 2402.03300), equation 3; Schulman et al. 2017 (arXiv 1707.06347), equation 7.
     """
     coefficients, weight = token_coefficients(rollout, "sequence")
-    tokens = jnp.sum(rollout.weights != 0, axis=1)
-    # A coefficient is weight / tokens: tokens · A makes the row's average a sum.
-    scale = jnp.broadcast_to((rollout.advantages * tokens)[:, None], coefficients.shape)
+    scale = jnp.broadcast_to(rollout.advantages[:, None], coefficients.shape)
+    if policy_loss == "reinforce":
+        # A coefficient is weight / tokens: tokens · A makes the row's average a sum.
+        scale = scale * jnp.sum(rollout.weights != 0, axis=1, keepdims=True)
     token_divergence = divergence and divergence_of_tokens(divergence, temperature, valid)
 
+    def policy_of(student_logits, targets):
+        ids, scale, old = targets
+        log_prob = token_log_prob(student_logits, ids, valid)
+        if policy_loss == "reinforce":
+            return -scale * log_prob, None
+        return _clipped_policy_loss(jnp.exp(log_prob - old), scale, ratio_clip)
+
     def token_loss(student_logits, teacher_logits, targets):
-        ids, scale = targets
-        policy = -scale * token_log_prob(student_logits, ids, valid)
+        policy, _ = policy_of(student_logits, targets)
         if alpha == 0:
             return policy
-        distance = token_divergence(student_logits, teacher_logits, ids)
+        distance = token_divergence(student_logits, teacher_logits, targets[0])
         return alpha * distance + (1 - alpha) * policy
 
     def terms(student_logits, teacher_logits, targets):
-        ids, scale = targets
-        named = {"policy_gradient": -scale * token_log_prob(student_logits, ids, valid)}
+        policy, clipped = policy_of(student_logits, targets)
+        named = {"policy_gradient": policy}
+        if clipped is not None:
+            named["clipped_ratios"] = clipped
         if alpha:  # by itself: beside a large advantage nothing of it is left in a difference
-            named["divergence"] = token_divergence(student_logits, teacher_logits, ids)
+            named["divergence"] = token_divergence(student_logits, teacher_logits, targets[0])
         return named
 
+    targets = (rollout.target_tokens, scale, rollout.log_probs)
     total, _, metrics = fused_token_loss(
-        token_loss, student, teacher if alpha else None, (rollout.target_tokens, scale),
+        token_loss, student, teacher if alpha else None, targets,
         coefficients, token_metrics=terms, block_size=block_size, data_shards=data_shards,
     )  # fmt: skip
     named = {name: (jnp.sum(coefficients * value), weight) for name, value in metrics.items()}
     own = jnp.sum(coefficients, axis=1) * rollout.on_policy
     named["reward"] = (jnp.sum(own * rollout.rewards), jnp.sum(own))
     return total, weight, named
+
+
+def _clipped_policy_loss(ratio, advantage, clip):
+    """GRPO's loss of tokens, and where the clip removes their gradient (float32, or None)."""
+    if clip is None:
+        return -ratio * advantage, None
+    bounded = jnp.clip(ratio, 1 - clip, 1 + clip) * advantage
+    removed = bounded < ratio * advantage
+    return -jnp.where(removed, bounded, ratio * advantage), removed.astype(jnp.float32)
 
 
 def divergence_of_tokens(

@@ -70,7 +70,7 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class StudentTeacher:
-    """A `teacher_logits_fn` whose parameters are the student's, of the step that begins.
+    """A `teacher_logits_fn` whose parameters are the student's, of the update that begins.
 
     Attributes:
       logits_fn: (params, batch, rollout) -> logits, see `make_teacher_logits_fn`.
@@ -83,7 +83,7 @@ class StudentTeacher:
     decay: float | None = None
 
     def params_of(self, state: TrainState) -> Any:
-        """Returns the parameters that score this step's sequences."""
+        """Returns the parameters that score the sequences of the update from this state."""
         return jax.lax.stop_gradient(state.params if self.decay is None else state.average)
 
     def __call__(self, params: Any, batch: Batch, rollout: Rollout) -> Any:

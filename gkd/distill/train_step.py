@@ -76,7 +76,11 @@ class Part(enum.StrEnum):
 class TrainStep:
     """The pure functions of a step: `rollout`, `update`, and `step`, the two in one program.
 
-    Made by `make_train_step`, which explains the attributes.
+    Made by `make_train_step`, which explains the attributes, but for this one:
+
+    Attributes:
+      updates: optimizer updates per rollout. The state's step counts them as one, and the step's
+        metrics are their means.
     """
 
     student: Seq2SeqModel
@@ -91,6 +95,7 @@ class TrainStep:
     advantage: str
     microbatches: int
     dropout: bool
+    updates: int = 1
 
     def rollout(
         self,
@@ -135,7 +140,7 @@ class TrainStep:
         rollout: Rollout,
         base: Base | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """One optimizer update on given sequences; encodes the prompts (again).
+        """The optimizer's updates on given sequences; each encodes the prompts (again).
 
         Args:
           state: the student's state.
@@ -148,6 +153,18 @@ class TrainStep:
         Returns:
           The new state, and the step's metrics as (sum, weight) pairs.
         """
+        if self.updates == 1:
+            return self._update_once(state, teacher_params, batch, rollout, base)
+
+        def once(state, _):
+            return self._update_once(state, teacher_params, batch, rollout, base)
+
+        after, metrics = jax.lax.scan(once, state, None, length=self.updates)
+        means = jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+        return after.replace(step=state.step + 1), {**means, **_skip_counters(after)}
+
+    def _update_once(self, state, teacher_params, batch, rollout, base):
+        """One optimizer update."""
         rollout = self._with_advantages(rollout)
         teacher_params = self._teacher_params(state, teacher_params, base)
 
@@ -182,7 +199,7 @@ class TrainStep:
     ) -> tuple[TrainState, Metrics]:
         """Rollout and update in one program; one encoder pass serves both where it can."""
         rng = mixing.step_key(state.seed, state.step)
-        if self.microbatches > 1 or self.dropout:
+        if self.microbatches > 1 or self.dropout or self.updates > 1:
             rollout = self.rollout(state, batch, rng, reward_params, base)
             return self.update(state, teacher_params, batch, rollout, base)
         teacher_params = self._teacher_params(state, teacher_params, base)
@@ -304,8 +321,7 @@ class TrainStep:
             **metrics,
             **rollout_metrics(rollout, ids.end, ids.padding),
             "gradient_norm": (norm, one),
-            "skipped": (state.skipped.astype(jnp.float32), one),
-            "skipped_in_a_row": (state.skipped_in_a_row.astype(jnp.float32), one),
+            **_skip_counters(state),
         }
         return state, metrics
 
@@ -364,6 +380,12 @@ def make_train_step(
     if step._samples and sample_fn is None:
         raise ValueError(f"λ is {on_policy_fraction} but no sample_fn is given: pass one, or λ=0")
     return step
+
+
+def _skip_counters(state):
+    """The state's counts of skipped updates, as metrics."""
+    counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    return {name: (count.astype(jnp.float32), jnp.float32(1)) for name, count in counts.items()}
 
 
 def _student(params, base):

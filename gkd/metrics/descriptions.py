@@ -9,6 +9,7 @@ _DESCRIPTIONS = {
         "cross_entropy": "−log Q of the target tokens in nats per token.",
         "policy_gradient": "The policy-gradient term of the loss, before its weight 1 − ALPHA.",
         "reward": "Mean reward of the student's samples.",
+        "clipped_ratios": "Share of tokens whose gradient RATIO_CLIP removes.",
         "token_accuracy": "Share of target tokens that are the student's most probable ones.",
         "on_policy": "Share of rows that the student sampled itself.",
         "target_length": "Mean length of the target sequences in tokens, end of sequence included.",

@@ -45,7 +45,8 @@ def build_step_program(
     valid = model_loading.shared_valid_ids(student, teacher, task)
     schedule = _learning_rate(experiment)
     optimizer = (experiment.optimisation.optimizer or optimizers.adafactor)(
-        learning_rate=schedule, max_norm=experiment.optimisation.max_gradient_norm
+        learning_rate=_per_update(schedule, method.updates_per_rollout),
+        max_norm=experiment.optimisation.max_gradient_norm,
     )
     step = methods.make_step(
         experiment, student, teacher, reward_model, optimizer, valid, mesh.shape["data"]
@@ -127,6 +128,11 @@ def _learning_rate(experiment):
         optimisation.learning_rate, optimisation.warmup_steps, experiment.schedule.train_steps,
         optimisation.cooldown_steps,
     )  # fmt: skip
+
+
+def _per_update(schedule, updates):
+    """A schedule of steps for an optimizer, which counts its updates, several per step."""
+    return schedule if updates == 1 else lambda count: schedule(count // updates)
 
 
 def starting_state(

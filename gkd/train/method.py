@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -83,6 +84,7 @@ def check_method(method: Method, teacher: Teacher, dropout_rate: float | int = 0
         _check_reward(method)
     elif method.alpha != 1:
         raise InvalidValue(f"ALPHA is {method.alpha}, but no REWARD shares the loss: set one")
+    _check_policy_loss(method)
     if method.replay is not None:
         _check_replay(method)
     if teacher.top_k_file is not None:
@@ -176,6 +178,25 @@ def _check_reward(method):
     advantages.check_kind(method.advantage, method.samples)
 
 
+def _check_policy_loss(method):
+    if method.policy_loss == "grpo":
+        if method.reward is None or method.alpha == 1:
+            raise InvalidValue(
+                f"POLICY_LOSS is 'grpo', but REWARD is {method.reward} and ALPHA {method.alpha}: "
+                "no reward weighs in the loss; set REWARD, and ALPHA below 1"
+            )
+        return
+    for macro, value, default in (
+        ("RATIO_CLIP", method.ratio_clip, None),
+        ("UPDATES_PER_ROLLOUT", method.updates_per_rollout, 1),
+    ):
+        if value != default:
+            raise InvalidValue(
+                f"{macro} is {value}, but POLICY_LOSS {method.policy_loss!r} has no importance "
+                f"ratios: set POLICY_LOSS to 'grpo', or {macro} to {default}"
+            )
+
+
 def _check_replay(method):
     if method.on_policy_fraction != 0:
         raise InvalidValue(
@@ -245,6 +266,7 @@ def make_step(
         microbatches=experiment.batches.microbatches,
         dropout=experiment.student.dropout_rate > 0,
     )  # fmt: skip
+    step = dataclasses.replace(step, updates=method.updates_per_rollout)
     if method.replay is None:
         return step
     padding = student.model.special_ids.padding
@@ -256,7 +278,8 @@ def _loss_fn(method, valid, data_shards):
     if method.reward is not None and method.alpha < 1:
         return functools.partial(
             losses.reward_and_divergence_loss, alpha=method.alpha, divergence=divergence,
-            temperature=method.temperature, valid=valid, data_shards=data_shards,
+            temperature=method.temperature, valid=valid, policy_loss=method.policy_loss,
+            ratio_clip=method.ratio_clip, data_shards=data_shards,
         )  # fmt: skip
     if divergence is None:
         return losses.make_cross_entropy_loss(method.normalisation, data_shards=data_shards)

@@ -42,6 +42,7 @@ def step_flops(
     on_policy, replays = student_generates(method), method.replay is not None  # from a memory
     parts = program.experiment.batches.microbatches
     again = parts > 1 or student.dropout_rate > 0 or rewards_on_host(method) or replays
+    again = again or method.updates_per_rollout > 1
 
     def shared(config):
         if not split:
@@ -86,6 +87,8 @@ def step_flops(
         teacher = program.teacher.config
         costs[Part.TEACHER] = scored(teacher, tokens, prompt_length(program, program.teacher))
         costs[UPDATE] += head_flops(teacher.sizes, rows * samples, tokens, shared(teacher))
+    for part in (UPDATE, Part.TEACHER):
+        costs[part] *= method.updates_per_rollout
     return costs
 
 

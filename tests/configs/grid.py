@@ -18,6 +18,8 @@ from tests.paths import REPOSITORY
 PAPER = ("xsum", "wmt14_en_de", "gsm8k", "flan")  # folders of configs/runs
 # Methods whose teacher is the student, with a prompt that the paper's tasks do not have.
 PRIVILEGED = {"opsd", "sdft", "opsdl"}
+# Methods of rewards alone: where no sample is right, as in a first step here, nothing moves.
+REWARDED = {"grpo"}
 # What differs between runs of one and the same program.
 _NO_PROGRAM = {
     "MODEL_DIR", "STUDENT", "TEACHER", "REWARD_MODEL", "TEACHER_OUTPUTS", "OUTPUTS_PREFIX", "SEED",
@@ -83,6 +85,8 @@ METHOD_MACROS = {
     "ROLLOUT_LENGTH": "rollout_length", "SAMPLING_TEMPERATURE": "sampling_temperature",
     "SAMPLING_TOP_K": "sampling_top_k", "SAMPLING_TOP_P": "sampling_top_p",
     "ADVANTAGE": "advantage", "AUXILIARY_LOSS": "auxiliary",
+    "POLICY_LOSS": "policy_loss", "RATIO_CLIP": "ratio_clip",
+    "UPDATES_PER_ROLLOUT": "updates_per_rollout",
 }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def take_step(method, task, monkeypatch):
     [
         pytest.param(*pair, marks=[] if pair in ALWAYS else pytest.mark.slow)
         for pair in itertools.product(METHODS, grid.PAPER)
-        if pair[0] not in grid.PRIVILEGED
+        if pair[0] not in grid.PRIVILEGED | grid.REWARDED
     ],
 )
 def test_a_real_step(method, task, real_vocabulary, monkeypatch):

@@ -108,19 +108,36 @@ def test_a_run_without_a_teacher_measures_no_divergence():
     assert list(programs.generation_programs(program)) == ["generation: student"]
 
 
+REWARDED = (
+    "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "LAMBDA=1.0",
+)  # fmt: skip
+
+
 def test_halves_of_a_step_cost_their_closed_form():
-    rewarded = (
-        "REWARD=@reward_functions.rouge",
-        "reward_functions.rouge.name='rouge1'",
-        "ALPHA=0.5",
-        "LAMBDA=1.0",
-    )
-    program = traced(*DISTIL, *rewarded, devices=jax.devices()[:1])
+    program = traced(*DISTIL, *REWARDED, "ALPHA=0.5", devices=jax.devices()[:1])
     planned = programs.step_programs(program)
     assert list(planned) == ["step: rollout", "step: update"]
     for one in planned.values():
         counted = program_cost(one.lower().compile().as_text()).flops
         assert counted == pytest.approx(one.flops(12), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (*DISTIL, "ALPHA=0.5", "POLICY_LOSS='grpo'", "UPDATES_PER_ROLLOUT=3"),
+        ("ALPHA=0.0", "SAMPLES=2", "POLICY_LOSS='grpo'", "UPDATES_PER_ROLLOUT=2"),
+    ],
+)
+def test_an_update_on_rewards_costs_its_closed_form(settings):
+    program = traced(*REWARDED, *settings, devices=jax.devices()[:1])
+    counted = 2 * products(
+        program.step.update, program.state.abstract, program.teacher and program.teacher.shapes,
+        program.batch, program._abstract_rollout(),
+    )  # fmt: skip
+    costs = step_flops(program, 12)
+    parts = (train_step.Part.TEACHER, UPDATE)
+    assert sum(costs[part] for part in parts) == pytest.approx(counted, rel=0.01)
 
 
 def test_copies_and_collectives_of_a_loop_belong_to_the_loops_part():

@@ -17,7 +17,8 @@ DEFAULTS = {
     "LAMBDA": 0.0, "BETA": None, "DIVERGENCE": None, "NORMALISATION": "sequence",
     "TEMPERATURE": 1.0, "SAMPLES": 1, "ROLLOUT_LENGTH": None, "MIXING": "batch",
     "SAMPLING_TEMPERATURE": 1.0, "SAMPLING_TOP_K": 0, "SAMPLING_TOP_P": 1.0, "REWARD": None,
-    "ALPHA": 1.0, "ADVANTAGE": "batch", "TOP_K_TAIL": "bucket", "SEED": 0,
+    "ALPHA": 1.0, "ADVANTAGE": "batch", "POLICY_LOSS": "reinforce", "TOP_K_TAIL": "bucket",
+    "SEED": 0,
 }  # fmt: skip
 COIN = 0x7FFFFFFF
 
@@ -202,7 +203,11 @@ class ByHand:
         if self.set["REWARD"] is not None and alpha < 1:
             lengths = self.rollout.mask.sum(1, keepdims=True)
             log_q = _chosen(log_softmax(logits[..., IDS]), tokens)
-            value = value - (1 - alpha) * self.advantages[:, None] * lengths * log_q
+            gain = lengths * log_q
+            if self.set["POLICY_LOSS"] == "grpo":
+                old = _chosen(log_softmax(self.student_logits[..., IDS]), tokens)
+                gain = np.exp(log_q - old)
+            value = value - (1 - alpha) * self.advantages[:, None] * gain
         return value
 
     def _mean(self, values):

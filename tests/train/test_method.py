@@ -58,6 +58,10 @@ def checked(dropout_rate=0.0, **settings):
         ({**RL, "divergence": None, "teacher": None}, "ALPHA is 0.5 but DIVERGENCE is not set"),
         ({"replay": Replay()}, "λ is 1.0, but REPLAY decides who writes: set LAMBDA to 0"),
         ({"replay": Replay(), "on_policy_fraction": 0.0, "samples": 2}, "leave SAMPLES at 1"),
+        ({"policy_loss": "grpo"}, "POLICY_LOSS is 'grpo', but REWARD is None and ALPHA 1.0"),
+        ({**RL, "alpha": 1.0, "policy_loss": "grpo"}, "no reward weighs in the loss"),
+        ({**RL, "ratio_clip": 0.2}, "RATIO_CLIP is 0.2, but POLICY_LOSS 'reinforce' has no"),
+        ({"updates_per_rollout": 2}, "UPDATES_PER_ROLLOUT is 2, but POLICY_LOSS 'reinforce'"),
         ({"top_k_file": "x.jsonl"}, "TEACHER and TEACHER_TOP_K_FILE are both set"),
         ({"top_k_file": "x.jsonl", "teacher": None}, "set LAMBDA to 0, or a TEACHER"),
         (

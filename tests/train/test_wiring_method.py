@@ -56,6 +56,10 @@ CASES = {
         **ROUGE, **REVERSE, "ALPHA": 0.6, "ADVANTAGE": "group_standardised", "SAMPLES": 3,
         "MICROBATCHES": 2, "TEMPERATURE": 1.5,
     },
+    "importance ratios": {
+        **ROUGE, **REVERSE, "ALPHA": 0.6, "POLICY_LOSS": "grpo", "SAMPLES": 3,
+        "ADVANTAGE": "group", "MICROBATCHES": 3, "SEED": 1,
+    },
     "a reward that weighs nothing": {**ROUGE, **REVERSE, "ALPHA": 1.0},
     "a reward of some rows": {**ROUGE, "ALPHA": 0.0, "LAMBDA": 0.6, "MIXING": "example", "SEED": 2},
 }  # fmt: skip
