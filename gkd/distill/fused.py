@@ -72,6 +72,8 @@ def fused_token_loss(
     Raises:
       ValueError: vocabularies or shapes differ, or the rows do not divide over `data_shards`.
     """
+    if isinstance(student, ProjectedLogits):
+        student = student.replace(inner=None)  # no part of these logits
     _check(student, teacher, coefficients, data_shards)
     rows, length, vocabulary = logits_shape(student)
     size = block_size or automatic_block_size(rows // data_shards, length, vocabulary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -58,14 +59,32 @@ class Encoded:
 
 
 @flax.struct.dataclass
+class InnerLayer:
+    """An inner layer of the decoder and the attention of the last, for losses that compare them.
+
+    Attributes:
+      hidden: [N, T, E] the layer's states after the decoder's final norm, ready for the head.
+      attention: float32 [N, T, T], the layer's self-attention weights, (query, key), before
+        dropout; mean over the heads.
+      last_attention: float32 [N, T, T], those of the last layer.
+    """
+
+    hidden: Any
+    attention: Any
+    last_attention: Any
+
+
+@flax.struct.dataclass
 class Hidden:
     """The teacher-forced decoder's result.
 
     Attributes:
       last: [N, T, E] last hidden states, ready for the head.
+      inner: an inner layer, where one is asked for (`with_inner_layer`); else None.
     """
 
     last: Any
+    inner: InnerLayer | None = None
 
 
 @flax.struct.dataclass
@@ -90,10 +109,12 @@ class ProjectedLogits:
     Attributes:
       hidden: [N, T, E] last hidden states, in the model's compute dtype.
       head: the projection to [N, T, V], its kernel used in place.
+      inner: an inner layer of the same pass, where one is asked for; else None.
     """
 
     hidden: Any
     head: Head
+    inner: InnerLayer | None = None
 
 
 def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*batch vocab"]:
@@ -173,6 +194,8 @@ class Seq2SeqModel:
       vocab_size: V, rows of the embedding table.
       dtype: compute dtype of the hidden states.
       special_ids: start, end and padding.
+      inner_layers: decoder layers below the last that `decode_hidden` can return, as the keyword
+        inner_layer: 1 … inner_layers; 0 for a model without that keyword.
     """
 
     init: Callable
@@ -184,3 +207,31 @@ class Seq2SeqModel:
     vocab_size: int
     dtype: str = "float32"
     special_ids: SpecialIds = T5_IDS
+    inner_layers: int = 0
+
+
+def with_inner_layer(model: Seq2SeqModel, layer: int) -> Seq2SeqModel:
+    """Makes `decode_hidden` return an inner layer of the decoder beside the last.
+
+    Args:
+      model: the model; sampling with it is unchanged.
+      layer: number of decoder layers up to and including the inner one, from 1.
+
+    Returns:
+      The model, whose `Hidden.inner` is an `InnerLayer`.
+
+    Raises:
+      InvalidValue: the model gives no inner layers, or has no such layer below its last.
+    """
+    if not model.inner_layers:
+        raise InvalidValue(
+            "an inner layer is compared with the last, but this model gives none: it needs a T5 of "
+            "two decoder layers or more (T5X modules and models of your own give their last only)"
+        )
+    if not 1 <= layer <= model.inner_layers:
+        raise InvalidValue(
+            f"InnerLayerLoss.layer is {layer}: choose from 1 to {model.inner_layers}, below "
+            f"the decoder's last layer, which is {model.inner_layers + 1}"
+        )
+    decode_hidden = functools.partial(model.decode_hidden, inner_layer=layer)
+    return dataclasses.replace(model, decode_hidden=decode_hidden)

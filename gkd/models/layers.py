@@ -118,29 +118,32 @@ def _sum_of_rows(rows, _, gradient):
 for_rows.defvjp(lambda bias, rows: (for_rows(bias, rows), None), _sum_of_rows)
 
 
-def attend(
+def attention_weights(
     query: Float[Array, "batch query heads dim"],
     key: Float[Array, "batch key heads dim"],
-    value: Float[Array, "batch key heads dim"],
     biases: Sequence[Float[Array, "..."]],
-    dropout: Callable[[Array], Array],
-) -> Float[Array, "batch query heads dim"]:
-    """Computes attention without the factor 1/√dim, which T5 folds into the initialisation.
+) -> Float[Array, "batch heads query key"]:
+    """Computes attention weights without the factor 1/√dim, which T5's initialisation contains.
 
     Args:
-      query, key, value: projected heads.
+      query, key: projected heads.
       biases: added to the logits one by one, each broadcastable to [batch, heads, query, key]:
         relative positions, shared by all rows, and padding, shared by all heads. Their sum would be
         as large as the attention weights.
-      dropout: applied to the attention weights, which are a softmax in float32.
 
     Returns:
-      The weighted values, in the dtype of `value`.
+      Probabilities over the keys, float32.
     """
     weights = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     for bias in biases:
         weights = weights + (for_rows(bias, len(weights)) if len(bias) == 1 else bias)
-    weights = dropout(jax.nn.softmax(weights).astype(value.dtype))
+    return jax.nn.softmax(weights)
+
+
+def attend(
+    weights: Float[Array, "batch heads query key"], value: Float[Array, "batch key heads dim"]
+) -> Float[Array, "batch query heads dim"]:
+    """Weights the values of every head by its attention; all have one dtype."""
     # Heads first, as the product is computed: otherwise XLA's CPU library takes the weights as its
     # right factor, three times as slowly.
     return jnp.swapaxes(jnp.einsum("bhqk,bkhd->bhqd", weights, value), 1, 2)
@@ -220,13 +223,17 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of T5: kernels [embed, heads·dim] and [heads·dim, embed]."""
+    """Multi-head attention of T5: kernels [embed, heads·dim] and [heads·dim, embed].
+
+    With `pooled`, it returns the mean of the heads' attention too: (result, [batch, query, key]).
+    """
 
     num_heads: int
     head_dim: int
     dtype: Any
     dropout_rate: float
     deterministic: bool
+    pooled: bool = False
 
     @nn.compact
     def __call__(
@@ -234,7 +241,7 @@ class Attention(nn.Module):
         x: Float[Array, "batch query embed"],
         context: Float[Array, "batch key embed"],
         *biases: Float[Array, "..."],
-    ) -> Float[Array, "batch query embed"]:
+    ) -> Float[Array, "batch query embed"] | tuple[Array, Array]:
         """`x` attends to `context` under additive biases [batch|1, heads|1, query|1, key]."""
 
         def heads(name, inputs, scale=1.0):
@@ -250,11 +257,11 @@ class Attention(nn.Module):
         query = heads("query", x, self.head_dim**-0.5)
         key, value = heads("key", context), heads("value", context)  # [B, K, H, D]
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
-        mixed = attend(query, key, value, biases, lambda w: dropout(w, self.deterministic))
+        weights = attention_weights(query, key, biases)  # [B, H, Q, K]
+        mixed = attend(dropout(weights.astype(value.dtype), self.deterministic), value)
         joined = mixed.reshape(*x.shape[:-1], -1)  # [B, Q, H·D]
-        return Dense(x.shape[-1], ("joined_kv", "embed"), self.dtype, _fan_in_normal, name="out")(
-            joined
-        )
+        out = Dense(x.shape[-1], ("joined_kv", "embed"), self.dtype, _fan_in_normal, name="out")
+        return (out(joined), jnp.mean(weights, axis=1)) if self.pooled else out(joined)
 
 
 class Mlp(nn.Module):

@@ -64,7 +64,8 @@ def score_tokens(
       dropout_rng: key of the decoder's dropout; None runs without dropout.
 
     Returns:
-      Logits of N rows and T positions: those at position t are conditioned on tokens before t.
+      Logits of N rows and T positions: those at position t are conditioned on tokens before t;
+      with an inner layer where the model gives one (`with_inner_layer`).
     """
     if encoded.start_tokens is None:
         inputs = shift_right(tokens, model.special_ids.start)
@@ -72,4 +73,4 @@ def score_tokens(
         first = first_inputs(model, encoded, tokens.shape[0] // encoded.mask.shape[0])
         inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
     hidden = model.decode_hidden(params, encoded, inputs, dropout_rng=dropout_rng)
-    return ProjectedLogits(hidden.last, model.head(params))
+    return ProjectedLogits(hidden.last, model.head(params), hidden.inner)

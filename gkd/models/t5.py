@@ -198,13 +198,15 @@ class T5(nn.Module):
         encoded: Encoded,
         decoder_input_tokens: Int[Array, "batch length"],
         deterministic: bool = True,
+        inner_layer: int | None = None,
     ) -> Hidden:
         """Computes hidden states at every position of teacher-forced inputs, G rows per prompt.
 
-        The inputs are the targets shifted right; the G rows of a prompt are adjacent.
+        The inputs are the targets shifted right; the G rows of a prompt are adjacent. The result
+        has the inner layer of a number, if one is given: 1 is the first.
         """
         x = self.token_embedder(decoder_input_tokens)
-        return Hidden(self.decoder(x, encoded, deterministic))
+        return self.decoder(x, encoded, deterministic, inner_layer)
 
     def __call__(
         self,
@@ -240,10 +242,11 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         tokens = jnp.ones((1, 2), jnp.int32)
         return T5(config).init(rng, tokens, tokens)["params"]
 
-    def apply(method, params, *inputs, dropout_rng=None):
+    def apply(method, params, *inputs, dropout_rng=None, **options):
         active = dropout_rng is not None and config.dropout_rate > 0
         rngs = {"dropout": dropout_rng} if active else None
-        return module.apply({"params": params}, *inputs, not active, rngs=rngs, method=method)
+        variables = {"params": params}
+        return module.apply(variables, *inputs, not active, rngs=rngs, method=method, **options)
 
     return Seq2SeqModel(
         init=init,
@@ -255,6 +258,7 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         vocab_size=config.vocab_size,
         dtype=config.dtype,
         special_ids=config.special_ids,
+        inner_layers=config.num_decoder_layers - 1,
     )
 
 

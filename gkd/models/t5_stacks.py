@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from gkd.models.attention_sharding import row_sharding
+from gkd.models.interface import Hidden, InnerLayer
 from gkd.models.layers import (
     MASKED,
     Attention,
@@ -34,10 +36,10 @@ def _norm(config, name):
     return RMSNorm(jnp.dtype(config.dtype), name=name)
 
 
-def _attention(config, deterministic, name):
+def _attention(config, deterministic, name, pooled=False):
     dtype = jnp.dtype(config.dtype)
     sizes = (config.num_heads, config.head_dim, dtype, config.dropout_rate)
-    return Attention(*sizes, deterministic, name=name)
+    return Attention(*sizes, deterministic, pooled, name=name)
 
 
 def _mlp(config, deterministic, name):
@@ -77,22 +79,28 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, attention to the encoder, MLP; returns (states, None)."""
+    """Causal self-attention, attention to the encoder, MLP; returns (states, attention or None).
+
+    With `pooled`, the self-attention's mean over the heads, float32 [B·G, T, T], is the second.
+    """
 
     config: Any  # T5Config
     deterministic: bool
     sharding: ModelSharding
+    pooled: bool = False
 
     @nn.compact
     def __call__(self, x, bias, context, context_bias):
-        """Maps x [B·G, T, E] to (like x, None); bias [1, H|1, T, T], context [B, S, E]."""
+        """Maps x [B·G, T, E] to (like x, …); bias [1, H|1, T, T], context [B, S, E]."""
         cfg, deterministic = self.config, self.deterministic
         rows = row_sharding(self.sharding, cfg.num_heads, len(context))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
             bias = bias + _relative_bias(cfg, x.shape[1], bidirectional=False)
         y = _norm(cfg, "pre_self_attention_layer_norm")(x)
-        x = x + dropout(_attention(cfg, deterministic, "self_attention")(y, y, bias))
+        mixed = _attention(cfg, deterministic, "self_attention", self.pooled)(y, y, bias)
+        mixed, attention = mixed if self.pooled else (mixed, None)
+        x = x + dropout(mixed)
         y = _norm(cfg, "pre_cross_attention_layer_norm")(x)
         cross = _attention(cfg, deterministic, "encoder_decoder_attention")
         # The G rows of a prompt as one long row: its keys and values are computed and read once.
@@ -100,27 +108,62 @@ class DecoderLayer(nn.Module):
         x = x + dropout(cross(together, context, context_bias).reshape(y.shape))
         y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
         x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
-        return _as_residual(x, rows, self.sharding), None
+        return _as_residual(x, rows, self.sharding), attention
+
+
+def _rematerialised(layer, config):
+    """The layer's class; with `remat`, its activations are recomputed in the backward pass."""
+    return nn.remat(layer, prevent_cse=not config.stacked_layers) if config.remat else layer
+
+
+def _scan(target, depth, in_axes):
+    """Lifts a layer, or a function of one, to a scan over stacked parameters."""
+    return nn.scan(
+        target,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 def _run_layers(layer, attributes, depth, x, *inputs):
     """Applies `depth` layers, stacked or one by one; called inside a compact method."""
     config = attributes[0]
-    if config.remat:
-        layer = nn.remat(layer, prevent_cse=not config.stacked_layers)
+    layer = _rematerialised(layer, config)
     if not config.stacked_layers:
         for i in range(depth):
             x, _ = layer(*attributes, name=f"layers_{i}")(x, *inputs)
         return x
-    scanned = nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=depth,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scanned(*attributes, name="layers")(x, *inputs)[0]
+    return _scan(layer, depth, nn.broadcast)(*attributes, name="layers")(x, *inputs)[0]
+
+
+def _run_decoder_layers(attributes, inner, x, *inputs):
+    """As `_run_layers`; returns an `InnerLayer`, its states before the final norm, too."""
+    config = attributes[0]
+    depth, layer = config.num_decoder_layers, _rematerialised(DecoderLayer, config)
+    if not config.stacked_layers:
+        for i in range(1, depth + 1):
+            pooled = i in (inner, depth)
+            x, attention = layer(*attributes, pooled, name=f"layers_{i - 1}")(x, *inputs)
+            if i == inner:
+                kept = x, attention
+        return x, InnerLayer(*kept, attention)
+
+    def run(layer, carry, number, *inputs):
+        x, *kept = carry[:3]
+        x, attention = layer(x, *inputs)
+        # Carried, not stacked: one layer's states are held, instead of all.
+        kept = jax.tree.map(partial(jnp.where, number == inner), (x, attention), tuple(kept))
+        return (x, *kept, attention), None
+
+    attention = jnp.zeros((*x.shape[:2], x.shape[1]), jnp.float32)
+    scanned = _scan(run, depth, (0, *[nn.broadcast] * len(inputs)))
+    stack = layer(*attributes, True, name="layers")
+    carry = (x, jnp.zeros_like(x), attention, attention)
+    (x, *kept), _ = scanned(stack, carry, jnp.arange(1, depth + 1), *inputs)
+    return x, InnerLayer(*kept)
 
 
 class Encoder(nn.Module):
@@ -152,8 +195,8 @@ class Decoder(nn.Module):
     sharding: ModelSharding
 
     @nn.compact
-    def __call__(self, x, encoded, deterministic):
-        """Decodes embedded inputs [B·G, T, E]: hidden states [B·G, T, E], ready for the head."""
+    def __call__(self, x, encoded, deterministic, inner_layer=None):
+        """Decodes embedded inputs [B·G, T, E] to `Hidden`, with one inner layer if it is given."""
         cfg = self.config
         attributes = (cfg, deterministic, self.sharding)
         rows = row_sharding(self.sharding, cfg.num_heads, len(encoded.mask))
@@ -166,8 +209,15 @@ class Decoder(nn.Module):
             bias = bias + _relative_bias(cfg, length, bidirectional=False)  # [1, H, T, T]
         inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
         x = rows.scatter(dropout(x))
-        x = _run_layers(DecoderLayer, attributes, cfg.num_decoder_layers, x, *inputs)
-        x = rows.gather(dropout(_norm(cfg, "decoder_norm")(x)))
+        norm, inner = _norm(cfg, "decoder_norm"), None
+        if inner_layer is None:
+            x = _run_layers(DecoderLayer, attributes, cfg.num_decoder_layers, x, *inputs)
+        else:
+            x, inner = _run_decoder_layers(attributes, inner_layer, x, *inputs)
+        x = rows.gather(dropout(norm(x)))
+        if inner is not None:
+            hidden = dropout(norm(inner.hidden))
+            inner = jax.tree.map(rows.gather, inner.replace(hidden=hidden))
         if not cfg.logits_via_embedding and self.is_initializing():
             Dense(cfg.vocab_size, ("embed", "vocab"), name="logits_dense")(x)
-        return x
+        return Hidden(x, inner)
