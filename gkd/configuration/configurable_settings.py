@@ -27,7 +27,6 @@ TASKS = (
     *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
     *_paths("data.synthetic_tasks", "retrieval"),
     *_paths("data", "teacher_outputs.with_teacher_outputs", "teacher_inputs.with_teacher_inputs"),
-    *_paths("data.teacher_inputs", "of_teacher_prompts"),
 )
 VOCABULARIES = _paths(
     "vocabularies.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
@@ -48,7 +47,7 @@ REWARD_FUNCTIONS = _paths(
 REWARD_RESULTS = _paths("metrics.reward_functions", "entailment")
 SCHEDULES = _paths("distill.mixing", "linear_schedule")
 REPLAYS = _paths("distill.replay", "Replay")
-AUXILIARY_LOSSES = ()
+AUXILIARY_LOSSES = _paths("auxiliary_losses.inner_layer", "InnerLayerLoss")
 OPTIMIZERS = _paths("distill.optimizers", "adafactor", "adamw")
 
 _LIMIT = whole(1, none=True)  # max_examples, rows
@@ -176,11 +175,6 @@ DATA = {
         "preprocessor": Setting(results=_paths("data.teacher_inputs", "template")),
         "length": whole(1, LONGEST_SEQUENCE, none=True),
     },
-    "gkd.data.teacher_inputs.of_teacher_prompts": {
-        "task": Setting(results=TASKS),
-        "preprocessor": Setting(results=_paths("data.teacher_inputs", "template")),
-        "name": text(none=True),
-    },
     "gkd.data.teacher_inputs.template": {"prompt": text()},
     "gkd.vocabularies.vocabularies.t5": {"path": text(none=True), "extra_ids": whole(0, 100_000)},
     "gkd.vocabularies.vocabularies.arithmetic": {},
@@ -214,6 +208,8 @@ _DIVERGENCE = {
     "temperature": number(above=0, items=number(above=0), lengths=(2, 2)),
     "valid": Setting(none=True),
 }
+
+_LAYERS = whole(1, 1000)
 
 DISTILLATION = {
     "gkd.distill.optimizers.adafactor": {
@@ -252,9 +248,14 @@ DISTILLATION = {
         "margin": number(0),
         "metric": text(),
     },
+    "gkd.auxiliary_losses.inner_layer.InnerLayerLoss": {
+        "layer": _LAYERS,
+        "weight": number(0),
+        "attention_weight": number(0),
+        "beta": number(above=0, below=1),
+    },
 }
 
-_LAYERS = whole(1, 1000)
 _WIDTH = whole(1, 1_000_000)
 
 ARCHITECTURES = {

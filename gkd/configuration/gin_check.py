@@ -28,6 +28,7 @@ COMMAND_LINE_MODULES = {
     "divergences": "gkd.distill",
     "experiment": "gkd.configuration",
     "evaluate": "gkd.evaluate",
+    "inner_layer": "gkd.auxiliary_losses",
     "losses": "gkd.distill",
     "metrics": "gkd.metrics",
     "mixing": "gkd.distill",

@@ -170,6 +170,5 @@ SETTINGS = {
     "gkd.sweep.sweep.Results": {
         "metrics": sequence(text(), none=True),
         "average_over": text(),
-        "baseline": mapping(text(), none=True),
     },
 }

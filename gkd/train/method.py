@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gkd.auxiliary_losses.inner_layer import InnerLayerLoss, with_inner_layer_loss
 from gkd.configuration.experiment import Experiment, Method, Teacher
 from gkd.decode.sampling import sample
 from gkd.distill import (
@@ -25,6 +26,7 @@ from gkd.distill.logits import temperature_pair
 from gkd.distill.step_functions import StudentTeacher
 from gkd.errors import InvalidValue
 from gkd.metrics.reward_functions import ModelReward
+from gkd.models.interface import with_inner_layer
 from gkd.runs.model_loading import LoadedModel
 
 
@@ -85,6 +87,8 @@ def check_method(method: Method, teacher: Teacher, dropout_rate: float | int = 0
     elif method.alpha != 1:
         raise InvalidValue(f"ALPHA is {method.alpha}, but no REWARD shares the loss: set one")
     _check_policy_loss(method)
+    if method.auxiliary is not None:
+        _check_auxiliary(method)
     if method.replay is not None:
         _check_replay(method)
     if teacher.top_k_file is not None:
@@ -197,6 +201,14 @@ def _check_policy_loss(method):
             )
 
 
+def _check_auxiliary(method):
+    if method.reward is None or method.alpha == 1:
+        raise InvalidValue(
+            f"AUXILIARY_LOSS is added to the policy gradient of rewards, but REWARD is "
+            f"{method.reward} and ALPHA {method.alpha}: set REWARD, and ALPHA below 1"
+        )
+
+
 def _check_replay(method):
     if method.on_policy_fraction != 0:
         raise InvalidValue(
@@ -248,10 +260,14 @@ def make_step(
         if in_state(method):
             decay = method.teacher_decay if method.teacher_weights == "average" else None
             teacher_logits_fn = StudentTeacher(teacher_logits_fn, decay)
+    model, loss_fn = student.model, _loss_fn(method, valid, data_shards)
+    if isinstance(method.auxiliary, InnerLayerLoss):
+        model = with_inner_layer(model, method.auxiliary.layer)  # sampling is student.model's
+        loss_fn = with_inner_layer_loss(loss_fn, method.auxiliary, valid, data_shards)
     step = train_step.make_train_step(
-        student.model,
+        model,
         optimizer,
-        divergence_loss_fn=_loss_fn(method, valid, data_shards),
+        divergence_loss_fn=loss_fn,
         teacher_logits_fn=teacher_logits_fn,
         sample_fn=step_functions.make_sample_fn(
             student.model, sample, valid, method.samples, method.rollout_length,

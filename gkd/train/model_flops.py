@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gkd.auxiliary_losses.inner_layer import InnerLayerLoss
 from gkd.distill.train_step import Part
 from gkd.models.attention_sharding import row_sharding
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
@@ -71,6 +72,9 @@ def step_flops(
         if again:
             costs[Part.SAMPLING] += encoder_flops(student.sizes, rows, source, shards)
     heads = 3 * head_flops(student.sizes, rows * samples, tokens, shards)
+    if isinstance(method.auxiliary, InnerLayerLoss) and method.auxiliary.weight:
+        # The inner layer's logits and their gradients, and the last layer's logits once more.
+        heads += 4 * head_flops(student.sizes, rows * samples, tokens, shards)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
     if split:
         costs[UPDATE] -= _reduce_scattered_gradients(

@@ -111,6 +111,10 @@ def test_a_run_without_a_teacher_measures_no_divergence():
 REWARDED = (
     "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "LAMBDA=1.0",
 )  # fmt: skip
+INNER_LAYER = (
+    "AUXILIARY_LOSS=@inner_layer.InnerLayerLoss()", "inner_layer.InnerLayerLoss.layer=1",
+    "t5.T5Config.num_decoder_layers=2",
+)  # fmt: skip
 
 
 def test_halves_of_a_step_cost_their_closed_form():
@@ -127,6 +131,8 @@ def test_halves_of_a_step_cost_their_closed_form():
     [
         (*DISTIL, "ALPHA=0.5", "POLICY_LOSS='grpo'", "UPDATES_PER_ROLLOUT=3"),
         ("ALPHA=0.0", "SAMPLES=2", "POLICY_LOSS='grpo'", "UPDATES_PER_ROLLOUT=2"),
+        (*INNER_LAYER, "ALPHA=0.0"),
+        (*INNER_LAYER, *DISTIL, "ALPHA=0.5", "inner_layer.InnerLayerLoss.weight=0.0"),
     ],
 )
 def test_an_update_on_rewards_costs_its_closed_form(settings):
