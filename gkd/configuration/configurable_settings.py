@@ -27,6 +27,7 @@ TASKS = (
     *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
     *_paths("data.synthetic_tasks", "retrieval"),
     *_paths("data", "teacher_outputs.with_teacher_outputs", "teacher_inputs.with_teacher_inputs"),
+    *_paths("data.teacher_inputs", "of_teacher_prompts"),
 )
 VOCABULARIES = _paths(
     "vocabularies.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
@@ -174,6 +175,11 @@ DATA = {
         "task": Setting(results=TASKS),
         "preprocessor": Setting(results=_paths("data.teacher_inputs", "template")),
         "length": whole(1, LONGEST_SEQUENCE, none=True),
+    },
+    "gkd.data.teacher_inputs.of_teacher_prompts": {
+        "task": Setting(results=TASKS),
+        "preprocessor": Setting(results=_paths("data.teacher_inputs", "template")),
+        "name": text(none=True),
     },
     "gkd.data.teacher_inputs.template": {"prompt": text()},
     "gkd.vocabularies.vocabularies.t5": {"path": text(none=True), "extra_ids": whole(0, 100_000)},

@@ -170,5 +170,6 @@ SETTINGS = {
     "gkd.sweep.sweep.Results": {
         "metrics": sequence(text(), none=True),
         "average_over": text(),
+        "baseline": mapping(text(), none=True),
     },
 }

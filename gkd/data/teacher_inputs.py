@@ -1,4 +1,4 @@
-"""Tasks whose teacher reads another prompt than the student: the feature `teacher_inputs`."""
+"""Tasks whose teacher reads another prompt than the student, and tasks of that prompt itself."""
 
 from __future__ import annotations
 
@@ -54,6 +54,39 @@ def with_teacher_inputs(
     return dataclasses.replace(
         task, name=made.name, task=made.task, texts=texts, teacher_input_length=length
     )
+
+
+def of_teacher_prompts(
+    task: TaskSpec, preprocessor: Callable[[Mapping[str, Any]], Any], name: str | None = None
+) -> TaskSpec:
+    """Gives the student the teacher's prompt: to fine-tune on it, or to measure what it adds.
+
+    Args:
+      task: the task; its targets, metrics and splits stay.
+      preprocessor: as in `with_teacher_inputs`; a row with an empty prompt has weight 0.
+      name: name in seqio's registry; by default the task's with `_of_teacher_prompts`. In a mixture
+        with the task itself the two names must differ.
+
+    Returns:
+      The task with other inputs.
+    """
+    rule = rule_of(task.vocabulary)
+
+    @tf.autograph.experimental.do_not_convert  # its errors would lose their class
+    def texts(row: Mapping[str, Any]) -> dict[str, Any]:
+        student = task.texts(row)
+        inputs = rule.fit_tensor(preprocessor({**row, **student}))
+        return {**student, "inputs": inputs, "empty": student["empty"] | prompts.is_empty(inputs)}
+
+    made = make_task(
+        name or f"{task.name}_of_teacher_prompts",
+        task.task.source,
+        texts,
+        task.vocabulary,
+        task.task.metric_fns,
+        features=task.features,
+    )
+    return dataclasses.replace(task, name=made.name, task=made.task, texts=texts)
 
 
 def template(prompt: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -40,10 +40,13 @@ class Results:
     Attributes:
       metrics: columns, e.g. 'rouge2', 'seconds_per_step'; None is the BEST_METRIC of every task.
       average_over: the axis that the table averages over, if the sweep has it.
+      baseline: options, by axis, of the rows that the others are compared with in pairs, e.g.
+        {'method': 'sft'}.
     """
 
     metrics: Sequence[str] | None = None
     average_over: str = AVERAGE_OVER
+    baseline: Mapping[str, str] | None = None
 
 
 def sweep(
@@ -131,7 +134,8 @@ def _write_table(place, rows, cells, results) -> None:
     best = dict.fromkeys(cell.best_metric for cell in cells if cell.best_metric)
     outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
     names = list(results.metrics or best)
-    table.write(place, table.averages(outcomes, names, results.average_over))
+    averages = table.averages(outcomes, names, results.average_over, results.baseline)
+    table.write(place, averages)
 
 
 def plan(

@@ -23,6 +23,7 @@ def averages(
     runs: Sequence[tuple[Mapping[str, str], Mapping[str, Any] | None]],
     metrics: Sequence[str],
     average_over: str,
+    baseline: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Averages the metrics of complete runs over one axis.
 
@@ -31,15 +32,19 @@ def averages(
       metrics: names of metrics in the results: `rouge2` (the student's greedy completions),
         `temperature_0.5/rouge2`, `teacher/rouge2`, `divergences/…`.
       average_over: the axis to average over; without an axis of that name every run is a row.
+      baseline: options, by axis, that turn a row into the one that it is compared with, e.g.
+        {"method": "sft"}; None compares no rows.
 
     Returns:
       {"average_over", "confidence", "rows": [{"options", "complete", "runs", "metrics": {name:
       {"values", "mean", "interval"}}}]}. `interval` is half the width of the 95% confidence
       interval of the mean, t·s/√n with n−1 degrees of freedom, and None for fewer than two runs;
-      `mean` is None for no run.
+      `mean` is None for no run. With a baseline, each row also has "differences", of the same form:
+      its runs minus the baseline's of the same option of `average_over` (a paired comparison).
 
     Raises:
-      ValueError: no metric is given, or no complete run has one of them.
+      ValueError: no metric is given, no complete run has one of them, or no row has the baseline's
+        options.
 
     Two seeds have a mean of 2 and s = √2, t(0.975, 1) = 12.71:
 
@@ -50,23 +55,28 @@ def averages(
     """
     if not metrics:
         raise InvalidValue("a table needs metrics: set METRICS, e.g. ['rouge2']")
-    groups: dict[tuple[str, ...], list[tuple[Mapping[str, str], Any]]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[str | None, Any]]] = {}
     for labels, outcome in runs:
-        key = tuple(label for axis, label in labels.items() if axis != average_over)
-        groups.setdefault(key, []).append((labels, outcome))
+        options = {axis: label for axis, label in labels.items() if axis != average_over}
+        numbers = None if outcome is None else dict(_numbers(outcome))
+        groups.setdefault(tuple(options.items()), []).append((labels.get(average_over), numbers))
     rows, known = [], set()
-    for group in groups.values():
-        complete = [dict(_numbers(outcome)) for _, outcome in group if outcome is not None]
+    for options, group in groups.items():
+        complete = [numbers for _, numbers in group if numbers is not None]
         known.update(*complete)
-        options = {axis: label for axis, label in group[0][0].items() if axis != average_over}
-        rows.append(
-            {
-                "options": options,
-                "complete": len(complete),
-                "runs": len(group),
-                "metrics": {name: _mean(_values(complete, name)) for name in metrics},
-            }
-        )
+        row = {
+            "options": dict(options),
+            "complete": len(complete),
+            "runs": len(group),
+            "metrics": {name: _mean(_values(complete, name)) for name in metrics},
+        }
+        if baseline:
+            other = groups.get(tuple({**row["options"], **baseline}.items()))
+            if other is None:
+                raise InvalidValue(f"BASELINE is {dict(baseline)}, which no row of the table has")
+            pairs = _pairs(group, other)
+            row["differences"] = {name: _mean(_differences(pairs, name)) for name in metrics}
+        rows.append(row)
     if known and (unknown := [name for name in metrics if name not in known]):
         raise InvalidValue(
             f"no run has the metric {unknown[0]!r}; known: {', '.join(sorted(known))}"
@@ -77,16 +87,24 @@ def averages(
 def markdown(table: Mapping[str, Any]) -> str:
     """Renders the table as Markdown: `mean ± interval`, and runs as complete/all.
 
+    With a baseline each metric has a second column, the mean of the differences from it.
+
     Args:
       table: the result of `averages`.
     """
     first = table["rows"][0]
-    head = [*first["options"], "runs", *first["metrics"]]
+    paired = "differences" in first
+    head = [*first["options"], "runs"]
+    for name in first["metrics"]:
+        head += [name, f"{name}: difference"] if paired else [name]
     lines = []
     for row in table["rows"]:
-        count = f"{row['complete']}/{row['runs']}"
-        values = [_shown(value) for value in row["metrics"].values()]
-        lines.append([*row["options"].values(), count, *values])
+        line = [*row["options"].values(), f"{row['complete']}/{row['runs']}"]
+        for name, value in row["metrics"].items():
+            line.append(_shown(value))
+            if paired:
+                line.append(_shown(row["differences"][name], "+"))
+        lines.append(line)
     return tables.markdown(head, lines) + "\n"
 
 
@@ -112,6 +130,16 @@ def _values(outcomes: Sequence[dict[str, float]], name: str) -> list[float]:
     return values
 
 
+def _pairs(group: Any, other: Any) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """The complete runs of two rows that share their option of the axis averaged over."""
+    there = dict(other)
+    return [(here, there[label]) for label, here in group if here and there.get(label)]
+
+
+def _differences(pairs: Any, name: str) -> list[float]:
+    return [here[name] - there[name] for here, there in pairs if name in here and name in there]
+
+
 def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
     """All numbers in the JSON of a run or an evaluation, by path, without the keys in _UNNAMED."""
     for key, value in values.items():
@@ -130,8 +158,8 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
     return {"values": list(values), "mean": mean, "interval": interval}
 
 
-def _shown(value: Mapping[str, Any]) -> str:
+def _shown(value: Mapping[str, Any], sign: str = "") -> str:
     if value["mean"] is None:
         return "–"
     interval = "" if value["interval"] is None else f" ± {value['interval']:.2f}"
-    return f"{value['mean']:.2f}{interval}"
+    return f"{value['mean']:{sign}.2f}{interval}"

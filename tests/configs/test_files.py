@@ -65,7 +65,8 @@ def test_a_sweep_makes_what_its_cells_begin_from(name):
             continue
         reader = command_line.read_configuration(grid.command_of(cell))
         read = {reader.value_of(n) for n in ("STUDENT", "TEACHER", "TEACHER_OUTPUTS")} - {None}
-        assert made == read and len(read) >= 1, cell.name
+        assert made == read, cell.name
+        assert read or reader.value_of("STUDENT_MODEL") is not None, "starts at random"
 
 
 def test_the_figures_of_the_paper_have_their_axes():

@@ -118,3 +118,22 @@ def test_what_cannot_be_is_one_line(task):
         pipeline.training_batches(with_hint(task, 0), "train", 4, 4, 3, 0)
     with pytest.raises(ValueError, match="differ in their features"):
         tasks.mixture([task, with_hint(task)])
+
+
+def test_a_student_that_reads_the_teachers_prompt(task):
+    """What the teacher reads, in the student's column; targets and what is evaluated stay."""
+    fill = teacher_inputs.template("{inputs}:{targets}")
+    made = teacher_inputs.of_teacher_prompts(task, fill, "hinted")
+    assert made.name == "hinted" and made.features == ("inputs", "targets")
+    batches = pipeline.training_batches(made, "train", 4, 6, 3, 0, shuffle=False)
+    batch, plain = next(batches), next(pipeline.training_batches(task, "train", 4, 6, 3, 0, False))
+    assert batch["encoder_input_tokens"].tolist() == [
+        [*bytes_of("ab:cd"), 1],
+        [*bytes_of("abcd:"), 1],
+        [*bytes_of(":c"), 1, 0, 0, 0],
+        [*bytes_of("abc:d"), 1],
+    ]
+    assert batch["example_weights"].tolist() == [1, 1, 0, 1]
+    np.testing.assert_array_equal(batch["decoder_target_tokens"], plain["decoder_target_tokens"])
+    evaluation = pipeline.evaluation_batches(made, "validation", 4, 9, 3)
+    assert evaluation.inputs == ("ab:cd", "abcd:wxyz", "abc:d")

@@ -43,3 +43,19 @@ def test_rows_of_different_metrics_and_rows_that_disagree():
         table.averages([runs[0], _run("a", "1", bleu=1.0)], ["rouge2"], "seed")
     with pytest.raises(ValueError, match="needs metrics"):
         table.averages(runs, [], "seed")
+
+
+def test_paired_differences_are_those_computed_by_hand():
+    """Differences of 1, 2, 6 between seeds that lie far apart: only pairing shows them."""
+    runs = [_run("sft", str(i), rouge2=value) for i, value in enumerate([10.0, 50.0, 90.0, 7.0])]
+    runs += [_run("a", str(i), rouge2=value) for i, value in [(2, 96.0), (0, 11.0), (1, 52.0)]]
+    runs += [({"method": "a", "seed": "3"}, None)]  # no pair
+    averaged = table.averages(runs, ["rouge2"], "seed", {"method": "sft"})
+    sft, a = (row["differences"]["rouge2"] for row in averaged["rows"])
+    assert sft["values"] == [0.0] * 4 and sorted(a["values"]) == [1.0, 2.0, 6.0]
+    assert a["mean"] == 3.0 and a["interval"] == pytest.approx(4.302653 * (7 / 3) ** 0.5, rel=1e-6)
+    head, _, _, line = table.markdown(averaged).splitlines()
+    assert head == "| method | runs | rouge2 | rouge2: difference |"
+    assert line.endswith("| +3.00 ± 6.57 |")
+    with pytest.raises(ValueError, match="BASELINE is {'method': 'b'}, which no row"):
+        table.averages(runs, ["rouge2"], "seed", {"method": "b"})
