@@ -7,17 +7,17 @@ import os
 
 from etils import epath
 
-from gkd.checkpoints import hub_models
+from gkd.checkpoints import hub_models, saved_adapters
 from gkd.checkpoints.folders import is_run
 from gkd.checkpoints.hugging_face import is_hugging_face, open_hf
 from gkd.checkpoints.run_format import open_run_checkpoint
 from gkd.checkpoints.t5x_arrays import describe_orbax, is_t5x
 from gkd.checkpoints.t5x_format import open_t5x
 from gkd.checkpoints.tensors import Checkpoint
-from gkd.checkpoints.weight_files import describe_folder, find_weights
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.files import hub
 from gkd.step_names import BEST_OR_NEWEST, NEWEST
+from gkd.tensor_files.weight_files import describe_folder, find_weights
 
 FORMATS = ("gkd", "huggingface", "t5x")
 
@@ -69,7 +69,8 @@ def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Chec
 
     Args:
       path: path of a run directory or one of its step folders, a Hugging Face directory, a T5X
-        checkpoint, or the name of a model on the Hugging Face Hub, OWNER/NAME[@REVISION].
+        checkpoint, or the name of a model on the Hugging Face Hub, OWNER/NAME[@REVISION]. A run of
+        adapters is opened as the whole model that they and their base are.
       step: step of a run, see `gkd.checkpoints.params.restore_params`; other formats have none.
 
     Returns:
@@ -87,4 +88,5 @@ def open_checkpoint(path: epath.PathLike, step: int | str | None = None) -> Chec
         return dataclasses.replace(open_hf(path), source=source)
     if kind == "t5x":
         return open_t5x(path)
-    return open_run_checkpoint(path, step)
+    opened = open_run_checkpoint(path, step)
+    return opened if opened.adapters is None else saved_adapters.whole(opened, open_checkpoint)

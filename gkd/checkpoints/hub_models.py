@@ -8,15 +8,15 @@ from collections.abc import Collection
 
 from etils import epath
 
-from gkd.checkpoints.weight_files import (
+from gkd.errors import InvalidFile, MissingFile
+from gkd.files import hub
+from gkd.tensor_files.weight_files import (
     TORCH,
     describe_files,
     find_weights,
     read_places,
     require_torch,
 )
-from gkd.errors import InvalidFile, MissingFile
-from gkd.files import hub
 from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES
 
 CONFIG_FILE = "config.json"

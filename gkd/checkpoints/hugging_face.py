@@ -22,7 +22,6 @@ from gkd.checkpoints.hugging_face_names import (
     write_config,
 )
 from gkd.checkpoints.tensors import Checkpoint, as_tensors, check_tensors, read_finite, read_numpy
-from gkd.checkpoints.weight_files import INDEX_SUFFIX, SAFETENSORS, TABLES, open_weights
 from gkd.errors import InvalidFile, MissingFile
 from gkd.files import atomic_folders
 from gkd.files.json_files import read_json, shown
@@ -34,6 +33,7 @@ from gkd.tensor_files.safetensors_files import (
     write_safetensors,
 )
 from gkd.tensor_files.tensor import Tensor
+from gkd.tensor_files.weight_files import INDEX_SUFFIX, SAFETENSORS, TABLES, open_weights
 from gkd.vocabularies.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 

@@ -16,6 +16,7 @@ from orbax.checkpoint import type_handlers
 
 from gkd.checkpoints import arrays, folders, hashes
 from gkd.checkpoints.params import choose_step, read_description
+from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.tensors import (
     Checkpoint,
     as_tensors,
@@ -34,6 +35,7 @@ from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, r
 _DESCRIPTION_FIELDS = {
     "model": Field(kinds=(dict,), required=True),
     "vocabulary": Field(kinds=(dict,), none=True),
+    "adapters": Field(kinds=(dict,), none=True),
 }
 _VOCABULARY_FIELDS = {
     "size": Field(kinds=(int,), least=1, most=1 << 24, required=True),
@@ -50,7 +52,8 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
       step: step to open, see `gkd.checkpoints.params.restore_params`.
 
     Returns:
-      The checkpoint, with layers unstacked.
+      The checkpoint, with layers unstacked; of a run of adapters their tensors alone, see
+      `saved_adapters.whole`.
 
     Raises:
       FileNotFoundError: the folder or the step does not exist.
@@ -74,7 +77,11 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
         for name, leaf in tensor_names(saved.get("params", {})).items()
     }
     tensors = unstacked(tensors)
-    check_tensors(tensors, config, folder)
+    adapters = description.get("adapters")
+    if adapters is None:
+        check_tensors(tensors, config, folder)
+    else:
+        adapters = SavedAdapters.from_description(adapters, f"{folder}: description, adapters")
     tokenizer = read_tokenizer(folder.parent.parent)
     return Checkpoint(
         path=folder,
@@ -87,6 +94,7 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
         tokenizer=tokenizer,
         description=description,
         chosen=chosen,
+        adapters=adapters,
     )
 
 

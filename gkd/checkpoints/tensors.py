@@ -38,6 +38,8 @@ class Checkpoint:
       description: description by the run that wrote it (gkd's format), else None.
       chosen: the step of a run and the reason for it, in words; empty for other formats.
       source: OWNER/NAME@COMMIT of a model of the Hugging Face Hub; empty for others.
+      adapters: description of a run's adapters (`saved_adapters.SavedAdapters`), else None.
+      adapter_tensors: the adapters' own tensors, where `tensors` are those of the whole model.
     """
 
     path: epath.Path
@@ -51,6 +53,8 @@ class Checkpoint:
     description: Mapping[str, Any] | None = None
     chosen: str = ""
     source: str = ""
+    adapters: Any = None
+    adapter_tensors: Mapping[str, Tensor] | None = None
 
     @property
     def name(self) -> str:

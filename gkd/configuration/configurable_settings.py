@@ -49,6 +49,7 @@ REWARD_RESULTS = _paths("metrics.reward_functions", "entailment")
 SCHEDULES = _paths("distill.mixing", "linear_schedule")
 REPLAYS = _paths("distill.replay", "Replay")
 AUXILIARY_LOSSES = _paths("auxiliary_losses.inner_layer", "InnerLayerLoss")
+ADAPTERS = _paths("models.lora", "LoRA")
 OPTIMIZERS = _paths("distill.optimizers", "adafactor", "adamw")
 
 _LIMIT = whole(1, none=True)  # max_examples, rows
@@ -283,6 +284,11 @@ ARCHITECTURES = {
         "remat": flag(),
         "family": text(),
         "embedding_copies": sequence(text()),
+    },
+    "gkd.models.lora.LoRA": {
+        "rank": whole(1, 65_536),
+        "alpha": number(above=0),
+        "targets": sequence(text(), least=1),
     },
     # Its module must belong to a package that the user allows.
     "gkd.models.t5x_adapter.adapt": {"module": Setting(results=("t5x",))},

@@ -90,6 +90,8 @@ class Student:
       stacked: runs the layers in one scan, which compiles faster; None is the architecture's own.
       remat: recomputes activations in the backward pass, to save memory; None likewise.
       dropout_rate: in [0, 1), while training; sampling uses none.
+      lora: a `gkd.models.lora.LoRA`: adapters of the checkpoint are trained in place of all
+        parameters.
     """
 
     checkpoint: str | None = accepts(OPTIONAL_PATH, None)
@@ -98,6 +100,7 @@ class Student:
     stacked: bool | None = accepts(flag(none=True), None)
     remat: bool | None = accepts(flag(none=True), None)
     dropout_rate: float | int = accepts(number(0, below=1), 0.0)
+    lora: Any = accepts(Setting(results=configurables.ADAPTERS, none=True), None)
 
     __post_init__ = _check_fields
 

@@ -34,6 +34,7 @@ COMMAND_LINE_MODULES = {
     "mixing": "gkd.distill",
     "optimizers": "gkd.distill",
     "replay": "gkd.distill",
+    "lora": "gkd.models",
     "reward_functions": "gkd.metrics",
     "sweep": "gkd.sweep",
     "t5": "gkd.models",

@@ -22,6 +22,7 @@ from gkd.distill.rollouts import rollout_from_targets
 from gkd.distill.train_step import Metrics, TrainStep
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.errors import InvalidValue
+from gkd.models.lora import Base
 
 _DRAW = 0x7FFFFFFD  # folded into the step's key: no row draws from it
 
@@ -152,17 +153,22 @@ class ReplayStep:
     """A `TrainStep` whose sequences come from a memory too: the same signature of `step`.
 
     Attributes:
-      base: samples (its λ is not used) and updates.
+      train_step: samples (its λ is not used) and updates.
       train_steps: T, over which new outputs give way to remembered ones.
       padding_id: the id that fills rows after their end.
     """
 
-    base: TrainStep
+    train_step: TrainStep
     train_steps: int
     padding_id: int = 0
 
     def step(
-        self, state: TrainState, teacher_params: Any, batch: Batch, reward_params: Any = None
+        self,
+        state: TrainState,
+        teacher_params: Any,
+        batch: Batch,
+        reward_params: Any = None,
+        base: Base | None = None,
     ) -> tuple[TrainState, Metrics]:
         """One step; see the module. The state's memory and its metrics tell what it did."""
         del reward_params
@@ -172,7 +178,7 @@ class ReplayStep:
         new_share = memory.share * (1.0 - state.step / self.train_steps)
 
         def write(memory):
-            return remember(memory, batch, self.base.rollout(state, batch, key))
+            return remember(memory, batch, self.train_step.rollout(state, batch, key, base=base))
 
         memory = jax.lax.cond(coin < new_share, write, lambda memory: memory, memory)
         replays = (coin < memory.share) & (memory.written > 0)
@@ -181,8 +187,8 @@ class ReplayStep:
             lambda: draw(memory, jax.random.fold_in(key, _DRAW), batch),
             lambda: (batch, rollout_from_targets(batch, padding_id=self.padding_id)),
         )
-        state, metrics = self.base.update(
-            state.replace(replay=memory), teacher_params, batch, rollout
+        state, metrics = self.train_step.update(
+            state.replace(replay=memory), teacher_params, batch, rollout, base
         )
         one = jnp.float32(1)
         metrics["student_share"] = (memory.share, one)

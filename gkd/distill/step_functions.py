@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from gkd.distill.rollouts import rollout_from_samples
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import ProjectedLogits, Seq2SeqModel
+from gkd.models.lora import Base, whole
 from gkd.models.scoring import score_tokens
 
 
@@ -74,17 +75,27 @@ class StudentTeacher:
 
     Attributes:
       logits_fn: (params, batch, rollout) -> logits, see `make_teacher_logits_fn`.
-      decay: decay of the moving average, in (0, 1); None is the current student.
+      weights: 'current', 'average' (a moving one), or 'initial': the base of adapters.
+      decay: decay of the moving average, in (0, 1).
 
     Source: for the average arXiv 2601.18734 (OPSD) and Tarvainen & Valpola 2017.
     """
 
     logits_fn: Callable[..., Any]
-    decay: float | None = None
+    weights: str = "current"
+    decay: float = 0.999
 
-    def params_of(self, state: TrainState) -> Any:
-        """Returns the parameters that score the sequences of the update from this state."""
-        return jax.lax.stop_gradient(state.params if self.decay is None else state.average)
+    def params_of(self, state: TrainState, base: Base | None = None) -> Any:
+        """Returns the parameters that score the sequences of the update from this state.
+
+        Args:
+          state: the state that the update begins with.
+          base: the base of a student whose adapters alone are trained.
+        """
+        if self.weights == "initial":
+            return jax.lax.stop_gradient(base.params)
+        trained = state.params if self.weights == "current" else state.average
+        return jax.lax.stop_gradient(whole(trained, base))
 
     def __call__(self, params: Any, batch: Batch, rollout: Rollout) -> Any:
         """Computes the logits of the rollout's tokens, without gradient."""

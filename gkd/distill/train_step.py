@@ -33,7 +33,7 @@ from gkd.distill.rollouts import (
 from gkd.distill.step_functions import StudentTeacher, next_average
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import Seq2SeqModel
-from gkd.models.lora import Base
+from gkd.models.lora import Base, whole
 from gkd.models.scoring import score_tokens
 
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
@@ -119,7 +119,7 @@ class TrainStep:
         """
         if not self._samples:
             return self._data_rollout(batch)
-        params = jax.lax.stop_gradient(_student(state.params, base))
+        params = jax.lax.stop_gradient(whole(state.params, base))
 
         def sample_part(part):
             rows, part = part
@@ -169,7 +169,7 @@ class TrainStep:
         teacher_params = self._teacher_params(state, teacher_params, base)
 
         def loss_of(params, *arguments, **options):
-            return self._loss_sum(_student(params, base), *arguments, **options)
+            return self._loss_sum(whole(params, base), *arguments, **options)
 
         gradient_fn = jax.value_and_grad(loss_of, has_aux=True)
         key = mixing.step_key(state.seed, state.step) if self.dropout else None
@@ -205,7 +205,7 @@ class TrainStep:
         teacher_params = self._teacher_params(state, teacher_params, base)
 
         def roll_out_and_score(trained):
-            params = _student(trained, base)
+            params = whole(trained, base)
             encoded = self.student.encode(params, batch.encoder_input_tokens)
             rows = jnp.arange(batch.example_weights.shape[0])
             frozen = jax.lax.stop_gradient((params, encoded))
@@ -223,7 +223,7 @@ class TrainStep:
         teacher = self.teacher_logits_fn
         if not isinstance(teacher, StudentTeacher):
             return given
-        return _student(teacher.params_of(state), base)
+        return teacher.params_of(state, base)
 
     @property
     def _samples(self) -> bool:
@@ -386,11 +386,6 @@ def _skip_counters(state):
     """The state's counts of skipped updates, as metrics."""
     counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     return {name: (count.astype(jnp.float32), jnp.float32(1)) for name, count in counts.items()}
-
-
-def _student(params, base):
-    """The parameters of the student: the trained ones, or its base with the trained adapters."""
-    return params if base is None else base.with_adapters(params)
 
 
 def _fold(key, number):

@@ -12,7 +12,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gkd.errors import InvalidValue
+from gkd.errors import InvalidFile, InvalidValue
+from gkd.files.json_files import Field, check_fields, shown
+
+_FIELDS = {
+    "rank": Field(kinds=(int,), least=1, most=1 << 16, required=True),
+    "alpha": Field(kinds=(int, float), required=True),
+    "targets": Field(kinds=(list,), most=1000, required=True),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,12 +32,12 @@ class LoRA:
       targets: names of the modules whose kernels are adapted, anywhere in the model: 'query' is all
         query projections, 'encoder/layers_0/attention/query' one of them.
 
-    Source: Hu et al. 2021 (arXiv 2106.09685).
+    Source: Hu et al. 2021 (arXiv 2106.09685), whose targets are the defaults.
     """
 
-    rank: int
-    alpha: float | int
-    targets: tuple[str, ...]
+    rank: int = 8
+    alpha: float | int = 16
+    targets: tuple[str, ...] = ("query", "value")
 
     @property
     def scale(self) -> float:
@@ -47,6 +54,23 @@ class LoRA:
         True
         """
         return any(module == name or module.endswith(f"/{name}") for name in self.targets)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the settings as JSON."""
+        return {**dataclasses.asdict(self), "targets": list(self.targets)}
+
+    @classmethod
+    def from_description(cls, saved: Mapping[str, Any], where: str) -> LoRA:
+        """Inverts `describe`.
+
+        Raises:
+          InvalidFile: a field is missing, unknown or out of bounds.
+        """
+        check_fields(saved, _FIELDS, where, unknown=False)
+        targets = saved["targets"]
+        if not targets or not all(isinstance(name, str) for name in targets):
+            raise InvalidFile(f"{where}: targets is {shown(targets)}: names are needed")
+        return cls(rank=saved["rank"], alpha=saved["alpha"], targets=tuple(targets))
 
 
 @flax.struct.dataclass
@@ -88,6 +112,11 @@ class Base:
             }
 
         return add(self.params, adapters)
+
+
+def whole(trained: Any, base: Base | None) -> Any:
+    """Returns a student's parameters: those that are trained, or its base with trained adapters."""
+    return trained if base is None else base.with_adapters(trained)
 
 
 def new_adapters(boxed: Any, lora: LoRA, rng: Any) -> Any:

@@ -24,13 +24,15 @@ def resident(program: StepProgram) -> dict[str, float]:
       program: the run's step program.
 
     Returns:
-      Bytes of 'parameters', 'optimizer', 'rest of the state', and, if the run has them, 'teacher'
-      and 'reward model'.
+      Bytes of 'parameters', 'optimizer', 'rest of the state', and, if the run has them, 'teacher',
+      'reward model' and 'base of the adapters'.
     """
     state = program.state.abstract
     held = {"parameters": share(state.params), "optimizer": share(state.opt_state)}
     held["rest of the state"] = share(state) - sum(held.values())
     others = {"teacher": program.frozen_teacher, "reward model": program.reward_model}
+    if program.experiment.student.lora is not None:
+        others["base of the adapters"] = program.student
     for name, loaded in others.items():
         if loaded is not None:
             held[name] = share(loaded.shapes)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from gkd.configuration.experiment import Experiment, Method
+from gkd.configuration.experiment import Experiment
 from gkd.data.task_spec import BATCH_COLUMNS, TaskSpec
 from gkd.distill import optimizers, replay, train_step
 from gkd.distill.types import Batch, TopK
 from gkd.evaluate.reward_scoring import load_reward_model
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
-from gkd.runs.model_loading import LoadedModel
+from gkd.train import adapters
 from gkd.train import method as methods
-from gkd.train.step_program import StartingState, StepProgram
+from gkd.train.step_program import Starting, StepProgram
 
 
 def build_step_program(
@@ -42,6 +43,10 @@ def build_step_program(
     meshes.check_batch_divides(batches.size, mesh, batches.microbatches)
     (method.training_task or task).check_batch(batches.size)
     student, teacher, reward_model = _load_models(experiment, mesh, rules, from_shapes)
+    checksums = {}
+    if experiment.student.lora is not None and not from_shapes:
+        student, checksums = adapters.read_base(student)
+    trained = _trained(experiment, student, mesh, rules)
     valid = model_loading.shared_valid_ids(student, teacher, task)
     schedule = _learning_rate(experiment)
     optimizer = (experiment.optimisation.optimizer or optimizers.adafactor)(
@@ -60,13 +65,14 @@ def build_step_program(
         rules=rules,
         experiment=experiment,
         step=step,
-        state=starting_state(mesh, student, optimizer, experiment.seed, method, batch),
+        state=starting_state(experiment, trained, optimizer, batch, mesh),
         student=student,
         teacher=teacher,
         reward_model=reward_model,
         valid=valid,
         batch=batch,
         learning_rate=schedule,
+        base_checksums=checksums,
     )
 
 
@@ -87,7 +93,7 @@ def _load_models(experiment, mesh, rules, from_shapes):
     )  # fmt: skip
     student = model_loading.with_dropout(student, chosen.dropout_rate)
     teacher = None
-    if methods.in_state(method):
+    if methods.teacher_is_student(experiment):
         teacher = dataclasses.replace(student, opened=None)
     elif methods.needs_teacher(method) and experiment.teacher.top_k_file is None:
         teacher = _frozen_teacher(experiment, load, student, mesh, from_shapes)
@@ -135,45 +141,48 @@ def _per_update(schedule, updates):
     return schedule if updates == 1 else lambda count: schedule(count // updates)
 
 
+def _trained(experiment, student, mesh, rules) -> Starting:
+    """The parameters that are trained: the student's, or adapters of its own."""
+    seed = experiment.seed
+    if experiment.student.lora is not None:
+        return adapters.starting_adapters(student, experiment.student.lora, mesh, rules, seed)
+    make = functools.partial(model_loading.initial_params, student, seed)
+    return Starting(make, student.shardings, student.shapes)
+
+
 def starting_state(
-    mesh: Mesh,
-    student: LoadedModel,
-    optimizer: Any,
-    seed: int,
-    method: Method,
-    batch: Batch,
-) -> StartingState:
+    experiment: Experiment, trained: Starting, optimizer: Any, batch: Batch, mesh: Mesh
+) -> Starting:
     """Describes the training state before the first step.
 
     Args:
-      mesh: the device mesh.
-      student: the student.
+      experiment: its replay memory and its moving average are part of the state.
+      trained: the parameters that are trained.
       optimizer: an optax gradient transformation.
-      seed: PRNG seed of the run.
-      method: the method; its replay memory and its moving average are part of the state.
       batch: shapes of a batch, for the memory.
+      mesh: the device mesh.
     """
+    method = experiment.method
+    averaged = methods.needs_teacher(method) and method.teacher_weights == "average"
 
     def from_params(params):
-        averaged = methods.in_state(method) and method.teacher_weights == "average"
-        state = train_step.init_state(params, optimizer, seed, averaged)
+        state = train_step.init_state(params, optimizer, experiment.seed, averaged)
         if method.replay is None:
             return state
         return state.replace(replay=replay.empty_memory(method.replay, batch))
 
-    shapes = jax.eval_shape(from_params, student.shapes)
-    shardings = meshes.shardings_like(mesh, shapes, shapes.params, student.shardings)
+    shapes = jax.eval_shape(from_params, trained.abstract)
+    shardings = meshes.shardings_like(mesh, shapes, shapes.params, trained.shardings)
 
     def make():
-        params = model_loading.initial_params(student, seed)
-        return jax.jit(from_params, out_shardings=shardings)(params)
+        return jax.jit(from_params, out_shardings=shardings)(trained.make())
 
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings,
     )
-    return StartingState(make, shardings, abstract)
+    return Starting(make, shardings, abstract)
 
 
 def abstract_batch(

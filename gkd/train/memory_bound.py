@@ -20,11 +20,14 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
 def needed(program: StepProgram) -> float:
     """Bytes that the step holds at once at the very least, over all devices.
 
-    Parameters, their gradients, the optimizer's state, teacher and reward model, and one layer's
-    attention weights in float32; a real step needs more.
+    Parameters, their gradients, the optimizer's state, teacher, reward model and the base of
+    adapters, and one layer's attention weights in float32; a real step needs more.
     """
     state = program.state.abstract
-    others = [m.shapes for m in (program.frozen_teacher, program.reward_model) if m is not None]
+    models = [program.frozen_teacher, program.reward_model]
+    if program.experiment.student.lora is not None:  # the adapters' base
+        models.append(program.student)
+    others = [m.shapes for m in models if m is not None]
     held = _bytes(state) + _bytes(state.params) + sum(map(_bytes, others))
     models = [m for m in (program.student, program.teacher) if m is not None]
     return held + max(_attention(program, model) for model in models)

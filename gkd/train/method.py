@@ -35,9 +35,15 @@ def needs_teacher(method: Method) -> bool:
     return method.divergence is not None and method.alpha > 0
 
 
-def in_state(method: Method) -> bool:
-    """Returns whether the teacher's parameters are in the training state, not beside it."""
-    return needs_teacher(method) and method.teacher_weights in ("current", "average")
+def teacher_is_student(experiment: Experiment) -> bool:
+    """Returns whether the teacher needs no parameters beside the student's.
+
+    They are in the training state, or, as those at the start of a run of adapters, its base.
+    """
+    method, adapters = experiment.method, experiment.student.lora
+    weights = method.teacher_weights
+    held = weights in ("current", "average") or (weights == "initial" and adapters is not None)
+    return needs_teacher(method) and held
 
 
 def rewards_on_host(method: Method) -> bool:
@@ -257,9 +263,10 @@ def make_step(
         teacher_logits_fn = truncated_teacher.make_offline_teacher_logits_fn(tail)
     elif teacher is not None:
         teacher_logits_fn = step_functions.make_teacher_logits_fn(teacher.model)
-        if in_state(method):
-            decay = method.teacher_decay if method.teacher_weights == "average" else None
-            teacher_logits_fn = StudentTeacher(teacher_logits_fn, decay)
+        if teacher_is_student(experiment):
+            teacher_logits_fn = StudentTeacher(
+                teacher_logits_fn, method.teacher_weights, method.teacher_decay
+            )
     model, loss_fn = student.model, _loss_fn(method, valid, data_shards)
     if isinstance(method.auxiliary, InnerLayerLoss):
         model = with_inner_layer(model, method.auxiliary.layer)  # sampling is student.model's

@@ -33,7 +33,9 @@ def part_seconds(
     step = program.step
     rows = meshes.batch_sharding(program.mesh)
     rollout = jax.jit(
-        lambda state, batch: step.rollout(state, batch, mixing.step_key(state.seed, state.step)),
+        lambda state, batch, base: step.rollout(
+            state, batch, mixing.step_key(state.seed, state.step), base=base
+        ),
         out_shardings=rows,
     )
 
@@ -45,7 +47,7 @@ def part_seconds(
             seconds.append(time.perf_counter() - begin)
         return statistics.median(seconds[1:]), result
 
-    taken, written = timed(rollout, state, batch)
+    taken, written = timed(rollout, state, batch, program.base)
     found = {"sampling_seconds": taken}
     if program.teacher is not None:
         score = jax.jit(lambda *given: jnp.sum(step.teacher_logits_fn(*given).hidden))

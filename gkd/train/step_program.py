@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,19 +15,20 @@ from gkd.data.tasks import TaskSpec
 from gkd.distill import mixing, replay, train_step
 from gkd.distill.types import Batch
 from gkd.metrics.reward_functions import rewards_of_rows
+from gkd.models.lora import Base
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.method import in_state, rewards_on_host
+from gkd.train.method import rewards_on_host, teacher_is_student
 
 
 @dataclasses.dataclass(frozen=True)
-class StartingState:
-    """A run's state before its first step.
+class Starting:
+    """A pytree before a run's first step: the training state, or the parameters in it.
 
     Attributes:
       make: makes it, on the mesh.
       shardings: shardings of its leaves.
-      abstract: its leaves' shapes, dtypes and shardings, for restoring one.
+      abstract: its leaves' shapes, dtypes and (of a state, for restoring one) shardings.
     """
 
     make: Callable[[], Any]
@@ -44,23 +46,25 @@ class StepProgram:
       step: the pure step, see `method.make_step`.
       state: the training state before the first step.
       student, teacher, reward_model: the models; None where the method has none. A teacher that is
-        the student has no `params`.
+        the student has no `params`. A student has none either, or those of its adapters' base.
       valid: bool [V], ids that have probability.
       batch: shapes of a batch.
       learning_rate: step -> learning rate.
+      base_checksums: checksums of the tensors of the adapters' base; empty without one.
     """
 
     mesh: Mesh
     rules: Mapping[str, str | None]
     experiment: Experiment
     step: train_step.TrainStep | replay.ReplayStep
-    state: StartingState
+    state: Starting
     student: LoadedModel
     teacher: LoadedModel | None
     reward_model: LoadedModel | None
     valid: Any
     batch: Batch
     learning_rate: Callable[[int], Any]
+    base_checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -69,14 +73,36 @@ class StepProgram:
 
     @property
     def frozen_teacher(self) -> LoadedModel | None:
-        """The teacher with parameters of its own; None where the student's state has them."""
-        return None if in_state(self.method) else self.teacher
+        """The teacher with parameters of its own; None where it is the student."""
+        return None if teacher_is_student(self.experiment) else self.teacher
 
     def teacher_params(self, state: Any) -> Any:
         """Returns the parameters that a teacher scores with at a state; None without a teacher."""
-        if in_state(self.method):
-            return state.params if state.average is None else state.average
-        return None if self.teacher is None else self.teacher.params
+        if not teacher_is_student(self.experiment):
+            return None if self.teacher is None else self.teacher.params
+        if self.method.teacher_weights == "initial":  # of a student with adapters
+            return self.student.params
+        return self._whole(state.params if state.average is None else state.average)
+
+    def student_params(self, state: Any) -> Any:
+        """Returns the student's parameters at a state, the adapters added to their base."""
+        return self._whole(state.params)
+
+    @property
+    def base(self) -> Base | None:
+        """The student's frozen base and the adapters' settings; None where all is trained."""
+        return self._base_of(self.student.params)
+
+    def _base_of(self, leaves):
+        lora = self.experiment.student.lora
+        return None if lora is None else Base(leaves, lora)
+
+    def _whole(self, trained):
+        return trained if self.base is None else self._add(self.base, trained)
+
+    @functools.cached_property
+    def _add(self):
+        return jax.jit(Base.with_adapters, out_shardings=self.student.shardings)
 
     @property
     def task(self) -> TaskSpec:
@@ -92,11 +118,9 @@ class StepProgram:
         """(state, teacher params, batch) -> (state, metrics), compiled; the state is donated."""
         if rewards_on_host(self.method):
             return _HostRewards(self)
-        compiled = self._jitted(self.step.step, *self._reward_model_shardings)
-        if self.reward_model is None:
-            return compiled
-        reward_model = self.reward_model.params
-        return lambda state, params, batch: compiled(state, params, batch, reward_model)
+        compiled = self._jitted(self.step.step, *self._frozen("shardings"))
+        frozen = self._frozen("params")
+        return lambda state, params, batch: compiled(state, params, batch, *frozen)
 
     def lower(self) -> dict[str, Callable[[], Any]]:
         """Functions that lower what `compile` compiles, by name, from shapes alone.
@@ -104,20 +128,17 @@ class StepProgram:
         Returns:
           One program, `step`, or `rollout` and `update` where rewards read texts.
         """
-        teacher, reward_model = (
-            loaded and loaded.shapes for loaded in (self.frozen_teacher, self.reward_model)
-        )
-        state, batch = self.state.abstract, self.batch
+        teacher = self.frozen_teacher and self.frozen_teacher.shapes
+        state, batch, frozen = self.state.abstract, self.batch, self._frozen("shapes")
         if rewards_on_host(self.method):
             programs = _HostRewards(self)
             written = self._abstract_rollout()
             return {
-                "rollout": lambda: programs.lower_rollout(state, batch),
-                "update": lambda: programs.update.lower(state, teacher, batch, written),
+                "rollout": lambda: programs.lower_rollout(state, batch, frozen[1]),
+                "update": lambda: programs.update.lower(state, teacher, batch, written, frozen[1]),
             }
-        compiled = self._jitted(self.step.step, *self._reward_model_shardings)
-        given = () if reward_model is None else (reward_model,)
-        return {"step": lambda: compiled.lower(state, teacher, batch, *given)}
+        compiled = self._jitted(self.step.step, *self._frozen("shardings"))
+        return {"step": lambda: compiled.lower(state, teacher, batch, *frozen)}
 
     def describe(self) -> dict[str, Any]:
         """Traces the whole step without a device, data or checkpoints: a mistake fails here.
@@ -125,16 +146,16 @@ class StepProgram:
         Returns:
           The sizes of the models, and the names of the step's metrics.
         """
-        teacher, reward = (
-            loaded and loaded.shapes for loaded in (self.frozen_teacher, self.reward_model)
-        )
-        state, batch = self.state.abstract, self.batch
+        teacher = self.frozen_teacher and self.frozen_teacher.shapes
+        state, batch, (reward, base) = self.state.abstract, self.batch, self._frozen("shapes")
         if rewards_on_host(self.method):
             written = self._abstract_rollout()
-            _, metrics = jax.eval_shape(self.step.update, state, teacher, batch, written)
+            _, metrics = jax.eval_shape(self.step.update, state, teacher, batch, written, base)
         else:
-            _, metrics = jax.eval_shape(self.step.step, state, teacher, batch, reward)
-        named = {"student": state.params, "teacher": teacher, "reward model": reward}
+            _, metrics = jax.eval_shape(self.step.step, state, teacher, batch, reward, base)
+        named = {"student": self.student.shapes, "teacher": teacher, "reward model": reward}
+        if base is not None:
+            named["adapters"] = state.params
         sizes = {
             name: sum(leaf.size for leaf in jax.tree.leaves(params))
             for name, params in named.items()
@@ -145,9 +166,10 @@ class StepProgram:
         print(f"dry run: the step is sound; {facts}; a batch has {shape[0]} and {shape[1]} tokens")
         return {"parameters": sizes, "metrics": sorted(metrics)}
 
-    @property
-    def _reward_model_shardings(self):
-        return () if self.reward_model is None else (self.reward_model.shardings,)
+    def _frozen(self, attribute: str) -> tuple[Any, Base | None]:
+        """The step's last arguments, reward model and base: their params, shapes or shardings."""
+        reward_model = self.reward_model and getattr(self.reward_model, attribute)
+        return reward_model, self._base_of(getattr(self.student, attribute))
 
     def _jitted(self, function, *more_shardings):
         teacher = self.frozen_teacher and self.frozen_teacher.shardings
@@ -158,7 +180,8 @@ class StepProgram:
     def _abstract_rollout(self):
         """Shapes of the rollout with its rewards, as the host returns it to the update."""
         key = jax.eval_shape(jax.random.PRNGKey, 0)
-        rollout = jax.eval_shape(self.step.rollout, self.state.abstract, self.batch, key)
+        frozen = self._frozen("shapes")
+        rollout = jax.eval_shape(self.step.rollout, self.state.abstract, self.batch, key, *frozen)
         rows = rollout.target_tokens.shape[:1]
         return rollout.replace(rewards=jax.ShapeDtypeStruct(rows, "float32"))
 
@@ -171,21 +194,22 @@ class _HostRewards:
         self._vocabulary = program.task.vocabulary
         rows = meshes.batch_sharding(self._mesh)
         step = program.step
+        (_, base), (_, self._base) = program._frozen("shardings"), program._frozen("params")
         self._rollout = jax.jit(
-            lambda state, batch: step.rollout(
-                state, batch, mixing.step_key(state.seed, state.step)
+            lambda state, batch, base: step.rollout(
+                state, batch, mixing.step_key(state.seed, state.step), base=base
             ),
-            in_shardings=(program.state.shardings, rows),
+            in_shardings=(program.state.shardings, rows, base),
             out_shardings=rows,
         )
-        self.update = program._jitted(step.update, rows)
+        self.update = program._jitted(step.update, rows, base)
 
-    def lower_rollout(self, state: Any, batch: Batch) -> Any:
+    def lower_rollout(self, state: Any, batch: Batch, base: Base | None) -> Any:
         """Lowers the first program."""
-        return self._rollout.lower(state, batch)
+        return self._rollout.lower(state, batch, base)
 
     def __call__(self, state: Any, teacher_params: Any, batch: Batch) -> Any:
-        rollout = self._rollout(state, batch)
+        rollout = self._rollout(state, batch, self._base)
         texts = (batch.encoder_input_tokens, rollout.target_tokens, batch.decoder_target_tokens)
         rewards = rewards_of_rows(
             self._method.reward,
@@ -194,4 +218,4 @@ class _HostRewards:
             samples_per_prompt=self._method.samples,
         )
         rollout = rollout.replace(rewards=meshes.place_batch(rewards, self._mesh))
-        return self.update(state, teacher_params, batch, rollout)
+        return self.update(state, teacher_params, batch, rollout, self._base)

@@ -10,6 +10,7 @@ import pathlib
 import sys
 from typing import Any
 
+from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.store import CheckpointStore
 from gkd.configuration import setting_values
 from gkd.configuration.experiment import (
@@ -38,9 +39,9 @@ from gkd.runs.metrics_log import MetricsLog
 from gkd.runs.monitor import Monitor
 from gkd.runs.run_directory import check_changes, check_model_dir, open_run
 from gkd.runs.signals import StopRequest
-from gkd.train import memory_bound
+from gkd.train import adapters, memory_bound
 from gkd.train.build import build_step_program
-from gkd.train.method import needs_teacher
+from gkd.train.method import needs_teacher, teacher_is_student
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
 from gkd.train.step_means import StepMeans
@@ -110,6 +111,8 @@ def train(
     if resumes:
         check_changes(model_dir, execution.allow_changes)
     program = build_step_program(_continued(experiment, directory, resumes))
+    if resumes and student.lora is not None:
+        adapters.check_base(directory, program.student, program.base_checksums)
     memory_bound.check_fits(program)
     return _launch(program, directory, _named_teacher(experiment))
 
@@ -201,7 +204,9 @@ def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -
     if named is not None:
         pinned = pinned_teacher(directory, named, resumes)
         teacher = dataclasses.replace(teacher, checkpoint=pinned)
-    if resumes and student.checkpoint is not None:
+    if resumes and student.lora is not None:
+        student = dataclasses.replace(student, checkpoint=adapters.base_of(directory))
+    elif resumes and student.checkpoint is not None:
         # The run's own checkpoint brings the architecture; the start may be gone.
         student = dataclasses.replace(student, checkpoint=str(directory.resolve() / CHECKPOINTS))
     return dataclasses.replace(experiment, student=student, teacher=teacher)
@@ -209,6 +214,8 @@ def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -
 
 def _named_teacher(experiment: Experiment) -> str | None:
     """The checkpoint of the teacher as the user named it; the student's where it is the start."""
+    if teacher_is_student(experiment):
+        return None
     initial = experiment.method.teacher_weights == "initial"
     return experiment.student.checkpoint if initial else experiment.teacher.checkpoint
 
@@ -263,7 +270,7 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, schedule.keep_last, schedule.keep_best,
             schedule.best_metric, schedule.best_mode,
-            description=model_loading.describe(program.student.config, task.vocabulary),
+            description=_description(program, run.path),
         )  # fmt: skip
         restored = store.restore(program.state.abstract)
         means, position = StepMeans(), None
@@ -299,6 +306,16 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
                 return loop.run(state, None if restored is None else restored.step)
             finally:
                 store.close()
+
+
+def _description(program: StepProgram, directory: pathlib.Path) -> dict[str, Any]:
+    """The description of the student, saved with every step."""
+    student, lora = program.student, program.experiment.student.lora
+    described = model_loading.describe(student.config, program.task.vocabulary)
+    if lora is None:
+        return described
+    saved = SavedAdapters.of_base(lora, student.opened, program.base_checksums, directory)
+    return {**described, "adapters": saved.describe()}
 
 
 def _check_same_in_all_processes(program: StepProgram, batches, evaluation) -> None:

@@ -269,13 +269,14 @@ class TrainingLoop:
         return measured
 
     def _measure(self, state, number):
-        generated = self._generate(state.params)
+        params = self.program.student_params(state)
+        generated = self._generate(params)
         soundness.check_outputs(generated.records, number)
         measured = dict(generated.metrics)
         if self._meter is not None:
             key = jax.random.fold_in(self._key, number)
             teacher_params = self.program.teacher_params(state)
-            measured |= self._meter(state.params, teacher_params, key).metrics
+            measured |= self._meter(params, teacher_params, key).metrics
         return measured, generated.texts
 
     def _evaluate_teacher(self, step) -> list[str]:
@@ -349,11 +350,15 @@ class TrainingLoop:
                 return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary
             self._evaluate(state, self.schedule.train_steps, write=False)
-        parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+        sizes = [
+            sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+            for tree in (self.student.shapes, state.params)
+        ]
         summary = {
             "steps": int(state.step),
             "skipped_updates": int(state.skipped),
-            "parameters": parameters,
+            "parameters": sizes[0],
+            "trained_parameters": sizes[1],
             "seconds_per_step": statistics.median(self._seconds) if self._seconds else None,
             "evaluation": self._last_evaluation,
             "best_step": self.store.best_step(),

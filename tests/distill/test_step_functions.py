@@ -99,7 +99,7 @@ def test_a_skipped_update_leaves_the_average():
         total, weight, metrics = losses.make_divergence_loss(divergences.forward_kl)(*arguments)
         return total * jnp.inf, weight, metrics
 
-    step = build(StudentTeacher(SCORE, DECAY))
+    step = build(StudentTeacher(SCORE, "average", DECAY))
     step = dataclasses.replace(step, divergence_loss_fn=overflow)
     state, _ = jax.jit(step.step)(start(averaged=True), None, privileged_batch())
     assert int(state.skipped) == 1
@@ -109,7 +109,7 @@ def test_a_skipped_update_leaves_the_average():
 
 
 def test_microbatches_score_with_the_parameters_of_the_steps_start():
-    step = jax.jit(build(StudentTeacher(SCORE, DECAY), microbatches=2).step)
+    step = jax.jit(build(StudentTeacher(SCORE, "average", DECAY), microbatches=2).step)
     state, _ = step(start(averaged=True), None, privileged_batch())
     close(state.params, stepped(DECAY)[0][1].params, 1e-5)
     close(state.average, stepped(DECAY)[0][1].average, 1e-5)

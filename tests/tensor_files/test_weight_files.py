@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gkd.checkpoints import formats, load_hf, save_hf
-from gkd.checkpoints.weight_files import FLAX, SAFETENSORS, open_weights
 from gkd.decode.sampling import sample
 from gkd.errors import UserError
 from gkd.models.t5 import T5, as_seq2seq
+from gkd.tensor_files.weight_files import FLAX, SAFETENSORS, open_weights
 
 KINDS = ["t5_hf5_flax", "t5_hf5_noshared", "t5_hf5_bin", "t5_hf5_bin_sharded"]
 NEEDS_TORCH = "needs PyTorch 2.6 or later (pip install torch), which reads pytorch_model.bin"
