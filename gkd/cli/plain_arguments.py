@@ -131,7 +131,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     option("target", "the new folder", metavar="DST")
     option("--to", "the format to write: gkd (a run directory, the default for a Hugging Face "
            "SRC), huggingface (the default otherwise), t5x (msgpack and zarr, which every T5X "
-           "reads), t5x_orbax (as its checkpoint manager writes)", default=None)  # fmt: skip
+           "reads), t5x_orbax (as its checkpoint manager writes), peft (the adapters of a run with "
+           "LORA; all others write the whole model)", default=None)  # fmt: skip
     option("--step", STEP_HELP, default=BEST_OR_NEWEST)
     option("--dtype", "convert the weights; else as in SRC", default=None)
     option("--vocabulary", "a sentencepiece model, or a folder with a tokenizer, to put beside the "

@@ -120,7 +120,7 @@ INFER = {
 CONVERT = {
     "source": PATH,
     "target": PATH,
-    "to": choice("gkd", "huggingface", "t5x", "t5x_orbax", none=True),
+    "to": choice("gkd", "huggingface", "t5x", "t5x_orbax", "peft", none=True),
     "step": STEP,
     "dtype": choice("float32", "bfloat16", "float16", none=True),
     "vocabulary": OPTIONAL_PATH,

@@ -13,6 +13,7 @@ import numpy as np
 
 from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint
+from gkd.convert import peft
 from gkd.files.atomic_folders import remove_unfinished
 from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.runs.lease import Lease, job_lease
@@ -38,8 +39,9 @@ def convert(
       source: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint;
         or the name of a model on the Hugging Face Hub.
       target: path of the new folder, which must be missing or empty.
-      to: 'gkd', 'huggingface', 't5x' (msgpack and zarr) or 't5x_orbax'; by default Hugging Face, or
-        gkd for a Hugging Face source.
+      to: 'gkd', 'huggingface', 't5x' (msgpack and zarr) or 't5x_orbax'; 'peft' writes the adapters
+        of a run with LORA, all others the whole model; by default Hugging Face, or gkd for a
+        Hugging Face source.
       step: step of a run: 'best_or_newest', 'best', 'newest' or a number.
       dtype: dtype of the written weights; by default that of every tensor.
       vocabulary: path of a sentencepiece model or of a tokenizer's folder that is copied, or
@@ -57,14 +59,15 @@ def convert(
     folder = pieces and vocabularies.tokenizer_folder(pieces)
     if vocabulary is None and opened.tokenizer is not None and opened.tokenizer.names:
         folder = opened.tokenizer.folder
-    total = len(opened.tensors)
+    written = peft.adapter_tensors(opened) if to == "peft" else opened.tensors
+    total = len(written)
     place = pathlib.Path(target).absolute()
     with job_lease(place, f"DST {target}") as lease, Progress("convert", total) as progress:
         remove_unfinished(place)
-        tensors = _counted(opened.tensors, dtype, progress, lease)
+        tensors = _counted(written, dtype, progress, lease)
         _WRITERS[to](target, opened, tensors, pieces, folder)
         chosen = f"{opened.chosen}, " if opened.chosen else ""
-        values = sum(int(np.prod(tensor.shape)) for tensor in opened.tensors.values())
+        values = sum(int(np.prod(tensor.shape)) for tensor in written.values())
         progress.print(
             f"{opened.source or source} ({opened.format}, {chosen}{values:,} parameters) -> "
             f"{target} ({to}), vocabulary: "
@@ -134,7 +137,14 @@ def _write_t5x(
     t5x_format.save_t5x(target, opened.config, tensors, int(step), pieces, folder, layout)
 
 
+def _write_peft(
+    target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any
+) -> None:
+    peft.save_peft(target, opened, tensors)
+
+
 _WRITERS = {
+    "peft": _write_peft,
     "gkd": _write_run,
     "huggingface": _write_hugging_face,
     "t5x": functools.partial(_write_t5x, "msgpack"),

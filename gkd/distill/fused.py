@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from gkd.distill.logits import (
@@ -46,8 +47,8 @@ def fused_token_loss(
     """Σ coefficients · loss over all tokens, without ever holding [N, T, V].
 
     Walks blocks of positions, so the rows keep their sharding. Under differentiation the forward
-    pass already forms the gradients for the student's hidden states and head kernel (in float32);
-    the backward pass only scales them. Nothing flows to the teacher.
+    pass already forms the gradients for the student's hidden states and for the kernel of a head
+    that is trained (in float32); the backward pass only scales them. Nothing flows to the teacher.
 
     Args:
       token_loss: the loss of a block, (student logits float32 [N, t, V], the teacher's likewise or
@@ -86,9 +87,11 @@ def fused_token_loss(
         per_token, metrics, _ = walk(student, teacher, targets, coefficients, with_gradient=False)
         return jnp.sum(coefficients * per_token), per_token, metrics
 
-    def forward(student, teacher, targets, coefficients):
+    def forward(*primals):
+        student, teacher, targets, coefficients = jax.tree.map(lambda leaf: leaf.value, primals)
+        trains_head = isinstance(student, ProjectedLogits) and primals[0].head.kernel.perturbed
         per_token, metrics, gradient = walk(
-            student, teacher, targets, coefficients, with_gradient=True
+            student, teacher, targets, coefficients, with_gradient=True, trains_head=trains_head
         )
         outputs = jnp.sum(coefficients * per_token), per_token, metrics
         return outputs, (gradient, per_token)
@@ -96,12 +99,15 @@ def fused_token_loss(
     def backward(residuals, cotangents):
         # Only the sum's cotangent counts: the per-token values are for reading.
         gradient, per_token = residuals
-        scaled = jax.tree.map(
-            lambda g, primal: (cotangents[0] * g).astype(primal.dtype), gradient, student
-        )
+        if isinstance(cotangents[0], SymbolicZero):  # nothing depends on the sum
+            return None, None, None, None
+        scaled = jax.tree.map(  # no gradient (None) of a head that is not trained
+            lambda g, primal: None if g is None else (cotangents[0] * g).astype(primal.dtype),
+            gradient, student, is_leaf=lambda leaf: leaf is None,
+        )  # fmt: skip
         return scaled, None, None, cotangents[0] * per_token
 
-    total.defvjp(forward, backward)
+    total.defvjp(forward, backward, symbolic_zeros=True)
     return total(student, teacher, targets, coefficients)
 
 
@@ -117,8 +123,9 @@ def _balanced_size(length, largest):
 
 
 def _walk(
-    token_loss, token_metrics, size, groups, student, teacher, targets, coefficients, with_gradient
-):
+    token_loss, token_metrics, size, groups, student, teacher, targets, coefficients, *,
+    with_gradient, trains_head=False,
+):  # fmt: skip
     """Per-token losses, metrics and, if asked, the float32 gradient of the sum for the student."""
     length = coefficients.shape[1]
     count = -(-length // size)
@@ -154,15 +161,15 @@ def _walk(
         return kernel_sum, (losses, metrics, hidden_gradient(piece, gradient))
 
     kernel_sum = None
-    if with_gradient and isinstance(student, ProjectedLogits):
+    if trains_head:
         kernel_sum = jnp.zeros((groups, *student.head.kernel.shape), jnp.float32)
     kernel_sum, stacked = jax.lax.scan(block, kernel_sum, jnp.arange(count))
     losses, metrics, hidden = jax.tree.map(lambda x: _join(x, length), stacked)
     if not with_gradient:
         return losses, metrics, None
-    if kernel_sum is None:
+    if not isinstance(student, ProjectedLogits):
         return losses, metrics, student.replace(values=hidden)
-    head = student.head.replace(kernel=kernel_sum.sum(axis=0))
+    head = student.head.replace(kernel=kernel_sum.sum(axis=0) if trains_head else None)
     return losses, metrics, student.replace(hidden=hidden, head=head)
 
 

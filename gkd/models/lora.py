@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -37,7 +37,10 @@ class LoRA:
 
     rank: int = 8
     alpha: float | int = 16
-    targets: tuple[str, ...] = ("query", "value")
+    targets: Sequence[str] = ("query", "value")
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))  # gin has lists
 
     @property
     def scale(self) -> float:

@@ -10,7 +10,8 @@ from gkd.models.attention_sharding import row_sharding
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-from gkd.train.method import rewards_on_host, student_generates
+from gkd.train import adapter_flops
+from gkd.train.method import rewards_on_host, student_generates, teacher_is_student
 from gkd.train.step_program import StepProgram
 
 UPDATE = "update"
@@ -76,7 +77,9 @@ def step_flops(
         # The inner layer's logits and their gradients, and the last layer's logits once more.
         heads += 4 * head_flops(student.sizes, rows * samples, tokens, shards)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
-    if split:
+    if program.base is not None:
+        _train_adapters_only(program, costs, tokens, shards, split)
+    elif split:
         costs[UPDATE] -= _reduce_scattered_gradients(
             program, shards, rows * source, rows * samples * tokens
         )
@@ -89,11 +92,27 @@ def step_flops(
         costs[UPDATE] += scored(student, tokens) - last
     if program.teacher is not None:
         teacher = program.teacher.config
-        costs[Part.TEACHER] = scored(teacher, tokens, prompt_length(program, program.teacher))
+        costs[Part.TEACHER] += scored(teacher, tokens, prompt_length(program, program.teacher))
         costs[UPDATE] += head_flops(teacher.sizes, rows * samples, tokens, shared(teacher))
     for part in (UPDATE, Part.TEACHER):
         costs[part] *= method.updates_per_rollout
     return costs
+
+
+def _train_adapters_only(program, costs, tokens, shards, split) -> None:
+    """Replaces the costs of an update of all parameters, and adds those of adding adapters."""
+    adapters, sizes = program.state.abstract.params, program.student.config.sizes
+    rows, source = program.batch.encoder_input_tokens.shape
+    outputs, parts = rows * program.method.samples, program.experiment.batches.microbatches
+    heads = 2 + any("logits_dense" in path for path, _ in adapter_flops.kernels(adapters))
+    costs[UPDATE] = adapter_flops.update_flops(
+        adapters, sizes, rows, source, outputs, tokens, shards
+    ) + heads * head_flops(sizes, outputs, tokens, shards)
+    chips = program.mesh.shape["model"] if split else program.mesh.size
+    adding = adapter_flops.adding_flops(adapters) / chips
+    costs[UPDATE] += (1 + 2 * parts) * adding  # sampling and every microbatch read one sum
+    if teacher_is_student(program.experiment) and program.method.teacher_weights == "average":
+        costs[Part.TEACHER] += adding
 
 
 def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
