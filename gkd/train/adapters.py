@@ -96,7 +96,7 @@ def check_base(directory: pathlib.Path, student: LoadedModel, checksums: Mapping
     Args:
       directory: the run directory.
       student: the student, with its base.
-      checksums: of `read_base`.
+      checksums: those that `read_base` returned.
 
     Raises:
       InvalidFile: the base has changed.

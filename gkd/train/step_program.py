@@ -118,8 +118,8 @@ class StepProgram:
         """(state, teacher params, batch) -> (state, metrics), compiled; the state is donated."""
         if rewards_on_host(self.method):
             return _HostRewards(self)
-        compiled = self._jitted(self.step.step, *self._frozen("shardings"))
-        frozen = self._frozen("params")
+        compiled = self._jitted(self.step.step, *self.frozen_models("shardings"))
+        frozen = self.frozen_models("params")
         return lambda state, params, batch: compiled(state, params, batch, *frozen)
 
     def lower(self) -> dict[str, Callable[[], Any]]:
@@ -129,7 +129,7 @@ class StepProgram:
           One program, `step`, or `rollout` and `update` where rewards read texts.
         """
         teacher = self.frozen_teacher and self.frozen_teacher.shapes
-        state, batch, frozen = self.state.abstract, self.batch, self._frozen("shapes")
+        state, batch, frozen = self.state.abstract, self.batch, self.frozen_models("shapes")
         if rewards_on_host(self.method):
             programs = _HostRewards(self)
             written = self._abstract_rollout()
@@ -137,7 +137,7 @@ class StepProgram:
                 "rollout": lambda: programs.lower_rollout(state, batch, frozen[1]),
                 "update": lambda: programs.update.lower(state, teacher, batch, written, frozen[1]),
             }
-        compiled = self._jitted(self.step.step, *self._frozen("shardings"))
+        compiled = self._jitted(self.step.step, *self.frozen_models("shardings"))
         return {"step": lambda: compiled.lower(state, teacher, batch, *frozen)}
 
     def describe(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class StepProgram:
           The sizes of the models, and the names of the step's metrics.
         """
         teacher = self.frozen_teacher and self.frozen_teacher.shapes
-        state, batch, (reward, base) = self.state.abstract, self.batch, self._frozen("shapes")
+        state, batch, (reward, base) = self.state.abstract, self.batch, self.frozen_models("shapes")
         if rewards_on_host(self.method):
             written = self._abstract_rollout()
             _, metrics = jax.eval_shape(self.step.update, state, teacher, batch, written, base)
@@ -166,7 +166,7 @@ class StepProgram:
         print(f"dry run: the step is sound; {facts}; a batch has {shape[0]} and {shape[1]} tokens")
         return {"parameters": sizes, "metrics": sorted(metrics)}
 
-    def _frozen(self, attribute: str) -> tuple[Any, Base | None]:
+    def frozen_models(self, attribute: str) -> tuple[Any, Base | None]:
         """The step's last arguments, reward model and base: their params, shapes or shardings."""
         reward_model = self.reward_model and getattr(self.reward_model, attribute)
         return reward_model, self._base_of(getattr(self.student, attribute))
@@ -180,7 +180,7 @@ class StepProgram:
     def _abstract_rollout(self):
         """Shapes of the rollout with its rewards, as the host returns it to the update."""
         key = jax.eval_shape(jax.random.PRNGKey, 0)
-        frozen = self._frozen("shapes")
+        frozen = self.frozen_models("shapes")
         rollout = jax.eval_shape(self.step.rollout, self.state.abstract, self.batch, key, *frozen)
         rows = rollout.target_tokens.shape[:1]
         return rollout.replace(rewards=jax.ShapeDtypeStruct(rows, "float32"))
@@ -194,7 +194,10 @@ class _HostRewards:
         self._vocabulary = program.task.vocabulary
         rows = meshes.batch_sharding(self._mesh)
         step = program.step
-        (_, base), (_, self._base) = program._frozen("shardings"), program._frozen("params")
+        (_, base), (_, self._base) = (
+            program.frozen_models("shardings"),
+            program.frozen_models("params"),
+        )
         self._rollout = jax.jit(
             lambda state, batch, base: step.rollout(
                 state, batch, mixing.step_key(state.seed, state.step), base=base

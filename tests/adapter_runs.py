@@ -1,0 +1,49 @@
+"""A base in Hugging Face's format, and a run of adapters on it, written without training."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gkd.checkpoints import formats, save_hf
+from gkd.checkpoints.saved_adapters import SavedAdapters, with_checksums
+from gkd.checkpoints.store import CheckpointStore
+from gkd.checkpoints.tensors import read_numpy
+from gkd.models.lora import LoRA, new_adapters
+from gkd.models.t5 import T5Config, as_seq2seq
+
+CONFIG = T5Config(
+    vocab_size=32, emb_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2,
+    num_decoder_layers=2,
+)  # fmt: skip
+SETTINGS = LoRA(rank=3, alpha=12, targets=("query", "decoder/layers_0/mlp/wo"))
+
+
+def base_params(seed=1, config=CONFIG):
+    return nn.meta.unbox(as_seq2seq(config).init(jax.random.PRNGKey(seed)))
+
+
+def save_run(tmp_path, lora=SETTINGS, stacked=False, config=CONFIG):
+    """A base in Hugging Face's format and a run of adapters on it; returns the adapters."""
+    base, run = tmp_path / "base", tmp_path / "runs" / "adapted"
+    save_hf(base, config, base_params(config=config))
+    model = as_seq2seq(config.with_execution(stacked_layers=stacked))
+    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+    random = np.random.default_rng(2)
+    adapters = jax.tree.map(
+        lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), jnp.float32),
+        nn.meta.unbox(new_adapters(boxed, lora, jax.random.PRNGKey(3))),
+    )
+    opened = formats.open_checkpoint(base)
+    tensors, checksums = with_checksums(opened.tensors)
+    read_numpy(tensors)
+    saved = SavedAdapters.of_base(lora, opened, checksums, run)
+    description = {
+        "model": opened.config.describe(),
+        "vocabulary": None,
+        "adapters": saved.describe(),
+    }
+    store = CheckpointStore(run / "checkpoints", description=description, asynchronous=False)
+    store.save(5, {"params": adapters})
+    store.close()
+    return run, jax.device_get(adapters)
