@@ -127,12 +127,12 @@ def test_every_step_draws_anew():
     memory, batch = _numbered(6)
 
     base = types.SimpleNamespace(
-        rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
-        update=lambda state, teacher, batch, rollout: (
+        rollout=lambda state, batch, key, base: train_step.rollout_from_targets(batch),
+        update=lambda state, teacher, batch, rollout, base: (
             state, {"drawn": batch.encoder_input_tokens[:, 0]},
         ),
     )  # fmt: skip
-    stepper = types.SimpleNamespace(base=base, train_steps=1, padding_id=0)  # writes no more
+    stepper = types.SimpleNamespace(train_step=base, train_steps=1, padding_id=0)  # writes no more
     state = start().replace(replay=memory)
 
     @jax.jit
@@ -153,12 +153,12 @@ def test_a_step_writes_or_remembers_as_often_as_its_share_says():
     memory = memory.replace(share=jnp.float32(0.8))
     batch = batch.replace(encoder_input_tokens=batch.encoder_input_tokens * 0 + 50)  # no memory's
     base = types.SimpleNamespace(
-        rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
-        update=lambda state, teacher, batch, rollout: (
+        rollout=lambda state, batch, key, base: train_step.rollout_from_targets(batch),
+        update=lambda state, teacher, batch, rollout, base: (
             state, {"written": state.replay.written, "first": batch.encoder_input_tokens[0, 0]},
         ),
     )  # fmt: skip
-    stepper = types.SimpleNamespace(base=base, train_steps=4, padding_id=0)
+    stepper = types.SimpleNamespace(train_step=base, train_steps=4, padding_id=0)
     state = start().replace(replay=memory)
 
     @jax.jit
@@ -184,12 +184,14 @@ def test_a_step_writes_or_remembers_as_often_as_its_share_says():
 def test_an_empty_memory_is_not_drawn_from():
     _, batch = _numbered(6)
     base = types.SimpleNamespace(
-        update=lambda state, teacher, batch, rollout: (
+        update=lambda state, teacher, batch, rollout, base: (
             state, {"inputs": batch.encoder_input_tokens, "weights": rollout.weights},
         ),
-        rollout=lambda state, batch, key: train_step.rollout_from_targets(batch),
+        rollout=lambda state, batch, key, base: train_step.rollout_from_targets(batch),
     )  # fmt: skip
-    stepper = types.SimpleNamespace(base=base, train_steps=1, padding_id=0)  # step 5: no writes
+    stepper = types.SimpleNamespace(
+        train_step=base, train_steps=1, padding_id=0
+    )  # step 5: no writes
     memory = replay.empty_memory(Replay(capacity=9, share=1.0), make_batch())
     state = start().replace(replay=memory, step=jnp.int32(5))
     _, seen = replay.ReplayStep.step(stepper, state, None, batch)

@@ -48,7 +48,8 @@ SCORE = step_functions.make_teacher_logits_fn(STUDENT)
 @functools.cache
 def stepped(decay):
     """Three steps: the states from the start on, and the last step's metrics."""
-    step = jax.jit(build(StudentTeacher(SCORE, decay)).step)
+    weights = ("current",) if decay is None else ("average", decay)
+    step = jax.jit(build(StudentTeacher(SCORE, *weights)).step)
     states = [start(averaged=decay is not None)]
     for _ in range(3):
         state, metrics = step(states[-1], None, privileged_batch())

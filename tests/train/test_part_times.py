@@ -28,7 +28,7 @@ def test_the_first_run_of_each_part_is_left_out(teacher, monkeypatch):
 
     monkeypatch.setattr(part_times.time, "perf_counter", clock)
 
-    def rollout(state, batch, key):
+    def rollout(state, batch, key, base):
         return batch + state.step + 0 * key[0].astype(jnp.int32)
 
     def teacher_logits_fn(params, batch, written):
@@ -36,7 +36,7 @@ def test_the_first_run_of_each_part_is_left_out(teacher, monkeypatch):
 
     step = types.SimpleNamespace(rollout=rollout, teacher_logits_fn=teacher_logits_fn)
     program = types.SimpleNamespace(
-        step=step, mesh=meshes.make_mesh(), rules=meshes.rules_for(), teacher=teacher
+        step=step, mesh=meshes.make_mesh(), rules=meshes.rules_for(), teacher=teacher, base=None
     )
     state = TrainState(jnp.int32(1), None, None, jax.random.PRNGKey(0), None, None)
     found = part_times.part_seconds.__wrapped__(program, state, jnp.ones(8), jnp.arange(8))
