@@ -52,7 +52,7 @@ def test_tasks_measure_any_run(task):
 @pytest.mark.parametrize("name", grid.names("sweeps", "common"))
 def test_all_cells_of_a_sweep_parse(name):
     cells = grid.cells(name)
-    assert len({str(cell.result) for cell in cells}) == len(cells) >= 3
+    assert len({str(cell.result) for cell in cells}) == len(cells) >= 2
     assert len(grid.axes(name)["seed"]) >= 3
 
 
