@@ -112,6 +112,28 @@ def test_a_teacher_at_the_start_costs_no_copy_and_an_average_that_of_the_adapter
     assert held == {"initial": 0, "current": 0, "average": adapters}
 
 
+def test_the_base_teaches_as_its_checkpoint_does_and_stays_bit_for_bit(teacher, one_device):
+    """For 20 steps, in which the student moves away from it."""
+    settings = (*LORA, *OPSD, f"STUDENT='{teacher}'")
+    losses = []
+    for more in ((), ("TEACHER_WEIGHTS='checkpoint'", f"TEACHER='{teacher}'")):
+        program = program_of(*settings, *more, read=True)
+        before = names((program.student.params, program.frozen_teacher and program.teacher.params))
+        state, step, batch = program.state.make(), program.compile(), first_batch(program)
+        given = program.frozen_teacher and program.frozen_teacher.params
+        found = []
+        for _ in range(20):
+            state, metrics = step(state, given, batch)
+            found.append(float(metrics["loss"][0]))
+        losses.append(found)
+        after = names((program.student.params, program.frozen_teacher and program.teacher.params))
+        for name, value in before.items():
+            assert value.tobytes() == after[name].tobytes()
+        whole, base = names(program.student_params(state)), names(program.student.params)
+        assert max(np.abs(whole[name] - base[name]).max() for name in base) > 0.1
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
