@@ -48,7 +48,7 @@ REWARD_FUNCTIONS = _paths(
 REWARD_RESULTS = _paths("metrics.reward_functions", "entailment")
 SCHEDULES = _paths("distill.mixing", "linear_schedule")
 REPLAYS = _paths("distill.replay", "Replay")
-AUXILIARY_LOSSES = _paths("auxiliary_losses.inner_layer", "InnerLayerLoss")
+AUXILIARY_LOSSES = _paths("auxiliary_losses", "inner_layer.InnerLayerLoss", "witness.WitnessLoss")
 ADAPTERS = _paths("models.lora", "LoRA")
 OPTIMIZERS = _paths("distill.optimizers", "adafactor", "adamw")
 
@@ -260,6 +260,13 @@ DISTILLATION = {
         "weight": number(0),
         "attention_weight": number(0),
         "beta": number(above=0, below=1),
+    },
+    "gkd.auxiliary_losses.witness.WitnessLoss": {
+        "weight": number(0),
+        "tokens": whole(1, LONGEST_SEQUENCE),
+        "threshold": number(),
+        "template": text(),
+        "input_length": whole(1, LONGEST_SEQUENCE, none=True),
     },
 }
 

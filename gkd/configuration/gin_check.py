@@ -42,6 +42,7 @@ COMMAND_LINE_MODULES = {
     "tasks": "gkd.data",
     "train": "gkd.train",
     "vocabularies": "gkd.vocabularies",
+    "witness": "gkd.auxiliary_losses",
 }
 _BUILTINS = types.SimpleNamespace(macro=gin.config.macro, singleton=gin.config.singleton)
 _SHOWN = 10  # greatest number of names that an error lists if none is similar

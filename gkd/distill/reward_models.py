@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from gkd.distill.logits import token_log_prob
 from gkd.errors import InvalidValue
-from gkd.models.interface import Seq2SeqModel, project
+from gkd.models.interface import Seq2SeqModel, SpecialIds, project
 from gkd.models.scoring import score_tokens
+from gkd.models.token_rows import fixed_piece, joined_row, text_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,26 +79,17 @@ class Entailment:
 
     def _row(self, prompt, sample):
         """One row of `inputs`: prompt [S], sample [T] -> [input_length]."""
-        fixed = [jnp.array(ids, jnp.int32) for ids in (self.premise_ids, self.hypothesis_ids)]
-        start, written = self._prefix_length(prompt), self._text_length(sample)
-        room = self.input_length - len(fixed[0]) - len(fixed[1]) - written - 1
-        document = jnp.clip(self._text_length(prompt) - start, 0, room)
-        # (tokens, the first that is used, how many are)
-        about_document = [(fixed[0], 0, len(fixed[0])), (prompt, start, document)]
-        about_sample = [(fixed[1], 0, len(fixed[1])), (sample, 0, written)]
-        parts = [*about_document, *about_sample]
+        ids = self._special_ids
+        fixed = [fixed_piece(piece) for piece in (self.premise_ids, self.hypothesis_ids)]
+        start, written = self._prefix_length(prompt), text_length(sample, ids)
+        room = self.input_length - fixed[0][2] - fixed[1][2] - written - 1
+        document = jnp.clip(text_length(prompt, ids) - start, 0, room)
+        about_document = [fixed[0], (prompt, start, document)]
+        about_sample = [fixed[1], (sample, 0, written)]
+        pieces = [*about_document, *about_sample]
         if self.hypothesis_first:
-            parts = [*about_sample, *about_document]
-        parts.append((jnp.array([self.eos_id]), 0, 1))
-        position = jnp.arange(self.input_length)
-        row, before = jnp.full(self.input_length, self.padding_id, jnp.int32), 0
-        for tokens, first, count in parts:
-            if tokens.shape[0]:  # nothing can be taken from an empty piece
-                inside = (position >= before) & (position < before + count)
-                place = jnp.clip(position - before + first, 0, tokens.shape[0] - 1)
-                row = jnp.where(inside, tokens[place], row)
-            before += count
-        return row
+            pieces = [*about_sample, *about_document]
+        return joined_row(pieces, self.input_length, ids)
 
     def score(
         self,
@@ -132,6 +124,6 @@ class Entailment:
         prefix = jnp.array(self.prompt_prefix_ids, jnp.int32)
         return jnp.where(jnp.all(prompt[:size] == prefix), size, 0)
 
-    def _text_length(self, tokens):
-        """Counts the tokens [T] before the first EOS or padding."""
-        return jnp.sum(jnp.cumprod((tokens != self.eos_id) & (tokens != self.padding_id)))
+    @property
+    def _special_ids(self):
+        return SpecialIds(end=self.eos_id, padding=self.padding_id)

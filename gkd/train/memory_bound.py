@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gkd.errors import InvalidValue
-from gkd.train.model_flops import prompt_length
+from gkd.train.model_flops import prompt_length, taught_shape
 from gkd.train.step_program import StepProgram
 
 _GIGA = 1e9
@@ -36,8 +36,9 @@ def needed(program: StepProgram) -> float:
 def _attention(program, loaded) -> float:
     """The largest layer's attention weights [rows, heads, query, key] of a microbatch."""
     rows, target = program.batch.decoder_target_tokens.shape
-    source = prompt_length(program, loaded)
-    written = rows * program.method.samples
+    source, written = prompt_length(program, loaded), rows * program.method.samples
+    if loaded is program.teacher:
+        written, target, source = taught_shape(program)
     weights = max(rows * source**2, written * target**2, written * target * source)
     heads = loaded.config.sizes.num_heads
     return 4.0 * heads * weights / program.experiment.batches.microbatches

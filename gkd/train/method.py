@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gkd.auxiliary_losses.inner_layer import InnerLayerLoss, with_inner_layer_loss
+from gkd.auxiliary_losses.witness import WitnessLoss, WitnessTeacher, with_witness_loss
 from gkd.configuration.experiment import Experiment, Method, Teacher
 from gkd.decode.sampling import sample
 from gkd.distill import (
@@ -28,11 +29,13 @@ from gkd.errors import InvalidValue
 from gkd.metrics.reward_functions import ModelReward
 from gkd.models.interface import with_inner_layer
 from gkd.runs.model_loading import LoadedModel
+from gkd.vocabularies import vocabularies
 
 
 def needs_teacher(method: Method) -> bool:
     """Returns whether a teacher's distributions are in the loss."""
-    return method.divergence is not None and method.alpha > 0
+    scores_victims = isinstance(method.auxiliary, WitnessLoss)
+    return method.divergence is not None and (method.alpha > 0 or scores_victims)
 
 
 def teacher_is_student(experiment: Experiment) -> bool:
@@ -213,6 +216,18 @@ def _check_auxiliary(method):
             f"AUXILIARY_LOSS is added to the policy gradient of rewards, but REWARD is "
             f"{method.reward} and ALPHA {method.alpha}: set REWARD, and ALPHA below 1"
         )
+    if not isinstance(method.auxiliary, WitnessLoss):
+        return
+    if method.divergence is None or method.alpha != 0:
+        raise InvalidValue(
+            f"WitnessLoss needs a DIVERGENCE, of the victims alone, but it is {method.divergence} "
+            f"and ALPHA, its weight on all samples, {method.alpha}: set DIVERGENCE, and ALPHA to 0"
+        )
+    if method.samples < 2:
+        raise InvalidValue(
+            f"SAMPLES is {method.samples}, but WitnessLoss needs a wrong sample beside a correct "
+            "one: set SAMPLES to 2 or more"
+        )
 
 
 def _check_replay(method):
@@ -262,7 +277,7 @@ def make_step(
         tail = experiment.teacher.top_k_tail
         teacher_logits_fn = truncated_teacher.make_offline_teacher_logits_fn(tail)
     elif teacher is not None:
-        teacher_logits_fn = step_functions.make_teacher_logits_fn(teacher.model)
+        teacher_logits_fn = _teacher_logits_fn(method, teacher.model, experiment.task.vocabulary)
         if teacher_is_student(experiment):
             teacher_logits_fn = StudentTeacher(
                 teacher_logits_fn, method.teacher_weights, method.teacher_decay
@@ -296,7 +311,31 @@ def make_step(
     return replay.ReplayStep(step, experiment.schedule.train_steps, padding)
 
 
+def _teacher_logits_fn(method, model, vocabulary):
+    settings = method.auxiliary
+    if not isinstance(settings, WitnessLoss):
+        return step_functions.make_teacher_logits_fn(model)
+    ids = tuple(map(tuple, vocabularies.encode_texts(vocabulary, settings.texts)))
+    if any(vocabulary.unk_id in text for text in ids):
+        raise InvalidValue(
+            f"WitnessLoss.template is {settings.template!r}, which has words that the vocabulary "
+            "lacks: use others"
+        )
+    return WitnessTeacher(model, settings, ids, method.samples)
+
+
 def _loss_fn(method, valid, data_shards):
+    loss_fn = _main_loss_fn(method, valid, data_shards)
+    if not isinstance(method.auxiliary, WitnessLoss):
+        return loss_fn
+    return with_witness_loss(
+        loss_fn, settings=method.auxiliary, divergence=bound_divergence(method),
+        samples=method.samples, temperature=method.temperature, valid=valid,
+        data_shards=data_shards,
+    )  # fmt: skip
+
+
+def _main_loss_fn(method, valid, data_shards):
     divergence = bound_divergence(method)
     if method.reward is not None and method.alpha < 1:
         return functools.partial(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gkd.auxiliary_losses.inner_layer import InnerLayerLoss
+from gkd.auxiliary_losses.witness import WitnessLoss
 from gkd.distill.train_step import Part
 from gkd.models.attention_sharding import row_sharding
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
@@ -51,14 +52,12 @@ def step_flops(
             return ShardCounts(rows=program.mesh.size)
         return shard_counts_of(program, config, rows // program.experiment.batches.microbatches)
 
-    def scored(config, tokens, source=source):
+    def scored(config, tokens, source=source, outputs=rows * samples):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
         shards = shared(config)
         prompts = encoder_flops(config.sizes, rows, source, shards)
         prompts += cross_flops(config.sizes, rows, source, shards)
-        return prompts + decoder_flops(
-            config.sizes, rows * samples, tokens, tokens + source, shards
-        )
+        return prompts + decoder_flops(config.sizes, outputs, tokens, tokens + source, shards)
 
     shards = shared(student)
     tokens = written if on_policy and method.on_policy_fraction == 1 else target
@@ -73,9 +72,6 @@ def step_flops(
         if again:
             costs[Part.SAMPLING] += encoder_flops(student.sizes, rows, source, shards)
     heads = 3 * head_flops(student.sizes, rows * samples, tokens, shards)
-    if isinstance(method.auxiliary, InnerLayerLoss) and method.auxiliary.weight:
-        # The inner layer's logits and their gradients, and the last layer's logits once more.
-        heads += 4 * head_flops(student.sizes, rows * samples, tokens, shards)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
     if program.base is not None:
         _train_adapters_only(program, costs, tokens, shards, split)
@@ -83,6 +79,7 @@ def step_flops(
         costs[UPDATE] -= _reduce_scattered_gradients(
             program, shards, rows * source, rows * samples * tokens
         )
+    costs[UPDATE] += _auxiliary_flops(program, tokens, shards)
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
         sizes = student.sizes
@@ -92,8 +89,9 @@ def step_flops(
         costs[UPDATE] += scored(student, tokens) - last
     if program.teacher is not None:
         teacher = program.teacher.config
-        costs[Part.TEACHER] += scored(teacher, tokens, prompt_length(program, program.teacher))
-        costs[UPDATE] += head_flops(teacher.sizes, rows * samples, tokens, shared(teacher))
+        outputs, tokens, prompt = taught_shape(program)
+        costs[Part.TEACHER] += scored(teacher, tokens, prompt, outputs)
+        costs[UPDATE] += head_flops(teacher.sizes, outputs, tokens, shared(teacher))
     for part in (UPDATE, Part.TEACHER):
         costs[part] *= method.updates_per_rollout
     return costs
@@ -104,7 +102,7 @@ def _train_adapters_only(program, costs, tokens, shards, split) -> None:
     adapters, sizes = program.state.abstract.params, program.student.config.sizes
     rows, source = program.batch.encoder_input_tokens.shape
     outputs, parts = rows * program.method.samples, program.experiment.batches.microbatches
-    heads = 2 + any("logits_dense" in path for path, _ in adapter_flops.kernels(adapters))
+    heads = 2 + _trains_head(program)
     costs[UPDATE] = adapter_flops.update_flops(
         adapters, sizes, rows, source, outputs, tokens, shards
     ) + heads * head_flops(sizes, outputs, tokens, shards)
@@ -113,6 +111,45 @@ def _train_adapters_only(program, costs, tokens, shards, split) -> None:
     costs[UPDATE] += (1 + 2 * parts) * adding  # sampling and every microbatch read one sum
     if teacher_is_student(program.experiment) and program.method.teacher_weights == "average":
         costs[Part.TEACHER] += adding
+
+
+def _auxiliary_flops(program, tokens, shards) -> float:
+    """Counts the products with the student's head of a loss beside the policy gradient."""
+    auxiliary, sizes = program.method.auxiliary, program.student.config.sizes
+    outputs = program.batch.encoder_input_tokens.shape[0] * program.method.samples
+    if isinstance(auxiliary, InnerLayerLoss) and auxiliary.weight:
+        # The inner layer's logits and their gradients, and the last layer's logits once more.
+        return (3 + _trains_head(program)) * head_flops(sizes, outputs, tokens, shards)
+    if isinstance(auxiliary, WitnessLoss):
+        outputs, tokens, _ = taught_shape(program)
+        return (2 + _trains_head(program)) * head_flops(sizes, outputs, tokens, shards)
+    return 0.0
+
+
+def _trains_head(program) -> bool:
+    """Returns whether an update needs the gradient of the student's head."""
+    if program.base is None:
+        return True
+    return any(
+        "logits_dense" in path for path, _ in adapter_flops.kernels(program.state.abstract.params)
+    )
+
+
+def taught_shape(program: StepProgram) -> tuple[int, int, int]:
+    """Returns the shape of the sequences that the teacher scores in a step.
+
+    Returns:
+      Sequences, tokens of each, and tokens of a prompt.
+    """
+    method = program.method
+    rows, source = program.batch.encoder_input_tokens.shape
+    target = program.batch.decoder_target_tokens.shape[1]
+    sampled = student_generates(method) and method.on_policy_fraction == 1
+    tokens = min(method.rollout_length or target, target) if sampled else target
+    if isinstance(method.auxiliary, WitnessLoss):
+        settings = method.auxiliary
+        return rows, min(settings.tokens, tokens), settings.prompt_length(source, target)
+    return rows * method.samples, tokens, prompt_length(program, program.teacher)
 
 
 def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:

@@ -19,7 +19,7 @@ PAPER = ("xsum", "wmt14_en_de", "gsm8k", "flan")  # folders of configs/runs
 # Methods whose teacher is the student, with a prompt that the paper's tasks do not have.
 PRIVILEGED = {"opsd", "sdft", "opsdl"}
 # Methods of rewards alone: where no sample is right, as in a first step here, nothing moves.
-REWARDED = {"grpo", "oisd"}
+REWARDED = {"grpo", "oisd", "ssopd"}
 # What differs between runs of one and the same program.
 _NO_PROGRAM = {
     "MODEL_DIR", "STUDENT", "TEACHER", "REWARD_MODEL", "TEACHER_OUTPUTS", "OUTPUTS_PREFIX", "SEED",

@@ -88,7 +88,7 @@ def test_the_figures_of_the_paper_have_their_axes():
 def test_a_method_file_is_short_and_complete(name):
     lines = (grid.REPOSITORY / name).read_text().splitlines()
     assert re.match(r"# .*(\d{4}|Supervised fine-tuning)", lines[0]), "names the paper"
-    assert len([line for line in lines if line]) < 20
+    assert len([line for line in lines if line]) < 24
     found = set_by(name)
     teaches = name.endswith("self_distillation.gin") and {"TEACHER_MODEL"}
     without = values("configs/runs/xsum/common.gin", *_models(), name)["DIVERGENCE"] == "None"

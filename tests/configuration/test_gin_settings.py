@@ -30,10 +30,13 @@ OTHERS = {
     "gkd.distill.mixing": None,
     "gkd.distill.optimizers": {"warmup_constant_cooldown", "update_if", "per_layer"},
     "gkd.distill.replay": None,
+    "gkd.auxiliary_losses.inner_layer": None,
+    "gkd.auxiliary_losses.witness": {"witness_loss", "with_witness_loss"},
     "gkd.evaluate.evaluate": {"decodings"},
     "gkd.sweep.sweep": {"plan"},
     "gkd.configuration.experiment": {"accepts", "table"},
     "gkd.train.train": {"check_experiment"},
+    "gkd.models.lora": None,
     "gkd.models.t5": None,
 }  # None: most functions of it are none
 

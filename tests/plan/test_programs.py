@@ -133,6 +133,14 @@ def test_halves_of_a_step_cost_their_closed_form():
         ("ALPHA=0.0", "SAMPLES=2", "POLICY_LOSS='grpo'", "UPDATES_PER_ROLLOUT=2"),
         (*INNER_LAYER, "ALPHA=0.0"),
         (*INNER_LAYER, *DISTIL, "ALPHA=0.5", "inner_layer.InnerLayerLoss.weight=0.0"),
+        (
+            "DIVERGENCE=@divergences.forward_kl",
+            "TEACHER_WEIGHTS='initial'",
+            "ALPHA=0.0",
+            "SAMPLES=3",
+            "AUXILIARY_LOSS=@witness.WitnessLoss()",
+            "witness.WitnessLoss.tokens=5",
+        ),
     ],
 )
 def test_an_update_on_rewards_costs_its_closed_form(settings):

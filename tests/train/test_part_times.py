@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gkd.configuration import experiment
 from gkd.distill.logits import ProjectedLogits
 from gkd.distill.types import TrainState
 from gkd.models.interface import Head
@@ -36,7 +37,12 @@ def test_the_first_run_of_each_part_is_left_out(teacher, monkeypatch):
 
     step = types.SimpleNamespace(rollout=rollout, teacher_logits_fn=teacher_logits_fn)
     program = types.SimpleNamespace(
-        step=step, mesh=meshes.make_mesh(), rules=meshes.rules_for(), teacher=teacher, base=None
+        step=step,
+        mesh=meshes.make_mesh(),
+        rules=meshes.rules_for(),
+        teacher=teacher,
+        base=None,
+        method=experiment.Method(),
     )
     state = TrainState(jnp.int32(1), None, None, jax.random.PRNGKey(0), None, None)
     found = part_times.part_seconds.__wrapped__(program, state, jnp.ones(8), jnp.arange(8))
