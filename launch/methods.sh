@@ -5,9 +5,11 @@
 #   bash launch/methods.sh arithmetic
 #   GKD_DATA=/path/to/data bash launch/methods.sh translation    # needs tatoeba_en_de in there
 #   GKD_DATA=/path/to/data bash launch/methods.sh summaries      # needs debian_synopsis in there
+#   bash launch/methods.sh opsd    # self-distillation; or hint, opsdl, oisd
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 task="${1:-}"
+sweep="small_$task"
 cd "$root"
 
 fail() {
@@ -17,9 +19,10 @@ fail() {
 
 case "$task" in
     arithmetic) ;;
+    hint | opsd | opsdl | oisd) sweep="self_distillation_$task" ;;
     translation) fields=en,de file=tatoeba_en_de/train.jsonl ;;
     summaries) fields=document,summary file=debian_synopsis/train.jsonl.gz ;;
-    *) fail "task '$task': choose arithmetic, translation or summaries" ;;
+    *) fail "task '$task': choose arithmetic, translation, summaries, hint, opsd, opsdl or oisd" ;;
 esac
 vocabulary="runs/small_$task/vocabulary.model"
 [ -z "${file:-}" ] || [ -f "${GKD_DATA:-}/$file" ] ||
@@ -31,5 +34,5 @@ gkd() { .venv/bin/python -m "$@"; }
 if [ -n "${file:-}" ] && [ ! -f "$vocabulary" ]; then
     gkd gkd.data.train_sentencepiece "$vocabulary" 2000 "$fields" "$file"
 fi
-gkd gkd sweep --gin_file="configs/sweeps/small_$task.gin" "${@:2}"
-gkd gkd sweep --gin_file="configs/sweeps/small_$task.gin" "--gin.ACTION='table'"
+gkd gkd sweep --gin_file="configs/sweeps/$sweep.gin" "${@:2}"
+gkd gkd sweep --gin_file="configs/sweeps/$sweep.gin" "--gin.ACTION='table'"
