@@ -5,7 +5,7 @@
 #   bash launch/methods.sh arithmetic
 #   GKD_DATA=/path/to/data bash launch/methods.sh translation    # needs tatoeba_en_de in there
 #   GKD_DATA=/path/to/data bash launch/methods.sh summaries      # needs debian_synopsis in there
-#   bash launch/methods.sh opsd    # self-distillation; or hint, opsdl, oisd
+#   bash launch/methods.sh opsd    # self-distillation; or hint, opsdl, oisd, ssopd
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 task="${1:-}"
@@ -19,10 +19,10 @@ fail() {
 
 case "$task" in
     arithmetic) ;;
-    hint | opsd | opsdl | oisd) sweep="self_distillation_$task" ;;
+    hint | opsd | opsdl | oisd | ssopd) sweep="self_distillation_$task" ;;
     translation) fields=en,de file=tatoeba_en_de/train.jsonl ;;
     summaries) fields=document,summary file=debian_synopsis/train.jsonl.gz ;;
-    *) fail "task '$task': choose arithmetic, translation, summaries, hint, opsd, opsdl or oisd" ;;
+    *) fail "task '$task': choose arithmetic, translation, summaries, hint, opsd, opsdl, oisd or ssopd" ;;
 esac
 vocabulary="runs/small_$task/vocabulary.model"
 [ -z "${file:-}" ] || [ -f "${GKD_DATA:-}/$file" ] ||
