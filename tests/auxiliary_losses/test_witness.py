@@ -260,10 +260,14 @@ def test_microbatches_and_devices_change_nothing():
     mesh = meshes.make_mesh()
     whole = meshes.replicated(mesh)
     state, teacher = jax.device_put((start(), STUDENT_PARAMS), whole)
-    compiled = meshes.compile_step(
+    step = meshes.compile_step(
         build(microbatches=2).step, mesh, jax.tree.map(lambda _: whole, state), whole
     )
-    got_state, got = compiled(state, teacher, meshes.place_batch(make_batch(), mesh))
+    batch = meshes.place_batch(make_batch(), mesh)
+    compiled = step.lower(state, teacher, batch).compile()
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert f" {collective}(" not in compiled.as_text(), "a sample leaves its device"
+    got_state, got = compiled(state, teacher, batch)
     for name in ("loss", "auxiliary_loss", "witness_divergence", "pass_rate", "policy_gradient"):
         assert value(got, name) == pytest.approx(value(want, name), abs=1e-5), name
     close(got_state.params, want_state.params)

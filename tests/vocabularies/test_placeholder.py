@@ -24,6 +24,13 @@ def test_it_may_generate_the_ids_of_t5s_own_vocabulary(shared, nothing_named):
     np.testing.assert_array_equal(*masks)
 
 
+def test_a_text_of_the_settings_has_an_id_per_word(nothing_named):
+    """A template in a setting: a plan failed where it was encoded."""
+    with placeholders():
+        stand_in = vocabularies.t5()
+    assert vocabularies.encode_texts(stand_in, [" Reference solution: ", " "]) == [[3, 3], []]
+
+
 def test_only_plans_do_without_a_file(nothing_named):
     with placeholders():
         pass
