@@ -65,6 +65,8 @@ class Batches:
       size: prompts per step, over all devices and microbatches.
       microbatches: parts that a step is computed in, to save memory.
       split: the task's split to train on.
+      length_buckets: lengths that inputs are padded to, so that a batch has rows of one bucket:
+        'auto' chooses them by the data, None pads all to `input_length`.
     """
 
     input_length: int = accepts(LENGTH)
@@ -72,6 +74,7 @@ class Batches:
     size: int = accepts(BATCH, 32)
     microbatches: int = accepts(BATCH, 1)
     split: str = accepts(text(), "train")
+    length_buckets: Any = accepts(sequence(LENGTH, 1, words=("auto",), none=True), "auto")
 
     __post_init__ = _check_fields
 

@@ -102,7 +102,7 @@ class OfflineTeacher:
 
         Args:
           row_numbers: [B], number of each row in the split, as in batches.
-          decoder_target_tokens: [B, T], target tokens of the same rows.
+          decoder_target_tokens: [B, T], target tokens of the same rows, T as long as theirs.
 
         Returns:
           ids int32 [B, T, K] and log-probabilities float32 [B, T, K].
@@ -117,19 +117,19 @@ class OfflineTeacher:
                 f"{self.path} has {count} rows, the batch needs row {outside[0]}: it was written "
                 "for another split, or is not complete"
             )
-        if decoder_target_tokens.shape[1] != length:
+        wanted = decoder_target_tokens.shape[1]
+        if wanted > length:
             raise InvalidValue(
-                f"{self.path} was read for targets of {length} tokens, the batch has "
-                f"{decoder_target_tokens.shape[1]}"
+                f"{self.path} was read for targets of {length} tokens, the batch has {wanted}"
             )
-        other = (self.target_tokens[row_numbers] != decoder_target_tokens).any(axis=1)
+        other = (self.target_tokens[row_numbers, :wanted] != decoder_target_tokens).any(axis=1)
         if other.any():
             raise InvalidFile(
                 f"{self.path}: row {row_numbers[other][0]} has other target tokens than the batch: "
                 "the file was written from another data set, order or vocabulary, or with a "
                 "max_length below the run's TARGET_LENGTH"
             )
-        return self.ids[row_numbers], self.log_probs[row_numbers]
+        return self.ids[row_numbers, :wanted], self.log_probs[row_numbers, :wanted]
 
 
 def _check_fields(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:

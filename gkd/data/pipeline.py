@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from gkd.data.length_buckets import BatchOrder, Shapes, choose_shapes
 from gkd.data.sources import permutation
 from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
@@ -27,7 +29,7 @@ def _batch(
 ) -> dict[str, Any]:
     """Pads the given rows to arrays of `size` rows; the rows after them are padding of weight 0."""
     count = len(rows)
-    arrays, cuts = {}, {}
+    arrays, cuts, real = {}, {}, 0
     for name, length in lengths.items():
         column = data.columns[name]
         tokens = np.zeros((size, length), np.int32)  # [B, S], [B, T]
@@ -40,6 +42,8 @@ def _batch(
                 tokens[i, -1] = eos
         arrays[BATCH_COLUMNS[name]] = tokens
         cuts[f"{name}_cut"] = int((column.lengths[rows] > length).sum())
+        real += int(np.minimum(column.lengths[rows], length).sum())
+    positions = size * sum(lengths.values())
     weights = np.zeros(size, np.float32)  # [B]
     weights[:count] = ~data.empty[rows]
     numbers = np.full(size, -1, np.int64)  # [B]
@@ -49,6 +53,8 @@ def _batch(
         "example_weights": weights,
         "rows": numbers,
         **cuts,
+        "positions": positions,
+        "padding": positions - real,
         "empty_examples": int(data.empty[rows].sum()),
     }
 
@@ -71,7 +77,8 @@ class TrainingBatches:
     """An endless iterator of batches whose position can be saved and restored exactly.
 
     Epochs follow each other without a gap: with N rows, global example number n is row n mod N of
-    epoch n div N's permutation, so every row comes once an epoch whatever the batch size.
+    epoch n div N's permutation, so every row comes once an epoch whatever the batch size. Where
+    batches have several lengths, `length_buckets` says in what order they come.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class TrainingBatches:
         shuffle: bool,
         own_rows: np.ndarray,
         unknown: int | None = None,
+        shapes: Shapes | None = None,
     ):
         """Starts before the first batch; `training_batches` explains the arguments."""
         self._data = data
@@ -99,6 +107,11 @@ class TrainingBatches:
             "shuffle": shuffle,
             "data": data.fingerprint(),
         }
+        self._grouped = None
+        if shapes is not None and len(shapes.lengths) > 1:
+            self._grouped = BatchOrder(shapes, batch_size, self._row, seed)
+            self._order["batch_size"] = batch_size  # its batches are those of one size
+            self._order["lengths"] = [list(lengths.values()) for lengths in shapes.lengths]
         self._position = 0
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
@@ -106,10 +119,15 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        numbers = (self._position + self._own_rows).tolist()
-        rows = np.array([self._row(number) for number in numbers], np.int64)
+        lengths = self._lengths
+        if self._grouped is None:
+            numbers = (self._position + self._own_rows).tolist()
+            rows = np.array([self._row(number) for number in numbers], np.int64)
+        else:
+            lengths, rows = self._grouped.batch(self._position // self._batch_size)
+            rows = rows[self._own_rows]
         self._position += self._batch_size
-        return _batch(self._data, rows, len(rows), self._lengths, self._eos)
+        return _batch(self._data, rows, len(rows), lengths, self._eos)
 
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, self._data.rows)
@@ -159,11 +177,13 @@ class TrainingBatches:
             raise InvalidFile(f"the data position is damaged ({error})") from error
         if type(position) is not int or position < 0:
             raise InvalidFile(f"the data position is damaged (position {position!r})")
-        for name, value in self._order.items():
-            if saved.get(name) != value:
+        for name in dict.fromkeys((*self._order, *saved)):
+            then, now = saved.get(name), self._order.get(name)
+            if then != now:
+                setting = " (LENGTH_BUCKETS, whose None is none)" if name == "lengths" else ""
                 raise InvalidFile(
-                    f"the data position belongs to another order: {name} was {saved.get(name)!r}, "
-                    f"now {value!r}; restore the data and settings it was saved with, or start anew"
+                    f"the data position belongs to another order: {name}{setting} was {then!r}, "
+                    f"now {now!r}; restore the data and settings it was saved with, or start anew"
                 )
         self._position = position
 
@@ -177,6 +197,8 @@ def training_batches(
     seed: int,
     shuffle: bool = True,
     own_rows: np.ndarray | None = None,
+    buckets: str | Sequence[int] | None = None,
+    buckets_targets: bool = False,
 ) -> TrainingBatches:
     """Makes endless batches of a split, each epoch in another order.
 
@@ -189,16 +211,21 @@ def training_batches(
       seed: selects the order, non-negative.
       shuffle: permute the rows of each epoch; false keeps the source's order.
       own_rows: this host's rows of each batch, ascending (`mesh.own_rows`); None is all.
+      buckets: lengths of inputs, so that a batch holds rows of similar length; "auto" chooses them
+        by the data; None pads every batch to S and T.
+      buckets_targets: with buckets, group by the length of targets too.
 
     Returns:
       An iterator of dictionaries, R = own rows: encoder_input_tokens int32 [R, S],
       decoder_target_tokens int32 [R, T], of a task with the feature `teacher_inputs`
       teacher_encoder_input_tokens int32 [R, S'], example_weights float32 [R] (0 for a row with an
       empty text), rows int64 [R] (each row's number in the split; −1 for padding), and the integers
-      inputs_cut, targets_cut, (teacher_inputs_cut,) and empty_examples of this host's rows.
+      inputs_cut, targets_cut, (teacher_inputs_cut,) empty_examples, padding and positions (tokens
+      with their padding) of this host's rows. With buckets S, T and S' are those of the batch.
 
     Raises:
-      InvalidValue: a size is below 1, the split has fewer rows than a batch, or every row is empty.
+      InvalidValue: a size is below 1, buckets are not ascending, the split has fewer rows than a
+        batch, or every row is empty.
       ValueError: own_rows are not rows of a batch.
     """
     lengths = task.feature_lengths(input_length, target_length)
@@ -212,6 +239,12 @@ def training_batches(
             f"task {task.name}: split {split!r} has {data.rows} rows, fewer than a batch of "
             f"{batch_size}, which would hold rows twice: lower BATCH_SIZE, or give more rows"
         )
+    shapes = None
+    if buckets is not None and shuffle:
+        shapes = choose_shapes(
+            {name: data.columns[name].lengths for name in lengths}, lengths,
+            None if buckets == "auto" else buckets, buckets_targets,
+        )  # fmt: skip
     return TrainingBatches(
         data=data,
         eos=task.vocabulary.eos_id,
@@ -221,6 +254,7 @@ def training_batches(
         shuffle=shuffle,
         own_rows=own,
         unknown=task.vocabulary.unk_id,
+        shapes=shapes,
     )
 
 

@@ -35,6 +35,7 @@ _DESCRIPTIONS = {
         "inputs_cut": "Rows whose input was longer than INPUT_LENGTH, per step.",
         "targets_cut": "Rows whose target was longer than TARGET_LENGTH, per step.",
         "teacher_inputs_cut": "Rows whose prompt for the teacher was cut at its length, per step.",
+        "padding": "Share of the batches' positions that hold padding.",
         "empty_examples": "Rows without an input or a target, which weigh nothing, per step.",
     },
     "speed": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 import statistics
@@ -38,7 +39,7 @@ class Monitor:
     def __init__(
         self,
         directory: pathlib.Path,
-        step_flops: Callable[[float], float] | None = None,
+        step_flops: Callable[[float, Any], float] | None = None,
         profile_steps: tuple[int, int] | None = None,
         stall_seconds: float | int = 600,
         clock: Callable[[], float] = time.monotonic,
@@ -47,8 +48,8 @@ class Monitor:
 
         Args:
           directory: path of the run directory.
-          step_flops: function of the mean length of samples (0 without samples) to the useful FLOPs
-            of a step on one chip; None for no MFU.
+          step_flops: function of the mean length of samples (0 without samples) and the shapes of
+            a batch to the useful FLOPs of a step on one chip; None for no MFU.
           profile_steps: first and last step of a `jax.profiler` trace, in `profile/`.
           stall_seconds: duration in seconds after which an unfinished step is reported; 0 for
             never.
@@ -66,6 +67,7 @@ class Monitor:
         self._clock, self._begin = clock, clock()
         self._in_steps = 0.0
         self._seconds: list[float] = []
+        self._batches: list[Any] = []  # of the same steps
         self._tokens = 0
         self._part_seconds: float | None = None
         self._chip = chip_of(jax.devices()[0])
@@ -102,15 +104,17 @@ class Monitor:
         if self._profile and what == "step" and self._profile[0] <= step <= self._profile[1]:
             self._start_trace()
 
-    def step_ended(self, step: int, seconds: float | None, tokens: int) -> None:
+    def step_ended(self, step: int, seconds: float | None, tokens: int, batch: Any = None) -> None:
         """Counts a step.
 
         Args:
           step: number of the step.
           seconds: time since the end of the step before; None after a pause.
           tokens: number of tokens of its training sequences.
+          batch: shapes of its batch, the same object for all batches of these shapes.
         """
         if seconds is not None:
+            self._batches.append(batch)
             self._seconds.append(seconds)
             self._in_steps += seconds
             self._tokens += tokens
@@ -146,16 +150,24 @@ class Monitor:
             "goodput": self._in_steps / (self._clock() - self._begin),
         }  # fmt: skip
         if self._chip is not None and self._step_flops is not None:
-            row["mfu"] = self._step_flops(sampled_length) / median / self._chip.flops
+            row["mfu"] = self._flops(sampled_length) / total / self._chip.flops
         used = jax.local_devices()[0].memory_stats() or {}
         for name, key in (("peak", "peak_bytes_in_use"), ("limit", "bytes_limit")):
             if key in used:
                 row[f"memory_{name}_bytes"] = used[key]
         if self._part_seconds is not None:
             row["update_seconds"] = max(0.0, median - self._part_seconds)
-        self._seconds, self._tokens = [], 0
+        self._seconds, self._batches, self._tokens = [], [], 0
         self.write_row(row)
         return row
+
+    def _flops(self, sampled_length: float) -> float:
+        """Useful FLOPs of the interval's steps."""
+        shapes = {id(batch): batch for batch in self._batches}
+        counts = collections.Counter(map(id, self._batches))
+        return sum(
+            count * self._step_flops(sampled_length, shapes[key]) for key, count in counts.items()
+        )
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Appends a row to `speed.jsonl`, in the primary process of the job."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from gkd.auxiliary_losses.inner_layer import InnerLayerLoss
 from gkd.auxiliary_losses.witness import WitnessLoss
 from gkd.distill.train_step import Part
+from gkd.distill.types import Batch
 from gkd.models.attention_sharding import row_sharding
 from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
 from gkd.parallel import mesh as meshes
@@ -232,13 +234,18 @@ def _decoding(config, rows, tokens, attended, shards):
     return layers + head_flops(config.sizes, rows, tokens, shards)
 
 
-def useful_flops(program: StepProgram, sampled_length: float | int) -> float:
+def useful_flops(
+    program: StepProgram, sampled_length: float | int, batch: Batch | None = None
+) -> float:
     """Counts the FLOPs of a step on one chip, each product once, as MFU does.
 
     Args:
       program: the run's step program.
       sampled_length: mean tokens of a row that the student wrote, 0 where it wrote none.
+      batch: shapes of the step's batch; None is the program's, of the greatest lengths.
     """
+    if batch is not None:
+        program = dataclasses.replace(program, batch=batch)
     costs = dict(step_flops(program, sampled_length, split=False, repeats=False))
     if not sampled_length:
         costs.pop(Part.SAMPLING)

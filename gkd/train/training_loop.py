@@ -76,6 +76,7 @@ class TrainingLoop:
         self._compilations = Compilations()
         self._agreement = processes.Agreement(self.mesh)
         self._stops = False
+        self._shapes: dict[tuple, Any] = {}  # of the batches so far, as `Batch`es of shapes
 
     def run(self, state: Any, restored_step: int | None) -> dict[str, Any]:
         """Steps until the end, a signal, or too many updates that are not finite."""
@@ -107,22 +108,32 @@ class TrainingLoop:
                 if self.time_parts is not None and number == first + 1:
                     self._time_parts(first, state, self.program.teacher_params(state), batch)
                 self.monitor.begins("step", number)
-                if number == first + 1:
-                    self._progress.print("compiling the step")
-                with self._compilations.of("step"):
+                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+                if shapes not in self._shapes:  # compiles, which is not to count as a step's time
+                    self._report(pending)
+                    pending, self._clock = None, None
+                    self._add_shapes(shapes, batch)
+                with self._compilations.of(f"step {shapes}"):
                     state, metrics = self.compiled(state, frozen, batch)
                 self.lease.check()
                 if number == first + 1:  # nothing refuses any more
                     self.record(first)
                 # The step before is read while this one runs.
                 self._report(pending)
-                pending = (number, metrics, host)
+                pending = (number, metrics, host, shapes)
                 self._stops = self._agreement.poll(self.stop.requested)
                 if self._pauses_after(number) or self._stops:
                     self._report(pending)
                     pending = None
                     state = self._pause(state, number)
         return self._finish(state)
+
+    def _add_shapes(self, shapes, batch):
+        """Announces the compilation of the step for batches of new lengths."""
+        sizes = batch.encoder_input_tokens.shape[1], batch.decoder_target_tokens.shape[1]
+        lengths = ", inputs of {} and targets of {} tokens".format(*sizes) if self._shapes else ""
+        self._progress.print(f"compiling the step{lengths}")
+        self._shapes[shapes] = jax.eval_shape(lambda batch: batch, batch)
 
     def _time_parts(self, step, *arguments):
         self.monitor.begins("timing of a step's parts before step", step + 1)
@@ -202,18 +213,19 @@ class TrainingLoop:
         """Writes a step's metrics; waits for the step, so the loop is one step ahead of it."""
         if pending is None:
             return
-        number, metrics, host = pending
+        number, metrics, host, shapes = pending
         pairs = jax.device_get(metrics)
         self.means.add({f"train/{name}": pair for name, pair in pairs.items()})
         counts = {name: host[name] for name in host if name.endswith(("_cut", "_examples"))}
         self.means.add({f"data/{name}": (count, 1) for name, count in counts.items()})
+        self.means.add({"data/padding": (host["padding"], host["positions"])})
         tokens = int(pairs["target_length"][0])
         now = time.monotonic()
         seconds = None if self._clock is None else now - self._clock
         if seconds is not None:
             self._seconds.append(seconds)
         self._clock = now
-        self.monitor.step_ended(number, seconds, tokens)
+        self.monitor.step_ended(number, seconds, tokens, self._shapes[shapes])
         if self.schedule.due(number, self.schedule.log_every):
             sampled_length = self.means.sampled_length()
             values = self.means.take()
@@ -343,7 +355,7 @@ class TrainingLoop:
         self.store.wait()
         self.lease.check()
         path = self.directory / SUMMARY_FILE
-        if not self._compilations.seen("step"):  # a finished run, started again
+        if not self._shapes:  # a finished run, started again
             kinds = {"steps": int, "evaluation": dict, "parameters": int}
             saved = self._read_or_mend(path, kinds)
             if processes.broadcast_from_primary(saved.get("steps") == int(state.step)):

@@ -299,3 +299,59 @@ def test_real_text_is_cut_where_its_readme_says(shared, monkeypatch):
         found = (lengths.mean(), *np.percentile(lengths, [50, 95]), lengths.max())
         assert tuple(round(float(x)) for x in found) == stated
     assert data.columns["inputs"].tokens.dtype == np.uint16
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """500 rows of 1 to 120 letters; each begins with its number."""
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    lengths = np.random.default_rng(0).integers(1, 120, 500)
+    rows = [{"input": f"{i} " + "a" * int(n), "target": "b"} for i, n in enumerate(lengths)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tasks.local_text({"train": str(path)}, vocabulary=BYTES)
+
+
+def of_similar_lengths(task, size=24, **options):
+    return pipeline.training_batches(task, "train", size, 128, 4, 3, buckets="auto", **options)
+
+
+def test_rows_of_similar_lengths_are_padded_to_theirs(texts):
+    stream, sizes, padding, seen = of_similar_lengths(texts), set(), 0, []
+    for _ in range(500 // 24):
+        batch = next(stream)
+        tokens = batch["encoder_input_tokens"]
+        sizes.add(tokens.shape[1])
+        assert (tokens[:, -1] <= 1).all()  # nothing is cut: the end, or padding
+        zeros = (tokens == 0).sum() + (batch["decoder_target_tokens"] == 0).sum()
+        assert batch["padding"] == zeros
+        assert batch["positions"] == tokens.size + batch["decoder_target_tokens"].size
+        padding += batch["padding"] / batch["positions"]
+        seen += batch["rows"].tolist()
+    assert len(sizes) > 2 and len(set(seen)) == len(seen) == 480
+    whole = next(pipeline.training_batches(texts, "train", 24, 128, 4, 3))
+    assert padding / 20 < 0.5 * whole["padding"] / whole["positions"]
+
+
+def test_batches_of_similar_lengths_continue_exactly_on_any_number_of_hosts(texts):
+    stream = of_similar_lengths(texts)
+    for _ in range(17):
+        next(stream)
+    state = stream.state()
+    expected = [next(stream) for _ in range(10)]  # into the next epoch
+    parts = [of_similar_lengths(texts, own_rows=rows) for rows in np.split(np.arange(24), 2)]
+    for part in parts:
+        part.restore(state)
+    for batch in expected:
+        halves = [next(part) for part in parts]
+        for name in ("encoder_input_tokens", "rows"):
+            joined = np.concatenate([half[name] for half in halves])
+            np.testing.assert_array_equal(joined, batch[name])
+    with pytest.raises(ValueError, match="batch_size was 24, now 12"):
+        of_similar_lengths(texts, size=12).restore(state)
+    one_length = pipeline.training_batches(texts, "train", 24, 128, 4, 3)
+    with pytest.raises(
+        ValueError, match=r"lengths \(LENGTH_BUCKETS, whose None is none\) was None"
+    ):
+        stream.restore(one_length.state())
+    with pytest.raises(ValueError, match="batch_size was 24, now None"):
+        one_length.restore(state)
