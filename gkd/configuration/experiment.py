@@ -65,7 +65,7 @@ class Batches:
       size: prompts per step, over all devices and microbatches.
       microbatches: parts that a step is computed in, to save memory.
       split: the task's split to train on.
-      length_buckets: lengths that inputs are padded to, so that a batch has rows of one bucket:
+      length_buckets: lengths that inputs are padded to, so that a batch has rows of similar length:
         'auto' chooses them by the data, None pads all to `input_length`.
     """
 

@@ -77,8 +77,8 @@ class TrainingBatches:
     """An endless iterator of batches whose position can be saved and restored exactly.
 
     Epochs follow each other without a gap: with N rows, global example number n is row n mod N of
-    epoch n div N's permutation, so every row comes once an epoch whatever the batch size. Where
-    batches have several lengths, `length_buckets` says in what order they come.
+    epoch n div N's permutation, so every row comes once an epoch whatever the batch size. Batches
+    of several lengths come in the order of a `BatchOrder`.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class TrainingBatches:
             raise InvalidFile(f"the data position is damaged ({error})") from error
         if type(position) is not int or position < 0:
             raise InvalidFile(f"the data position is damaged (position {position!r})")
-        for name in dict.fromkeys((*self._order, *saved)):
+        for name in dict.fromkeys(("lengths", *self._order, *saved)):
             then, now = saved.get(name), self._order.get(name)
             if then != now:
                 setting = " (LENGTH_BUCKETS, whose None is none)" if name == "lengths" else ""

@@ -80,7 +80,7 @@ def test_every_row_comes_once_an_epoch_in_batches_of_its_shape():
     for number in range(4 * group):
         shape, rows = order.batch(number)
         assert rows.shape == (32,)
-        seen[rows] += 1
+        np.add.at(seen, rows, 1)  # the end of an epoch and the start of the next may share a row
         sizes.append(shape["inputs"])
         for name, most in longest.items():
             assert (np.minimum(lengths[name][rows], most) <= shape[name]).all()

@@ -72,13 +72,24 @@ def test_of_several_samples_the_first_counts(written):
         ([1], [[7, 8, 0]], "row 1 has other target tokens than the batch: .* another data set"),
         ([2, 3], [[1, 0, 0]] * 2, "has 3 rows, the batch needs row 3"),
         ([-1], [[1, 0, 0]], "has 3 rows, the batch needs row -1"),
-        ([2], [[1, 0]], "read for targets of 3 tokens, the batch has 2"),
+        ([2], [[1, 0, 0, 0]], "read for targets of 3 tokens, the batch has 4"),
     ],
 )
 def test_rows_of_another_data_set_are_refused(written, numbers, tokens, message):
     teacher = OfflineTeacher.read(written(ROWS), 3)
     with pytest.raises(ValueError, match=message):
         teacher.rows(np.array(numbers), np.array(tokens))
+
+
+def test_batches_of_shorter_targets_have_as_many_scores(written):
+    teacher = OfflineTeacher.read(written(ROWS), 3)
+    whole, short = (
+        teacher.rows(np.array([2]), np.array([[1, 0, 0]])),
+        teacher.rows(np.array([2]), np.array([[1]])),
+    )
+    for long, cut in zip(whole, short, strict=True):
+        assert cut.shape == (1, 1, 2)
+        np.testing.assert_array_equal(long[:, :1], cut)
 
 
 @pytest.mark.parametrize(

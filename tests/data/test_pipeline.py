@@ -329,7 +329,7 @@ def test_rows_of_similar_lengths_are_padded_to_theirs(texts):
         seen += batch["rows"].tolist()
     assert len(sizes) > 2 and len(set(seen)) == len(seen) == 480
     whole = next(pipeline.training_batches(texts, "train", 24, 128, 4, 3))
-    assert padding / 20 < 0.5 * whole["padding"] / whole["positions"]
+    assert padding / 20 < 0.3 < 0.4 < whole["padding"] / whole["positions"]
 
 
 def test_batches_of_similar_lengths_continue_exactly_on_any_number_of_hosts(texts):
@@ -349,9 +349,6 @@ def test_batches_of_similar_lengths_continue_exactly_on_any_number_of_hosts(text
     with pytest.raises(ValueError, match="batch_size was 24, now 12"):
         of_similar_lengths(texts, size=12).restore(state)
     one_length = pipeline.training_batches(texts, "train", 24, 128, 4, 3)
-    with pytest.raises(
-        ValueError, match=r"lengths \(LENGTH_BUCKETS, whose None is none\) was None"
-    ):
-        stream.restore(one_length.state())
-    with pytest.raises(ValueError, match="batch_size was 24, now None"):
-        one_length.restore(state)
+    for begun, other in ((stream, one_length), (one_length, stream)):
+        with pytest.raises(ValueError, match=r"lengths \(LENGTH_BUCKETS, whose None is none\) was"):
+            other.restore(begun.state())

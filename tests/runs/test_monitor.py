@@ -29,9 +29,14 @@ def rows(folder):
 def test_a_row_is_of_its_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "chip_of", lambda device: Chip(1000.0, 1, 1.0, 1.0))
     clock = Clock()
-    watched = Monitor(tmp_path, lambda length: 50.0 + length, stall_seconds=0, clock=clock)
+    short, long = [1], [2]  # batches of two lengths, of which the longer costs 20 more
+
+    def flops(length, batch):
+        return 50.0 + length + (20.0 if batch is long else 0.0)
+
+    watched = Monitor(tmp_path, flops, stall_seconds=0, clock=clock)
     for step, seconds in enumerate((None, 0.5, 0.25, 0.25), start=1):
-        watched.step_ended(step, seconds, 30)
+        watched.step_ended(step, seconds, 30, long if step == 2 else short)
     clock.now += 4.0  # the rest went into compiling
     watched.write(4, sampled_length=10.0)
     watched.step_ended(5, 2.0, 8)
@@ -41,7 +46,7 @@ def test_a_row_is_of_its_interval(tmp_path, monkeypatch):
     first, second = rows(tmp_path)
     assert first == {
         "step": 4, "seconds_per_step": 0.25, "steps_per_second": 4.0, "tokens_per_second": 90.0,
-        "goodput": 0.25, "mfu": 60 / 0.25 / 1000,
+        "goodput": 0.25, "mfu": (80 + 60 + 60) / 1.0 / 1000,
     }  # fmt: skip
     assert second["goodput"] == 0.5 and second["tokens_per_second"] == 4.0
     assert second["mfu"] == 50 / 2 / 1000
