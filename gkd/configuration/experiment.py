@@ -74,7 +74,7 @@ class Batches:
     size: int = accepts(BATCH, 32)
     microbatches: int = accepts(BATCH, 1)
     split: str = accepts(text(), "train")
-    length_buckets: Any = accepts(sequence(LENGTH, 1, words=("auto",), none=True), "auto")
+    length_buckets: Any = accepts(sequence(LENGTH, 1, words=("auto",), none=True), None)
 
     __post_init__ = _check_fields
 

@@ -37,10 +37,6 @@ class Compilations:
             self._again += self._count - before
         self._seen.add(name)
 
-    def seen(self, name: str) -> bool:
-        """Returns True if the program has run."""
-        return name in self._seen
-
     def summary(self) -> dict[str, int | float]:
         """Returns the programs compiled (or read from the cache), seconds, and recompilations."""
         return {

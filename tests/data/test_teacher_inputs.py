@@ -52,8 +52,9 @@ def test_the_other_columns_are_those_of_the_task_itself(task):
     plain = next(pipeline.training_batches(task, "train", 4, 4, 3, seed=5))
     other = next(pipeline.training_batches(with_hint(task), "train", 4, 4, 3, seed=5))
     assert set(other) - set(plain) == {"teacher_encoder_input_tokens", "teacher_inputs_cut"}
-    for name in plain:
+    for name in set(plain) - {"positions", "padding"}:  # of all columns
         np.testing.assert_array_equal(other[name], plain[name])
+    assert other["positions"] == plain["positions"] + 4 * 4
     assert other["teacher_encoder_input_tokens"].shape == (4, 4)  # the student's length
     evaluation = pipeline.evaluation_batches(with_hint(task, 9), "validation", 4, 4, 3)
     assert evaluation.batches[0]["teacher_encoder_input_tokens"].shape == (4, 9)
