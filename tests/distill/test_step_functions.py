@@ -75,6 +75,26 @@ def test_a_step_is_that_of_a_teacher_with_these_very_parameters(decay):
     assert value(metrics, "loss") > 0.01
 
 
+def test_a_teacher_of_the_students_prompt_in_a_longer_array_gives_the_loss_of_gkd():
+    """Its scores belong to the same tokens, whatever its prompts are padded to."""
+    random = np.random.default_rng(7)
+    teacher = jax.tree.map(
+        lambda leaf: leaf + 0.3 * random.standard_normal(leaf.shape).astype(np.float32),
+        STUDENT_PARAMS,
+    )
+    prompts, found = make_batch().encoder_input_tokens, []
+    for batch in (
+        make_batch(),
+        make_batch().replace(teacher_encoder_input_tokens=jnp.pad(prompts, ((0, 0), (0, 5)))),
+        privileged_batch(),
+    ):
+        state, metrics = given_params_step()(start(), teacher, batch)
+        found.append((state.params, value(metrics, "loss")))
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
+    close(found[1][0], found[0][0], 1e-6)
+    assert abs(found[2][1] - found[0][1]) > 1e-3  # another prompt has another loss
+
+
 def test_the_average_moves_by_its_decay():
     states, _ = stepped(DECAY)
     average = jax.tree.map(np.float64, STUDENT_PARAMS)
