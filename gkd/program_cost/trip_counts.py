@@ -179,6 +179,8 @@ def evaluate(
       A `Value`, a list of results for a tuple, or None if unknown.
     """
     opcode = instruction.opcode
+    if not _may_count(instruction):
+        return None
     if opcode == "constant":
         text = {"true": "1", "false": "0"}.get(instruction.literal, instruction.literal)
         return Value(None, int(text)) if re.fullmatch(r"-?\d+", text) else None
@@ -204,6 +206,14 @@ def evaluate(
         )
         return _sum(left, right, 1 if opcode == "add" else -1)
     return None
+
+
+def _may_count(instruction):
+    """Returns whether a result may be a loop's counter; those of a whole model take ages."""
+    if instruction.parts is not None:
+        return True
+    (array,) = instruction.shape
+    return math.prod(array.dimensions) == 1 and array.dtype[0] in "sup"  # s32, u32, pred
 
 
 def element(

@@ -117,8 +117,16 @@ INNER_LAYER = (
 )  # fmt: skip
 
 
-def test_halves_of_a_step_cost_their_closed_form():
-    program = traced(*DISTIL, *REWARDED, "ALPHA=0.5", devices=jax.devices()[:1])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (*DISTIL, "ALPHA=0.5"),
+        ("ALPHA=0.0", "SAMPLES=2", "POLICY_LOSS='grpo'", "UPDATES_PER_ROLLOUT=2"),
+    ],
+)
+def test_halves_of_a_step_cost_their_closed_form(settings):
+    """Counting the loop of several updates never ended: it followed every chain of its values."""
+    program = traced(*REWARDED, *settings, devices=jax.devices()[:1])
     planned = programs.step_programs(program)
     assert list(planned) == ["step: rollout", "step: update"]
     for one in planned.values():
