@@ -89,6 +89,29 @@ def test_four_processes_have_the_curve_of_one(overrides, tmp_path, teacher, alon
     assert len((tmp_path / "run/launches.jsonl").read_text().splitlines()) == 1
 
 
+SELF_DISTILLATION = (
+    "DIVERGENCE=@divergences.forward_kl", "BETA=None", "LAMBDA=1.0", "SAMPLES=4",
+    "TEACHER_WEIGHTS='initial'", "LORA=@lora.LoRA()", "STUDENT_MODEL=None", "LEARNING_RATE=0.03",
+    "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "ALPHA=0.0",
+    "ADVANTAGE='group_standardised'", "POLICY_LOSS='grpo'", "RATIO_CLIP=0.2",
+    "UPDATES_PER_ROLLOUT=2", "AUXILIARY_LOSS=@witness.WitnessLoss()",
+    "witness.WitnessLoss.threshold=0.05", "tasks.arithmetic.minimum_steps=1",
+    "LENGTH_BUCKETS=(12,)", "TRAIN_STEPS=8", "EVALUATE_EVERY=0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_self_distil_as_one(tmp_path, teacher):
+    """Adapters, groups with their witnesses, rewards from texts, batches of several lengths."""
+    student = teacher.replace("TEACHER", "STUDENT")
+    for processes_, devices in ((1, 8), (2, 4)):
+        finish(launch(processes_, devices, tmp_path / str(processes_), student, *SELF_DISTILLATION))
+    assert_same_curve(tmp_path / "2", tmp_path / "1")
+    rows = [row for row in read_metrics(tmp_path / "1") if "train/mixed_groups" in row]
+    assert len(rows) == 8 and sum(row["train/mixed_groups"] for row in rows) > 0
+    assert len({row["data/padding"] for row in rows}) > 1
+
+
 @pytest.mark.slow
 def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teacher, alone):
     """SIGKILL of the third of four; then two with four devices each go on, on another mesh."""
