@@ -16,6 +16,7 @@ from gkd.files.json_files import read_json
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_ITEM = "state"
 DATA_ITEM = "data"
+IN_USE_FOLDER = "in_use"
 DESCRIPTION_ITEM = "description"
 _JSON_FILES = {DATA_ITEM: "metadata", DESCRIPTION_ITEM: "metadata", "metrics": "metrics"}
 
@@ -46,6 +47,37 @@ def _silence_unfinished_writes() -> None:
 def _is_not_orbax(record: logging.LogRecord) -> bool:
     path = record.pathname.replace("\\", "/")
     return "/orbax/" not in path
+
+
+def mark_in_use(folder: epath.PathLike, user: Any) -> None:
+    """Keeps a step for another run that reads it again: its own run does not delete it any more.
+
+    Args:
+      folder: path of a checkpoint. One that is no step of a run, or in a folder that cannot be
+        written to, is left as it is.
+      user: path of the run that reads it.
+    """
+    folder = epath.Path(folder)
+    if not folder.name.isdigit() or folder.parent.name != CHECKPOINTS_FOLDER:
+        return
+    try:
+        place = folder.parent / IN_USE_FOLDER
+        place.mkdir(exist_ok=True)
+        (place / folder.name).write_text(f"read by {user}\n")
+    except OSError as error:
+        logging.getLogger(__name__).info("%s is not marked as in use: %s", folder, error)
+
+
+def steps_in_use(directory: epath.PathLike) -> set[int]:
+    """Lists the steps of a checkpoints folder that other runs read.
+
+    Args:
+      directory: path of the checkpoints folder.
+    """
+    place = epath.Path(directory) / IN_USE_FOLDER
+    if not place.is_dir():
+        return set()
+    return {int(path.name) for path in place.iterdir() if path.name.isdigit()}
 
 
 def step_numbers(directory: epath.PathLike) -> list[int]:

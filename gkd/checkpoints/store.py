@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -120,6 +120,7 @@ class CheckpointStore:
                 [
                     policies.LatestN(keep_last),
                     policies.BestN(get_metric_fn=rank, reverse=reverse, n=keep_best),
+                    _InUse(self.directory),
                 ]
             ),
             cleanup_tmp_directories=True,
@@ -311,6 +312,18 @@ class CheckpointStore:
             self.wait()
         finally:
             self._orbax.close()
+
+
+@dataclasses.dataclass
+class _InUse(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves the steps that other runs read, see `folders.mark_in_use`."""
+
+    directory: epath.Path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Returns whether each checkpoint is preserved."""
+        kept = folders.steps_in_use(self.directory)
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def _from_first_process(value: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,6 +142,8 @@ def _write_peft(
     target: str, opened: Checkpoint, tensors: Any, vocabulary: Any, folder: Any
 ) -> None:
     peft.save_peft(target, opened, tensors)
+    if line := peft.remark(opened):
+        print(f"gkd: warning: {line}", file=sys.stderr)
 
 
 _WRITERS = {

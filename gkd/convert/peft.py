@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from gkd.checkpoints.hugging_face import is_hugging_face
 from gkd.checkpoints.hugging_face_names import parameter_names
 from gkd.checkpoints.tensors import Checkpoint, read_finite
 from gkd.errors import InvalidValue
@@ -64,6 +65,17 @@ def save_peft(
         write_safetensors(folder / WEIGHTS_FILE, tensors)
         text = json.dumps(_configuration(opened, modules), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n")
+
+
+def remark(opened: Checkpoint) -> str:
+    """A line where PEFT could not load the base by the name in the written file; else empty."""
+    base = opened.adapters.find_base(opened.path.parent.parent)
+    if opened.adapters.base_from_run is None or is_hugging_face(base):
+        return ""
+    return (
+        f"the base {base} is no Hugging Face directory: `convert` it to one, and give "
+        "transformers that folder"
+    )
 
 
 def _transposed(tensor: Tensor, scale: float) -> Tensor:

@@ -40,7 +40,8 @@ class LoRA:
     targets: Sequence[str] = ("query", "value")
 
     def __post_init__(self):
-        object.__setattr__(self, "targets", tuple(self.targets))  # gin has lists
+        names = tuple(name.strip("/") for name in self.targets)  # gin has lists
+        object.__setattr__(self, "targets", names)
 
     @property
     def scale(self) -> float:
@@ -140,6 +141,11 @@ def new_adapters(boxed: Any, lora: LoRA, rng: Any) -> Any:
     tree: dict[str, Any] = {}
     for number, (path, kernel) in enumerate(sorted(_target_kernels(boxed, lora).items())):
         *stack, rows, columns = nn.meta.unbox(kernel).shape
+        if lora.rank > min(rows, columns):
+            raise InvalidValue(
+                f"LORA's rank is {lora.rank}, but {'/'.join(path[:-1])} is [{rows}, {columns}]: "
+                f"use {min(rows, columns)} or less"
+            )
         bound = 1 / math.sqrt(rows)
         a = jax.random.uniform(
             jax.random.fold_in(rng, number), (*stack, rows, lora.rank), minval=-bound, maxval=bound

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from gkd.checkpoints.run_format import open_run_checkpoint
-from gkd.checkpoints.saved_adapters import check_same_base, with_checksums
+from gkd.checkpoints.params import read_description
+from gkd.checkpoints.saved_adapters import SavedAdapters, check_same_base, with_checksums
 from gkd.checkpoints.tensors import read_onto
 from gkd.errors import InvalidValue
 from gkd.models.lora import LoRA, new_adapters
@@ -71,23 +71,35 @@ def starting_adapters(
     return Starting(lambda: make_unboxed(key), shardings, nn.meta.unbox(abstract))
 
 
-def base_of(directory: pathlib.Path) -> str:
+def base_of(directory: pathlib.Path, lora: LoRA) -> str:
     """Finds the base of the adapters of a run that is resumed.
 
     Args:
       directory: the run directory.
+      lora: settings of the adapters now.
 
     Raises:
-      InvalidValue: the run trains no adapters.
+      InvalidValue: the run trains no adapters, or others.
       MissingFile: the base does not exist.
     """
-    saved = open_run_checkpoint(directory).adapters
+    saved = _saved(directory)
     if saved is None:
         raise InvalidValue(
             f"LORA is set, but {directory} trains the whole student: choose another MODEL_DIR, or "
             "set LORA to None"
         )
+    if saved.lora != lora:
+        raise InvalidValue(
+            f"LORA has {lora.describe()}, but {directory} trains adapters with "
+            f"{saved.lora.describe()}: restore that, or choose another MODEL_DIR"
+        )
     return saved.find_base(directory)
+
+
+def _saved(directory: pathlib.Path) -> SavedAdapters | None:
+    """The description of the adapters of a run."""
+    saved = read_description(directory).get("adapters")
+    return saved and SavedAdapters.from_description(saved, f"{directory}: description, adapters")
 
 
 def check_base(directory: pathlib.Path, student: LoadedModel, checksums: Mapping[str, int]) -> None:
@@ -101,5 +113,4 @@ def check_base(directory: pathlib.Path, student: LoadedModel, checksums: Mapping
     Raises:
       InvalidFile: the base has changed.
     """
-    saved = open_run_checkpoint(directory).adapters
-    check_same_base(saved.checksums, checksums, student.checkpoint)
+    check_same_base(_saved(directory).checksums, checksums, student.checkpoint)

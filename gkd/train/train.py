@@ -10,6 +10,7 @@ import pathlib
 import sys
 from typing import Any
 
+from gkd.checkpoints import folders
 from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.store import CheckpointStore
 from gkd.configuration import setting_values
@@ -152,6 +153,13 @@ def _check_self_teacher(experiment: Experiment) -> None:
                 f"{macro} is {value!r}, but TEACHER_WEIGHTS is {weights!r}, the student's own: set "
                 f"{macro} to None, or TEACHER_WEIGHTS to 'checkpoint'"
             )
+    how = {"TEACHER_DTYPE": teacher.dtype, "TEACHER_STACKED": teacher.stacked}
+    for macro, value in how.items() if teacher_is_student(experiment) else ():
+        if value is not None:
+            raise InvalidValue(
+                f"{macro} is {value!r}, but the teacher is the student's own model: set {macro} "
+                "to None"
+            )
 
 
 def _check_teacher_differs(experiment: Experiment) -> None:
@@ -205,7 +213,8 @@ def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -
         pinned = pinned_teacher(directory, named, resumes)
         teacher = dataclasses.replace(teacher, checkpoint=pinned)
     if resumes and student.lora is not None:
-        student = dataclasses.replace(student, checkpoint=adapters.base_of(directory))
+        base = adapters.base_of(directory, student.lora)
+        student = dataclasses.replace(student, checkpoint=base)
     elif resumes and student.checkpoint is not None:
         # The run's own checkpoint brings the architecture; the start may be gone.
         student = dataclasses.replace(student, checkpoint=str(directory.resolve() / CHECKPOINTS))
@@ -268,6 +277,7 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
         def record(step):
             run.record(step, _checkpoints(program))
             pin_teacher(run.path, teacher, program.frozen_teacher)
+            _keep_what_is_read_again(program, run.path)
             checkpoint_vocabulary.save_vocabulary(task.vocabulary, run.path)
 
         store = CheckpointStore(
@@ -309,6 +319,14 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
                 return loop.run(state, None if restored is None else restored.step)
             finally:
                 store.close()
+
+
+def _keep_what_is_read_again(program: StepProgram, directory: pathlib.Path) -> None:
+    """Keeps the steps of other runs that a resume needs: the teacher's, and the adapters' base."""
+    base = program.student if program.base is not None else None
+    for loaded in (base, program.frozen_teacher):
+        if loaded is not None and loaded.opened is not None and processes.is_primary_process():
+            folders.mark_in_use(loaded.opened.path, directory.resolve())
 
 
 def _description(program: StepProgram, directory: pathlib.Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gkd.checkpoints.folders import mark_in_use
 from gkd.checkpoints.store import CheckpointStore
 
 DATA_STATE = bytes(range(256)) * 2000
@@ -77,6 +78,19 @@ def test_the_newest_of_equally_good_steps_is_the_best(tmp_path, mode, best):
         store.save(step, {"params": jnp.float32(step)}, metrics={"bleu": value})
     store.close()
     assert store.best_step() == best
+
+
+def test_a_step_that_another_run_reads_is_kept(tmp_path):
+    place = tmp_path / "run" / "checkpoints"
+    store = CheckpointStore(place, keep_last=1, asynchronous=False)
+    for step in (1, 2, 3):
+        store.save(step, {"x": jnp.ones(step)})
+        if step == 1:
+            mark_in_use(place / "1", tmp_path / "other")
+    assert store.all_steps() == [1, 3]
+    store.close()
+    mark_in_use(tmp_path / "model", tmp_path / "other")  # no step of a run
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_state_may_be_donated_right_after_save(tmp_path):

@@ -1,12 +1,15 @@
 """Adapters in PEFT's format: names, values and, where it is installed, PEFT's own outputs."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gkd.checkpoints import formats
 from gkd.cli import command_line
+from gkd.convert import peft
 from gkd.models.lora import LoRA
 from gkd.models.t5 import T5Config
 from tests.adapter_runs import CONFIG, SETTINGS, save_run
@@ -50,7 +53,7 @@ def test_adapters_have_the_names_and_orientation_of_pytorch(tmp_path):
 @pytest.mark.parametrize("config", [CONFIG, SCALED], ids=["plain", "scaled head"])
 def test_peft_gives_the_logits_of_the_merged_model(tmp_path, config):
     torch = pytest.importorskip("torch", reason="PEFT needs PyTorch")
-    peft = pytest.importorskip("peft", reason="compared with PEFT where it is installed")
+    theirs = pytest.importorskip("peft", reason="compared with PEFT where it is installed")
     transformers = pytest.importorskip("transformers")
     lora = LoRA(rank=3, alpha=12, targets=("query", "wo", "logits_dense"))
     folder, _ = converted(tmp_path / "a", "peft", lora=lora, config=config)
@@ -61,10 +64,21 @@ def test_peft_gives_the_logits_of_the_merged_model(tmp_path, config):
         base = load(tmp_path / "a" / "base").eval()
         plain = base(input_ids=tokens, decoder_input_ids=tokens).logits.clone()
         whole = load(merged).eval()(input_ids=tokens, decoder_input_ids=tokens).logits
-        adapted = peft.PeftModel.from_pretrained(base, folder).eval()
+        adapted = theirs.PeftModel.from_pretrained(base, folder).eval()
         found = adapted(input_ids=tokens, decoder_input_ids=tokens).logits
     assert (whole - plain).abs().max() > 0.1
     np.testing.assert_allclose(found, whole, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_a_base_that_transformers_cannot_load_is_reported(tmp_path):
+    run, _ = save_run(tmp_path)
+    opened = formats.open_checkpoint(run)
+    assert peft.remark(opened) == ""
+    arguments = ["convert", str(tmp_path / "base"), str(tmp_path / "gkd"), "--to", "gkd"]
+    assert command_line.main(arguments) == 0
+    other = dataclasses.replace(opened.adapters, base=str(tmp_path / "gkd"))
+    line = peft.remark(dataclasses.replace(opened, adapters=other))
+    assert f"the base {tmp_path / 'gkd'} is no Hugging Face directory: `convert` it" in line
 
 
 def test_a_whole_model_has_no_adapters(tmp_path, capfd):

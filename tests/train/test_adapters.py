@@ -16,7 +16,7 @@ from gkd.runs.metrics_log import read_metrics
 from tests.compilation import devices
 from tests.step_programs import program_of
 from tests.teacher_prompts import OVERRIDES
-from tests.train.training import fails, train
+from tests.train.training import fails, saved_steps, train
 
 LORA = ("LORA=@lora.LoRA()", "STUDENT_MODEL=None", "LEARNING_RATE=0.1")
 SHORT = ("EVALUATE_EVERY=0", "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4")
@@ -160,6 +160,8 @@ def test_eight_devices_train_the_adapters_that_one_trains(teacher, overrides):
     [
         (("STUDENT=None", "STUDENT_MODEL=@t5.T5Config()"), "LORA is set, but STUDENT is not"),
         (("lora.LoRA.targets=['quary']",), "LORA's target 'quary' names no kernel of the model"),
+        (("lora.LoRA.rank=17",), "LORA's rank is 17, but decoder/layers_0/encoder_decoder"),
+        ((*OPSD, "TEACHER_DTYPE='bfloat16'"), "TEACHER_DTYPE is 'bfloat16', but the teacher is"),
     ],
 )
 def test_what_does_not_fit_is_one_line(capfd, tmp_path, teacher, overrides, message):
@@ -179,7 +181,13 @@ def test_another_base_or_no_adapters_do_not_continue_a_run(
     )
     whole = ("LORA=None", "ALLOW_CHANGES=True")
     assert "does not fit this run" in fails(capfd, run, *settings, *whole)
-    assert train(base, "TRAIN_STEPS=4", "CHECKPOINT_EVERY=2") == 0
+    other = ("lora.LoRA.alpha=1", "ALLOW_CHANGES=True")  # would scale what was learnt
+    assert (
+        "'alpha': 1, " in (line := fails(capfd, run, *settings, *other)) and "'alpha': 16" in line
+    )
+    only_newest = ("TRAIN_STEPS=4", "CHECKPOINT_EVERY=1", "experiment.Schedule.keep_last=1")
+    assert train(base, *only_newest) == 0  # its step 2 is kept, for the adapters
+    assert sorted(saved_steps(base)) == [2, 4]
     (base / "checkpoints" / "2").rename(tmp_path / "away")
     (base / "checkpoints" / "4").rename(base / "checkpoints" / "2")
     assert "other weights than the base" in fails(capfd, run, *settings)
