@@ -69,7 +69,7 @@ def test_settings_that_do_not_fit_are_one_line(settings, message, capfd):
         ("inner_layer.InnerLayerLoss.layer=0", "layer is 0: use 1 or more"),
         ("inner_layer.InnerLayerLoss.beta=1.0", "beta is 1.0: use less than 1"),
         ("inner_layer.InnerLayerLoss.layers=1", "layers"),
-        ("AUXILIARY_LOSS='oisd'", "use @inner_layer.InnerLayerLoss() or None"),
+        ("AUXILIARY_LOSS='oisd'", "use @inner_layer.InnerLayerLoss()"),
         ("AUXILIARY_LOSS=@inner_layer.InnerLayerLoss", "InnerLayerLoss"),
     ],
 )
