@@ -12,11 +12,10 @@ from gkd.cli import command_line
 from gkd.data import pipeline
 from gkd.evaluate.evaluation import host_batch
 from gkd.parallel import mesh as meshes
-from gkd.runs.metrics_log import read_metrics
 from tests.compilation import devices
 from tests.step_programs import program_of
 from tests.teacher_prompts import OVERRIDES
-from tests.train.training import fails, saved_steps, train
+from tests.train.training import fails, saved_steps, train, train_whole_and_in_parts
 
 LORA = ("LORA=@lora.LoRA()", "STUDENT_MODEL=None", "LEARNING_RATE=0.1")
 SHORT = ("EVALUATE_EVERY=0", "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4")
@@ -53,15 +52,10 @@ def one_step(*overrides, devices=None):
 
 
 def test_a_run_of_adapters_continues_bit_for_bit_with_its_base_as_teacher(
-    tmp_path, teacher, no_evaluations, one_device
+    tmp_path, teacher, no_evaluations
 ):
-    settings = (*OPSD, *LORA, f"STUDENT='{teacher}'", *SHORT)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, *settings) == 0
-    assert train(parts, *settings, "TRAIN_STEPS=2") == 0
-    assert train(parts, *settings) == 0
-    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
-    assert len(rows[0]) == 4 and rows[0] == rows[1]
+    settings = (*OPSD, *LORA, f"STUDENT='{teacher}'")
+    _, whole, parts = train_whole_and_in_parts(tmp_path, *settings)
     kept = [
         names(read_numpy(formats.open_checkpoint(run).adapter_tensors)) for run in (whole, parts)
     ]

@@ -8,11 +8,9 @@ import pytest
 
 from gkd.data import pipeline
 from gkd.evaluate.evaluation import host_batch
-from gkd.runs.metrics_log import read_metrics
 from gkd.train.model_flops import useful_flops
-from tests.compilation import devices
 from tests.step_programs import program_of
-from tests.train.training import DISTIL, train
+from tests.train.training import DISTIL, train_whole_and_in_parts
 
 # Problems of one to three operations: 9, 12 or 15 tokens of 24.
 MIXED = (
@@ -30,17 +28,9 @@ def test_a_run_of_several_lengths_continues_bit_for_bit(
     tmp_path, teacher, no_evaluations, capfd, method
 ):
     settings = (*MIXED, *method, *((f"TEACHER='{teacher}'",) if method else ()))
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    with devices(1):
-        assert train(whole, *settings, "TRAIN_STEPS=10") == 0
-        printed = capfd.readouterr().err
-        assert train(parts, *settings, "TRAIN_STEPS=5") == 0
-        assert train(parts, *settings, "TRAIN_STEPS=10") == 0
-    assert printed.count("compiling the step") == 2
-    assert "compiling the step, inputs of " in printed
-    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
-    assert len(rows[0]) == 10 and rows[0] == rows[1]
-    assert len({row["data/padding"] for row in rows[0]}) > 1
+    rows, whole, _ = train_whole_and_in_parts(tmp_path, *settings, steps=10)
+    assert "compiling the step, inputs of " in capfd.readouterr().err
+    assert len({row["data/padding"] for row in rows}) > 1
     assert json.loads((whole / "summary.json").read_text())["recompilations"] == 0
 
 

@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 
-from gkd.runs.metrics_log import read_metrics
 from tests.step_programs import program_of
 from tests.train import wiring
-from tests.train.training import train
+from tests.train.training import train_whole_and_in_parts
 
 UPDATES = (
     "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "LAMBDA=1.0",
@@ -16,15 +15,9 @@ UPDATES = (
 
 
 def test_a_run_goes_on_bit_for_bit_and_later_updates_have_ratios(tmp_path, no_evaluations):
-    settings = (*UPDATES, "EVALUATE_EVERY=0", "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, *settings) == 0
-    assert train(parts, *settings, "TRAIN_STEPS=2") == 0
-    assert train(parts, *settings) == 0
-    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
-    assert len(rows[0]) == 4 and rows[0] == rows[1]
+    rows, _, _ = train_whole_and_in_parts(tmp_path, *UPDATES)
     # The first of two updates is at the sampler's own parameters: nothing of it can be clipped.
-    assert all(0 < row["train/clipped_ratios"] <= 0.5 for row in rows[0])
+    assert all(0 < row["train/clipped_ratios"] <= 0.5 for row in rows)
 
 
 def test_the_learning_rate_is_that_of_the_step_in_all_of_its_updates():

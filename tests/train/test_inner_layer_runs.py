@@ -5,9 +5,8 @@ import pytest
 
 from gkd.models.interface import Hidden
 from gkd.models.scoring import score_tokens
-from gkd.runs.metrics_log import read_metrics
 from tests.step_programs import program_of
-from tests.train.training import DISTIL, fails, train
+from tests.train.training import DISTIL, fails, train_whole_and_in_parts
 
 REWARDED = (
     "REWARD=@reward_functions.exact_number", "ALPHA=0.0", "LAMBDA=1.0", "SAMPLES=2",
@@ -77,14 +76,8 @@ def test_a_wrong_value_is_a_mistake_of_the_command(setting, message, capfd):
     assert message in fails(capfd, "unused", *OISD, setting, code=2)
 
 
-def test_a_run_continues_bit_for_bit(tmp_path, one_device, no_evaluations):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = (*OISD, "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4", "LEARNING_RATE=0.03")
-    assert train(whole, *settings) == 0
-    assert train(parts, *settings, "TRAIN_STEPS=2") == 0
-    assert train(parts, *settings) == 0
-    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
-    assert len(rows[0]) == 4 and rows[0] == rows[1]
+def test_a_run_continues_bit_for_bit(tmp_path, no_evaluations):
+    rows, _, _ = train_whole_and_in_parts(tmp_path, *OISD, "LEARNING_RATE=0.03")
     names = ("inner_divergence", "signed_inner_divergence", "attention_divergence")
-    first = {name: rows[0][0][f"train/{name}"] for name in names}
+    first = {name: rows[0][f"train/{name}"] for name in names}
     assert 0 < first["inner_divergence"] < 0.6932 and 0 < first["attention_divergence"] < 0.6932

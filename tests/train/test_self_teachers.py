@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from gkd.runs.metrics_log import read_metrics
 from tests.step_programs import program_of
 from tests.teacher_prompts import OVERRIDES
-from tests.train.training import fails, train
+from tests.train.training import fails, train, train_whole_and_in_parts
 
 SELF = ("DIVERGENCE=@divergences.forward_kl", "LAMBDA=1.0", *OVERRIDES)
 SHORT = ("EVALUATE_EVERY=0", "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4")
@@ -17,14 +16,9 @@ SHORT = ("EVALUATE_EVERY=0", "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4")
 
 @pytest.mark.parametrize("weights", ["average", pytest.param("initial", marks=pytest.mark.slow)])
 def test_a_run_continues_with_the_very_teacher_it_had(weights, tmp_path):
-    settings = (*SELF, f"TEACHER_WEIGHTS='{weights}'", "TEACHER_DECAY=0.5", *SHORT)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, *settings) == 0
-    assert train(parts, *settings, "TRAIN_STEPS=2") == 0
-    assert train(parts, *settings) == 0
-    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
-    assert len(rows[0]) == 4 and rows[0] == rows[1]
-    assert rows[0][0]["train/loss"] > 1e-3  # it reads what the student does not
+    settings = (*SELF, f"TEACHER_WEIGHTS='{weights}'", "TEACHER_DECAY=0.5")
+    rows, _, _ = train_whole_and_in_parts(tmp_path, *settings)
+    assert rows[0]["train/loss"] > 1e-3  # it reads what the student does not
 
 
 def test_the_start_of_a_checkpoint_is_the_teacher_also_after_a_resume(tmp_path, teacher):

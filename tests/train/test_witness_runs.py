@@ -3,11 +3,10 @@
 import jax
 import pytest
 
-from gkd.runs.metrics_log import read_metrics
 from gkd.train.memory_bound import needed
 from gkd.train.model_flops import taught_shape
 from tests.step_programs import program_of
-from tests.train.training import fails, train
+from tests.train.training import fails, train_whole_and_in_parts
 
 WITNESS = (
     "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "LAMBDA=1.0",
@@ -19,15 +18,9 @@ WITNESS = (
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path, no_evaluations):
-    settings = (*WITNESS, "EVALUATE_EVERY=0", "CHECKPOINT_EVERY=2", "TRAIN_STEPS=4")
-    settings += ("TIME_PARTS=True", "MICROBATCHES=2")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, *settings) == 0
-    assert train(parts, *settings, "TRAIN_STEPS=2") == 0
-    assert train(parts, *settings) == 0
-    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
-    assert len(rows[0]) == 4 and rows[0] == rows[1]
-    for row in rows[0]:
+    settings = (*WITNESS, "TIME_PARTS=True", "MICROBATCHES=2")
+    rows, _, _ = train_whole_and_in_parts(tmp_path, *settings)
+    for row in rows:
         assert row["train/mixed_groups"] > 0 and row["train/auxiliary_loss"] > 0
         added = row["train/policy_gradient"] + row["train/auxiliary_loss"]
         assert row["train/loss"] == pytest.approx(added, abs=1e-6)

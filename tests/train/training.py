@@ -9,8 +9,9 @@ import time
 import pytest
 
 from gkd.cli import command_line
+from gkd.runs.metrics_log import read_metrics
 from gkd.train.training_loop import TrainingLoop
-from tests.compilation import FLAGS
+from tests.compilation import FLAGS, devices
 from tests.paths import REPOSITORY, TINY
 
 DISTIL = ("DIVERGENCE=@divergences.generalized_jsd", "BETA=0.1", "LAMBDA=0.5")
@@ -23,6 +24,19 @@ def arguments(model_dir, *overrides):
 
 def train(model_dir, *overrides):
     return command_line.main(arguments(model_dir, *overrides))
+
+
+def train_whole_and_in_parts(folder, *settings, steps=4):
+    """A run in one launch and in two, on one device: the same numbers; their rows and folders."""
+    settings = ("EVALUATE_EVERY=0", f"CHECKPOINT_EVERY={steps // 2}", *settings)
+    whole, parts = folder / "whole", folder / "parts"
+    with devices(1):
+        assert train(whole, *settings, f"TRAIN_STEPS={steps}") == 0
+        assert train(parts, *settings, f"TRAIN_STEPS={steps // 2}") == 0
+        assert train(parts, *settings, f"TRAIN_STEPS={steps}") == 0
+    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (whole, parts)]
+    assert len(rows[0]) == steps and rows[0] == rows[1]
+    return rows[0], whole, parts
 
 
 @contextlib.contextmanager
