@@ -29,7 +29,7 @@ def _batch(
 ) -> dict[str, Any]:
     """Pads the given rows to arrays of `size` rows; the rows after them are padding of weight 0."""
     count = len(rows)
-    arrays, cuts, real = {}, {}, 0
+    arrays, cuts = {}, {}
     for name, length in lengths.items():
         column = data.columns[name]
         tokens = np.zeros((size, length), np.int32)  # [B, S], [B, T]
@@ -42,8 +42,6 @@ def _batch(
                 tokens[i, -1] = eos
         arrays[BATCH_COLUMNS[name]] = tokens
         cuts[f"{name}_cut"] = int((column.lengths[rows] > length).sum())
-        real += int(np.minimum(column.lengths[rows], length).sum())
-    positions = size * sum(lengths.values())
     weights = np.zeros(size, np.float32)  # [B]
     weights[:count] = ~data.empty[rows]
     numbers = np.full(size, -1, np.int64)  # [B]
@@ -53,8 +51,6 @@ def _batch(
         "example_weights": weights,
         "rows": numbers,
         **cuts,
-        "positions": positions,
-        "padding": positions - real,
         "empty_examples": int(data.empty[rows].sum()),
     }
 
@@ -121,13 +117,22 @@ class TrainingBatches:
     def __next__(self) -> dict[str, Any]:
         lengths = self._lengths
         if self._grouped is None:
-            numbers = (self._position + self._own_rows).tolist()
+            numbers = range(self._position, self._position + self._batch_size)
             rows = np.array([self._row(number) for number in numbers], np.int64)
         else:
             lengths, rows = self._grouped.batch(self._position // self._batch_size)
-            rows = rows[self._own_rows]
         self._position += self._batch_size
-        return _batch(self._data, rows, len(rows), lengths, self._eos)
+        own = rows[self._own_rows]
+        return _batch(self._data, own, len(own), lengths, self._eos) | self._padding(rows, lengths)
+
+    def _padding(self, rows: np.ndarray, lengths: dict[str, int]) -> dict[str, int]:
+        """Counts the positions of a batch of all hosts, and those that hold padding."""
+        positions = len(rows) * sum(lengths.values())
+        real = sum(
+            int(np.minimum(self._data.columns[name].lengths[rows], length).sum())
+            for name, length in lengths.items()
+        )
+        return {"positions": positions, "padding": positions - real}
 
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, self._data.rows)
@@ -220,8 +225,9 @@ def training_batches(
       decoder_target_tokens int32 [R, T], of a task with the feature `teacher_inputs`
       teacher_encoder_input_tokens int32 [R, S'], example_weights float32 [R] (0 for a row with an
       empty text), rows int64 [R] (each row's number in the split; −1 for padding), and the integers
-      inputs_cut, targets_cut, (teacher_inputs_cut,) empty_examples, padding and positions (tokens
-      with their padding) of this host's rows. With buckets S, T and S' are those of the batch.
+      inputs_cut, targets_cut, (teacher_inputs_cut,) and empty_examples of this host's rows, padding
+      and positions (tokens with their padding) of all hosts'. With buckets S, T and S' are those of
+      the batch.
 
     Raises:
       InvalidValue: a size is below 1, buckets are not ascending, the split has fewer rows than a

@@ -343,6 +343,7 @@ def test_batches_of_similar_lengths_continue_exactly_on_any_number_of_hosts(text
         part.restore(state)
     for batch in expected:
         halves = [next(part) for part in parts]
+        assert all(half["padding"] == batch["padding"] for half in halves)
         for name in ("encoder_input_tokens", "rows"):
             joined = np.concatenate([half[name] for half in halves])
             np.testing.assert_array_equal(joined, batch[name])
