@@ -9,7 +9,7 @@ from typing import Any
 from gkd.cli import platforms
 from gkd.cli.arguments import VERBS, Command, PlainCommand, UsageError, parse_arguments
 from gkd.configuration import buckets
-from gkd.configuration.configured_experiment import experiment_of
+from gkd.configuration.configured_experiment import experiment_and_directory, experiment_of
 from gkd.errors import as_user_error, one_line, report
 from gkd.parallel import job_messages, processes
 from gkd.runs.signals import (
@@ -77,8 +77,10 @@ def _run_about(command: Command, function: Callable[..., Any]) -> Any:
     from gkd.vocabularies.placeholder import placeholders
 
     with placeholders():
-        experiment = experiment_of(function)
-    return VERBS[command.verb].load()(experiment, **command.options)
+        experiment, directory = experiment_and_directory(function)
+    options = dict(command.options)
+    options["measured"] = options["measured"] or directory
+    return VERBS[command.verb].load()(experiment, **options)
 
 
 def configured_experiment(command: Command) -> Any:

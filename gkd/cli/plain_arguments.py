@@ -175,6 +175,11 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     option("programs", "programs to compile, separated by commas", default=",".join(PROGRAMS))
     option("expected_length", "mean tokens per completion; by default the limit", default=None)
     option("price", "price of one chip-hour", default=None)
+    option("lengths", "lengths of the training rows, for LENGTH_BUCKETS: 'data' reads them; a file "
+           "of histograms in .json; or the inputs' mean; None plans for the greatest",
+           metavar="data|FILE|MEAN", default=None)  # fmt: skip
+    option("measured", "a saved run whose step time is put beside the estimate; by default the run "
+           "file's MODEL_DIR, where it is one", metavar="DIR", default=None)  # fmt: skip
     option("search", "compile the step for every mesh and number of microbatches that divide; rank "
            "them", default=False)  # fmt: skip
     option("output", "a JSON file for all results", default=None)

@@ -16,5 +16,15 @@ def experiment_of(train: Callable[..., Any]) -> Experiment:
     Args:
       train: the verb's function; gin's state holds its bindings.
     """
+    return experiment_and_directory(train)[0]
+
+
+def experiment_and_directory(train: Callable[..., Any]) -> tuple[Experiment, str]:
+    """Returns the experiment that `train` would run, and its run directory.
+
+    Args:
+      train: as in `experiment_of`.
+    """
     bindings = gin.get_bindings(train)
-    return Experiment(**{n: v for n, v in bindings.items() if n not in ("model_dir", "dry_run")})
+    others = {n: v for n, v in bindings.items() if n not in ("model_dir", "dry_run")}
+    return Experiment(**others), bindings["model_dir"]

@@ -149,7 +149,9 @@ PLAN = {
     "programs": text(),
     "expected_length": number(above=0, most=LONGEST_SEQUENCE, none=True),
     "price": number(0, none=True),
+    "lengths": text(none=True),
     "search": flag(),
+    "measured": OPTIONAL_PATH,
     "output": OPTIONAL_PATH,
 }
 

@@ -1,13 +1,15 @@
 """Lengths that rows are padded to: chosen from the data, and batches of rows that share them.
 
-Examples come in the order of their epochs' permutations. As many of them as fill the whole batches
-of an epoch are grouped by their lengths at a time, and the batches are then shuffled: every row
-comes once an epoch, and the rows of a batch follow from the seed and the batch's number alone.
+In training, examples come in the order of their epochs' permutations. As many of them as fill the
+whole batches of an epoch are grouped by their lengths at a time, and the batches are then shuffled:
+every row comes once an epoch, and the rows of a batch follow from the seed and the batch's number
+alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -20,6 +22,7 @@ _LEAST_SAVING = 0.03
 # And a shape of a batch this share of the rows.
 _LEAST_SHARE = 0.04
 _SHORT = 32  # inputs of so few tokens have one length
+_MOST = 6  # lengths of inputs
 _SHUFFLE = 0x6C656E  # separates the order of batches from that of rows
 
 
@@ -70,6 +73,52 @@ def chosen_lengths(lengths: np.ndarray, longest: int, most: int) -> tuple[int, .
     for k in reversed(range(count)):
         chosen.append(int(before[k][chosen[-1]]))
     return tuple(candidates[j] for j in reversed(chosen))
+
+
+def input_lengths(lengths: np.ndarray, longest: int, most: int = _MOST) -> tuple[int, ...]:
+    """Chooses the lengths of inputs, in training and evaluation: at most six, the last `longest`.
+
+    Args:
+      lengths: tokens of every input.
+      longest: greatest length of an input.
+      most: lengths at most, where fewer than six are wanted.
+    """
+    return chosen_lengths(lengths, longest, 1 if longest <= _SHORT else min(most, _MOST))
+
+
+def doubled_lengths(longest: int) -> tuple[int, ...]:
+    """Lists 32, 64, 128, … and `longest`: for inputs whose lengths are not known beforehand.
+
+    >>> doubled_lengths(100)
+    (32, 64, 100)
+    """
+    doubled = itertools.takewhile(
+        lambda length: length < longest, (_SHORT * 2**i for i in itertools.count())
+    )
+    return (*doubled, longest)
+
+
+def batches_of_like_length(
+    lengths: Sequence[int], buckets: Sequence[int], batch_size: int
+) -> list[tuple[int, list[int]]]:
+    """Divides a finite set of inputs into batches, as few as possible, the longest first.
+
+    Args:
+      lengths: tokens of every input, none above the last bucket.
+      buckets: lengths to pad to, ascending.
+      batch_size: inputs per batch.
+
+    Returns:
+      For each batch the length that it is padded to, and the indices of its inputs; only the last
+      batch may have fewer than `batch_size`.
+
+    >>> batches_of_like_length([5, 40, 7], buckets=(32, 64), batch_size=2)
+    [(64, [1, 0]), (32, [2])]
+    """
+    bucket_of = np.searchsorted(buckets, lengths)
+    order = np.argsort(-bucket_of, kind="stable").tolist()
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [(buckets[bucket_of[batch[0]]], batch) for batch in batches]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +194,7 @@ def choose_shapes(
 def _steps(lengths, longest, given):
     """The lengths of inputs: those given and the greatest, or a choice."""
     if given is None:
-        return chosen_lengths(lengths, longest, most=1 if longest <= _SHORT else 6)
+        return input_lengths(lengths, longest)
     given = tuple(given)
     if list(given) != sorted(set(given)) or (given and given[-1] > longest):
         raise InvalidValue(

@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gkd.data import pipeline
+from gkd.data.length_buckets import input_lengths
 from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
 from gkd.distill.types import Batch
 from gkd.evaluate.divergence_meter import DivergenceMeter, Divergences
 from gkd.evaluate.option_scoring import OptionScorer
 from gkd.evaluate.reward_scoring import RewardScorer
-from gkd.infer.batched_program import length_buckets, to_host
+from gkd.infer.batched_program import to_host
 from gkd.infer.decode_options import Decoding
 from gkd.infer.generator import Generator, Output, ended
 from gkd.metrics import word_tokens
@@ -135,8 +136,10 @@ class Evaluation:
 
     def _batching(self, teacher: bool = False) -> tuple[tuple[int, ...], int]:
         """The lengths that prompts are padded to, and rows of a batch over all hosts."""
-        length = self.examples.batches[0][self._prompt_column(teacher)].shape[1]
-        return length_buckets(length), self.batch_size
+        longest = self.examples.batches[0][self._prompt_column(teacher)].shape[1]
+        lengths = np.array([len(prompt) for prompt in self._prompts(teacher)])
+        batches = -(-len(lengths) // self.batch_size)  # more lengths would only be compiled
+        return input_lengths(lengths, longest, most=batches), self.batch_size
 
     def _prompt_column(self, teacher: bool) -> str:
         feature = "inputs"

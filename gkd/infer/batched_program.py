@@ -10,51 +10,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from gkd.data.length_buckets import batches_of_like_length
 from gkd.errors import InvalidValue
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
-
-SHORTEST_BUCKET = 32
-
-
-def length_buckets(longest: int) -> tuple[int, ...]:
-    """Lists the lengths that inputs are padded to: 32, 64, 128, … and `longest`.
-
-    Args:
-      longest: greatest length of an input in tokens.
-
-    >>> length_buckets(100)
-    (32, 64, 100)
-    """
-    buckets = []
-    length = SHORTEST_BUCKET
-    while length < longest:
-        buckets.append(length)
-        length *= 2
-    return (*buckets, longest)
-
-
-def plan(
-    lengths: Sequence[int], buckets: Sequence[int], batch_size: int
-) -> list[tuple[int, list[int]]]:
-    """Plans batches of inputs of similar length, as few as possible, the longest first.
-
-    Args:
-      lengths: length of every input in tokens, none above the last bucket.
-      buckets: ascending lengths.
-      batch_size: inputs per batch.
-
-    Returns:
-      For each batch the length that it is padded to, and the indices of its inputs; only the last
-      batch may have fewer than `batch_size`.
-
-    >>> plan([5, 40, 7], buckets=(32, 64), batch_size=2)
-    [(64, [1, 0]), (32, [2])]
-    """
-    bucket_of = [next(bucket for bucket in buckets if length <= bucket) for length in lengths]
-    order = sorted(range(len(lengths)), key=lambda number: -bucket_of[number])  # stable
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [(bucket_of[batch[0]], batch) for batch in batches]
 
 
 class BatchedProgram:
@@ -122,7 +81,7 @@ class BatchedProgram:
         pending = None
         host_rows = meshes.own_rows(self._mesh, self._batch_size)
         sizes = [len(tokens) for tokens in inputs]
-        for length, positions in plan(sizes, self._buckets, self._batch_size):
+        for length, positions in batches_of_like_length(sizes, self._buckets, self._batch_size):
             # Batches are always full, so that the program is the same. They are filled up with a
             # real input: an empty one might generate up to the limit and delay the loop.
             filled = positions + [positions[-1]] * (self._batch_size - len(positions))

@@ -206,7 +206,8 @@ def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) 
 
 def _generator(opened, mesh, words, decoding, facts) -> Any:
     """Loads the model onto the mesh, as a generator of completions."""
-    from gkd.infer import batched_program, generator
+    from gkd.data import length_buckets
+    from gkd.infer import generator
     from gkd.parallel import mesh as meshes
     from gkd.runs import model_loading
     from gkd.vocabularies import vocabularies
@@ -218,7 +219,7 @@ def _generator(opened, mesh, words, decoding, facts) -> Any:
         mesh,
         vocabularies.valid_ids(words, loaded.config.vocab_size),
         decoding,
-        buckets=batched_program.length_buckets(facts["input_length"]),
+        buckets=length_buckets.doubled_lengths(facts["input_length"]),
         batch_size=facts["batch_size"],
         score=facts["score"],
         top_k_log_probs=facts["top_k_log_probs"] or 0,

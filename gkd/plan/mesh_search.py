@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gkd.errors import IndivisibleBatch, InvalidValue
-from gkd.plan import program_report
+from gkd.plan import report_lines
 from gkd.plan.programs import Planned, step_programs
 from gkd.train.step_program import StepProgram
 
@@ -47,7 +47,7 @@ def search_meshes(
             estimate |= {"fits": False, "seconds": None, "failed": _one_line(error)}
         candidates.append(estimate)
         candidates.sort(key=_rank)
-        say(program_report.candidate(estimate))
+        say(report_lines.candidate(estimate))
         save({"candidates": candidates})
     if not candidates:
         raise InvalidValue(
@@ -76,8 +76,9 @@ def _step(program, report, given) -> dict[str, Any]:
     parts = [report(f"{label} ({setting})", program, planned) for label, planned in programs]
     largest = max(parts, key=lambda estimate: (not estimate["fits"], estimate["peak_bytes"]))
     estimate = dict(largest)
-    times = [part["seconds"] for part in parts]
-    estimate["seconds"] = None if None in times else sum(times)
+    for key in ("seconds", "seconds_without_overlap"):
+        times = [part.get(key) for part in parts]
+        estimate[key] = None if None in times else sum(times)
     refused = [part["refused"] for part in parts if "refused" in part]
     return estimate | ({"refused": refused[0]} if refused else {})
 
@@ -94,7 +95,7 @@ def _rank(estimate: Mapping[str, Any]):
 def _ranking(candidates) -> Iterator[str]:
     yield "\nranked:"
     for number, estimate in enumerate(candidates, 1):
-        yield f"{number:3}. {program_report.candidate(estimate)}"
+        yield f"{number:3}. {report_lines.candidate(estimate)}"
     first = candidates[0]
     if not first["fits"]:
         yield "no candidate fits; for the first:"

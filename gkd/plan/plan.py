@@ -11,24 +11,19 @@ import jax
 import rich.console
 
 from gkd.configuration import setting_values
-from gkd.configuration.experiment import Experiment, Method, Teacher
+from gkd.configuration.experiment import Experiment
 from gkd.configuration.verb_settings import PLAN
 from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
 from gkd.errors import InvalidValue, MissingFile
 from gkd.files.atomic_files import write_json
-from gkd.plan import program_report, programs
+from gkd.plan import batch_lengths, program_report, report_lines
 from gkd.plan.mesh_search import search_meshes
+from gkd.plan.program_reports import PROGRAMS, ProgramReports
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 from gkd.runs.long_work import long_work
 from gkd.runs.provenance import provenance
 from gkd.train.build import build_step_program
-
-PROGRAMS = {
-    "step": programs.step_programs,
-    "sft": functools.partial(programs.step_programs, name="sft"),
-    "evaluation": programs.evaluation_programs,
-    "generation": programs.generation_programs,
-}
+from gkd.train.method import batch_buckets
 
 
 def plan(
@@ -38,6 +33,8 @@ def plan(
     programs: str = ",".join(PROGRAM_NAMES),
     expected_length: float | int | None = None,
     price: float | int | None = None,
+    lengths: str | None = None,
+    measured: str | None = None,
     search: bool = False,
     output: str | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +48,10 @@ def plan(
       expected_length: mean tokens per completion, for the time of sampling; by default the
         greatest length.
       price: price of one chip-hour, in any currency.
+      lengths: source of the training rows' lengths, for LENGTH_BUCKETS: the step is compiled for
+        every length of batches and averaged over them; 'data', a file of histograms, or the
+        inputs' mean length, see `batch_lengths.row_lengths`; None plans for the greatest lengths.
+      measured: a run directory, whose measured step time is put beside the estimate.
       search: compile the training step under every mesh and number of microbatches instead.
       output: path of a JSON file that receives the results.
 
@@ -75,6 +76,9 @@ def plan(
     console = rich.console.Console(soft_wrap=True, highlight=False)
     prices = {"price": price, "chips": len(devices)}
     result = {"topology": topology, "expected_length": expected_length, **provenance()}
+    rows = _rows(experiment, lengths, search)
+    if rows is not None:
+        result["lengths"] = batch_lengths.histograms(rows)
 
     def report(label, program, planned):
         length = program_report.completion_length(program, expected_length)
@@ -90,8 +94,16 @@ def plan(
         slices = topology_slices(topology)
         trace = lambda **sizes: build(resized(experiment, **sizes))  # noqa: E731
         search_meshes(trace, len(devices), slices, report, console.print, save)
-    else:
-        _measure(build, experiment, _names(programs), report, console.print, save)
+        return result
+    names = _names(programs)
+    with long_work("tracing the step"):
+        step = build(experiment)
+    console.print(report_lines.heading(step))
+    _warn_of_lengths(experiment, lengths, console.print)
+    planning = ProgramReports(step, build, report, rows, chip, prices, console.print, save)
+    planning.measure(names)
+    planning.compare(measured, topology)
+    planning.refuse()
     return result
 
 
@@ -104,13 +116,6 @@ def resized(
     if microbatches is not None:
         batches = dataclasses.replace(batches, microbatches=microbatches)
     return dataclasses.replace(experiment, execution=execution, batches=batches)
-
-
-def fine_tuning(experiment: Experiment) -> Experiment:
-    """Returns the fine-tuning (SFT) of the same student on the same data."""
-    given = experiment.method
-    method = Method(normalisation=given.normalisation, training_task=given.training_task)
-    return dataclasses.replace(experiment, method=method, teacher=Teacher())
 
 
 def _names(programs):
@@ -135,22 +140,18 @@ def _model_axis(mesh: str, chips: int) -> int:
     return model
 
 
-def _measure(build, experiment, names, report, say, save):
-    """Compiles every program of one setting, saving after each: the next one may take minutes."""
-    with long_work("tracing the step"):
-        step = build(experiment)
-    say(program_report.heading(step))
-    setting, results = program_report.setting(step), {}
-    for name in names:
-        program = step
-        if name == "sft":
-            if step.method.divergence is None and step.method.reward is None:
-                continue  # the step is fine-tuning already
-            program = build(fine_tuning(experiment))
-        for label, planned in PROGRAMS[name](program).items():
-            results[label] = report(label, program, planned)
-            say("\n".join(program_report.lines(label, results[label])))
-            save({"setting": setting, "programs": results})
-    refused = [label for label, found in results.items() if "refused" in found]
-    if refused:
-        raise InvalidValue(f"no estimate of {', '.join(refused)}: its FLOPs cannot be trusted")
+def _rows(experiment, lengths, search) -> dict[str, Any] | None:
+    """The lengths of the training rows; None for the greatest."""
+    if lengths is None:
+        return None
+    if search:
+        raise InvalidValue("--search ranks meshes for the greatest lengths: leave --lengths out")
+    return batch_lengths.row_lengths(experiment, lengths)
+
+
+def _warn_of_lengths(experiment, lengths, say):
+    if lengths is None and batch_buckets(experiment)[0] is not None:
+        say(
+            "note: batches of shorter rows take less than this (LENGTH_BUCKETS): say how long the "
+            "rows are, --lengths=data, a file of histograms or a mean"
+        )

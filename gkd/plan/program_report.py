@@ -1,14 +1,15 @@
-"""The report of `plan`: JSON records, lines of text, and advice where a program does not fit."""
+"""The records of `plan`: what every program and the whole run take, as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.distill.train_step import Part
 from gkd.errors import InvalidValue
+from gkd.plan.batch_lengths import BatchLengths
 from gkd.plan.memory import advice
 from gkd.plan.programs import Measured, Planned, measure, parts
 from gkd.program_cost.roofline import Chip, roofline
@@ -16,8 +17,7 @@ from gkd.train.model_flops import rows_are_spread, shard_counts_of
 from gkd.train.step_program import StepProgram
 
 TOLERANCE = 0.03
-DEEP = 12  # layers from which on an unrolled stack takes long to compile
-_GIB, _HOUR = 2**30, 3600.0
+_HOUR = 3600.0
 
 
 def completion_length(program: StepProgram, expected: float | int | None) -> float | int:
@@ -30,7 +30,7 @@ def completion_length(program: StepProgram, expected: float | int | None) -> flo
     Raises:
       ValueError: completions cannot be as long as expected.
     """
-    longest = program.batch.decoder_target_tokens.shape[1]
+    longest = program.experiment.batches.target_length
     length = longest if expected is None else expected
     if not 0 < length <= longest:
         raise InvalidValue(f"--expected_length is {length}: completions have at most {longest}")
@@ -111,12 +111,34 @@ def facts(
     if planned.useful is not None:
         estimate["seconds_by_part"] = measured.seconds
     if planned.examples:
-        hours = seconds * program.experiment.schedule.train_steps * prices["chips"] / _HOUR
-        estimate["mfu"] = planned.useful(expected_length) / seconds / chip.flops
-        estimate |= {"examples_per_second": planned.examples / seconds, "chip_hours": hours}
-        if prices["price"] is not None:
-            estimate["price"] = hours * prices["price"]
+        estimate["useful_flops"] = planned.useful(expected_length)
+        estimate["run"] = of_run(program, estimate, chip, prices)
     return estimate
+
+
+def of_run(
+    program: StepProgram, estimate: Mapping[str, Any], chip: Chip, prices: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Computes what a whole run takes, at both ends of the range of its step's time.
+
+    Args:
+      program, chip, prices: as in `facts`.
+      estimate: `seconds`, `seconds_without_overlap` and `useful_flops` of its step.
+
+    Returns:
+      For 'roofline_lower_bound' and 'without_overlap': 'examples_per_second', 'mfu', 'chip_hours',
+      and with a price, 'price'.
+    """
+    steps, size = program.experiment.schedule.train_steps, program.experiment.batches.size
+
+    def taking(seconds):
+        hours = seconds * steps * prices["chips"] / _HOUR
+        mfu = estimate["useful_flops"] / seconds / chip.flops
+        values = {"examples_per_second": size / seconds, "mfu": mfu, "chip_hours": hours}
+        return values if prices["price"] is None else values | {"price": hours * prices["price"]}
+
+    ends = {"roofline_lower_bound": "seconds", "without_overlap": "seconds_without_overlap"}
+    return {name: taking(estimate[key]) for name, key in ends.items()}
 
 
 def _refusal(measured, closed_form) -> str | None:
@@ -182,103 +204,33 @@ def _models(program):
             yield role, loaded.config, prompts
 
 
-def heading(program: StepProgram) -> str:
-    """Renders the first lines of the report: mesh, batch and notes."""
-    known = setting(program)
-    mesh = ", ".join(f"{name} {size}" for name, size in known["mesh"].items())
-    rows, source = known["batch"]
-    if "teacher_input_length" in known:
-        source = f"{source} (teacher {known['teacher_input_length']})"
-    first = (
-        f"mesh {mesh}; {rows} rows of {source} in, {known['target_length']} out; "
-        f"{known['microbatches']} microbatches; {known['train_steps']} steps. Per chip:"
-    )
-    notes = [*known["whole_on_every_chip"], *known["split_by_rows"], *_slow_to_compile(program)]
-    return "\n".join([first, *(f"note: {note}" for note in notes)])
-
-
-def _slow_to_compile(program):
-    for role, loaded in (("student", program.student), ("teacher", program.teacher)):
-        config = loaded and loaded.config
-        if config and not config.stacked_layers and config.sizes.encoder_layers >= DEEP:
-            yield (
-                f"the {role}'s {config.sizes.encoder_layers} layers are compiled separately: "
-                f"--gin.{role.upper()}_STACKED=True is faster, here and in training"
-            )
-
-
-def lines(name: str, estimate: Mapping[str, Any]) -> list[str]:
-    """Renders the record of a program as lines of text.
+def of_lengths(
+    program: StepProgram,
+    lengths: BatchLengths,
+    estimates: Sequence[Mapping[str, Any]],
+    chip: Chip,
+    prices: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Averages the records of a step over the lengths of a run's batches.
 
     Args:
-      name: name of the program.
-      estimate: the record of `facts`.
+      program, chip, prices: as in `facts`.
+      lengths: shapes of the batches, and how often each occurs.
+      estimates: the record of `facts` of every shape.
+
+    Returns:
+      The shapes, with their shares and times; the mean time and what the run takes; no mean if
+      a shape has no time.
     """
-    parts = {**estimate["resident_bytes"], "temporaries": estimate["temporary_bytes"]}
-    sizes = ", ".join(f"{key} {size / _GIB:.2f}" for key, size in parts.items())
-    if estimate["cache_bytes"]:
-        sizes += f", of which the decoding cache {estimate['cache_bytes'] / _GIB:.2f}"
-    report = [f"\n{name}: {_verdict(estimate)} ({sizes})"]
-    report += [f"  change: {change}" for change in estimate.get("advice", ())]
-    if "refused" in estimate:
-        report.append(f"  no estimate: {estimate['refused']}")
-    if estimate["seconds"] is None:
-        return report
-    report.append(
-        f"  {estimate['flops'] / 1e9:.1f} GFLOP ({estimate['closed_form_flops'] / 1e9:.1f} in "
-        f"closed form), {estimate['bytes'] / 1e9:.2f} GB of HBM traffic, "
-        f"collectives: {_listed(estimate['collectives'])}"
-    )
-    if estimate["dcn_collectives"]:
-        seconds = estimate["dcn_seconds"]
-        report.append(
-            f"  DCN traffic: {_listed(estimate['dcn_collectives'])}; "
-            f"{estimate['dcn_bytes'] / 1e6:.1f} MB sent per chip, "
-            + ("not included in the times" if seconds is None else f"{1e3 * seconds:.2f} ms")
-        )
-    times = {key: value for key, value in estimate.get("seconds_by_part", {}).items() if value}
-    split = ", ".join(f"{key.removeprefix('gkd_')} {1e3 * x:.2f}" for key, x in times.items())
-    report.append(
-        f"  roofline lower bound {1e3 * estimate['seconds']:.2f} ms{split and f' ({split})'}; "
-        f"without overlap {1e3 * estimate['seconds_without_overlap']:.2f} ms; compiled in "
-        f"{estimate['compile_seconds']:.0f} s"
-    )
-    if "examples_per_second" in estimate:
-        line = f"  at most {estimate['examples_per_second']:.1f} examples/s"
-        line += f", MFU {100 * estimate['mfu']:.1f}%"
-        line += f", {estimate['chip_hours']:.1f} chip-hours for the run"
-        if "price" in estimate:
-            line += f", price {estimate['price']:.2f}"
-        report.append(line)
-    return report
-
-
-def _listed(kinds):
-    listed = ", ".join(
-        f"{count:.0f} {kind}s of {size / 1e6:.1f} MB"
-        for kind, (count, size) in sorted(kinds.items())
-    )
-    return listed or "none"
-
-
-def _verdict(estimate):
-    peak, capacity = estimate["peak_bytes"] / _GIB, estimate["capacity_bytes"] / _GIB
-    return f"{'fits' if estimate['fits'] else 'does NOT fit'}: {peak:.2f} of {capacity:.2f} GiB"
-
-
-def name_of(candidate: Mapping[str, Any]) -> str:
-    """Names a candidate of a search: its mesh and number of microbatches."""
-    return (
-        f"data:{candidate['data']},model:{candidate['model_parallelism']} "
-        f"× {candidate['microbatches']} microbatches"
-    )
-
-
-def candidate(estimate: Mapping[str, Any]) -> str:
-    """Renders a candidate of a search as one line."""
-    if "failed" in estimate:
-        return f"{name_of(estimate)}: does not compile: {estimate['failed']}"
-    line = f"{name_of(estimate)}: {_verdict(estimate)}"
-    if estimate["seconds"] is not None:
-        line += f", roofline lower bound {1e3 * estimate['seconds']:.2f} ms"
-    return line + (f"; no estimate: {estimate['refused']}" if "refused" in estimate else "")
+    keys = ("seconds", "seconds_without_overlap", "useful_flops")
+    record: dict[str, Any] = {
+        "padding": lengths.padding,
+        "shapes": [
+            {"lengths": shape, "share": share, **{key: found.get(key) for key in keys}}
+            for shape, share, found in zip(lengths.shapes, lengths.shares, estimates, strict=True)
+        ],
+    }
+    if all(found["seconds"] is not None for found in estimates):
+        record |= {key: lengths.mean([found[key] for found in estimates]) for key in keys}
+        record["run"] = of_run(program, record, chip, prices)
+    return record

@@ -234,7 +234,7 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     path = pathlib.Path(directory) / METRICS_FILE
     rows = []
-    for number, row in enumerate(_read_rows(path), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         for name, value in row.items():
             if isinstance(value, bool) or not isinstance(_of_json(value), int | float):
                 raise InvalidFile(
@@ -258,7 +258,7 @@ def read_samples(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
       ValueError: the file holds no table, or a line is no table.
     """
     path = pathlib.Path(directory) / SAMPLES_FILE
-    tables = _read_rows(path)
+    tables = read_rows(path)
     if not tables:
         raise InvalidFile(f"{path} holds no table of samples")
     for number, table in enumerate(tables, start=1):
@@ -289,7 +289,15 @@ def _position_of(path: pathlib.Path) -> list[int]:
     return [content.count(b"\n"), len(content), zlib.crc32(content)]
 
 
-def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads a file of JSON rows with a step each; a half-written last line is left out.
+
+    Args:
+      path: path of the file.
+
+    Raises:
+      InvalidFile: a line in the middle of the file is no such row.
+    """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         where = f"{path}:{number}"
@@ -307,7 +315,7 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _keep_rows_until(path: pathlib.Path, step: int) -> None:
     """Removes the rows after `step`, keeping the others byte for byte."""
-    rows = _read_rows(path)
+    rows = read_rows(path)
     lines = path.read_bytes().split(b"\n")
     kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= step]
     if len(kept) == len(rows):

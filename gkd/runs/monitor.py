@@ -22,9 +22,9 @@ from gkd.program_cost.roofline import CHIPS, Chip
 
 SPEED_FILE = "speed.jsonl"
 PROFILE_FOLDER = "profile"
-# `device_kind` of jax.Device, as libtpu spells it.
-_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
-_KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
+# Generation of a chip, by `device_kind` of jax.Device as libtpu spells it.
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
+KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
 class Monitor:
@@ -222,7 +222,7 @@ def chip_of(device: Any) -> Chip | None:
     Args:
       device: a `jax.Device`.
     """
-    return CHIPS.get(_KINDS.get(device.device_kind, ""))
+    return CHIPS.get(KINDS.get(device.device_kind, ""))
 
 
 def _place(thread: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -200,13 +201,27 @@ def abstract_batch(
     Returns:
       A batch of `jax.ShapeDtypeStruct`.
     """
+    return batch_of_lengths(task.feature_lengths(input_length, target_length), rows, with_top_k)
+
+
+def batch_of_lengths(lengths: Mapping[str, int], rows: int, with_top_k: bool = False) -> Batch:
+    """Describes the arrays of a batch whose features have the given lengths.
+
+    Args:
+      lengths: length of every feature in tokens.
+      rows: B.
+      with_top_k: as in `abstract_batch`.
+
+    Returns:
+      A batch of `jax.ShapeDtypeStruct`.
+    """
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-    lengths = task.feature_lengths(input_length, target_length)
     columns = {BATCH_COLUMNS[name]: array("int32", length) for name, length in lengths.items()}
     top_k = None
     if with_top_k:
-        top_k = TopK(array("int32", target_length, 1), array("float32", target_length, 1))
+        target = lengths["targets"]
+        top_k = TopK(array("int32", target, 1), array("float32", target, 1))
     return Batch(**columns, example_weights=array("float32"), teacher_top_k=top_k)

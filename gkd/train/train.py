@@ -42,7 +42,7 @@ from gkd.runs.run_directory import check_changes, check_model_dir, open_run
 from gkd.runs.signals import StopRequest
 from gkd.train import adapters, memory_bound
 from gkd.train.build import build_step_program
-from gkd.train.method import needs_teacher, student_generates, teacher_is_student
+from gkd.train.method import batch_buckets, needs_teacher, teacher_is_student
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
 from gkd.train.step_means import StepMeans
@@ -232,13 +232,11 @@ def _named_teacher(experiment: Experiment) -> str | None:
 def _training_data(program: StepProgram):
     """The batches of this process's rows, and the teacher's scores where a file caches them."""
     experiment, task = program.experiment, program.task
-    batches = experiment.batches
+    batches, (buckets, buckets_targets) = experiment.batches, batch_buckets(experiment)
     rows = pipeline.training_batches(
         task, batches.split, batches.size, batches.input_length, batches.target_length,
         experiment.seed, own_rows=meshes.own_rows(program.mesh, batches.size),
-        # A memory holds rows of one length, and a student may write more tokens than a target has.
-        buckets=None if experiment.method.replay is not None else batches.length_buckets,
-        buckets_targets=not student_generates(experiment.method),
+        buckets=buckets, buckets_targets=buckets_targets,
     )  # fmt: skip
     offline, file = None, experiment.teacher.top_k_file
     if file is not None:

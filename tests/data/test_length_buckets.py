@@ -123,3 +123,19 @@ def test_short_inputs_have_one_length():
     lengths = {"inputs": np.arange(1, 33), "targets": np.full(32, 5)}
     shapes = buckets.choose_shapes(lengths, {"inputs": 32, "targets": 16})
     assert shapes.lengths == ({"inputs": 32, "targets": 16},)
+
+
+def test_a_finite_set_has_as_few_batches_as_possible_of_like_length():
+    assert buckets.doubled_lengths(32) == (32,)
+    assert buckets.doubled_lengths(20) == (20,)
+    assert buckets.doubled_lengths(1000) == (32, 64, 128, 256, 512, 1000)
+    planned = buckets.batches_of_like_length([3, 40, 32, 64, 65, 1], (32, 64, 70), 2)
+    assert planned == [(70, [4, 1]), (64, [3, 0]), (32, [2, 5])]
+    assert buckets.batches_of_like_length([33, 5, 5], (32, 64), 2) == [(64, [0, 1]), (32, [2])]
+
+
+def test_short_inputs_have_one_length_and_others_at_most_six():
+    lengths = lengths_of_texts(2000)
+    assert buckets.input_lengths(np.minimum(lengths, 32), 32) == (32,)
+    assert len(buckets.input_lengths(lengths, 192)) == 6
+    assert len(buckets.input_lengths(lengths, 192, most=2)) == 2

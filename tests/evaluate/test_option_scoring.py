@@ -50,7 +50,7 @@ def test_the_prediction_is_the_option_of_highest_log_likelihood(model):
     loaded = LoadedModel(CONFIG, counted, shardings, None, None)  # as a student in training
     evaluation = option_evaluation(mesh)
     generated = evaluation.generator(loaded)(model)
-    assert calls == [(8, 60), (8, 32)], "a prompt is encoded once, not once an option"
+    assert calls == [(8, 60), (8, 16)], "a prompt is encoded once, not once an option"
     pairs = dict.fromkeys((row[0], option) for row in QUESTIONS for option in row[1])
     wanted_scores = _log_likelihoods(seq2seq, model, list(pairs))
     right = {"a": [], "b": []}

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from gkd.infer import batched_program, generator
+from gkd.data.length_buckets import doubled_lengths
+from gkd.infer import generator
 from gkd.models.t5 import as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
@@ -17,7 +18,7 @@ def test_a_program_for_each_length_and_no_more(model):
     boxed = jax.eval_shape(as_seq2seq(CONFIG).init, jax.random.key(0))
     shardings = meshes.parameter_shardings(mesh, boxed, rules)
     loaded = model_loading.LoadedModel(CONFIG, as_seq2seq(CONFIG), shardings, model, None)
-    buckets = batched_program.length_buckets(128)
+    buckets = doubled_lengths(128)
     assert buckets == (32, 64, 128)
     writer = generator.Generator(
         loaded, mesh, np.arange(300) > 0, generator.Decoding(max_length=2), buckets, 8

@@ -1,5 +1,7 @@
 """Plans of a small run, and step programs traced from it."""
 
+import jax
+
 from gkd.cli import command_line
 from gkd.plan import programs as plan_programs
 from tests.paths import TINY
@@ -16,6 +18,7 @@ def traced(*overrides, devices=None):
 
 def plan(capsys, *options, code=0):
     """The printed lines of a plan, or the error's."""
+    jax.devices()  # all of them, before a plan asks for fewer
     arguments = ["plan", f"--gin_file={TINY}", "--gin.MODEL_DIR='none'", *options]
     assert command_line.main(arguments) == code
     printed = capsys.readouterr()

@@ -28,7 +28,7 @@ def test_a_search_ranks_what_divides(capsys, monkeypatch):
     assert "data:1,model:2 × 2 microbatches: fits" in tried
     assert "data:2,model:1 × 2 microbatches" not in tried  # one row a chip
     times = [
-        float(line.split("roofline lower bound ")[1].split()[0])
+        float(line.split(" ms (roofline lower bound)")[0].split()[-1])
         for line in ranked.strip().splitlines()
     ]
     assert times == sorted(times)
@@ -82,9 +82,11 @@ def test_a_model_axis_stays_inside_a_slice(chips, slices, axes):
 def test_the_halves_of_a_step_are_one_candidate(monkeypatch):
     """The larger half's memory, both times; refused where either is."""
     halves = {
-        "rollout": {"fits": True, "peak_bytes": 2, "capacity_bytes": 9, "seconds": 3.0},
-        "update": {"fits": True, "peak_bytes": 5, "capacity_bytes": 9, "seconds": 4.0},
+        "rollout": {"peak_bytes": 2, "seconds": 3.0, "seconds_without_overlap": 3.5},
+        "update": {"peak_bytes": 5, "seconds": 4.0, "seconds_without_overlap": 4.5},
     }
+    for half in halves.values():
+        half |= {"fits": True, "capacity_bytes": 9}
     monkeypatch.setattr(mesh_search, "step_programs", lambda program: halves)
     saved = []
 
@@ -94,9 +96,8 @@ def test_the_halves_of_a_step_are_one_candidate(monkeypatch):
         )
 
     search()
-    assert [(one["peak_bytes"], one["seconds"]) for one in saved[-1]["candidates"]] == [
-        (5, 7.0)
-    ] * 5
+    keys = ("peak_bytes", "seconds", "seconds_without_overlap")
+    assert [[one[key] for key in keys] for one in saved[-1]["candidates"]] == [[5, 7.0, 8.0]] * 5
     halves["rollout"] |= {"seconds": None, "refused": "they differ"}
     search()
     assert {one["refused"] for one in saved[-1]["candidates"]} == {"they differ"}

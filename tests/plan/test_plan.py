@@ -7,8 +7,7 @@ import pytest
 
 from gkd.cli import command_line
 from gkd.distill.train_step import Part
-from gkd.plan import plan as plan_verb
-from gkd.plan import program_report, programs
+from gkd.plan import program_report, program_reports, programs
 from gkd.program_cost import collectives, roofline
 from tests.plan.planning import DISTIL, plan, run_out, traced
 from tests.products import products
@@ -72,15 +71,19 @@ def test_a_plan_says_what_a_chip_holds_and_takes(capsys, tmp_path):
     held = sum(step["resident_bytes"].values())
     assert held + step["temporary_bytes"] == step["peak_bytes"] == step["compiler"]["peak"]
     assert step["cache_bytes"] == 4 * 2 * (12 + 24) * 8 * 16 / 4  # one of two heads
-    rate = 16 / step["seconds"]
-    assert step["examples_per_second"] == pytest.approx(rate)
-    assert step["price"] == pytest.approx(2 * 8 * 40 * step["seconds"] / 3600)
+    assert step["seconds"] < step["seconds_without_overlap"]
+    best, worst = step["run"]["roofline_lower_bound"], step["run"]["without_overlap"]
+    for end, key in ((best, "seconds"), (worst, "seconds_without_overlap")):
+        assert end["examples_per_second"] == pytest.approx(16 / step[key])
+        assert end["chip_hours"] == pytest.approx(8 * 40 * step[key] / 3600)
+        assert end["price"] == pytest.approx(2 * end["chip_hours"])
+    assert f"price {best['price']:.2f} to {worst['price']:.2f} (roofline lower bound to" in said
     # MFU is of what the run multiplies without rematerialisation, at a cpu's 100 GFLOP/s.
     once = traced(*run)
     useful = 2 * products(
         once.step.step, once.state.abstract, once.teacher.shapes, once.batch, loop_trips=6
     )
-    assert step["mfu"] == pytest.approx(useful / 8 / step["seconds"] / 1e11, rel=0.01)
+    assert best["mfu"] == pytest.approx(useful / 8 / step["seconds"] / 1e11, rel=0.01)
     assert step["flops"] > 1.1 * useful / 8
 
 
@@ -201,7 +204,7 @@ def test_a_plan_needs_no_vocabulary(run, monkeypatch):
     monkeypatch.delenv("GKD_DATA", raising=False)
     planned = []
     monkeypatch.setattr(
-        plan_verb, "_measure", lambda build, experiment, *_: planned.append(build(experiment))
+        program_reports.ProgramReports, "measure", lambda self, names: planned.append(self.step)
     )
     stacked = "--gin.STUDENT_STACKED=True", "--gin.TEACHER_STACKED=True"  # a layer's trace
     options = [f"--gin_file=configs/runs/{run}.gin", "--topology=cpu:8", *stacked]

@@ -29,4 +29,4 @@ def test_a_count_that_is_not_the_closed_form_gives_no_figure(capsys, monkeypatch
     assert "no estimate of step" in message
     step = json.loads(output.read_text())["programs"]["step"]
     assert step["fits"] and "they differ by more than" in step["refused"]
-    assert not {"flops", "bytes", "collectives", "mfu", "examples_per_second"} & set(step)
+    assert not {"flops", "bytes", "collectives", "seconds_without_overlap", "run"} & set(step)

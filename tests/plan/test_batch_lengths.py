@@ -1,0 +1,117 @@
+"""Lengths of a plan's batches, against counts of rows and moments by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gkd.errors import InvalidFile, InvalidValue, MissingFile
+from gkd.plan import batch_lengths
+from tests.plan.planning import DISTIL, plan, traced
+
+LONG = ("INPUT_LENGTH=96", "TARGET_LENGTH=24", "LENGTH_BUCKETS='auto'")
+
+
+def experiment(*overrides):
+    return traced(*LONG, *overrides).experiment
+
+
+def histograms(path, **features):
+    path.write_text(json.dumps(features))
+    return str(path)
+
+
+def test_a_mean_stands_for_a_log_normal_distribution():
+    rows = batch_lengths.row_lengths(experiment(), "40")
+    # Of rows rounded up: half a token more. Its deviation is two thirds of the mean.
+    assert rows["inputs"].mean() == pytest.approx(40.5, rel=0.01)
+    assert rows["inputs"].std() == pytest.approx(40 * 2 / 3, rel=0.03)
+    assert set(rows["targets"]) == {24}
+
+
+def test_rows_have_a_histograms_distribution(tmp_path):
+    path = histograms(tmp_path / "rows.json", inputs={"10": 30, "90": 10}, targets={"9": 1})
+    rows = batch_lengths.row_lengths(experiment(), path)
+    assert np.mean(rows["inputs"] == 10) == 0.75 and np.mean(rows["inputs"] == 90) == 0.25
+    assert set(rows["targets"]) == {9}
+    # As a plan writes it, and reads it back.
+    written = histograms(tmp_path / "plan.json", lengths=batch_lengths.histograms(rows))
+    again = batch_lengths.row_lengths(experiment(), written)
+    assert np.mean(again["inputs"] == 10) == 0.75
+
+
+def test_batches_are_counted_as_training_makes_them():
+    rows = {"inputs": np.repeat([10, 90], [300, 100]), "targets": np.full(400, 24)}
+    found = batch_lengths.batch_lengths(experiment("BATCH_SIZE=16"), rows)
+    # 300 rows are 18 batches of 16 and 12 rows that go with the long ones: 7 batches of these.
+    assert found.shapes == ({"inputs": 16, "targets": 24}, {"inputs": 96, "targets": 24})
+    assert found.shares == (18 / 25, 7 / 25)
+    positions = 16 * (18 * (16 + 24) + 7 * (96 + 24))
+    assert found.padding == pytest.approx(1 - (300 * 10 + 100 * 90 + 400 * 24) / positions)
+    assert found.mean([1.0, 2.0]) == pytest.approx(1 + 7 / 25)
+
+
+def test_fewer_rows_than_a_batch_are_taken_again():
+    rows = {"inputs": np.array([10, 90]), "targets": np.array([24, 24])}
+    found = batch_lengths.batch_lengths(experiment("BATCH_SIZE=16"), rows)
+    assert found.shares == (1.0,) and found.shapes[0]["inputs"] == 96
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ("rows", InvalidValue, "--lengths is 'rows': give 'data', a file in .json, or"),
+        ("97", InvalidValue, "at most INPUT_LENGTH, 96"),
+        ("nan", InvalidValue, "--lengths is 'nan'"),
+        ("{path}/none.json", MissingFile, "there is no such file"),
+        ("{path}/word.json", InvalidFile, "word.json holds no histograms"),
+        ("{path}/negative.json", InvalidFile, "a number of rows below 1"),
+        ("{path}/targets.json", InvalidFile, "holds no histograms"),
+    ],
+)
+def test_what_says_no_lengths_is_one_line(tmp_path, given, error, words):
+    histograms(tmp_path / "word.json", inputs={"ten": 1})
+    histograms(tmp_path / "negative.json", inputs={"10": -1})
+    histograms(tmp_path / "targets.json", targets={"10": 1})
+    with pytest.raises(error, match=words) as raised:
+        batch_lengths.row_lengths(experiment(), given.format(path=tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_lengths_of_a_run_without_buckets_are_refused():
+    with pytest.raises(InvalidValue, match="LENGTH_BUCKETS is None"):
+        batch_lengths.row_lengths(experiment("LENGTH_BUCKETS=None"), "40")
+
+
+def test_a_plan_weighs_the_lengths_by_how_often_they_occur(capsys, tmp_path):
+    path = histograms(tmp_path / "rows.json", inputs={"10": 3, "90": 1}, targets={"24": 1})
+    output = tmp_path / "plan.json"
+    options = [f"--gin.{override}" for override in (*DISTIL, *LONG, "LAMBDA=1.0")]
+    said = plan(
+        capsys, *options, "--topology=cpu:1", "--programs=step", f"--lengths={path}",
+        f"--output={output}",
+    )  # fmt: skip
+    found = json.loads(output.read_text())
+    long, mean = found["programs"]["step"], found["programs"]["step: lengths"]
+    short_shape, long_shape = mean["shapes"]
+    assert long_shape["seconds"] == long["seconds"] > short_shape["seconds"]
+    assert (short_shape["share"], long_shape["share"]) == (0.75, 0.25)
+    for key in ("seconds", "seconds_without_overlap"):
+        wanted = 0.75 * short_shape[key] + 0.25 * long_shape[key]
+        assert mean[key] == pytest.approx(wanted)
+    rates = [
+        found["programs"][name]["run"]["without_overlap"]["examples_per_second"]
+        for name in ("step", "step: lengths")
+    ]
+    slower = long["seconds_without_overlap"] / mean["seconds_without_overlap"]
+    assert rates[1] / rates[0] == pytest.approx(slower)
+    assert "inputs 16, targets 24: 75.0% of the batches, " in said
+    assert math.isclose(sum(found["lengths"]["inputs"].values()), 8192)
+    alone = "--search ranks meshes for the greatest lengths"
+    assert alone in plan(capsys, *options, "--topology=cpu:1", "--search", "--lengths=9", code=1)
+
+
+def test_lengths_of_the_data_are_those_of_its_rows():
+    rows = batch_lengths.row_lengths(experiment(), "data")
+    assert len(set(rows["inputs"])) > 0 and rows["inputs"].max() <= 96
