@@ -1,13 +1,14 @@
 """Lengths that rows are padded to: chosen from the data, and batches of rows that share them.
 
 In training, examples come in the order of their epochs' permutations. As many of them as fill the
-whole batches of an epoch are grouped by their lengths at a time, and the batches are then shuffled:
-every row comes once an epoch, and the rows of a batch follow from the seed and the batch's number
-alone.
+whole batches of an epoch are grouped by their lengths at a time, and the batches of every length
+are then shuffled and spread evenly over the epoch: every row comes once an epoch, and the rows of a
+batch follow from the seed and the batch's number alone.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -268,4 +269,19 @@ class BatchOrder:
             if after >= 0:
                 waiting[after] += waiting[shape][whole:]
         order = permutation(len(batches), self._seed, group, _SHUFFLE)
-        return [batches[i] for i in order]
+        return _evenly_spread([batches[i] for i in order])
+
+
+def _evenly_spread(batches: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    """Spreads the batches of every shape evenly over a group; those of one shape keep their order.
+
+    The gradients of successive batches of one length pull in one direction: in a random order, runs
+    of them occur.
+    """
+    counts = collections.Counter(shape for shape, _ in batches)
+    met: collections.Counter[int] = collections.Counter()
+    places = []
+    for shape, _ in batches:
+        places.append((met[shape] + 0.5) / counts[shape])
+        met[shape] += 1
+    return [batches[i] for i in np.argsort(places, kind="stable")]
