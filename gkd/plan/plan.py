@@ -19,6 +19,7 @@ from gkd.files.atomic_files import write_json
 from gkd.plan import batch_lengths, program_report, report_lines
 from gkd.plan.mesh_search import search_meshes
 from gkd.plan.program_reports import PROGRAMS, ProgramReports
+from gkd.program_cost.roofline import ON_FAKE_DEVICES
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 from gkd.runs.long_work import long_work
 from gkd.runs.provenance import provenance
@@ -99,6 +100,7 @@ def plan(
     with long_work("tracing the step"):
         step = build(experiment)
     console.print(report_lines.heading(step))
+    _warn_of_compiler(topology, console.print)
     _warn_of_lengths(experiment, lengths, console.print)
     planning = ProgramReports(step, build, report, rows, chip, prices, console.print, save)
     planning.measure(names)
@@ -147,6 +149,15 @@ def _rows(experiment, lengths, search) -> dict[str, Any] | None:
     if search:
         raise InvalidValue("--search ranks meshes for the greatest lengths: leave --lengths out")
     return batch_lengths.row_lengths(experiment, lengths)
+
+
+def _warn_of_compiler(topology, say):
+    generation = topology.partition(":")[0]
+    if generation in ON_FAKE_DEVICES - {"cpu"}:
+        say(
+            f"note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "
+            f"traffic are overestimates for {generation}"
+        )
 
 
 def _warn_of_lengths(experiment, lengths, say):

@@ -44,7 +44,16 @@ CHIPS = {
     "v5e": Chip(197e12, int(15.75 * _GIB), 819e9, 200e9, 3.125e9),
     "v5p": Chip(459e12, int(95.74 * _GIB), 2765e9, 600e9, 6.25e9),
     "v6e": Chip(918e12, int(31.25 * _GIB), 1638e9, 400e9, 12.5e9),
+    # NVIDIA's data sheets of the SXM modules: dense bfloat16, memory and its bandwidth, NVLink (of
+    # which the published sum of both directions is halved). JAX reserves three quarters of a GPU's
+    # memory for programs (XLA_PYTHON_CLIENT_MEM_FRACTION). A network card is not part of the GPU.
+    "a100_40gb": Chip(312e12, int(0.75 * 40 * _GIB), 1555e9, 300e9),
+    "a100": Chip(312e12, int(0.75 * 80 * _GIB), 2039e9, 300e9),
+    "h100": Chip(989e12, int(0.75 * 80 * _GIB), 3350e9, 450e9),
+    "h200": Chip(989e12, int(0.75 * 141e9), 4800e9, 450e9),
 }
+# Compiled for with as many fake CPU devices: XLA compiles for a GPU only where one is.
+ON_FAKE_DEVICES = frozenset({"cpu", "a100_40gb", "a100", "h100", "h200"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from gkd.errors import InvalidValue, MissingPackage
-from gkd.program_cost.roofline import CHIPS, Chip
+from gkd.program_cost.roofline import CHIPS, ON_FAKE_DEVICES, Chip
 
 
 def topology_chip(name: str) -> Chip:
@@ -55,7 +55,7 @@ def _parts(name):
             f"topology is {name!r}: use GENERATION:SHAPE, v5e:4x4 or 2*v5e:4x4 for two such "
             f"slices, of {known}"
         )
-    if several and (not slices.isdigit() or not int(slices) or generation == "cpu"):
+    if several and (not slices.isdigit() or not int(slices) or generation in ON_FAKE_DEVICES):
         raise InvalidValue(f"topology is {name!r}: use a number of TPU slices, as 2*v5e:4x4")
     return int(slices or 1), generation, shape
 
@@ -67,7 +67,8 @@ def topology_devices(name: str) -> list[Any]:
     before anything initialises JAX's devices: it keeps JAX from looking for accelerators.
 
     Args:
-      name: 'v5e:4x4', '2*v5e:4x4' for two slices, or 'cpu:8' for fake devices.
+      name: 'v5e:4x4', '2*v5e:4x4' for two slices, 'cpu:8' for fake devices, or 'h100:8', for
+        which fake devices stand in.
 
     Returns:
       The devices, in the order of the topology.
@@ -78,8 +79,8 @@ def topology_devices(name: str) -> list[Any]:
     """
     slices, generation, shape = _parts(name)
     jax.config.update("jax_platforms", "cpu")
-    if generation == "cpu":
-        return _fake(shape)
+    if generation in ON_FAKE_DEVICES:
+        return _fake(generation, shape)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
@@ -102,12 +103,14 @@ def topology_devices(name: str) -> list[Any]:
     return list(topology.devices)
 
 
-def _fake(count):
+def _fake(generation, count):
     if not count.isdigit() or not int(count):
-        raise InvalidValue(f"topology is cpu:{count}: use a number of devices, as cpu:8")
+        raise InvalidValue(
+            f"topology is {generation}:{count}: use a number of devices, as {generation}:8"
+        )
     with contextlib.suppress(RuntimeError):  # they exist already
         jax.config.update("jax_num_cpu_devices", int(count))
     devices = jax.devices("cpu")
     if len(devices) < int(count):
-        raise InvalidValue(f"topology is cpu:{count}: {len(devices)} devices are here")
+        raise InvalidValue(f"topology is {generation}:{count}: {len(devices)} devices are here")
     return devices[: int(count)]

@@ -22,9 +22,11 @@ from gkd.program_cost.roofline import CHIPS, Chip
 
 SPEED_FILE = "speed.jsonl"
 PROFILE_FOLDER = "profile"
-# Generation of a chip, by `device_kind` of jax.Device as libtpu spells it.
+# Generation of a chip, by `device_kind` of jax.Device as libtpu and CUDA spell it.
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
 KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
+KINDS |= {"NVIDIA A100-SXM4-40GB": "a100_40gb", "NVIDIA A100-SXM4-80GB": "a100"}
+KINDS |= {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 
 
 class Monitor:

@@ -122,4 +122,11 @@ def check_pip(words):
         elif word.endswith(".txt"):
             assert (REPOSITORY / word).is_file()
         else:
-            assert word in ("--constraint", "--editable", ".", "jax[tpu]", *TRANSFORMERS), word
+            assert word in (
+                "--constraint",
+                "--editable",
+                ".",
+                "jax[tpu]",
+                "jax[cuda13]",
+                *TRANSFORMERS,
+            ), word

@@ -34,7 +34,17 @@ def test_chips_are_as_their_pages_have_them():
             compute, bandwidth, links,
         )  # fmt: skip
         assert chip.memory / 2**30 == pytest.approx(memory, abs=1e-6)
-    assert set(CHIPS) == {"cpu", *published}
+    # NVIDIA's data sheets: TFLOP/s in bfloat16, dense; GB/s of HBM; GB/s of NVLink, both ways.
+    sheets = {
+        "a100_40gb": (312, 1555, 600, 40 * 2**30), "a100": (312, 2039, 600, 80 * 2**30),
+        "h100": (989, 3350, 900, 80 * 2**30), "h200": (989, 4800, 900, 141e9),
+    }  # fmt: skip
+    for name, (compute, bandwidth, links, memory) in sheets.items():
+        chip = CHIPS[name]
+        assert (chip.flops / 1e12, chip.bandwidth / 1e9) == (compute, bandwidth)
+        assert 2 * chip.interconnect / 1e9 == links
+        assert chip.memory == pytest.approx(0.75 * memory, abs=1)  # JAX's default share
+    assert set(CHIPS) == {"cpu", *published, *sheets}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +56,7 @@ def test_chips_are_as_their_pages_have_them():
         ("0*v5e:4x4", "use a number of TPU slices"),
         ("*v5e:4x4", "use a number of TPU slices"),
         ("2*cpu:4", "topology is '2.cpu:4': use a number of TPU slices"),
+        ("2*h100:8", "topology is '2.h100:8': use a number of TPU slices"),
     ],
 )
 def test_a_name_that_says_nothing_is_refused(name, message):

@@ -76,6 +76,8 @@ def test_a_chip_is_known_by_its_kind():
         device_kind = "TPU v5 lite"
 
     assert monitor.chip_of(Device) is CHIPS["v5e"]
+    Device.device_kind = "NVIDIA H100 80GB HBM3"
+    assert monitor.chip_of(Device) is CHIPS["h100"]
     assert monitor.chip_of(jax.devices()[0]) is None
 
 
