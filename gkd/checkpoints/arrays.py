@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gkd.checkpoints import folders
 from gkd.errors import InvalidFile
@@ -112,3 +116,127 @@ def read_arrays(folder: epath.PathLike, wanted: Any) -> Any:
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         return reader.restore(epath.Path(folder).resolve() / folders.STATE_ITEM, args=arguments)
+
+
+def read_restacked(folder: epath.PathLike, saved: Any, wanted: Any) -> Any | None:
+    """Reads a state whose layers were saved stacked and are wanted apart, or the other way round.
+
+    Args:
+      folder: path of a step folder.
+      saved: the tree of `read_saved_shapes`.
+      wanted: a training state of `jax.ShapeDtypeStruct`s with shardings.
+
+    Returns:
+      The state as `wanted`; None where the saved one differs in more than the form of its layers.
+    """
+    on_disk, leaves = _named_leaves(saved), _named_leaves(wanted)
+    to_stacks = _has_stacks(leaves)
+    if to_stacks == _has_stacks(on_disk):
+        return None
+    stacks = _stacked_leaves(leaves if to_stacks else on_disk)
+    needed = {}
+    for stack in stacks:
+        if stack.apart == [stack.name]:
+            needed[stack.name] = leaves.get(stack.name)
+        elif to_stacks:
+            needed |= dict.fromkeys(stack.apart, _with_axis(leaves[stack.name], None))
+        else:
+            layer, count = leaves.get(stack.apart[0]), on_disk[stack.name].shape[0]
+            needed[stack.name] = None if layer is None else _with_axis(layer, count)
+    if None in needed.values() or describe_differences(on_disk, needed, compare_types=True):
+        return None
+    read = _named_leaves(read_arrays(folder, _map_named(lambda name, _: needed[name], saved)))
+    found = {}
+    for stack in stacks:
+        if stack.apart == [stack.name]:
+            found[stack.name] = read[stack.name]
+        elif to_stacks:
+            found[stack.name] = _stack([read[name] for name in stack.apart], leaves[stack.name])
+        elif stack.has_layers:
+            found |= {
+                name: jax.jit(lambda x, i=i: x[i], out_shardings=leaves[name].sharding)(
+                    read[stack.name]
+                )
+                for i, name in enumerate(stack.apart)
+            }
+    return (
+        _map_named(lambda name, _: found[name], wanted) if leaves.keys() <= found.keys() else None
+    )
+
+
+def _map_named(function, tree):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        tree,
+    )
+
+
+def _has_stacks(leaves):
+    return any("/layers/" in name for name in leaves)
+
+
+def _stack(parts, wanted):
+    """The leaves of all layers, or of one that stands for all, as one array."""
+    make = jnp.stack
+    if len(parts) < wanted.shape[0]:
+        make = lambda parts: jnp.broadcast_to(parts[0], wanted.shape)  # noqa: E731
+    return jax.jit(make, out_shardings=wanted.sharding)(parts)
+
+
+def _with_axis(leaf, layers):
+    """The abstract leaf with a first axis of that size, or without its own where it is None."""
+    shape = leaf.shape[1:] if layers is None else (layers, *leaf.shape)
+    sharding = leaf.sharding
+    if isinstance(sharding, NamedSharding):
+        spec = sharding.spec[1:] if layers is None else (None, *sharding.spec)
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stacked:
+    """A leaf of a stacked state: its name, and the names of what it is made of.
+
+    Attributes:
+      name: its name.
+      apart: the names of one leaf per layer; of one that is the same for all layers (a count); or
+        its own, if it is no stack.
+      has_layers: True for one leaf per layer.
+    """
+
+    name: str
+    apart: list[str]
+    has_layers: bool
+
+
+def _stacked_leaves(leaves: Mapping[str, Any]) -> list[_Stacked]:
+    """The leaves of a stacked state.
+
+    `optimizers.per_layer` keeps the states of a stack under `stacks/encoder/layers/STATE/LEAF`,
+    and those of other parameters under `rest/STATE/PATH`.
+    """
+    inside = {
+        name.partition("/layers/")[2]
+        for name in leaves
+        if "/layers/" in name and "/stacks/" not in name
+    }
+    found = []
+    for name, leaf in leaves.items():
+        before, stacked, within = name.partition("/layers/")
+        if not stacked:
+            found.append(_Stacked(name, [name], False))
+            continue
+        before, kept_apart, side = before.partition("/stacks/")
+        place = f"{before}/layers_"
+        if kept_apart:
+            parts = within.split("/")
+            ends = ["/".join(parts[i:]) for i in range(len(parts))]
+            inner = next((end for end in ends if end in inside), None)
+            if inner is None:
+                found.append(_Stacked(name, [f"{before}/rest/{within}"], False))
+                continue
+            place = f"{before}/rest/{within.removesuffix(inner)}{side}/layers_"
+            within = inner
+        names = [f"{place}{i}/{within}" for i in range(leaf.shape[0])]
+        found.append(_Stacked(name, names, True))
+    return found

@@ -196,7 +196,8 @@ class CheckpointStore:
         """Restores the newest intact step.
 
         A damaged step is reported in one line and moved to `damaged/`, and the step before it is
-        used.
+        used. Layers that were saved stacked and are wanted apart, or the other way round, are
+        converted.
 
         Args:
           abstract_state: tree like the saved one, of arrays or `jax.ShapeDtypeStruct`s with the
@@ -219,12 +220,14 @@ class CheckpointStore:
             return None
         self._orbax.reload()
         folder = self.directory / str(step)
-        differences = arrays.describe_differences(
-            arrays.read_saved_shapes(folder), abstract_state, compare_types=True
-        )
+        saved = arrays.read_saved_shapes(folder)
+        differences = arrays.describe_differences(saved, abstract_state, compare_types=True)
         if differences:
-            raise InvalidFile(f"checkpoint {folder} does not fit this run: {differences}")
-        state = arrays.read_arrays(folder, abstract_state)
+            state = arrays.read_restacked(folder, saved, abstract_state)
+            if state is None:
+                raise InvalidFile(f"checkpoint {folder} does not fit this run: {differences}")
+        else:
+            state = arrays.read_arrays(folder, abstract_state)
         return Restored(step, state, *_saved_data(folder))
 
     def _newest_intact(self, thorough: bool) -> int:

@@ -88,10 +88,12 @@ class Student:
         checkpoint, which brings its architecture.
       architecture: a `T5Config` (or a T5X module, `t5x_adapter.adapt`) that starts at random; it
         must agree with a checkpoint beside it.
-      dtype: dtype of the computation, 'float32' or 'bfloat16'; None is the architecture's own.
-        Parameters are float32.
-      stacked: runs the layers in one scan, which compiles faster; None is the architecture's own.
-      remat: recomputes activations in the backward pass, to save memory; None likewise.
+      dtype: dtype of the computation, 'float32' or 'bfloat16'; None is bfloat16 on accelerators,
+        float32 on CPU, whatever the architecture's own. Parameters are float32.
+      stacked: runs the layers in one scan, which compiles faster; None does so from 12 layers of a
+        stack on, but not on CPU, and where the architecture itself does.
+      remat: recomputes activations in the backward pass, to save memory; None is the architecture's
+        own.
       dropout_rate: in [0, 1), while training; sampling uses none.
       lora: a `gkd.models.lora.LoRA`: adapters of the checkpoint are trained in place of all
         parameters.

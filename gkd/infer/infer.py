@@ -124,7 +124,7 @@ def infer(
     if top_k_log_probs:
         inputs.check_vocabulary(words)
     mesh = meshes.make_mesh(model=model_parallelism)
-    dtype = dtype or model_loading.inference_dtype(mesh)
+    dtype = dtype or model_loading.default_dtype(mesh)
     window = BATCHES_PER_WINDOW * batch_size
     facts = {
         "model": opened.name,

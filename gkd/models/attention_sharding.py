@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
@@ -71,3 +73,24 @@ def row_sharding(sharding: ModelSharding, num_heads: int, prompts: int) -> RowSh
     if num_heads % shape[heads] == 0 or prompts % (shape[batch] * shape[heads]):
         return RowSharding()
     return RowSharding(sharding, batch, (batch, heads))
+
+
+def copy_per_shard(x: Array, sharding: ModelSharding, num_heads: int, prompts: int) -> Array:
+    """Copies an array that all rows share, once for each shard of the rows.
+
+    Its gradient is then summed over a chip's own rows in every layer, and over chips once.
+
+    Args:
+      x: the array.
+      sharding, num_heads, prompts: as in `row_sharding`.
+
+    Returns:
+      [shards, *x.shape], and [1, *x.shape] where the rows are not sharded.
+    """
+    axes = row_sharding(sharding, num_heads, prompts).spread_over
+    axes = axes or (sharding.mesh_axis("batch"),)
+    shards = 1 if axes == (None,) else math.prod(sharding.mesh.shape[axis] for axis in axes)
+    if shards == 1 or prompts % shards:
+        return x[None]
+    copies = jnp.broadcast_to(x, (shards, *x.shape))
+    return sharding.place(copies, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * x.ndim))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from gkd.models.layers import query_block
+
 
 @dataclasses.dataclass(frozen=True)
 class MatrixSizes:
@@ -20,6 +22,8 @@ class MatrixSizes:
       encoder_layers: layers that a prompt passes; of a decoder-only model those of the decoder.
       decoder_layers: layers that an output token passes.
       cross_attention: True where decoder layers attend to the encoder through kernels of their own.
+      attends_in_blocks: True where the backward pass repeats the scores of long attention, see
+        `gkd.models.layers.attend_in_blocks`.
     """
 
     vocab_size: int
@@ -32,6 +36,7 @@ class MatrixSizes:
     encoder_layers: int
     decoder_layers: int
     cross_attention: bool
+    attends_in_blocks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +116,22 @@ def decoder_flops(
     attention = kernels + 2 * attended * sizes.query_width
     layer = attention / shards.heads + _mlp(sizes, shards)
     return 2 * rows * tokens * sizes.decoder_layers * layer / shards.rows
+
+
+def repeated_scores(sizes: MatrixSizes, rows: float | int, queries: int, keys: int) -> float:
+    """Counts the multiplications of attention scores that a layer's backward pass forms again.
+
+    Args:
+      sizes: the model's.
+      rows: rows of queries.
+      queries, keys: tokens per row.
+
+    Returns:
+      0 where attention is not computed in blocks.
+    """
+    if not sizes.attends_in_blocks or query_block(queries) == queries:
+        return 0.0
+    return float(rows * queries * keys * sizes.query_width)
 
 
 def head_flops(

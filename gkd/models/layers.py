@@ -17,6 +17,8 @@ from gkd.errors import InvalidValue
 MASKED = -1e10  # added to attention logits that must not be attended to
 RELATIVE_BUCKETS = 32
 RELATIVE_MAX_DISTANCE = 128
+BLOCKED_FROM = 512  # queries from which on attention is computed in blocks of them
+LARGEST_BLOCK, SMALLEST_BLOCK = 128, 32
 
 _fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -98,24 +100,30 @@ def activate(pieces: Sequence[Array], activations: Sequence[str]) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def for_rows(bias: Float[Array, "1 *rest"], rows: int) -> Float[Array, "rows *rest"]:
-    """Broadcasts a bias over rows.
+def for_rows(bias: Float[Array, "copies *rest"], rows: int) -> Float[Array, "rows *rest"]:
+    """Repeats each copy of a bias for its share of the rows, which are adjacent.
 
-    Its gradient is the sum over rows, computed on CPUs as a matrix product: XLA's own sum takes
-    thirty times as long there (8.6 ms against 0.26 ms for 8 rows of 1.6 MB on two cores).
+    The gradient is the sum over those rows, computed on CPUs as a matrix product: XLA's own sum
+    takes thirty times as long there (8.6 ms against 0.26 ms for 8 rows of 1.6 MB on two cores).
     """
-    return jnp.broadcast_to(bias, (rows, *bias.shape[1:]))
+    shape = (len(bias), rows // len(bias), *bias.shape[1:])
+    return jnp.broadcast_to(bias[:, None], shape).reshape(rows, *bias.shape[1:])
 
 
-def _sum_of_rows(rows, _, gradient):
+def _sum_of_rows(rows, copies, gradient):
+    rest = gradient.shape[1:]
+
     def product(x):
-        return (np.ones((1, rows), x.dtype) @ x.reshape(rows, -1)).reshape(1, *x.shape[1:])
+        ones = np.ones((1, rows // copies), x.dtype)
+        return (ones @ x.reshape(copies, rows // copies, -1)).reshape(copies, *rest)
 
-    total = partial(jnp.sum, axis=0, keepdims=True)
+    def total(x):
+        return jnp.sum(x.reshape(copies, rows // copies, *rest), axis=1)
+
     return (jax.lax.platform_dependent(gradient, cpu=product, default=total),)
 
 
-for_rows.defvjp(lambda bias, rows: (for_rows(bias, rows), None), _sum_of_rows)
+for_rows.defvjp(lambda bias, rows: (for_rows(bias, rows), len(bias)), _sum_of_rows)
 
 
 def attention_weights(
@@ -128,15 +136,15 @@ def attention_weights(
     Args:
       query, key: projected heads.
       biases: added to the logits one by one, each broadcastable to [batch, heads, query, key]:
-        relative positions, shared by all rows, and padding, shared by all heads. Their sum would be
-        as large as the attention weights.
+        relative positions, in one copy for all rows or several for equal shares of them, and
+        padding, shared by all heads. Their sum would be as large as the attention weights.
 
     Returns:
       Probabilities over the keys, float32.
     """
     weights = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     for bias in biases:
-        weights = weights + (for_rows(bias, len(weights)) if len(bias) == 1 else bias)
+        weights = weights + (bias if len(bias) == len(weights) else for_rows(bias, len(weights)))
     return jax.nn.softmax(weights)
 
 
@@ -147,6 +155,72 @@ def attend(
     # Heads first, as the product is computed: otherwise XLA's CPU library takes the weights as its
     # right factor, three times as slowly.
     return jnp.swapaxes(jnp.einsum("bhqk,bkhd->bhqd", weights, value), 1, 2)
+
+
+# The backward pass of elementwise functions repeats them: in a scan over layers, it would otherwise
+# read every intermediate result from main memory. Outside of one, the compiler chooses.
+_inputs_only = partial(jax.checkpoint, prevent_cse=False)
+
+
+def query_block(queries: int) -> int:
+    """Returns the queries that attention is computed for at a time; all, where they are few.
+
+    Args:
+      queries: queries of a row.
+
+    Returns:
+      A divisor of them.
+
+    >>> [query_block(queries) for queries in (256, 1024, 544)]
+    [256, 128, 68]
+    """
+    if queries < BLOCKED_FROM:
+        return queries
+    sizes = range(LARGEST_BLOCK, SMALLEST_BLOCK - 1, -1)
+    return next((size for size in sizes if queries % size == 0), queries)
+
+
+def attend_in_blocks(
+    attend_to: Callable[..., Any],
+    query: Float[Array, "batch query heads dim"],
+    key: Float[Array, "batch key heads dim"],
+    value: Float[Array, "batch key heads dim"],
+    biases: Sequence[Float[Array, "..."]],
+) -> Any:
+    """Attention for one block of queries after the other, whose weights the backward pass repeats.
+
+    The weights of all queries, float32 [B, H, Q, K], would pass through main memory several times.
+
+    Args:
+      attend_to: the attention of a block of queries: (query, key, value, biases) -> [B, Q, …].
+      query, key, value: projected heads.
+      biases: as in `attention_weights`, those that depend on the query as windows, see
+        `RelativeBias`.
+
+    Returns:
+      The results of `attend_to` for all queries.
+    """
+    queries, keys, dtype = query.shape[1], key.shape[1], key.dtype
+    size = query_block(queries)
+    if size == queries:
+        return attend_to(query, key, value, biases)
+
+    def block(key, value, biases, query, start):
+        of_block = [
+            bias if bias.shape[2] == 1 else jax.lax.dynamic_slice_in_dim(bias, start, keys, axis=3)
+            for bias in biases
+        ]
+        return attend_to(query, key.astype(dtype), value.astype(dtype), of_block)
+
+    # float32, so that the blocks' gradients are summed in float32.
+    whole = key.astype(jnp.float32), value.astype(jnp.float32), biases
+    blocks = jnp.moveaxis(query.reshape(query.shape[0], -1, size, *query.shape[2:]), 1, 0)
+    starts = queries - size - size * jnp.arange(len(blocks))
+    block = jax.checkpoint(partial(block, *whole), prevent_cse=False)
+    results = jax.lax.map(lambda xs: block(*xs), (blocks, starts))
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), results
+    )
 
 
 class Dense(nn.Module):
@@ -177,7 +251,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Normalises the last axis."""
         init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        return rms_norm(x, self.param("scale", init, (x.shape[-1],), jnp.float32), self.dtype)
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        return _inputs_only(partial(rms_norm, dtype=self.dtype))(x, scale)
 
 
 class Embed(nn.Module):
@@ -206,20 +281,33 @@ class RelativeBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, length: int) -> Float[Array, "1 heads length length"]:
-        """Computes the bias of every (query, key) pair of `length` tokens, float32."""
+    def __call__(
+        self, length: int, copied: Callable[[Array], Array] = lambda table: table[None]
+    ) -> Float[Array, "copies heads block keys"]:
+        """Computes the bias of every (query, key) pair of `length` tokens, float32.
+
+        Args:
+          length: L, tokens of a row.
+          copied: copies an array for equal shares of the rows.
+
+        Returns:
+          [copies, H, L, L]. Where attention is computed in blocks of b queries, it is a window
+          [copies, H, b, 2L - b]: the block that begins at query i has the L columns from L - b - i.
+        """
+        rows = query_block(length)
+        before = length - rows
         init = nn.with_logical_partitioning(_fan_average, ("heads", "relpos_buckets"))
         table = self.param(
             "rel_embedding", init, (self.num_heads, RELATIVE_BUCKETS), jnp.float32
         )  # [H, buckets]
-        distances = np.r_[0:length, -length:0]  # a ring [H, 2L] that serves every query
-        by_distance = jnp.take(
-            table, relative_position_bucket(distances, self.bidirectional), axis=1
-        )
+        # A ring [H, 2L] that serves every query.
+        distances = np.r_[-before:length, -length:-before]
+        buckets = relative_position_bucket(distances, self.bidirectional)
+        by_distance = jnp.take(copied(table), buckets, axis=2)  # [C, H, 2L]
         # Rows of 2L−1 out of copies of 2L: each starts one distance earlier than the one before.
-        skewed = jnp.tile(by_distance, (1, length))[:, : length * (2 * length - 1)]
-        skewed = skewed.reshape(-1, length, 2 * length - 1)
-        return skewed[None, :, :, :length].astype(jnp.float32)  # [1, H, length, length]
+        skewed = jnp.tile(by_distance, (1, 1, rows))[..., : rows * (2 * length - 1)]
+        skewed = skewed.reshape(*by_distance.shape[:2], rows, 2 * length - 1)
+        return skewed[..., : length + before].astype(jnp.float32)  # [C, H, b, 2L-b]
 
 
 class Attention(nn.Module):
@@ -256,12 +344,21 @@ class Attention(nn.Module):
 
         query = heads("query", x, self.head_dim**-0.5)
         key, value = heads("key", context), heads("value", context)  # [B, K, H, D]
-        dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
-        weights = attention_weights(query, key, biases)  # [B, H, Q, K]
-        mixed = attend(dropout(weights.astype(value.dtype), self.deterministic), value)
+        # One mask for all queries, as in T5, and for all of their blocks.
+        kept = jnp.ones((len(x), self.num_heads, 1, context.shape[1]), value.dtype)
+        kept = nn.Dropout(self.dropout_rate)(kept, self.deterministic)
+
+        def attend_to(query, key, value, biases):
+            weights = attention_weights(query, key, biases)  # [B, H, Q, K]
+            used = weights.astype(value.dtype)
+            if self.dropout_rate and not self.deterministic:
+                used = used * kept
+            return attend(used, value), jnp.mean(weights, axis=1) if self.pooled else None
+
+        mixed, pooled = attend_in_blocks(attend_to, query, key, value, biases)
         joined = mixed.reshape(*x.shape[:-1], -1)  # [B, Q, H·D]
         out = Dense(x.shape[-1], ("joined_kv", "embed"), self.dtype, _fan_in_normal, name="out")
-        return (out(joined), jnp.mean(weights, axis=1)) if self.pooled else out(joined)
+        return (out(joined), pooled) if self.pooled else out(joined)
 
 
 class Mlp(nn.Module):
@@ -278,7 +375,7 @@ class Mlp(nn.Module):
         """Applies the block to every position."""
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
         pieces = [Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x) for name in names]
-        product = activate(pieces, self.activations)  # [B, L, F]
+        product = _inputs_only(partial(activate, activations=self.activations))(pieces)  # [B, L, F]
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
         product = dropout(product, self.deterministic)
         return Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(product)

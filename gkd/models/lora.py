@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields, shown
 
+_LAYER = re.compile(r"(^|/)layers_\d+(/|$)")
 _FIELDS = {
     "rank": Field(kinds=(int,), least=1, most=1 << 16, required=True),
     "alpha": Field(kinds=(int, float), required=True),
@@ -58,6 +60,15 @@ class LoRA:
         True
         """
         return any(module == name or module.endswith(f"/{name}") for name in self.targets)
+
+    @property
+    def names_a_layer(self) -> bool:
+        """True if a target is in one layer, which has no name where layers are stacked.
+
+        >>> LoRA(targets=("encoder/layers_0/attention/query",)).names_a_layer
+        True
+        """
+        return any(map(_LAYER.search, self.targets))
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as JSON."""
@@ -170,6 +181,11 @@ def _target_kernels(boxed: Any, lora: LoRA) -> dict[tuple[str, ...], Any]:
     for target in lora.targets:
         single = dataclasses.replace(lora, targets=(target,))
         if not any(map(single.is_target, modules.values())):
+            if single.names_a_layer and any("layers" in path for path in modules):
+                raise InvalidValue(
+                    f"LORA's target {target!r} names one layer, but STUDENT_STACKED has all layers "
+                    "in one stack: set it to False, or name the module without its layer"
+                )
             names = sorted({path[-2] for path in modules})
             raise InvalidValue(
                 f"LORA's target {target!r} names no kernel of the model: choose of "

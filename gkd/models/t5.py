@@ -133,6 +133,7 @@ class T5Config:
             encoder_layers=self.num_encoder_layers,
             decoder_layers=self.num_decoder_layers,
             cross_attention=True,
+            attends_in_blocks=True,
         )
 
     def build(self, sharding: ModelSharding = UNSHARDED) -> Seq2SeqModel:

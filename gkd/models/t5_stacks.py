@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gkd.models.attention_sharding import row_sharding
+from gkd.models.attention_sharding import copy_per_shard, row_sharding
 from gkd.models.interface import Hidden, InnerLayer
 from gkd.models.layers import (
     MASKED,
@@ -19,6 +19,7 @@ from gkd.models.layers import (
     RelativeBias,
     RMSNorm,
     padding_bias,
+    query_block,
 )
 from gkd.parallel.model_sharding import ModelSharding
 
@@ -47,8 +48,10 @@ def _mlp(config, deterministic, name):
     return Mlp(*sizes, deterministic, name=name)
 
 
-def _relative_bias(config, length, bidirectional):
-    return RelativeBias(config.num_heads, bidirectional, name="relpos_bias")(length)
+def _relative_bias(config, sharding, prompts, length, bidirectional):
+    """The bias of `length` tokens of each row, in a copy for each shard of the rows."""
+    copied = partial(copy_per_shard, sharding=sharding, num_heads=config.num_heads, prompts=prompts)
+    return RelativeBias(config.num_heads, bidirectional, name="relpos_bias")(length, copied)
 
 
 def _as_residual(x, rows, sharding):
@@ -70,7 +73,7 @@ class EncoderLayer(nn.Module):
         rows = row_sharding(self.sharding, cfg.num_heads, len(x))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
-            relative = _relative_bias(cfg, x.shape[1], bidirectional=True)
+            relative = _relative_bias(cfg, self.sharding, *x.shape[:2], bidirectional=True)
         y = _norm(cfg, "pre_attention_layer_norm")(x)
         x = x + dropout(_attention(cfg, deterministic, "attention")(y, y, relative, padding))
         y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
@@ -96,7 +99,9 @@ class DecoderLayer(nn.Module):
         rows = row_sharding(self.sharding, cfg.num_heads, len(context))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
-            bias = bias + _relative_bias(cfg, x.shape[1], bidirectional=False)
+            bias = bias + _relative_bias(
+                cfg, self.sharding, len(context), x.shape[1], bidirectional=False
+            )
         y = _norm(cfg, "pre_self_attention_layer_norm")(x)
         mixed = _attention(cfg, deterministic, "self_attention", self.pooled)(y, y, bias)
         mixed, attention = mixed if self.pooled else (mixed, None)
@@ -181,7 +186,7 @@ class Encoder(nn.Module):
         dropout = _dropout(cfg, deterministic)
         relative = None
         if not cfg.relative_bias_per_layer:
-            relative = _relative_bias(cfg, x.shape[1], bidirectional=True)
+            relative = _relative_bias(cfg, self.sharding, *x.shape[:2], bidirectional=True)
         inputs = rows.scatter(padding_bias(mask)), relative
         x = rows.scatter(dropout(x))
         x = _run_layers(EncoderLayer, attributes, cfg.num_encoder_layers, x, *inputs)
@@ -202,11 +207,15 @@ class Decoder(nn.Module):
         rows = row_sharding(self.sharding, cfg.num_heads, len(encoded.mask))
         dropout = _dropout(cfg, deterministic)
         length = x.shape[1]
-        positions = jnp.arange(length)  # a constant [T, T] would take memory while tracing
-        causal = positions[:, None] >= positions
+        block = query_block(length)
+        # Constants [T, T] would take memory while tracing. Of a block it is a window as its bias.
+        causal = length - block + jnp.arange(block)[:, None] >= jnp.arange(2 * length - block)
         bias = jnp.where(causal, 0.0, MASKED)[None, None].astype(jnp.float32)  # [1, 1, T, T]
         if not cfg.relative_bias_per_layer:
-            bias = bias + _relative_bias(cfg, length, bidirectional=False)  # [1, H, T, T]
+            # [C, H, T, T]
+            bias = bias + _relative_bias(
+                cfg, self.sharding, len(encoded.mask), length, bidirectional=False
+            )
         inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
         x = rows.scatter(dropout(x))
         norm, inner = _norm(cfg, "decoder_norm"), None

@@ -9,7 +9,6 @@ from gkd.plan.measured_run import MeasuredRun
 from gkd.plan.program_report import setting
 from gkd.train.step_program import StepProgram
 
-DEEP = 12  # layers from which on an unrolled stack takes long to compile
 _GIB = 2**30
 
 
@@ -24,18 +23,8 @@ def heading(program: StepProgram) -> str:
         f"mesh {mesh}; {rows} rows of {source} in, {known['target_length']} out; "
         f"{known['microbatches']} microbatches; {known['train_steps']} steps. Per chip:"
     )
-    notes = [*known["whole_on_every_chip"], *known["split_by_rows"], *_slow_to_compile(program)]
+    notes = [*known["whole_on_every_chip"], *known["split_by_rows"]]
     return "\n".join([first, *(f"note: {note}" for note in notes)])
-
-
-def _slow_to_compile(program):
-    for role, loaded in (("student", program.student), ("teacher", program.teacher)):
-        config = loaded and loaded.config
-        if config and not config.stacked_layers and config.sizes.encoder_layers >= DEEP:
-            yield (
-                f"the {role}'s {config.sizes.encoder_layers} layers are compiled separately: "
-                f"--gin.{role.upper()}_STACKED=True is faster, here and in training"
-            )
 
 
 def lines(name: str, estimate: Mapping[str, Any]) -> list[str]:

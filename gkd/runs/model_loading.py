@@ -25,6 +25,7 @@ from gkd.runs import checkpoint_vocabulary
 from gkd.runs.progress import announce
 from gkd.vocabularies import vocabularies
 
+DEEP = 12  # layers of a stack from which on they are run in one scan: alone, they compile slowly
 _LOG = logging.getLogger(__name__)
 
 
@@ -120,9 +121,11 @@ def load_model(
         module runs with the checkpoint's parameters; any other must equal the checkpoint's.
       checkpoint: path of a checkpoint, see `open_model`; None for random initialisation.
       step: step of a run, see `open_model`.
-      dtype: dtype of the computation; None is the architecture's own.
+      dtype: dtype of the computation; None is `default_dtype`, whatever the architecture's own.
       params_dtype: dtype of the parameters; None is float32.
-      stacked_layers, remat: execution options (`T5Config`); None is the architecture's own.
+      stacked_layers: runs the layers in one scan; None does so for `DEEP` models but on CPU, and
+        where the architecture itself does.
+      remat: execution option (`T5Config`); None is the architecture's own.
       with_params: read the parameters; otherwise they are left to `initial_params`.
 
     Returns:
@@ -140,8 +143,10 @@ def load_model(
         announce(f"loading {role} {checkpoint}")
         opened = open_model(role, checkpoint, step)
         checkpoint_vocabulary.check_vocabulary(role, opened, task)
+    if not has_fixed_execution(architecture):
+        dtype = dtype or default_dtype(mesh)
     execution = {"dtype": dtype, "stacked_layers": stacked_layers, "remat": remat}
-    config = _architecture(role, opened, architecture, execution)
+    config = _architecture(role, opened, architecture, execution, mesh)
     if config.vocab_size < task.vocabulary.vocab_size:
         raise InvalidValue(
             f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
@@ -161,25 +166,29 @@ def load_checkpoint(
     Args:
       opened: checkpoint of `open_model`.
       mesh, rules: device mesh and sharding rules.
-      dtype: dtype of parameters and computation; by default `inference_dtype`.
+      dtype: dtype of parameters and computation; by default `default_dtype`.
 
     Returns:
       The model.
     """
-    dtype = dtype or inference_dtype(mesh)
-    config = _architecture("MODEL", opened, None, {"dtype": dtype})
+    dtype = dtype or default_dtype(mesh)
+    config = _architecture("MODEL", opened, None, {"dtype": dtype}, mesh)
     announce(f"loading MODEL {opened.name}")
     loaded = _placed(config, mesh, rules, opened, dtype)
     return dataclasses.replace(loaded, params=_read_params(loaded))
 
 
-def inference_dtype(mesh: Mesh) -> str:
-    """Chooses the dtype of models that are not trained: bfloat16, or float32 on CPU.
+def default_dtype(mesh: Mesh) -> str:
+    """Chooses the dtype of a model's computation: bfloat16, or float32 on CPU.
 
     Args:
-      mesh: device mesh.
+      mesh: device mesh, perhaps of devices that are not here.
     """
-    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return "float32" if _on_cpu(mesh) else "bfloat16"
+
+
+def _on_cpu(mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def inference_dtypes(dtype: str | None, mesh: Mesh) -> dict[str, str]:
@@ -189,7 +198,7 @@ def inference_dtypes(dtype: str | None, mesh: Mesh) -> dict[str, str]:
       dtype: 'float32' or 'bfloat16'; None chooses by the device.
       mesh: device mesh.
     """
-    dtype = dtype or inference_dtype(mesh)
+    dtype = dtype or default_dtype(mesh)
     return {"dtype": dtype, "params_dtype": dtype}
 
 
@@ -203,7 +212,7 @@ def _macro(role: str) -> str:
     return "REWARD_ARCHITECTURE" if role == "REWARD_MODEL" else f"{role}_MODEL"
 
 
-def _architecture(role, opened, architecture, execution) -> Architecture:
+def _architecture(role, opened, architecture, execution, mesh) -> Architecture:
     """The architecture of a checkpoint or the one given, with its execution fields."""
     if architecture is not None:
         architecture = check_architecture(architecture, _macro(role))
@@ -217,6 +226,10 @@ def _architecture(role, opened, architecture, execution) -> Architecture:
         saved = (opened.description or {}).get("model", {})
         own = {name: saved.get(name, False) for name in ("stacked_layers", "remat")}
         config = opened.config.with_execution(**own)
+    deep = max(config.sizes.encoder_layers, config.sizes.decoder_layers) >= DEEP
+    if execution.get("stacked_layers") is None and deep and config.configurable:
+        # On CPU, copying each layer's parameters out of the stack takes longer than it saves.
+        execution = execution | {"stacked_layers": None if _on_cpu(mesh) else True}
     try:
         return config.with_execution(**execution)
     except InvalidValue as error:

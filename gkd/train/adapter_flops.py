@@ -9,7 +9,14 @@ from typing import Any
 
 import jax
 
-from gkd.models.flops import MatrixSizes, ShardCounts, cross_flops, decoder_flops, encoder_flops
+from gkd.models.flops import (
+    MatrixSizes,
+    ShardCounts,
+    cross_flops,
+    decoder_flops,
+    encoder_flops,
+    repeated_scores,
+)
 
 _CROSS = "encoder_decoder_attention"
 
@@ -60,16 +67,16 @@ class _Backward:
         for i in range(layers):
             layer = side, "layers" if self.stacked else f"layers_{i}"
             name = "attention" if side == "encoder" else "self_attention"
-            reads = tokens, tokens, attended
+            reads = tokens, tokens, attended, attended
             depends |= self._attention((*layer, name), depends, depends, *reads)
             if encoded is not None:
                 of_prompts, rows, source = encoded
-                reads = tokens, rows * source, source
+                reads = tokens, rows * source, source, tokens // rows
                 depends |= self._attention((*layer, _CROSS), depends, of_prompts, *reads)
             depends |= self._mlp((*layer, "mlp"), depends, tokens)
         return depends
 
-    def _attention(self, path, queries, keys, tokens, key_tokens, attended) -> bool:
+    def _attention(self, path, queries, keys, tokens, key_tokens, attended, per_row) -> bool:
         """Adds a block whose queries' and keys' inputs depend on an adapter or not."""
         emb, heads = self.sizes.emb_dim, self.shards.heads
         wide, narrow = emb * self.sizes.query_width, emb * self.sizes.key_width
@@ -78,6 +85,8 @@ class _Backward:
         value = self._kernel((*path, "value"), keys, key_tokens, narrow, heads)
         products = query + key + value + (query or key)  # of queries, keys, values, weights
         self._add(products * tokens * attended * self.sizes.query_width, heads)
+        if query or key or value:
+            self._add(repeated_scores(self.sizes, tokens // per_row, per_row, attended), heads)
         return self._kernel((*path, "out"), query or key or value, tokens, wide, heads)
 
     def _mlp(self, path, depends, tokens) -> bool:

@@ -88,8 +88,11 @@ def _load_models(experiment, mesh, rules, from_shapes):
         )
 
     chosen = experiment.student
+    stacked = chosen.stacked
+    if chosen.lora is not None and chosen.lora.names_a_layer and stacked is None:
+        stacked = False
     student = load(
-        "STUDENT", chosen, dtype=chosen.dtype, stacked_layers=chosen.stacked, remat=chosen.remat,
+        "STUDENT", chosen, dtype=chosen.dtype, stacked_layers=stacked, remat=chosen.remat,
         with_params=False,
     )  # fmt: skip
     student = model_loading.with_dropout(student, chosen.dropout_rate)

@@ -10,7 +10,14 @@ from gkd.auxiliary_losses.witness import WitnessLoss
 from gkd.distill.train_step import Part
 from gkd.distill.types import Batch
 from gkd.models.attention_sharding import row_sharding
-from gkd.models.flops import ShardCounts, cross_flops, decoder_flops, encoder_flops, head_flops
+from gkd.models.flops import (
+    ShardCounts,
+    cross_flops,
+    decoder_flops,
+    encoder_flops,
+    head_flops,
+    repeated_scores,
+)
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.train import adapter_flops
@@ -77,10 +84,13 @@ def step_flops(
     costs[UPDATE] = 3 * scored(student, tokens) + heads
     if program.base is not None:
         _train_adapters_only(program, costs, tokens, shards, split)
-    elif split:
-        costs[UPDATE] -= _reduce_scattered_gradients(
-            program, shards, rows * source, rows * samples * tokens
-        )
+    else:
+        if split:
+            costs[UPDATE] -= _reduce_scattered_gradients(
+                program, shards, rows * source, rows * samples * tokens
+            )
+        if repeats:
+            costs[UPDATE] += _repeated_scores(student.sizes, rows, source, samples, tokens, shards)
     costs[UPDATE] += _auxiliary_flops(program, tokens, shards)
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
@@ -97,6 +107,15 @@ def step_flops(
     for part in (UPDATE, Part.TEACHER):
         costs[part] *= method.updates_per_rollout
     return costs
+
+
+def _repeated_scores(sizes, rows, source, samples, tokens, shards) -> float:
+    """Counts the FLOPs of attention scores that the update's backward pass forms once more."""
+    encoder = repeated_scores(sizes, rows, source, source)
+    decoder = repeated_scores(sizes, rows * samples, tokens, tokens)
+    decoder += repeated_scores(sizes, rows, samples * tokens, source) * sizes.cross_attention
+    layers = encoder * sizes.encoder_layers + decoder * sizes.decoder_layers
+    return 2 * layers / shards.rows / shards.heads
 
 
 def _train_adapters_only(program, costs, tokens, shards, split) -> None:

@@ -1,10 +1,17 @@
 """The arrays of a step folder: their shapes, their differences, and reading a part of them."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 from gkd.checkpoints import arrays
 from gkd.checkpoints.store import CheckpointStore
+from gkd.distill import optimizers, train_step
+from gkd.errors import InvalidFile
+from gkd.models.t5 import T5Config, as_seq2seq, stack_layers
 
 
 def struct(*shape, dtype=np.float32):
@@ -37,3 +44,42 @@ def test_a_part_of_the_state_is_read_without_the_rest(tmp_path, make_state):
     got = arrays.read_arrays(folder, wanted)["params"]["encoder"]["kernel"]
     np.testing.assert_array_equal(got, make_state(3).params["encoder"]["kernel"])
     assert isinstance(got, np.ndarray)
+
+
+def trained(params, optimizer):
+    """A state after two updates with its own moving average."""
+    state = train_step.init_state(params, optimizer, 0, True)
+    for _ in range(2):
+        gradient = jax.tree.map(lambda x: jnp.sin(10 * x), state.params)
+        updates, moments = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(params=params, opt_state=moments)
+    return state
+
+
+@pytest.mark.parametrize("to_stacks", [True, False], ids=["stacks", "apart"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optimizers.adafactor(1e-2, max_norm=1.0, min_dim_size_to_factor=4), optimizers.adamw(1e-2)],
+    ids=["adafactor", "adamw"],
+)
+def test_layers_are_restored_in_the_form_that_is_wanted(optimizer, to_stacks, tmp_path):
+    config = T5Config(
+        vocab_size=8, emb_dim=8, num_heads=1, head_dim=4, mlp_dim=8, num_encoder_layers=2,
+        num_decoder_layers=3,
+    )  # fmt: skip
+    params = nn.meta.unbox(as_seq2seq(config).init(jax.random.PRNGKey(0)))
+    apart, stacked = (trained(form(params), optimizer) for form in (lambda x: x, stack_layers))
+    saved, wanted = (apart, stacked) if to_stacks else (stacked, apart)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(2, saved)
+    found = store.restore(wanted).state
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+    deeper = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]), x.dtype, sharding=x.sharding)
+        if x.ndim > 1 else x, wanted,
+    )  # fmt: skip
+    with pytest.raises(InvalidFile, match="does not fit this run"):
+        store.restore(deeper)
+    store.close()

@@ -41,8 +41,16 @@ def test_greedy_tokens_equal_hugging_face(shared, family):
     np.testing.assert_array_equal(got.tokens, want["greedy_sequences"][:, 1:])
 
 
-def test_log_probs_equal_teacher_forced_ones(shared):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_log_probs_equal_teacher_forced_ones(shared, dtype):
+    """In bfloat16, too, which rounds states to 8 bits.
+
+    Sampler and decoder sum in another order; where float32 sums differ in their last bit, one state
+    may be rounded up and the other down, by 2⁻⁸ of it. A logit then differs by up to 2⁻⁸ of the
+    greatest: 0.09 here. On average over the tokens, it is far less.
+    """
     config, params, want = golden.read(shared / "golden/hf/t5v11_tiny")
+    config = dataclasses.replace(config, dtype=dtype)
     model = t5.as_seq2seq(config)
     inputs = jnp.asarray(want["input_ids"])
     valid = EVERY_ID.at[0].set(False).at[300:].set(False)
@@ -60,7 +68,12 @@ def test_log_probs_equal_teacher_forced_ones(shared):
     log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     forced = np.take_along_axis(log_probs, np.asarray(got.tokens)[..., None], -1)[..., 0]
     written = np.arange(20) < np.asarray(got.lengths)[:, None]
-    np.testing.assert_allclose(np.asarray(got.log_probs)[written], forced[written], atol=1e-4)
+    error = np.abs(np.asarray(got.log_probs)[written] - forced[written])
+    if dtype == "float32":
+        assert error.max() < 1e-4
+    else:
+        step = 2**-8 * np.abs(logits[..., np.asarray(valid)]).max()
+        assert 1e-4 < error.max() < step and error.mean() < step / 8
     assert not np.asarray(got.log_probs)[~written].any()
     assert not np.asarray(got.tokens)[~written].any()
     assert np.asarray(got.tokens)[written].max() < 300, "an unusable id was written"

@@ -26,14 +26,14 @@ def parameters(config):
 
 WIDTHS = {"emb_dim": 48, "num_heads": 2, "head_dim": 8, "mlp_dim": 40}
 # T5X's network.py, by its input's shape: after the embedding, after each sublayer and after the
-# final norm; on attention weights; between the MLP's products.
+# final norm; on attention weights, where one mask serves all queries; between the MLP's products.
 ENCODER = {
-    (ROWS, SOURCE, 48): 2 + 2 * LAYERS, (ROWS, 2, SOURCE, SOURCE): LAYERS,
+    (ROWS, SOURCE, 48): 2 + 2 * LAYERS, (ROWS, 2, 1, SOURCE): LAYERS,
     (ROWS, SOURCE, 40): LAYERS,
 }  # fmt: skip
 DECODER = {
-    (ROWS, LENGTH, 48): 2 + 3 * LAYERS, (ROWS, 2, LENGTH, LENGTH): LAYERS,
-    (ROWS, 2, LENGTH, SOURCE): LAYERS, (ROWS, LENGTH, 40): LAYERS,
+    (ROWS, LENGTH, 48): 2 + 3 * LAYERS, (ROWS, 2, 1, LENGTH): LAYERS,
+    (ROWS, 2, 1, SOURCE): LAYERS, (ROWS, LENGTH, 40): LAYERS,
 }  # fmt: skip
 
 

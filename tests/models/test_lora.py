@@ -146,3 +146,12 @@ def test_adapters_are_sharded_as_the_kernels_they_belong_to():
 def test_a_target_that_is_not_there_is_named_with_what_is():
     with pytest.raises(InvalidValue, match="'q_proj' names no kernel.*key, .*query.*wi_0"):
         new(settings=LoRA(rank=1, alpha=1, targets=("query", "q_proj")))
+
+
+def test_a_target_in_one_layer_needs_layers_that_are_not_stacked():
+    model, _ = base_model(2, stacked_layers=True)
+    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
+    target = "encoder/layers_0/attention/query"
+    assert LoRA(targets=(target,)).names_a_layer and not LoRA().names_a_layer
+    with pytest.raises(InvalidValue, match=f"'{target}' names one layer, but STUDENT_STACKED"):
+        new(boxed, LoRA(targets=(target,)))

@@ -31,6 +31,8 @@ from tests.teacher_prompts import LENGTH, OVERRIDES
         ((*DISTIL, "LAMBDA=1.0", *OVERRIDES), 12),
         ((*DISTIL, "REPLAY=@replay.Replay()"), 12),
         (("REMAT=True", "STUDENT_STACKED=True"), None),
+        ((*DISTIL, "LAMBDA=1.0", "INPUT_LENGTH=512", "SAMPLES=64"), 12),
+        ((*DISTIL, "LAMBDA=0.0", "TARGET_LENGTH=512", "REMAT=True"), None),
     ],
 )
 def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):

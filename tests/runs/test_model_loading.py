@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -25,9 +26,32 @@ def test_an_architecture_is_described_field_by_field():
     assert found["emb_dim"] == 16 and set(found) <= set(dataclasses.asdict(config))
 
 
-def test_models_that_do_not_learn_are_float32_on_a_cpu():
+def test_computation_is_in_bfloat16_but_on_a_cpu(run):
+    """Whatever the architecture or the checkpoint says; parameters are float32."""
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    assert model_loading.inference_dtype(mesh) == "float32"
+    assert model_loading.default_dtype(mesh) == "float32"
+    tpu = mock.Mock(spec=jax.sharding.Mesh)
+    tpu.devices = np.array([types.SimpleNamespace(platform="tpu")])
+    assert model_loading.default_dtype(tpu) == "bfloat16"
+    for own in ("float32", "bfloat16"):
+        config = dataclasses.replace(CONFIG, dtype=own)
+        assert load(config).config.dtype == load(config, run[0]).config.dtype == "float32"
+        assert load(config, dtype="bfloat16").config.dtype == "bfloat16"
+    params = jax.tree.leaves(load(CONFIG, dtype="bfloat16").shapes)
+    assert {leaf.dtype.name for leaf in params} == {"float32"}
+
+
+@pytest.mark.parametrize("depths", [(12, 1), (1, 12), (11, 11)])
+def test_layers_are_stacked_from_twelve_on_but_not_on_a_cpu(depths, monkeypatch):
+    sizes = dict(zip(("num_encoder_layers", "num_decoder_layers"), depths, strict=True))
+    config = dataclasses.replace(CONFIG, **sizes)
+    own = dataclasses.replace(CONFIG, stacked_layers=True)
+    for on_cpu in (True, False):
+        monkeypatch.setattr(model_loading, "_on_cpu", lambda mesh, on_cpu=on_cpu: on_cpu)
+        assert load(config).config.stacked_layers == (12 in depths and not on_cpu)
+        for forced in (True, False):
+            assert load(config, stacked_layers=forced).config.stacked_layers == forced
+        assert load(own).config.stacked_layers and not load(CONFIG).config.stacked_layers
 
 
 @pytest.mark.parametrize("role", ["STUDENT", "TEACHER"])

@@ -25,6 +25,8 @@ OWN = ("TEACHER_MODEL=None", "TEACHER_WEIGHTS='average'", *OVERRIDES)
         (("LAMBDA=1.0", "STUDENT_STACKED=True", *TWO), 12),
         (("LAMBDA=1.0", "REMAT=True", ALL), 12),
         (("LAMBDA=1.0", *OWN), 12),
+        (("LAMBDA=0.0", "INPUT_LENGTH=512", "lora.LoRA.targets=['decoder/layers_0/mlp/wo']"), None),
+        (("LAMBDA=0.0", "INPUT_LENGTH=512", "TARGET_LENGTH=512"), None),
     ],
 )
 def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
