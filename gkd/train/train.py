@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import sys
 from typing import Any
 
 from gkd.checkpoints import folders
+from gkd.checkpoints.params import read_description
 from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.store import CheckpointStore
 from gkd.configuration import setting_values
@@ -51,6 +53,7 @@ from gkd.train.teacher_record import pin_teacher, pinned_teacher
 from gkd.train.training_loop import TrainingLoop
 
 CHECKPOINTS = "checkpoints"
+_LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -286,6 +289,8 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
         restored = store.restore(program.state.abstract)
         means, position = StepMeans(), None
         if restored is not None:
+            if experiment.student.dtype is None:
+                _warn_of_another_dtype(run.path, program.student.config.dtype)
             batches.restore(restored.data_state)
             log_state = dict(restored.log_state)
             position = log_state.pop("position", None)
@@ -317,6 +322,17 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
                 return loop.run(state, None if restored is None else restored.step)
             finally:
                 store.close()
+
+
+def _warn_of_another_dtype(directory: pathlib.Path, dtype: str) -> None:
+    """Says where a resumed run computes in another dtype because it is on other devices."""
+    before = read_description(directory).get("model", {}).get("dtype", dtype)
+    if before != dtype and processes.is_primary_process():
+        _LOG.warning(
+            "the student of %s has been computed in %s, and from here on is in %s, the default of "
+            "these devices: STUDENT_DTYPE=%r with ALLOW_CHANGES=True keeps it",
+            directory, before, dtype, before,
+        )  # fmt: skip
 
 
 def _keep_what_is_read_again(program: StepProgram, directory: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from gkd.cli import command_line
 from gkd.runs.metrics_log import read_metrics
 from gkd.runs.monitor import Monitor
 from gkd.runs.signals import EXIT_STOPPED
+from gkd.train.train import _warn_of_another_dtype
 from tests.compilation import devices
 from tests.paths import TINY
 from tests.train.training import (
@@ -367,3 +368,13 @@ def test_what_does_not_fit_is_cut_weighs_nothing_and_is_counted(
     assert "of 32 rows, 8 targets cut, 4 empty examples" in errors
     row = next(row for row in read_metrics(run) if "data/targets_cut" in row)
     assert (row["data/targets_cut"], row["data/empty_examples"]) == (8, 4)
+
+
+def test_a_resume_in_another_dtype_is_said(uninterrupted, caplog):
+    """A run of float32 on a CPU goes on in bfloat16 on a TPU, unless STUDENT_DTYPE is set."""
+    _warn_of_another_dtype(uninterrupted, "float32")
+    assert not caplog.messages
+    _warn_of_another_dtype(uninterrupted, "bfloat16")
+    (message,) = caplog.messages
+    assert "in float32, and from here on is in bfloat16" in message
+    assert "STUDENT_DTYPE='float32' with ALLOW_CHANGES=True" in message
