@@ -90,7 +90,7 @@ class Student:
         must agree with a checkpoint beside it.
       dtype: dtype of the computation, 'float32' or 'bfloat16'; None is bfloat16 on accelerators,
         float32 on CPU, whatever the architecture's own. Parameters are float32.
-      stacked: runs the layers in one scan, which compiles faster; None does so from 12 layers of a
+      stacked: runs the layers in one scan, which compiles faster; None does so from 8 layers of a
         stack on, but not on CPU, and where the architecture itself does.
       remat: recomputes activations in the backward pass, to save memory; None is the architecture's
         own.

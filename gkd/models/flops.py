@@ -22,8 +22,8 @@ class MatrixSizes:
       encoder_layers: layers that a prompt passes; of a decoder-only model those of the decoder.
       decoder_layers: layers that an output token passes.
       cross_attention: True where decoder layers attend to the encoder through kernels of their own.
-      attends_in_blocks: True where the backward pass repeats the scores of long attention, see
-        `gkd.models.layers.attend_in_blocks`.
+      attends_in_blocks: True where the backward pass repeats the scores of long attention, and of
+        all attention in stacked layers, see `gkd.models.layers.attend_in_blocks`.
     """
 
     vocab_size: int
@@ -118,18 +118,21 @@ def decoder_flops(
     return 2 * rows * tokens * sizes.decoder_layers * layer / shards.rows
 
 
-def repeated_scores(sizes: MatrixSizes, rows: float | int, queries: int, keys: int) -> float:
+def repeated_scores(
+    sizes: MatrixSizes, rows: float | int, queries: int, keys: int, stacked: bool
+) -> float:
     """Counts the multiplications of attention scores that a layer's backward pass forms again.
 
     Args:
       sizes: the model's.
       rows: rows of queries.
       queries, keys: tokens per row.
+      stacked: True in stacked layers that are not rematerialised as a whole.
 
     Returns:
-      0 where attention is not computed in blocks.
+      0 where they are saved.
     """
-    if not sizes.attends_in_blocks or query_block(queries) == queries:
+    if not sizes.attends_in_blocks or (query_block(queries) == queries and not stacked):
         return 0.0
     return float(rows * queries * keys * sizes.query_width)
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
@@ -17,6 +18,7 @@ from gkd.errors import InvalidValue
 MASKED = -1e10  # added to attention logits that must not be attended to
 RELATIVE_BUCKETS = 32
 RELATIVE_MAX_DISTANCE = 128
+ATTENTION = "attention"  # name of its result, for policies of `jax.checkpoint`
 BLOCKED_FROM = 512  # queries from which on attention is computed in blocks of them
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 32
 
@@ -157,11 +159,6 @@ def attend(
     return jnp.swapaxes(jnp.einsum("bhqk,bkhd->bhqd", weights, value), 1, 2)
 
 
-# The backward pass of elementwise functions repeats them: in a scan over layers, it would otherwise
-# read every intermediate result from main memory. Outside of one, the compiler chooses.
-_inputs_only = partial(jax.checkpoint, prevent_cse=False)
-
-
 def query_block(queries: int) -> int:
     """Returns the queries that attention is computed for at a time; all, where they are few.
 
@@ -252,7 +249,7 @@ class RMSNorm(nn.Module):
         """Normalises the last axis."""
         init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
-        return _inputs_only(partial(rms_norm, dtype=self.dtype))(x, scale)
+        return rms_norm(x, scale, self.dtype)
 
 
 class Embed(nn.Module):
@@ -356,6 +353,7 @@ class Attention(nn.Module):
             return attend(used, value), jnp.mean(weights, axis=1) if self.pooled else None
 
         mixed, pooled = attend_in_blocks(attend_to, query, key, value, biases)
+        mixed = checkpoint_name(mixed, ATTENTION)
         joined = mixed.reshape(*x.shape[:-1], -1)  # [B, Q, H·D]
         out = Dense(x.shape[-1], ("joined_kv", "embed"), self.dtype, _fan_in_normal, name="out")
         return (out(joined), pooled) if self.pooled else out(joined)
@@ -375,7 +373,7 @@ class Mlp(nn.Module):
         """Applies the block to every position."""
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
         pieces = [Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x) for name in names]
-        product = _inputs_only(partial(activate, activations=self.activations))(pieces)  # [B, L, F]
+        product = activate(pieces, self.activations)  # [B, L, F]
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
         product = dropout(product, self.deterministic)
         return Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(product)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gkd.models.attention_sharding import copy_per_shard, row_sharding
 from gkd.models.interface import Hidden, InnerLayer
 from gkd.models.layers import (
+    ATTENTION,
     MASKED,
     Attention,
     Dense,
@@ -116,9 +117,19 @@ class DecoderLayer(nn.Module):
         return _as_residual(x, rows, self.sharding), attention
 
 
+# What a scan's backward pass reads of a layer from main memory; all else it repeats: norms,
+# activation functions and attention weights. Without a scan, the compiler chooses.
+_SAVED = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of kernels
+    jax.checkpoint_policies.save_only_these_names(ATTENTION),
+)
+
+
 def _rematerialised(layer, config):
     """The layer's class; with `remat`, its activations are recomputed in the backward pass."""
-    return nn.remat(layer, prevent_cse=not config.stacked_layers) if config.remat else layer
+    if config.remat:
+        return nn.remat(layer, prevent_cse=not config.stacked_layers)
+    return nn.remat(layer, prevent_cse=False, policy=_SAVED) if config.stacked_layers else layer
 
 
 def _scan(target, depth, in_axes):

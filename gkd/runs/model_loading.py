@@ -25,7 +25,9 @@ from gkd.runs import checkpoint_vocabulary
 from gkd.runs.progress import announce
 from gkd.vocabularies import vocabularies
 
-DEEP = 12  # layers of a stack from which on they are run in one scan: alone, they compile slowly
+# Layers of a stack from which on they are run in one scan: the step of XL and small, of 24 and 8
+# layers, compiles for a TPU in 36 s, and in 71 s where the student's are not stacked.
+DEEP = 8
 _LOG = logging.getLogger(__name__)
 
 

@@ -29,6 +29,7 @@ def update_flops(
     outputs: int,
     tokens: int,
     shards: ShardCounts,
+    remat: bool = False,
 ) -> float:
     """Counts the FLOPs of forward and backward pass, the head apart, on one chip.
 
@@ -41,11 +42,13 @@ def update_flops(
       rows, source: prompts, and tokens of each.
       outputs, tokens: sequences to learn from, and tokens of each.
       shards: the division among chips.
+      remat: True where layers are rematerialised as a whole, which is not counted here.
     """
     forward = encoder_flops(sizes, rows, source, shards) + cross_flops(sizes, rows, source, shards)
     forward += decoder_flops(sizes, outputs, tokens, tokens + source, shards)
     adapted = dict(kernels(adapters))
-    back = _Backward(adapted, sizes, shards, stacked=any("layers" in path for path in adapted))
+    stacked = any("layers" in path for path in adapted)
+    back = _Backward(adapted, sizes, shards, stacked, stacked and not remat)
     prompts = back.stack("encoder", sizes.encoder_layers, rows * source, source, None)
     back.stack("decoder", sizes.decoder_layers, outputs * tokens, tokens, (prompts, rows, source))
     return forward + back.flops
@@ -59,6 +62,7 @@ class _Backward:
     sizes: MatrixSizes
     shards: ShardCounts
     stacked: bool
+    repeats_scores: bool
     flops: float = 0.0
 
     def stack(self, side, layers, tokens, attended, encoded) -> bool:
@@ -86,7 +90,8 @@ class _Backward:
         products = query + key + value + (query or key)  # of queries, keys, values, weights
         self._add(products * tokens * attended * self.sizes.query_width, heads)
         if query or key or value:
-            self._add(repeated_scores(self.sizes, tokens // per_row, per_row, attended), heads)
+            rows, repeats = tokens // per_row, self.repeats_scores
+            self._add(repeated_scores(self.sizes, rows, per_row, attended, repeats), heads)
         return self._kernel((*path, "out"), query or key or value, tokens, wide, heads)
 
     def _mlp(self, path, depends, tokens) -> bool:

@@ -83,14 +83,14 @@ def step_flops(
     heads = 3 * head_flops(student.sizes, rows * samples, tokens, shards)
     costs[UPDATE] = 3 * scored(student, tokens) + heads
     if program.base is not None:
-        _train_adapters_only(program, costs, tokens, shards, split)
+        _train_adapters_only(program, costs, tokens, shards, split, repeats)
     else:
         if split:
             costs[UPDATE] -= _reduce_scattered_gradients(
                 program, shards, rows * source, rows * samples * tokens
             )
         if repeats:
-            costs[UPDATE] += _repeated_scores(student.sizes, rows, source, samples, tokens, shards)
+            costs[UPDATE] += _repeated_scores(student, rows, source, samples, tokens, shards)
     costs[UPDATE] += _auxiliary_flops(program, tokens, shards)
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
@@ -109,23 +109,28 @@ def step_flops(
     return costs
 
 
-def _repeated_scores(sizes, rows, source, samples, tokens, shards) -> float:
+def _repeated_scores(config, rows, source, samples, tokens, shards) -> float:
     """Counts the FLOPs of attention scores that the update's backward pass forms once more."""
-    encoder = repeated_scores(sizes, rows, source, source)
-    decoder = repeated_scores(sizes, rows * samples, tokens, tokens)
-    decoder += repeated_scores(sizes, rows, samples * tokens, source) * sizes.cross_attention
+    sizes, stacked = config.sizes, config.stacked_layers and not config.remat
+    encoder = repeated_scores(sizes, rows, source, source, stacked)
+    decoder = repeated_scores(sizes, rows * samples, tokens, tokens, stacked)
+    if sizes.cross_attention:
+        decoder += repeated_scores(sizes, rows, samples * tokens, source, stacked)
     layers = encoder * sizes.encoder_layers + decoder * sizes.decoder_layers
     return 2 * layers / shards.rows / shards.heads
 
 
-def _train_adapters_only(program, costs, tokens, shards, split) -> None:
+def _train_adapters_only(program, costs, tokens, shards, split, repeats) -> None:
     """Replaces the costs of an update of all parameters, and adds those of adding adapters."""
-    adapters, sizes = program.state.abstract.params, program.student.config.sizes
+    adapters, student = program.state.abstract.params, program.student.config
+    sizes = student.sizes
+    if not repeats:
+        sizes = dataclasses.replace(sizes, attends_in_blocks=False)
     rows, source = program.batch.encoder_input_tokens.shape
     outputs, parts = rows * program.method.samples, program.experiment.batches.microbatches
     heads = 2 + _trains_head(program)
     costs[UPDATE] = adapter_flops.update_flops(
-        adapters, sizes, rows, source, outputs, tokens, shards
+        adapters, sizes, rows, source, outputs, tokens, shards, student.remat
     ) + heads * head_flops(sizes, outputs, tokens, shards)
     chips = program.mesh.shape["model"] if split else program.mesh.size
     adding = adapter_flops.adding_flops(adapters) / chips

@@ -41,14 +41,14 @@ def test_computation_is_in_bfloat16_but_on_a_cpu(run):
     assert {leaf.dtype.name for leaf in params} == {"float32"}
 
 
-@pytest.mark.parametrize("depths", [(12, 1), (1, 12), (11, 11)])
-def test_layers_are_stacked_from_twelve_on_but_not_on_a_cpu(depths, monkeypatch):
+@pytest.mark.parametrize("depths", [(8, 1), (1, 8), (7, 7)])
+def test_layers_are_stacked_from_eight_on_but_not_on_a_cpu(depths, monkeypatch):
     sizes = dict(zip(("num_encoder_layers", "num_decoder_layers"), depths, strict=True))
     config = dataclasses.replace(CONFIG, **sizes)
     own = dataclasses.replace(CONFIG, stacked_layers=True)
     for on_cpu in (True, False):
         monkeypatch.setattr(model_loading, "_on_cpu", lambda mesh, on_cpu=on_cpu: on_cpu)
-        assert load(config).config.stacked_layers == (12 in depths and not on_cpu)
+        assert load(config).config.stacked_layers == (8 in depths and not on_cpu)
         for forced in (True, False):
             assert load(config, stacked_layers=forced).config.stacked_layers == forced
         assert load(own).config.stacked_layers and not load(CONFIG).config.stacked_layers
