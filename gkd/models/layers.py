@@ -191,8 +191,8 @@ def attend_in_blocks(
     Args:
       attend_to: the attention of a block of queries: (query, key, value, biases) -> [B, Q, …].
       query, key, value: projected heads.
-      biases: as in `attention_weights`, those that depend on the query as windows, see
-        `RelativeBias`.
+      biases: [batch|copies, heads|1, query|1, key] as in `attention_weights`; where there are blocks,
+        those that depend on the query are windows, see `RelativeBias`.
 
     Returns:
       The results of `attend_to` for all queries.
@@ -327,7 +327,7 @@ class Attention(nn.Module):
         context: Float[Array, "batch key embed"],
         *biases: Float[Array, "..."],
     ) -> Float[Array, "batch query embed"] | tuple[Array, Array]:
-        """`x` attends to `context` under additive biases [batch|1, heads|1, query|1, key]."""
+        """`x` attends to `context` under additive biases, see `attend_in_blocks`."""
 
         def heads(name, inputs, scale=1.0):
             def init(*args):
@@ -342,15 +342,15 @@ class Attention(nn.Module):
         query = heads("query", x, self.head_dim**-0.5)
         key, value = heads("key", context), heads("value", context)  # [B, K, H, D]
         # One mask for all queries, as in T5, and for all of their blocks.
-        kept = jnp.ones((len(x), self.num_heads, 1, context.shape[1]), value.dtype)
+        kept = jnp.ones((len(x), self.num_heads, 1, context.shape[1]), jnp.float32)
         kept = nn.Dropout(self.dropout_rate)(kept, self.deterministic)
 
         def attend_to(query, key, value, biases):
-            weights = attention_weights(query, key, biases)  # [B, H, Q, K]
-            used = weights.astype(value.dtype)
+            weights = used = attention_weights(query, key, biases)  # [B, H, Q, K]
             if self.dropout_rate and not self.deterministic:
-                used = used * kept
-            return attend(used, value), jnp.mean(weights, axis=1) if self.pooled else None
+                used = weights * kept
+            mixed = attend(used.astype(value.dtype), value)
+            return mixed, jnp.mean(weights, axis=1) if self.pooled else None
 
         mixed, pooled = attend_in_blocks(attend_to, query, key, value, biases)
         mixed = checkpoint_name(mixed, ATTENTION)
