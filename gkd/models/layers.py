@@ -191,8 +191,8 @@ def attend_in_blocks(
     Args:
       attend_to: the attention of a block of queries: (query, key, value, biases) -> [B, Q, …].
       query, key, value: projected heads.
-      biases: [batch|copies, heads|1, query|1, key] as in `attention_weights`; where there are blocks,
-        those that depend on the query are windows, see `RelativeBias`.
+      biases: [batch|copies, heads|1, query|1, key] as in `attention_weights`; where there are
+        blocks, those that depend on the query are windows, see `RelativeBias`.
 
     Returns:
       The results of `attend_to` for all queries.
