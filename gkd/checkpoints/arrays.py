@@ -176,7 +176,7 @@ def _has_stacks(leaves):
 
 
 def _stack(parts, wanted):
-    """The leaves of all layers, or of one that stands for all, as one array."""
+    """The leaves of all layers as one array, or repeats of the one that all layers share."""
     make = jnp.stack
     if len(parts) < wanted.shape[0]:
         make = lambda parts: jnp.broadcast_to(parts[0], wanted.shape)  # noqa: E731

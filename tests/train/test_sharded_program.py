@@ -8,7 +8,7 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from gkd.cli import command_line
-from gkd.plan import program_report
+from gkd.plan import program_report, report_lines
 from gkd.plan.memory import resident
 from gkd.program_cost.hlo import parse
 from gkd.program_cost.program_cost import program_cost
@@ -62,9 +62,9 @@ def test_attention_is_split_by_heads_or_by_rows_or_not_at_all():
     assert program_report.split_by_rows(heads) == program_report.undivided(heads) == []
     assert program_report.undivided(rows) == [] and program_report.split_by_rows(whole) == []
     said = "the student's 2 heads do not divide over model=8: its attention is split by rows"
-    assert said in program_report.heading(rows)
+    assert said in report_lines.heading(rows)
     said = "the teacher's attention (2 heads, nor do 4 rows divide over all chips) is not split"
-    assert said in program_report.heading(whole)
+    assert said in report_lines.heading(whole)
 
 
 @pytest.mark.parametrize(
