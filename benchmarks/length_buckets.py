@@ -14,6 +14,7 @@ import time
 
 import jax
 
+from benchmarks.arguments import parse
 from benchmarks.machine import spread
 from gkd.cli import command_line
 from gkd.cli.arguments import Command
@@ -32,11 +33,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--gin_file", required=True)
     parser.add_argument("--steps", type=int, default=20, help="of each kind in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    given, rest = parser.parse_known_args(arguments)
-    if wrong := [option for option in rest if not option.startswith("--gin.")]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    overrides = ("MODEL_DIR='none'", *(option.removeprefix("--gin.") for option in rest))
-    command = Command("train", (given.gin_file,), overrides)
+    given, overrides = parse(parser, arguments)
+    command = Command("train", (given.gin_file,), ("MODEL_DIR='none'", *overrides))
     program = build_step_program(command_line.configured_experiment(command), from_shapes=True)
     compare(program, given.steps, given.rounds)
 

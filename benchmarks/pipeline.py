@@ -18,6 +18,7 @@ import time
 
 import jax
 
+from benchmarks.arguments import parse
 from benchmarks.machine import spread
 from gkd.cli import command_line
 from gkd.cli.arguments import Command
@@ -37,10 +38,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--gin_file", default=RUN)
     parser.add_argument("--steps", type=int, default=100, help="of each kind in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    given, rest = parser.parse_known_args(arguments)
-    if wrong := [option for option in rest if not option.startswith("--gin.")]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    overrides = tuple(option.removeprefix("--gin.") for option in rest)
+    given, overrides = parse(parser, arguments)
     feeding(given, (*MODELS, "MODEL_DIR='none'", *overrides))
     starting(given)
 

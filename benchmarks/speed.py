@@ -12,19 +12,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import matplotlib
 
-from benchmarks import machine, workloads
+from benchmarks import machine, participants, workloads
+from benchmarks.participants import OURS
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-OURS = "gkd"
 NEEDS = {
     "gkd": "gkd",
     "gkd_lean": "gkd",
@@ -32,34 +30,6 @@ NEEDS = {
     "flax": "transformers, jax",
     "t5x": "t5x",
 }
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-class Worker:
-    """The process of a participant."""
-
-    def __init__(self, name: str, python: str, environment: dict[str, str], log: pathlib.Path):
-        """Starts the process; its output besides answers goes to `log`."""
-        self._log = log.open("a")
-        self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.workers.{name}_worker"], cwd=ROOT, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-        )  # fmt: skip
-        self.name = name
-
-    def run(self, **command) -> dict:
-        """Sends a command, and returns its answer."""
-        print(json.dumps(command), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the {self.name} worker ended: see {self._log.name}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +37,7 @@ def main(arguments: list[str]) -> None:
     given = _parser().parse_args(arguments)
     directory = pathlib.Path(given.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    pythons, environment = _participants(given)
+    pythons, environment = participants.available(NEEDS, given.participants, given)
     results = {"rounds": given.rounds, "cases": []}
     for name in given.workloads:
         work = workloads.WORKLOADS[name]
@@ -78,7 +48,9 @@ def main(arguments: list[str]) -> None:
                 workers = []
                 for participant in taking:
                     log = directory / f"{participant}.log"
-                    worker = Worker(participant, pythons[participant], environment, log)
+                    worker = participants.Worker(
+                        participant, f"{participant}_worker", pythons[participant], environment, log
+                    )
                     stack.callback(worker.close)
                     workers.append(worker)
                 for rows in all_rows:
@@ -157,33 +129,9 @@ def _figure(cases, path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _participants(given):
-    """Finds the Python of every available participant, and its environment."""
-    environment = dict(os.environ, USE_TF="0", TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(given.t5x or [])])
-    pythons = {}
-    for name in given.participants:
-        python = sys.executable if NEEDS[name] == "gkd" else given.peer_python
-        found = subprocess.run(
-            [python, "-c", f"import {NEEDS[name]}"], env=environment, capture_output=True, text=True
-        )
-        if found.returncode:
-            reason = found.stderr.strip().splitlines()[-1]
-            print(f"{name} does not take part: {reason}")
-        else:
-            pythons[name] = python
-    if OURS not in pythons:
-        raise SystemExit("GKD itself cannot be imported: install requirements.txt")
-    return pythons, environment
-
-
 def _parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--peer_python", default=sys.executable, help="has torch, transformers, trl"
-    )
-    parser.add_argument("--t5x", action="append", help="a folder to import t5x from; repeatable")
-    parser.add_argument("--directory", default="runs/benchmarks")
+    participants.add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--step_rows", type=int, nargs="*", default=[8])

@@ -16,8 +16,20 @@ from benchmarks.workloads import WORKLOADS
 _USED_IDS = (3, 32000)
 
 
+def answer_commands(answer: Callable[[dict], dict]) -> None:
+    """Reads commands, and prints the answer to each, until standard input ends.
+
+    Args:
+      answer: command -> answer, both of JSON's types.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+
+
 def serve(make: Callable) -> None:
-    """Answers until standard input ends.
+    """Runs parts of workloads until standard input ends.
 
     A command {"workload", "rows", "part", "runs"} runs one part of one workload, once to warm up
     and then `runs` times, and is answered with {"first_seconds", "seconds": […], "peak_bytes"}: the
@@ -27,30 +39,28 @@ def serve(make: Callable) -> None:
       make: (workload, prompts int32 [B, S], targets int32 [B, T]) -> {part: () -> None}, each
         blocking until its result is there.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
     parts: dict = {}
-    for line in sys.stdin:
-        command = json.loads(line)
+
+    def answer(command):
         key = (command["workload"], command["rows"])
         if key not in parts:
             parts.clear()  # the models of one workload at a time
             parts[key] = make(WORKLOADS[key[0]], *tokens(*key))
         run, first = parts[key].get(command["part"]), None
         if run is None:
-            answer = {"missing": command["part"]}
-        else:
-            if not isinstance(run, _Warm):
-                first = _timed(run)
-                run = parts[key][command["part"]] = _Warm(run)
-                # What the C library kept of memory that compiling freed is no part's own.
-                ctypes.CDLL(None).malloc_trim(0)
-            elif command["runs"]:
-                run()  # caches and pages were the other participants' meanwhile
-            reset_peak()
-            seconds = [_timed(run) for _ in range(command["runs"])]
-            answer = {"first_seconds": first, "seconds": seconds, "peak_bytes": peak_bytes()}
-        print(json.dumps(answer), file=answers, flush=True)
+            return {"missing": command["part"]}
+        if not isinstance(run, _Warm):
+            first = timed(run)
+            run = parts[key][command["part"]] = _Warm(run)
+            # What the C library kept of memory that compiling freed is no part's own.
+            ctypes.CDLL(None).malloc_trim(0)
+        elif command["runs"]:
+            run()  # caches and pages were the other participants' meanwhile
+        reset_peak()
+        seconds = [timed(run) for _ in range(command["runs"])]
+        return {"first_seconds": first, "seconds": seconds, "peak_bytes": peak_bytes()}
+
+    answer_commands(answer)
 
 
 class _Warm:
@@ -85,7 +95,8 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _timed(run):
+def timed(run: Callable[[], object]) -> float:
+    """Runs something, and returns its seconds."""
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
