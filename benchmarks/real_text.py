@@ -53,10 +53,11 @@ def main(arguments: list[str]) -> None:
                 )
                 stack.callback(workers[name].close)
             taking = [pair for pair in _takers(part, given.packed) if pair[0] in workers]
-            results["parts"][part] = taken = _measured(workers, taking, command, given.rounds)
+            for taken in _measured(workers, taking, command, given.rounds):
+                results["parts"][part] = taken
+                (directory / "real_text.json").write_text(json.dumps(results, indent=1) + "\n")
         if given.rounds:
             print(table(part, taken), flush=True)
-    (directory / "real_text.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _takers(part, packed):
@@ -68,7 +69,7 @@ def _takers(part, packed):
 
 
 def _measured(workers, taking, command, rounds):
-    """Runs all participants in turn, the first time to compile; {label: answers of every round}."""
+    """Runs all participants in turn, the first time to compile; yields all answers by label."""
     taken = {}
     for number in range(rounds + 1):
         for name, part in taking:
@@ -77,7 +78,7 @@ def _measured(workers, taking, command, rounds):
                 taken[f"{name}, {part}"]["seconds"].append(answer["seconds"])
             else:
                 taken[f"{name}, {part}"] = {"strata": answer["strata"], "seconds": []}
-    return taken
+        yield taken
 
 
 def table(part: str, taken: dict) -> str:
