@@ -82,8 +82,12 @@ def check_gkd(arguments):
 def check_script(path, arguments):
     """A script exists and knows its options."""
     text = path.read_text()
+    if "participants.add_arguments(" in text:  # those of all comparisons
+        text += (REPOSITORY / "benchmarks" / "participants.py").read_text()
     for argument in arguments:
-        if argument.startswith("--"):
+        if argument.startswith("--gin."):
+            assert "benchmarks.arguments import parse" in text, f"{path.name} has no {argument}"
+        elif argument.startswith("--"):
             assert f'"{argument.partition("=")[0]}"' in text, f"{path.name} has no {argument}"
 
 
