@@ -79,16 +79,20 @@ def test_attention_in_blocks_has_the_values_and_gradients_of_the_whole(pooled, m
 
 
 def test_dropout_of_attention_in_blocks_is_that_of_the_whole(monkeypatch):
-    module = Attention(2, 4, jnp.float32, 0.5, False)
+    """And it drops: the mean over many masks is what is computed without dropout."""
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 12, 8)), "float32")
     bias = RelativeBias(2, bidirectional=True)
     table = bias.init(jax.random.PRNGKey(0), 12)
 
-    def attention():
-        rngs = {"params": jax.random.PRNGKey(0), "dropout": jax.random.PRNGKey(1)}
+    def attention(seed=1, deterministic=False):
+        rngs = {"params": jax.random.PRNGKey(0), "dropout": jax.random.PRNGKey(seed)}
+        module = Attention(2, 4, jnp.float32, 0.5, deterministic)
         return module.init_with_output(rngs, x, x, bias.apply(table, 12))[0]
 
-    whole = attention()
+    whole, plain = attention(), attention(deterministic=True)
+    mean = jax.vmap(attention)(jnp.arange(1000)).mean(0)
+    spread = np.abs(whole - plain).mean()
+    assert spread > 0.1 * np.abs(plain).mean() and np.abs(mean - plain).mean() < spread / 10
     for name, value in {"BLOCKED_FROM": 12, "LARGEST_BLOCK": 4, "SMALLEST_BLOCK": 2}.items():
         monkeypatch.setattr(layers, name, value)
     assert query_block(12) == 4
