@@ -6,6 +6,7 @@
 #   GKD_DATA=/path/to/data bash launch/methods.sh translation    # needs tatoeba_en_de in there
 #   GKD_DATA=/path/to/data bash launch/methods.sh summaries      # needs debian_synopsis in there
 #   bash launch/methods.sh opsd    # self-distillation; or hint, opsdl, oisd, ssopd
+#   bash launch/methods.sh lengths_arithmetic    # batches of similar lengths; or lengths_summaries
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 task="${1:-}"
@@ -22,7 +23,12 @@ case "$task" in
     hint | opsd | opsdl | oisd | ssopd) sweep="self_distillation_$task" ;;
     translation) fields=en,de file=tatoeba_en_de/train.jsonl ;;
     summaries) fields=document,summary file=debian_synopsis/train.jsonl.gz ;;
-    *) fail "task '$task': choose arithmetic, translation, summaries, hint, opsd, opsdl, oisd or ssopd" ;;
+    lengths_arithmetic) sweep=length_buckets_arithmetic ;;
+    lengths_summaries)
+        sweep=length_buckets_summaries task=summaries
+        fields=document,summary file=debian_synopsis/train.jsonl.gz
+        ;;
+    *) fail "task '$task': choose arithmetic, translation, summaries, hint, opsd, opsdl, oisd, ssopd, lengths_arithmetic or lengths_summaries" ;;
 esac
 vocabulary="runs/small_$task/vocabulary.model"
 [ -z "${file:-}" ] || [ -f "${GKD_DATA:-}/$file" ] ||

@@ -107,7 +107,7 @@ def check_bash(words, environment):
         if inner:
             check_gkd(arguments[arguments.index(inner[0]) :])
     elif script == "launch/methods.sh":
-        known = re.search(r"choose ([a-z, ]+ or [a-z]+)", path.read_text())[1]
+        known = re.search(r"choose ([a-z_, ]+ or [a-z_]+)", path.read_text())[1]
         assert arguments[0] == "TASK" or arguments[0] in re.findall(r"\w+", known)
     elif script == "launch/quickstart.sh":
         check_script(REPOSITORY / "gkd/quickstart/quickstart.py", arguments)
