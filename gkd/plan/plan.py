@@ -22,6 +22,7 @@ from gkd.plan.program_reports import PROGRAMS, ProgramReports
 from gkd.program_cost.roofline import ON_FAKE_DEVICES
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 from gkd.runs.long_work import long_work
+from gkd.runs.model_loading import has_fixed_execution
 from gkd.runs.provenance import provenance
 from gkd.train.build import build_step_program
 from gkd.train.method import batch_buckets
@@ -71,6 +72,8 @@ def plan(
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
         raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
+    if _is_gpu(topology):
+        experiment = on_accelerators(experiment)
     if mesh:
         experiment = resized(experiment, _model_axis(mesh, len(devices)))
     build = functools.partial(build_step_program, devices=devices, from_shapes=True)
@@ -151,12 +154,33 @@ def _rows(experiment, lengths, search) -> dict[str, Any] | None:
     return batch_lengths.row_lengths(experiment, lengths)
 
 
+def on_accelerators(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the dtype that accelerators take by default.
+
+    Args:
+      experiment: the run to plan for GPUs, for which CPU devices stand in.
+    """
+
+    def in_bfloat16(model):
+        fixed = model.architecture is not None and has_fixed_execution(model.architecture)
+        return model if fixed else dataclasses.replace(model, dtype=model.dtype or "bfloat16")
+
+    return dataclasses.replace(
+        experiment,
+        student=in_bfloat16(experiment.student),
+        teacher=in_bfloat16(experiment.teacher),
+    )
+
+
+def _is_gpu(topology):
+    return topology.partition(":")[0] in ON_FAKE_DEVICES - {"cpu"}
+
+
 def _warn_of_compiler(topology, say):
-    generation = topology.partition(":")[0]
-    if generation in ON_FAKE_DEVICES - {"cpu"}:
+    if _is_gpu(topology):
         say(
-            f"note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "
-            f"traffic are overestimates for {generation}"
+            "note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "
+            f"traffic are overestimates for {topology}"
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gkd.cli import command_line
 from gkd.distill.train_step import Part
+from gkd.plan import plan as plan_verb
 from gkd.plan import program_report, program_reports, programs
 from gkd.program_cost import collectives, roofline
 from tests.plan.planning import DISTIL, plan, run_out, traced
@@ -232,3 +233,10 @@ def test_the_step_of_xl_and_small_compiles_within_a_minute_and_moves_no_scores(t
     # Arithmetic alone takes 6.8 TFLOP ÷ 197 TFLOP/s = 34.4 ms, all traffic 17 ms.
     assert 34.4e-3 < step["seconds"] < 45e-3
     assert step["bytes"] < 15e9
+
+
+def test_a_plan_for_gpus_computes_in_bfloat16_as_they_would():
+    run = traced(*DISTIL, "LAMBDA=1.0", "TEACHER_DTYPE='float32'").experiment
+    planned = plan_verb.on_accelerators(run)
+    assert (planned.student.dtype, planned.teacher.dtype) == ("bfloat16", "float32")
+    assert run.student.dtype is None
