@@ -72,10 +72,7 @@ def plan(
     path = output and pathlib.Path(output)
     if path and not path.parent.is_dir():
         raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
-    if _is_gpu(topology):
-        experiment = on_accelerators(experiment)
-    if mesh:
-        experiment = resized(experiment, _model_axis(mesh, len(devices)))
+    experiment = _placed(experiment, topology, mesh, len(devices))
     build = functools.partial(build_step_program, devices=devices, from_shapes=True)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     prices = {"price": price, "chips": len(devices)}
@@ -103,8 +100,7 @@ def plan(
     with long_work("tracing the step"):
         step = build(experiment)
     console.print(report_lines.heading(step))
-    _warn_of_compiler(topology, console.print)
-    _warn_of_lengths(experiment, lengths, console.print)
+    console.print(*_notes(experiment, topology, lengths), sep="", end="")
     planning = ProgramReports(step, build, report, rows, chip, prices, console.print, save)
     planning.measure(names)
     planning.compare(measured, topology)
@@ -154,6 +150,13 @@ def _rows(experiment, lengths, search) -> dict[str, Any] | None:
     return batch_lengths.row_lengths(experiment, lengths)
 
 
+def _placed(experiment, topology, mesh, chips) -> Experiment:
+    """The experiment as the topology's chips would run it, on the mesh that is given."""
+    if _is_gpu(topology):
+        experiment = on_accelerators(experiment)
+    return resized(experiment, _model_axis(mesh, chips)) if mesh else experiment
+
+
 def on_accelerators(experiment: Experiment) -> Experiment:
     """Returns the experiment with the dtype that accelerators take by default.
 
@@ -176,17 +179,17 @@ def _is_gpu(topology):
     return topology.partition(":")[0] in ON_FAKE_DEVICES - {"cpu"}
 
 
-def _warn_of_compiler(topology, say):
+def _notes(experiment, topology, lengths) -> list[str]:
+    """Lines about what the figures leave out."""
+    notes = []
     if _is_gpu(topology):
-        say(
+        notes.append(
             "note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "
-            f"traffic are overestimates for {topology}"
+            f"traffic are overestimates for {topology}\n"
         )
-
-
-def _warn_of_lengths(experiment, lengths, say):
     if lengths is None and batch_buckets(experiment)[0] is not None:
-        say(
+        notes.append(
             "note: batches of shorter rows take less than this (LENGTH_BUCKETS): say how long the "
-            "rows are, --lengths=data, a file of histograms or a mean"
+            "rows are, --lengths=data, a file of histograms or a mean\n"
         )
+    return notes
