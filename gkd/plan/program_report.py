@@ -219,8 +219,8 @@ def of_lengths(
       estimates: the record of `facts` of every shape.
 
     Returns:
-      The shapes, with their shares and times; the mean time and what the run takes; no mean if
-      a shape has no time.
+      The shapes, with their shares and times; the mean time, and of whole steps what the run takes;
+      no mean if a shape has no time.
     """
     keys = ("seconds", "seconds_without_overlap", "useful_flops")
     record: dict[str, Any] = {
@@ -230,7 +230,10 @@ def of_lengths(
             for shape, share, found in zip(lengths.shapes, lengths.shares, estimates, strict=True)
         ],
     }
-    if all(found["seconds"] is not None for found in estimates):
-        record |= {key: lengths.mean([found[key] for found in estimates]) for key in keys}
+    if any(found["seconds"] is None for found in estimates):
+        return record
+    known = [key for key in keys if key in estimates[0]]
+    record |= {key: lengths.mean([found[key] for found in estimates]) for key in known}
+    if "useful_flops" in known:  # of a whole step
         record["run"] = of_run(program, record, chip, prices)
     return record

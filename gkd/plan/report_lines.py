@@ -114,9 +114,9 @@ def lengths_lines(name: str, record: Mapping[str, Any]) -> list[str]:
         sizes = ", ".join(f"{key} {size}" for key, size in shape["lengths"].items())
         time = "no estimate" if shape["seconds"] is None else _time(shape)
         report.append(f"  {sizes}: {shape['share']:.1%} of the batches, {time}")
-    if "run" not in record:
-        return report
-    return [*report, f"  mean: {_time(record)}", *_whole_run(record["run"])]
+    if "seconds" in record:
+        report.append(f"  mean: {_time(record)}")
+    return report + (_whole_run(record["run"]) if "run" in record else [])
 
 
 def _listed(kinds):

@@ -114,4 +114,23 @@ def test_a_plan_weighs_the_lengths_by_how_often_they_occur(capsys, tmp_path):
 
 def test_lengths_of_the_data_are_those_of_its_rows():
     rows = batch_lengths.row_lengths(experiment(), "data")
-    assert len(set(rows["inputs"])) > 0 and rows["inputs"].max() <= 96
+    # Ann has 1 keys , buys 7 , wins 6 , gives 5 . and EOS
+    assert len(rows["inputs"]) == 400 and set(rows["inputs"]) == {15}
+
+
+def test_the_halves_of_a_step_with_rewards_on_the_host_are_weighed_apart(capsys, tmp_path):
+    path = histograms(tmp_path / "rows.json", inputs={"10": 3, "90": 1}, targets={"24": 1})
+    output = tmp_path / "plan.json"
+    rewards = ("REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'")
+    options = [f"--gin.{override}" for override in (*DISTIL, *LONG, *rewards, "LAMBDA=1.0")]
+    said = plan(
+        capsys, *options, "--topology=cpu:1", "--programs=step", f"--lengths={path}",
+        f"--output={output}",
+    )  # fmt: skip
+    found = json.loads(output.read_text())["programs"]
+    for half in ("step: rollout", "step: update"):
+        mean = found[f"{half}: lengths"]
+        short, long = (shape["seconds"] for shape in mean["shapes"])
+        assert mean["seconds"] == pytest.approx(0.75 * short + 0.25 * long)
+        assert long == found[half]["seconds"] and "run" not in mean
+        assert f"{half}, over the lengths of its batches" in said
