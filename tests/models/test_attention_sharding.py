@@ -11,7 +11,7 @@ import pytest
 from gkd.decode.beam import beam_search
 from gkd.decode.sampling import sample
 from gkd.models import t5
-from gkd.models.attention_sharding import row_sharding
+from gkd.models.attention_sharding import copy_per_shard, row_sharding
 from gkd.models.interface import project
 from gkd.parallel import mesh as meshes
 from gkd.parallel.model_sharding import UNSHARDED
@@ -117,6 +117,17 @@ def test_rows_over_both_axes_change_neither_loss_nor_gradient_nor_samples(
 def test_rows_are_spread_where_heads_do_not_divide_and_prompts_do(shape, heads, prompts, axes):
     sharding = meshes.model_sharding(meshes.make_mesh(*shape))
     assert row_sharding(sharding, heads, prompts).spread_over == axes
+
+
+@pytest.mark.parametrize(
+    "shape, heads, prompts, copies",
+    [((8, 1), 6, 8, 8), ((2, 4), 6, 8, 8), ((2, 4), 8, 8, 2), ((2, 4), 8, 3, 1), ((1, 8), 8, 8, 1)],
+)
+def test_what_all_rows_share_has_a_copy_for_each_shard_of_them(shape, heads, prompts, copies):
+    sharding = meshes.model_sharding(meshes.make_mesh(*shape))
+    table = jnp.arange(12.0).reshape(3, 4)
+    found = jax.jit(lambda x: copy_per_shard(x, sharding, heads, prompts))(table)
+    np.testing.assert_array_equal(found, [table] * copies)
 
 
 def test_without_a_mesh_rows_stay_as_they_are():
