@@ -10,10 +10,11 @@ from gkd.cli import platforms
 from gkd.cli.arguments import VERBS, Command, PlainCommand, UsageError, parse_arguments
 from gkd.configuration import buckets
 from gkd.configuration.configured_experiment import experiment_and_directory, experiment_of
-from gkd.errors import as_user_error, one_line, report
-from gkd.parallel import job_messages, processes
+from gkd.errors import JobError, one_line, report
+from gkd.parallel import job_messages, lost_processes, processes
 from gkd.runs.signals import (
     EXIT_INTERRUPTED,
+    EXIT_LOST,
     EXIT_STOPPED,
     Stopped,
     quick_interrupt,
@@ -135,8 +136,11 @@ def _is_registered(function: Callable[..., Any]) -> bool:
 
 
 def _fail(error: BaseException, code: int) -> int:
-    if as_user_error(error) is None:
-        job_messages.end_if_another_failed()
+    loss = lost_processes.find_loss(error, os.environ)
+    if loss is not None:
+        report(JobError(loss.line))
+        job_messages.end_job(loss.line, EXIT_LOST, loss.silent)
+        return EXIT_LOST
     report(error)
     job_messages.end_job(one_line(error), code)
     return code

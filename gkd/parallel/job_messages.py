@@ -10,12 +10,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gkd.errors import InvalidValue, JobError
 
-_FAILED, _ENDED = "gkd/failed", "gkd/ended"
+_ALERTS, _ENDED, _PRESENT = "gkd/alerts", "gkd/ended", "gkd/present"
+_FAILED, _ROLL_CALL = f"{_ALERTS}/failed", f"{_ALERTS}/roll_call"
 _POLL_SECONDS = 1.0
 _SHOWN = 5  # differences that a message lists
 _stop_watching = threading.Event()
@@ -36,6 +37,7 @@ def check_same(subject: str, facts: Mapping[str, str], timeout_seconds: float | 
     Raises:
       InvalidValue: this process's facts differ; the message lists the differences.
       JobError: process 0 did not call it in time.
+      RuntimeError: process 0 cannot be reached any more.
     """
     client, number = _job()
     if client is None:
@@ -50,6 +52,8 @@ def check_same(subject: str, facts: Mapping[str, str], timeout_seconds: float | 
     try:
         same = client.blocking_key_value_get(f"{key}/digest", int(timeout_seconds * 1000)) == digest
     except RuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):  # process 0 was lost
+            raise
         raise JobError(
             f"process 0 of the job has not sent its {subject} within {timeout_seconds} s: start "
             "all of them again"
@@ -77,7 +81,8 @@ def described_differences(first: Mapping[str, str], own: Mapping[str, str]) -> s
 def watch_for_failures() -> None:
     """Starts a thread that ends this process, in one line, when another one of the job failed.
 
-    The main thread cannot: it waits in a collective for the process that failed.
+    The main thread cannot: it waits in a collective for the process that failed. The thread also
+    answers roll calls.
     """
     client, number = _job()
     if client is None:
@@ -88,38 +93,78 @@ def watch_for_failures() -> None:
     def stop():  # before JAX disconnects, whose own exit handler is older
         _stop_watching.set()
         thread.join()
+        _say_ended(client, number)
 
     atexit.register(stop)
 
 
 def _watch(client: Any, number: int) -> None:
+    answered = False
     while not _stop_watching.wait(_POLL_SECONDS):
         try:
-            _end_with_another(client, number)
+            alerts = _alerts(client)
+            _end_with_another(client, number, alerts)
+            if _ROLL_CALL in alerts and not answered:
+                client.key_value_set(f"{_PRESENT}/{number}", "")
+                answered = True
         except RuntimeError:
             return  # the coordinator is gone: JAX ends the process
 
 
-def end_if_another_failed() -> None:
-    """Ends this process with the failure of another one, if there is one; else returns.
+def _alerts(client: Any) -> dict[str, str]:
+    """Reads the alerts of all processes: a failure, a roll call."""
+    return dict(client.key_value_dir_get(_ALERTS))
 
-    To be called where a collective failed: because another process ended, as a rule, and only the
-    error of that one tells what to do.
+
+def roll_call(seconds: float) -> set[int] | None:
+    """Asks all processes of the job for a sign of life, after one failed in this process.
+
+    Ends this process with the failure of another one if there is one, whose error alone tells what
+    to do. A job has one roll call, after which it ends.
+
+    Args:
+      seconds: the longest wait for the answers, which come within two as a rule.
+
+    Returns:
+      The numbers of the processes that did not answer; None in a job of one process.
+
+    Raises:
+      JobError: process 0, which transmits the messages, cannot be reached.
     """
     client, number = _job()
-    if client is not None:
-        with contextlib.suppress(RuntimeError):  # the coordinator is gone
-            _end_with_another(client, number)
-
-
-def _end_with_another(client: Any, number: int) -> None:
-    """Ends this process in one line if another one has reported a failure."""
+    if client is None:
+        return None
+    deadline = time.monotonic() + seconds
     try:
-        failure = json.loads(client.key_value_try_get(_FAILED))
+        _end_with_another(client, number, _alerts(client))
+        with contextlib.suppress(RuntimeError):  # another process was first
+            client.key_value_set(_ROLL_CALL, str(number))
+        while True:
+            _end_with_another(client, number, _alerts(client))
+            silent = _others(number) - _numbers(client, _PRESENT) - _numbers(client, _ENDED)
+            if not silent or time.monotonic() >= deadline:
+                return silent
+            time.sleep(_POLL_SECONDS / 4)
     except RuntimeError as error:
-        if "NOT_FOUND" in str(error):
-            return
-        raise
+        raise JobError("process 0 of the job cannot be reached") from error
+
+
+def _others(number: int) -> set[int]:
+    from jax._src import distributed
+
+    return set(range(distributed.global_state.num_processes)) - {number}
+
+
+def _numbers(client: Any, folder: str) -> set[int]:
+    """The processes that have written a key of their number into a folder."""
+    return {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
+
+
+def _end_with_another(client: Any, number: int, alerts: Mapping[str, str]) -> None:
+    """Ends this process in one line if another one has reported a failure."""
+    if _FAILED not in alerts:
+        return
+    failure = json.loads(alerts[_FAILED])
     if _stop_watching.is_set():
         return
     _ending.acquire()  # never released: the process ends below
@@ -132,12 +177,13 @@ def _end_with_another(client: Any, number: int) -> None:
     _end(client, number, failure["code"])
 
 
-def end_job(line: str, code: int) -> None:
+def end_job(line: str, code: int, lost: Collection[int] = ()) -> None:
     """Ends every process of the job because this one failed; returns in a job of one process.
 
     Args:
       line: the error, which the others print.
       code: the exit code of all.
+      lost: numbers of processes that will not end by themselves.
     """
     client, number = _job()
     if client is None:
@@ -147,30 +193,31 @@ def end_job(line: str, code: int) -> None:
     with contextlib.suppress(RuntimeError):  # another process failed first
         client.key_value_set(_FAILED, failure)
     if number == 0:
-        _wait_for_the_others(client)
+        _wait_for(client, _others(number) - set(lost))
     _end(client, number, code)
 
 
-def _wait_for_the_others(client: Any) -> None:
+def _wait_for(client: Any, numbers: set[int]) -> None:
     """Process 0 is the coordinator: where it ends first, the others cannot read why."""
-    from jax._src import distributed
-
-    others = distributed.global_state.num_processes - 1
     deadline = time.monotonic() + 10 * _POLL_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError):
-            if len(client.key_value_dir_get(_ENDED)) >= others:
+            if numbers <= _numbers(client, _ENDED):
                 return
         time.sleep(_POLL_SECONDS / 10)
 
 
 def _end(client: Any, number: int, code: int) -> None:
     """Leaves at once: an ordinary exit would wait for the others in JAX's own barrier."""
-    with contextlib.suppress(RuntimeError):
-        client.key_value_set(f"{_ENDED}/{number}", "")
+    _say_ended(client, number)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _say_ended(client: Any, number: int) -> None:
+    with contextlib.suppress(RuntimeError):  # the coordinator is gone
+        client.key_value_set(f"{_ENDED}/{number}", "")
 
 
 def _job() -> tuple[Any, int]:

@@ -1,6 +1,7 @@
 """Two processes: other settings are named, and a failure of either ends both at once."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from gkd.parallel import job_messages, processes
+from gkd.runs.signals import EXIT_LOST
 
 PROGRAM = """
 import os, sys, time
@@ -34,6 +36,18 @@ if sys.argv[3] == "collective":
         multihost_utils.broadcast_one_to_all(1)  # the other process has ended
     except Exception as error:
         sys.exit(command_line._fail(error, 1))
+from gkd.cli import command_line
+from jax.experimental import multihost_utils
+if sys.argv[3] == "killed":
+    multihost_utils.broadcast_one_to_all(1)  # both are there
+    if number == 1:
+        os.kill(os.getpid(), 9)
+    try:
+        multihost_utils.broadcast_one_to_all(1)
+    except Exception as error:
+        sys.exit(command_line._fail(error, 1))
+if (sys.argv[3], number) == ("mistake", 1):
+    sys.exit(command_line._fail(RuntimeError("INTERNAL: a mistake"), 1))
 if sys.argv[3] != "none":
     time.sleep(300)  # as the main thread does in a collective
 print("done")
@@ -94,6 +108,28 @@ def test_a_collective_that_fails_as_another_ended_says_why_that_one_did():
     assert lines == [
         ["gkd: error: process 1 of the job failed, and process 0 ends with it: a file is missing"],
         ["gkd: error: a file is missing"],
+    ]
+
+
+def test_a_collective_that_fails_as_another_was_killed_says_so_in_one_line():
+    """Gloo reports the closed connection at once, the coordination service the loss much later."""
+    begin = time.monotonic()
+    (code, killed), (lines, none) = run_two("0.003", "0.003", "killed")
+    assert time.monotonic() - begin < processes.HEARTBEAT_SECONDS
+    assert (code, killed, none) == (EXIT_LOST, -signal.SIGKILL, [])
+    (line,) = lines
+    assert line.startswith("gkd: error: process 1 of the job was lost (UNKNOWN: Gloo ")
+    assert line.endswith("): start all of them again: the run continues from its last checkpoint")
+
+
+def test_a_mistake_in_one_process_keeps_its_code_as_the_other_is_alive():
+    begin = time.monotonic()
+    codes, (first, second) = run_two("0.003", "0.003", "mistake")
+    assert time.monotonic() - begin < processes.HEARTBEAT_SECONDS  # which a silent one would take
+    assert codes == [1, 1]
+    assert second == ["gkd: error: INTERNAL: a mistake"]
+    assert first == [
+        "gkd: error: process 1 of the job failed, and process 0 ends with it: INTERNAL: a mistake"
     ]
 
 

@@ -122,8 +122,10 @@ def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teac
     begin = time.monotonic()
     errors = finish(process, code=EXIT_LOST)
     assert time.monotonic() - begin < HEARTBEAT + 30
-    assert f"which the others notice within {HEARTBEAT} s" in errors
-    assert "start all of them again" in errors
+    # Whichever comes first: a collective meets a closed connection, or the heartbeat is missed.
+    noticed = f"which the others notice within {HEARTBEAT} s"
+    assert "process 2 of the job was lost (" in errors or noticed in errors
+    assert "start all of them again" in errors and "Traceback" not in errors
     assert max(saved_steps(run)) == 16
     errors = finish(launch(2, 4, run, teacher, "MODEL_PARALLELISM=2", "FULLY_SHARDED=True"))
     assert "resumed at step 16 of 30" in errors
