@@ -312,6 +312,7 @@ class Execution:
       model_parallelism: devices along the mesh's model axis; the others are its data axis.
       fully_sharded: splits parameters over the data axis too.
       tensorboard: writes TensorBoard events beside the JSON lines.
+      tracker: an experiment tracker that gets all metrics too, or None.
       profile_steps: first and last step of a `jax.profiler` trace, in the run's `profile/`.
       stall_seconds: a step, evaluation or save that takes longer is reported; 0 never.
       time_parts: times sampling and teacher by themselves before the first step.
@@ -321,6 +322,7 @@ class Execution:
     model_parallelism: int = accepts(DEVICES, 1)
     fully_sharded: bool = accepts(flag(), False)
     tensorboard: bool = accepts(flag(), True)
+    tracker: str | None = accepts(choice("trackio", "wandb", "mlflow", none=True), None)
     profile_steps: Any = accepts(sequence(whole(1), 2, 2, none=True), None)
     stall_seconds: float | int = accepts(number(0), 600)
     time_parts: bool = accepts(flag(), False)

@@ -23,6 +23,8 @@ from gkd.files.atomic_folders import storage_reason
 from gkd.files.json_files import Field, check_value, parse_json, shown
 from gkd.metrics.descriptions import description_of
 from gkd.parallel import processes
+from gkd.runs import trackers
+from gkd.runs.signals import Stopped
 from gkd.runs.tables import markdown_table
 
 METRICS_FILE = "metrics.jsonl"
@@ -43,6 +45,7 @@ class MetricsLog:
         directory: str | os.PathLike[str],
         tensorboard: bool = True,
         expected: Mapping[str, Sequence[int]] | None = None,
+        tracker: trackers.Tracker | None = None,
     ) -> None:
         """Opens or creates the files.
 
@@ -51,6 +54,7 @@ class MetricsLog:
           tensorboard: write TensorBoard events too (imports TensorFlow).
           expected: the `position` that was saved with the restored step; rows that have been
             removed or changed since are reported in one line. None for a fresh start.
+          tracker: gets all numbers too, from `truncate_after` on.
 
         Raises:
           ValueError: a folder exists in place of a file, or a file in place of a folder.
@@ -59,7 +63,7 @@ class MetricsLog:
         self._writes = processes.is_primary_process()
         self._with_tensorboard = tensorboard
         self._writer: Any = None  # created by the first write, after `truncate_after`
-        self._expected = expected
+        self._expected, self._tracker = expected, tracker
         self._position: dict[str, list[int]] = {}
         if not self._writes:
             return
@@ -82,6 +86,10 @@ class MetricsLog:
         except OSError:
             if error is None:  # else the first error is more informative
                 raise
+        finally:
+            if self._tracker is not None:
+                stopped = trackers.STOPPED if isinstance(error, Stopped) else trackers.FAILED
+                self._tracker.close(trackers.FINISHED if error is None else stopped)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one row.
@@ -95,17 +103,17 @@ class MetricsLog:
         numbers = {name: _number(value) for name, value in values.items()}
         row = {"step": int(step)} | {name: _to_json(value) for name, value in numbers.items()}
         self._append(METRICS_FILE, row)
-        self._write_scalars(step, numbers)
+        self._write_numbers(step, numbers)
 
     def write_events(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes numbers to TensorBoard only, such as times, which differ between equal runs.
+        """Writes numbers to no file of JSON, such as times, which differ between equal runs.
 
         Args:
           step: the step after which the values were measured.
           values: numbers by name.
         """
         if self._writes:
-            self._write_scalars(step, {name: _number(value) for name, value in values.items()})
+            self._write_numbers(step, {name: _number(value) for name, value in values.items()})
 
     def write_texts(self, step: int, name: str, table: Sequence[Mapping[str, str]]) -> None:
         """Writes a table of samples.
@@ -147,6 +155,9 @@ class MetricsLog:
         events = self._directory / TENSORBOARD_FOLDER
         if self._with_tensorboard and events.exists():
             _write_session_start(events, step + 1)
+        if self._tracker is not None:
+            rows = read_metrics(self._directory) if self._position[METRICS_FILE][0] else []
+            self._tracker.begin(step if step >= 0 else None, rows)
 
     def position(self) -> dict[str, list[int]]:
         """Returns rows, bytes and CRC-32 of each file, to be saved with a checkpoint."""
@@ -185,7 +196,10 @@ class MetricsLog:
         rows, size, crc = self._position[name]
         self._position[name] = [rows + 1, size + len(content), zlib.crc32(content, crc)]
 
-    def _write_scalars(self, step: int, numbers: Mapping[str, int | float]) -> None:
+    def _write_numbers(self, step: int, numbers: Mapping[str, int | float]) -> None:
+        """Writes to TensorBoard and the tracker."""
+        if self._tracker is not None and numbers:
+            self._tracker.log(step, numbers)
         if self._with_tensorboard and numbers:
             with self._tensorboard() as summary:
                 for name, value in numbers.items():

@@ -14,8 +14,8 @@ from gkd.step_names import BEST, BEST_OR_NEWEST
 # Settings that decide how and where a result is computed, not its value.
 WITHOUT_EFFECT = {
     "model_dir", "checkpoint", "output", "log_every", "checkpoint_every", "keep_last", "keep_best",
-    "sample_rows", "tensorboard", "profile_steps", "stall_seconds", "time_parts", "dry_run",
-    "model_parallelism", "fully_sharded", "student_stacked", "teacher_stacked", "remat",
+    "sample_rows", "tensorboard", "tracker", "profile_steps", "stall_seconds", "time_parts",
+    "dry_run", "model_parallelism", "fully_sharded", "student_stacked", "teacher_stacked", "remat",
     "microbatches", "evaluation_batch_size", "stop_after_skipped", "allow_changes",
 }  # fmt: skip
 # Settings that may also change while a run continues: its length, intervals and kept best.

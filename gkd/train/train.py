@@ -42,6 +42,7 @@ from gkd.runs.metrics_log import MetricsLog
 from gkd.runs.monitor import Monitor
 from gkd.runs.run_directory import check_changes, check_model_dir, open_run
 from gkd.runs.signals import StopRequest
+from gkd.runs.trackers import tracker_of
 from gkd.train import adapters, memory_bound
 from gkd.train.build import build_step_program
 from gkd.train.method import batch_buckets, needs_teacher, teacher_is_student
@@ -299,7 +300,8 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
             run.path, functools.partial(useful_flops, program), execution.profile_steps,
             execution.stall_seconds,
         )  # fmt: skip
-        with MetricsLog(run.path, execution.tensorboard, position) as log:
+        tracker = tracker_of(execution.tracker, run)
+        with MetricsLog(run.path, execution.tensorboard, position, tracker) as log:
             loop = TrainingLoop(
                 program=program,
                 batches=batches,
