@@ -5,5 +5,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["gkd", "gkd.*"]), "gkd.configs"],
     package_dir={"gkd.configs": "configs"},
-    package_data={"gkd.vocabularies": ["*.model"], "gkd.configs": ["**/*.gin"]},
+    package_data={
+        "gkd.vocabularies": ["*.model"],
+        "gkd.configs": ["**/*.gin"],
+        "gkd.report": ["page.html", "page.css"],
+    },
 )

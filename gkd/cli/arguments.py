@@ -59,6 +59,9 @@ VERBS = {
     "plan": Verb(
         "gkd.plan.plan", "plan", "whether a run fits a TPU slice, and what it costs", about="train"
     ),
+    "report": Verb(
+        "gkd.report.report", "report", "write a page of figures and tables about runs", plain=True
+    ),
     "new": Verb("gkd.new.new", "new", "write run files for your own data", plain=True),
     "infer": Verb(
         "gkd.infer.infer", "infer_options", "write outputs for a file of inputs", plain=True

@@ -1,4 +1,4 @@
-"""The options of `infer`, `convert`, `new` and `plan`: their types and bounds are settings.
+"""The options of verbs without gin files of their own: their types and bounds are settings.
 
 Nothing heavy is imported: `--help` and a refused value are a matter of milliseconds.
 """
@@ -11,7 +11,14 @@ from typing import Any
 
 from gkd.configuration import setting_values
 from gkd.configuration.setting_values import Setting
-from gkd.configuration.verb_settings import CONVERT, INFER, NEW, PLAN, PROGRAMS
+from gkd.configuration.verb_settings import (
+    CONVERT,
+    INFER,
+    NEW,
+    PLAN,
+    PROGRAMS,
+    REPORT,
+)
 from gkd.errors import UserError
 from gkd.step_names import BEST_OR_NEWEST
 
@@ -69,7 +76,7 @@ def _option(
     else:
         how["type"] = parsed
     if setting.items is not None:
-        how["action"] = "append"
+        how |= {"action": "append"} if name.startswith("--") else {"nargs": "+"}
     if name.startswith("--") and "default" not in how:
         how |= {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument(name, help=text, **how)
@@ -164,6 +171,23 @@ def add_new_arguments(parser: argparse.ArgumentParser) -> None:
            default=False)  # fmt: skip
 
 
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `report`."""
+
+    def option(name: str, text: str, **how: Any) -> None:
+        _option(parser, REPORT, name, text, **how)
+
+    option("directories", "run directories, a sweep's, or folders that hold some", metavar="DIR")
+    option("--output", "the folder to write: report.html, figures/; None is `report` in the first "
+           "DIR", metavar="FOLDER", default=None)  # fmt: skip
+    option("--metric", "compares arms by this evaluation metric, e.g. rouge2; may be repeated; "
+           "None takes the runs' BEST_METRIC", metavar="NAME", default=None)  # fmt: skip
+    option("--baseline", "name of the arm that others are compared with; None is the first whose "
+           "LAMBDA is 0, else the first",
+           metavar="ARM", default=None)  # fmt: skip
+    option("--examples", "prompts in the browser of samples", default=20)
+
+
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `plan`, besides its run's gin files."""
 
@@ -189,5 +213,6 @@ ADD_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "infer": add_infer_arguments,
     "convert": add_convert_arguments,
     "new": add_new_arguments,
+    "report": add_report_arguments,
     "plan": add_plan_arguments,
 }

@@ -141,6 +141,14 @@ NEW = {
     "tuned_teacher": flag(),
 }
 
+REPORT = {
+    "directories": sequence(PATH),
+    "output": OPTIONAL_PATH,
+    "metric": sequence(text(), none=True),
+    "baseline": text(none=True),
+    "examples": whole(0, 10_000),
+}
+
 PROGRAMS = ("step", "sft", "evaluation", "generation")  # that `plan` compiles
 
 PLAN = {

@@ -162,22 +162,22 @@ class TaskSpec:
     def evaluate_samples(
         self, targets: Sequence[Reference], samples: Sequence[Sequence[str]]
     ) -> dict[str, float]:
-        """Computes the metrics of several samples per prompt in percent: diversity and maj@k.
+        """Computes the metrics of several samples in percent: diversity, maj@k and pass@k.
 
         Args:
           targets: reference texts, as in `evaluate`.
           samples: k generated texts per prompt, in the same order.
 
         Returns:
-          distinct_1 and distinct_2; self_bleu, if k is 2 or more; maj@k, if the task has answers.
+          distinct_1 and distinct_2; self_bleu, if k is 2 or more; maj@k and pass@1, pass@2, …
+          pass@k, if the task has answers.
         """
         values = sample_metrics.distinct(samples)
         if len(samples[0]) > 1:
             values.update(sample_metrics.self_bleu(samples, self.tokenize))
         if self.answer_of is not None:
-            values.update(
-                sample_metrics.majority(targets, samples, self.answer_of, self.reference_answer_of)
-            )
+            reading = targets, samples, self.answer_of, self.reference_answer_of
+            values |= sample_metrics.majority(*reading) | sample_metrics.pass_at(*reading)
         return values
 
 

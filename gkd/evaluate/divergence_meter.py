@@ -22,6 +22,7 @@ from gkd.runs.model_loading import LoadedModel
 
 PREFIXES = ("on_policy", "reference")
 CURVES = ("forward_kl", "reverse_kl")
+_SEQUENCES = ("free_running", "teacher_forced")  # written by PREFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,13 @@ class Divergences:
         samples) and `teacher_forced` (the references) the `rows` that have a token at position
         0, 1, …, and each of CURVES at that position, the mean over those rows. As long as the
         longest row.
+      by_token: for every example the same two sequences by `free_running` and `teacher_forced`:
+        token ids as `tokens`, and each of CURVES at every token; empty where not asked for.
     """
 
     metrics: dict[str, float]
     by_position: dict[str, dict[str, list[Any]]]
+    by_token: tuple[dict[str, dict[str, list[Any]]], ...] = ()
 
 
 class DivergenceMeter:
@@ -51,6 +55,7 @@ class DivergenceMeter:
         teacher: LoadedModel,
         mesh: Mesh,
         valid: Any,
+        keep_tokens: bool = False,
     ) -> None:
         """Prepares; nothing is compiled yet.
 
@@ -58,12 +63,13 @@ class DivergenceMeter:
           student, teacher: the two models; parameters are passed to `measure`.
           mesh: mesh on which they run, the one to which both are bound.
           valid: bool [V], ids that may be sampled and have probability.
+          keep_tokens: also return every sequence with its KL at each token.
         """
         self._mesh = mesh
         self._shapes = student.shapes, teacher.shapes
         rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
         self._run = jax.jit(
-            _make_sums(student.model, teacher.model, valid, mesh.shape["data"]),
+            _make_sums(student.model, teacher.model, valid, mesh.shape["data"], keep_tokens),
             in_shardings=(student.shardings, teacher.shardings, rows, whole, whole),
             out_shardings=whole,
         )
@@ -79,14 +85,17 @@ class DivergenceMeter:
           key: PRNG key of the samples; a row's noise depends on it and the row's number only.
         """
         totals: dict[str, Any] = {}
+        by_token: list[dict[str, dict[str, list[Any]]]] = []
         first = 0
         for batch in batches:
             placed = meshes.place_batch(batch, self._mesh)
             sums = self._run(params, teacher_params, placed, np.int32(first), key)
             first += placed.example_weights.shape[0]
-            for name, value in jax.device_get(sums).items():
+            found = jax.device_get(sums)
+            by_token += _by_token(found.pop("tokens", {}))
+            for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
-        return _divided(totals)
+        return dataclasses.replace(_divided(totals), by_token=tuple(by_token))
 
     def lower(self, batch: Batch) -> Any:
         """Lowers the program for a batch's shapes, for inspection."""
@@ -95,11 +104,12 @@ class DivergenceMeter:
         return self._run.lower(*self._shapes, batch, first, key)
 
 
-def _make_sums(student, teacher, valid, data_shards) -> Callable:
+def _make_sums(student, teacher, valid, data_shards, keep_tokens) -> Callable:
     """(params, teacher params, batch, first row's number, key) -> sums over the batch's rows.
 
     Each sum is an array whose first axis is PREFIXES: the divergences and `weight` [2], the curves
-    and `rows` [2, T] under names with `at/`.
+    and `rows` [2, T] under names with `at/`. With keep_tokens also `tokens`: the sequences' ids,
+    weights and curves, each [B, 2, T].
     """
 
     def sums(params, teacher_params, batch, first, key):
@@ -121,7 +131,9 @@ def _make_sums(student, teacher, valid, data_shards) -> Callable:
             data_shards=data_shards,
         )
         counted = (rollout.weights > 0).astype(jnp.float32)
+        kept = {"ids": tokens, "weights": rollout.weights, **{n: values[n] for n in CURVES}}
         return {
+            **({"tokens": jax.tree.map(_by_writer, kept)} if keep_tokens else {}),
             "weight": _by_writer(coefficients).sum(axis=(0, 2)),
             "at/rows": _by_writer(counted).sum(axis=0),
             **{
@@ -157,12 +169,27 @@ def _by_writer(values):
     return values.reshape(-1, 2, values.shape[1])
 
 
+def _by_token(kept) -> list[dict[str, dict[str, list[Any]]]]:
+    """The sequences of a batch's examples without their padding; none where none were kept."""
+    if not kept:
+        return []
+    examples = []
+    for i in np.flatnonzero(kept["weights"].any(axis=(1, 2))):
+        example = {}
+        for writer, name in enumerate(_SEQUENCES):
+            counted = kept["weights"][i, writer] > 0
+            example[name] = {"tokens": kept["ids"][i, writer][counted].tolist()}
+            for curve in CURVES:
+                values = kept[curve][i, writer][counted]
+                example[name][curve] = [round(float(value), 4) for value in values]
+        examples.append(example)
+    return examples
+
+
 def _divided(totals) -> Divergences:
     """The means that the sums over all batches stand for."""
     metrics, by_position = {}, {}
-    for i, (prefix, curve) in enumerate(
-        zip(PREFIXES, ("free_running", "teacher_forced"), strict=True)
-    ):
+    for i, (prefix, curve) in enumerate(zip(PREFIXES, _SEQUENCES, strict=True)):
         weight = max(totals["weight"][i], 1e-9)
         for name in divergences.reported_divergences():
             metrics[f"{prefix}_{name}"] = float(totals[name][i] / weight)

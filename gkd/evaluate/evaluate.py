@@ -107,7 +107,9 @@ def evaluate(
         }
         lease.check()
         if processes.is_primary_process():
-            report.write_outputs(path.with_suffix(".jsonl"), data, measured.outputs)
+            report.write_outputs(
+                path.with_suffix(".jsonl"), data, measured.outputs, measured.divergences
+            )
             write_json(path, result)
             report.print_summary(result, path)
         return result
@@ -168,7 +170,7 @@ def _measure(data, models, decode_options, seed) -> _Measured:
     }
     divergences = None
     if teacher:
-        measure = data.divergences(student, teacher, max_batches=None)
+        measure = data.divergences(student, teacher, max_batches=None, keep_tokens=True)
         divergences = measure(student.params, teacher.params, evaluations.evaluation_key(seed))
     return _Measured(models, outputs, divergences)
 

@@ -117,15 +117,20 @@ class Evaluation:
         return generate
 
     def divergences(
-        self, student: LoadedModel, teacher: LoadedModel, max_batches: int | None = 1
+        self,
+        student: LoadedModel,
+        teacher: LoadedModel,
+        max_batches: int | None = 1,
+        keep_tokens: bool = False,
     ) -> Callable[[Any, Any, Any], Divergences]:
         """A compiled (student params, teacher params, key) -> every divergence between the two.
 
         Args:
           student, teacher: the models.
           max_batches: number of batches, the first; None uses all.
+          keep_tokens: also return every sequence with its KL at each token.
         """
-        meter = DivergenceMeter(student, teacher, self.mesh, self.valid)
+        meter = DivergenceMeter(student, teacher, self.mesh, self.valid, keep_tokens)
         batches = [host_batch(batch) for batch in self.examples.batches[:max_batches]]
         return lambda *arguments: meter.measure(*arguments[:2], batches, arguments[2])
 

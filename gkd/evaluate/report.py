@@ -17,6 +17,7 @@ from gkd.files.atomic_files import replacing
 from gkd.infer.decode_options import Decoding
 from gkd.metrics import metrics, sample_metrics
 from gkd.runs import model_loading, tables
+from gkd.vocabularies.token_texts import token_texts
 
 Outputs = Mapping[str, Mapping[str, Generated]]  # model -> way of decoding -> outputs
 
@@ -81,9 +82,21 @@ def all_metrics(outputs: Outputs, divergences: Divergences | None) -> dict[str, 
     return measured
 
 
-def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) -> None:
-    """Writes one line per example: input, reference, and every model's outputs by decoding."""
-    examples = evaluation.examples
+def write_outputs(
+    path: pathlib.Path,
+    evaluation: Evaluation,
+    outputs: Outputs,
+    divergences: Divergences | None = None,
+) -> None:
+    """Writes one line per example: input, reference, and every model's outputs by decoding.
+
+    Args:
+      path: the JSONL file.
+      evaluation: its examples.
+      outputs: every model's outputs by decoding.
+      divergences: those by token are written as `token_divergences`, with each token's text.
+    """
+    examples, by_token = evaluation.examples, divergences.by_token if divergences else ()
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for i, texts in enumerate(zip(examples.inputs, examples.targets, strict=True)):
             row: dict[str, Any] = {"index": i, "input": texts[0], "reference": texts[1]}
@@ -94,6 +107,14 @@ def write_outputs(path: pathlib.Path, evaluation: Evaluation, outputs: Outputs) 
                 for made in by_decoding.values():
                     if made.reference_log_probs is not None:
                         row[model]["reference_log_probs"] = made.reference_log_probs[i]
+            if by_token:
+                row["token_divergences"] = {
+                    name: {
+                        "pieces": token_texts(evaluation.task.vocabulary, each["tokens"]),
+                        **each,
+                    }
+                    for name, each in by_token[i].items()
+                }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -1,8 +1,9 @@
-"""Computes metrics over several samples per prompt in percent: maj@k, Self-BLEU, distinct-n."""
+"""Computes metrics over several samples in percent: pass@k, maj@k, Self-BLEU, distinct-n."""
 
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -74,6 +75,50 @@ def majority(
         found = most_common([answer_of(text) for text in row])
         right += any(is_right(answer, found) for answer in right_answers)
     return {f"maj@{size}": 100 * right / len(targets)}
+
+
+def pass_at(
+    targets: Sequence[Reference],
+    samples: Sequence[Sequence[str]],
+    answer_of: Callable[[str], Any],
+    reference_answer_of: Callable[[str], Any] | None = None,
+) -> dict[str, float]:
+    """Computes pass@k, the probability that one of k samples is right, for k = 1, 2, 4, … and all.
+
+    With c of n samples right it is 1 − C(n−c, k) / C(n, k), an estimate without bias.
+
+    Args:
+      targets, samples, answer_of, reference_answer_of: as for `majority`, n texts per prompt.
+
+    Returns:
+      pass@k in 0 … 100, under names with k, e.g. `pass@4`; pass@1 is the mean accuracy.
+
+    Raises:
+      ValueError: there is no prompt, or the numbers of samples differ.
+
+    Source: Chen et al., "Evaluating Large Language Models Trained on Code" (2021), equation 1.
+
+    One of three samples is right: pass@2 is 1 − C(2, 2) / C(3, 2).
+
+    >>> found = pass_at(["4"], [["4", "5", "6"]], str.strip)
+    >>> {name: round(value, 1) for name, value in found.items()}
+    {'pass@1': 33.3, 'pass@2': 66.7, 'pass@3': 100.0}
+    """
+    if len(targets) != len(samples):
+        raise ValueError(f"samples of {len(samples)} prompts for {len(targets)} targets")
+    size = _number_of_samples(samples)
+    right = []
+    for target, row in zip(targets, samples, strict=True):
+        answers = list(map(reference_answer_of or answer_of, references_in(target)))
+        found = [answer_of(text) for text in row]
+        right.append(sum(any(is_right(answer, each) for answer in answers) for each in found))
+    powers = [2**i for i in range(size.bit_length())]
+    ks = sorted({k for k in powers if k <= size} | {size})
+    return {f"pass@{k}": 100 * sum(_passes(size, c, k) for c in right) / len(right) for k in ks}
+
+
+def _passes(size: int, right: int, k: int) -> float:
+    return 1 - math.comb(size - right, k) / math.comb(size, k)
 
 
 def self_bleu(samples: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:

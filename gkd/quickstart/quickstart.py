@@ -20,7 +20,7 @@ from gkd.files.atomic_files import replace_file, replacing
 from gkd.files.json_files import read_json
 from gkd.runs import tables
 from gkd.runs.metrics_log import read_metrics, read_samples
-from gkd.train.training_loop import SUMMARY_FILE
+from gkd.runs.run_directory import SUMMARY_FILE
 
 METRIC = "exact_match"
 TITLES = {

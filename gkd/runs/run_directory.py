@@ -25,6 +25,8 @@ from gkd.runs.provenance import provenance
 CONFIG_FILE = "config.gin"  # everything that was bound
 OPERATIVE_CONFIG_FILE = "operative_config.gin"  # bindings and defaults that the run used
 LAUNCHES_FILE = "launches.jsonl"  # one row per launch that trained, the oldest first
+SUMMARY_FILE = "summary.json"  # written at the end
+TEACHER_EVALUATION_FILE = "teacher_evaluation.json"
 _LAUNCH_FIELDS = {
     "started": Field(kinds=(str,)),
     "continues_from": Field(kinds=(int,), least=0),

@@ -21,10 +21,10 @@ from gkd.errors import InvalidValue, UserError
 from gkd.files.json_files import shown
 from gkd.runs import setting_changes
 from gkd.runs.lease import Lease
+from gkd.runs.run_directory import SUMMARY_FILE
 from gkd.sweep import status, table
 from gkd.sweep.cells import Cell
 from gkd.sweep.runner import Runner
-from gkd.train.training_loop import SUMMARY_FILE
 
 AVERAGE_OVER = "seed"  # by default the table averages over this axis, where there is one
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")

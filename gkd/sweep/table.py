@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
+from gkd.metrics.intervals import CONFIDENCE, mean_interval
 from gkd.runs import tables
 
-CONFIDENCE = 0.95
 _UNNAMED = ("evaluation", "metrics", "student", "greedy")  # left out of the names of metrics
 
 
@@ -68,14 +64,16 @@ def averages(
             "options": dict(options),
             "complete": len(complete),
             "runs": len(group),
-            "metrics": {name: _mean(_values(complete, name)) for name in metrics},
+            "metrics": {name: mean_interval(_values(complete, name)) for name in metrics},
         }
         if baseline:
             other = groups.get(tuple({**row["options"], **baseline}.items()))
             if other is None:
                 raise InvalidValue(f"BASELINE is {dict(baseline)}, which no row of the table has")
             pairs = _pairs(group, other)
-            row["differences"] = {name: _mean(_differences(pairs, name)) for name in metrics}
+            row["differences"] = {
+                name: mean_interval(_differences(pairs, name)) for name in metrics
+            }
         rows.append(row)
     if known and (unknown := [name for name in metrics if name not in known]):
         raise InvalidValue(
@@ -147,15 +145,6 @@ def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, f
             yield from _numbers(value, path if key in _UNNAMED else f"{path}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield path + key, float(value)
-
-
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    mean = statistics.fmean(values) if values else None
-    interval = None
-    if len(values) > 1:
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-        interval = float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"values": list(values), "mean": mean, "interval": interval}
 
 
 def _shown(value: Mapping[str, Any], sign: str = "") -> str:

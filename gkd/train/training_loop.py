@@ -28,16 +28,18 @@ from gkd.runs.lease import Lease
 from gkd.runs.metrics_log import METRICS_FILE, MetricsLog, read_metrics
 from gkd.runs.monitor import Monitor, described
 from gkd.runs.progress import Progress
-from gkd.runs.run_directory import read_launches, step_spans
+from gkd.runs.run_directory import (
+    SUMMARY_FILE,
+    TEACHER_EVALUATION_FILE,
+    read_launches,
+    step_spans,
+)
 from gkd.runs.signals import Stopped, StopRequest
 from gkd.runs.tables import markdown_table
 from gkd.train import soundness
 from gkd.train.evaluation_lines import Best, end_line, evaluation_line, start_line
 from gkd.train.step_means import StepMeans
 from gkd.train.step_program import StepProgram
-
-SUMMARY_FILE = "summary.json"
-TEACHER_EVALUATION_FILE = "teacher_evaluation.json"
 
 
 @dataclasses.dataclass

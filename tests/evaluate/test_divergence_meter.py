@@ -76,7 +76,7 @@ def measured():
     weights = (np.arange(16) < ROWS).astype(np.float32)
     batches = [Batch(*(x[i : i + 8] for x in (inputs, targets, weights))) for i in (0, 8)]
     key = jax.random.key(5)
-    meter = DivergenceMeter(student, teacher, mesh, jnp.asarray(VALID))
+    meter = DivergenceMeter(student, teacher, mesh, jnp.asarray(VALID), keep_tokens=True)
     result = meter.measure(student.params, teacher.params, batches, key)
     passes = (list(encoded_by_student), list(encoded_by_teacher))
 
@@ -122,6 +122,20 @@ def test_a_curve_is_the_mean_over_the_rows_that_are_so_long(measured, curve, wri
         values = divergence(name, student, teacher, valid=VALID)[:ROWS]
         means = [values[there[:, t], t].mean() for t in range(longest)]
         np.testing.assert_allclose(got[name], means, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name, writer", [("free_running", "on_policy"), ("teacher_forced", "reference")]
+)
+def test_every_sequence_has_its_tokens_and_their_kl(measured, name, writer):
+    result, wanted, _ = measured
+    tokens, student, teacher = wanted[writer]
+    assert len(result.by_token) == ROWS
+    values = divergence("forward_kl", student, teacher, valid=VALID)
+    for i, example in enumerate(result.by_token):
+        length = np.count_nonzero(tokens[i])
+        assert example[name]["tokens"] == tokens[i, :length].tolist()
+        np.testing.assert_allclose(example[name]["forward_kl"], values[i, :length], atol=6e-5)
 
 
 def test_each_model_encodes_the_prompts_once(measured):

@@ -91,3 +91,12 @@ def test_a_majority_is_right_by_any_reference():
     samples = [["4", "5", "4"], ["1", "7", "1"]]
     assert sample_metrics.majority([["5", "4"], "7"], samples, str.strip) == {"maj@3": 50.0}
     assert sample_metrics.majority([["5", "6"], ["7", "8"]], samples, str.strip) == {"maj@3": 0.0}
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_sample():
+    # 2 of 5 right: of the 10 pairs 3 have none right, of the 5 fours none; and a prompt without.
+    samples = [["1", "x", "1", "2", "3"], ["2", "2", "3", "4", "5"]]
+    found = sample_metrics.pass_at(["1", "1"], samples, str.strip)
+    wanted = {"pass@1": 20, "pass@2": 35, "pass@4": 50, "pass@5": 50}
+    assert found == pytest.approx(wanted)
+    assert sample_metrics.pass_at([["7", "1"]], [["1"]], str.strip) == {"pass@1": 100}

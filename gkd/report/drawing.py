@@ -1,0 +1,190 @@
+"""Draws the figures of a report with matplotlib: SVG for the page, PNG and PDF beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gkd.files.atomic_files import replacing
+from gkd.report.charts import Chart, HeatMap, LineChart, StackedBars
+
+# Colours of arms, told apart by readers with any colour vision (Okabe and Ito), darkened for text
+# of 3:1 on white; with markers, since there may be more arms than colours.
+COLORS = ("#0072b2", "#d55e00", "#00855f", "#b0508a", "#8a6d00", "#3a8fc4", "#7b4ab5", "#5c5c5c")
+_MARKERS = "osD^vPX*"
+_INK, _FAINT = "#1b1f24", "#8b949e"
+# In the page, styles of the sheet replace these colours, so that they follow light and dark.
+_VARIABLES = {_INK: "--ink", _FAINT: "--faint", "#ffffff": "--paper"} | {
+    color: f"--arm-{i}" for i, color in enumerate(COLORS)
+}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9, "font.family": "sans-serif",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.35,
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _FAINT, "grid.color": _FAINT,
+    "xtick.color": _INK, "ytick.color": _INK, "axes.titlesize": 10, "axes.titleweight": "bold",
+    "legend.frameon": False, "legend.fontsize": 8, "figure.facecolor": "#ffffff",
+    "axes.facecolor": "#ffffff", "lines.markersize": 4, "lines.linewidth": 1.6,
+    "axes.formatter.useoffset": False,
+}  # fmt: skip
+_SIZE = (4.2, 3.2)  # inches: legible in a column of 360 pixels
+_MOST_MARKERS = 25  # points of a line that are marked
+
+
+def svg(chart: Chart) -> str:
+    """Draws a figure as an SVG element that stands in a page.
+
+    Args:
+      chart: the figure.
+
+    Returns:
+      The element, with ids of its own, and the page's variables in place of colours.
+    """
+    file = io.StringIO()
+    with _drawn(chart) as figure:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(f": {color}", f": var({variable})")
+    # Every figure has a "figure_1" and "axes_1"; a page may have each id once.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{chart.name}-", text)
+    box = re.search(r'viewBox="[\d. ]+"', text)
+    head = (
+        f'<svg class="figure" role="img" aria-labelledby="{chart.name}-caption" '
+        f'{box[0] if box else ""} xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    return head + text[text.index(">") + 1 :]
+
+
+def save(chart: Chart, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes a figure as NAME.png and NAME.pdf.
+
+    Args:
+      chart: the figure.
+      folder: an existing folder.
+
+    Returns:
+      The paths.
+    """
+    paths = []
+    with _drawn(chart) as figure:
+        for suffix, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+            path = folder / f"{chart.name}.{suffix}"
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
+            paths.append(path)
+    return paths
+
+
+@contextlib.contextmanager
+def _drawn(chart: Chart) -> Iterator[Any]:
+    """A matplotlib figure of a chart, closed at the end; it is saved in the style it is drawn in."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({**_STYLE, "svg.hashsalt": chart.name}):
+        figure, axes = pyplot.subplots(figsize=_SIZE, layout="constrained")
+        axes.set_axisbelow(True)
+        axes.set_title(_plain(chart.title), loc="left")
+        _DRAW[type(chart)](chart, figure, axes)
+        try:
+            yield figure
+        finally:
+            pyplot.close(figure)
+
+
+def _plain(text: str) -> str:
+    """Text of users, in which a dollar sign begins no formula."""
+    return text.replace("\\", "\\\\").replace("$", r"\$") if "$" in text else text
+
+
+def _style(color: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[color % len(COLORS)],
+        "marker": _MARKERS[(color + color // len(COLORS)) % len(_MARKERS)],
+    }
+
+
+def _draw_lines(chart: LineChart, figure: Any, axes: Any) -> None:
+    for line in chart.lines:
+        style = _style(line.color)
+        every = max(1, len(line.x) // _MOST_MARKERS)
+        dashes = "--" if line.dashed else "-"
+        axes.plot(
+            line.x, line.y, linestyle=dashes if line.joined else "none", markevery=every,
+            label=_plain(line.label), **style,
+        )  # fmt: skip
+        known = [
+            (x, y, half)
+            for x, y, half in zip(line.x, line.y, line.interval, strict=False)
+            if half is not None
+        ]
+        if known and line.joined and len(known) > 1:
+            x, y, half = zip(*known, strict=True)
+            low = [a - b for a, b in zip(y, half, strict=True)]
+            high = [a + b for a, b in zip(y, half, strict=True)]
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        elif known:
+            x, y, half = zip(*known, strict=True)
+            axes.errorbar(x, y, yerr=half, fmt="none", ecolor=style["color"], capsize=3)
+        for x, y, text in zip(line.x, line.y, line.texts, strict=False):
+            axes.annotate(
+                _plain(text), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
+    for i, (label, value) in enumerate(chart.levels.items()):
+        dots = (":", "-.", "--")[i % 3]
+        axes.axhline(value, color=_INK, linestyle=dots, linewidth=1.2, label=_plain(label))
+    if chart.log_x:
+        axes.set_xscale("log")
+    axes.set_xlabel(_plain(chart.x_label))
+    axes.set_ylabel(_plain(chart.y_label))
+    if len(chart.lines) + len(chart.levels) > 1:
+        figure.legend(loc="outside lower center", ncols=2)
+
+
+def _draw_heat_map(chart: HeatMap, figure: Any, axes: Any) -> None:
+    import numpy as np
+    from matplotlib import colormaps, colors
+
+    values = np.array(
+        [[np.nan if value is None else value for value in row] for row in chart.values]
+    )
+    most = max(float(np.nanmax(np.abs(values))), 1e-9)
+    # Both halves stay light, so that dark text is legible on every cell.
+    light = colors.ListedColormap(colormaps["RdBu"](np.linspace(0.25, 0.75, 255)))
+    axes.imshow(values, cmap=light, vmin=-most, vmax=most, aspect="auto")
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if np.isfinite(value):
+                axes.text(j, i, f"{value:+.1f}", ha="center", va="center", color="#000000")
+    axes.grid(False)
+    axes.set_xticks(range(len(chart.columns)), [_plain(text) for text in chart.columns])
+    axes.set_yticks(range(len(chart.rows)), [_plain(text) for text in chart.rows])
+    axes.set_xlabel(_plain(chart.x_label))
+    axes.set_ylabel(_plain(chart.y_label))
+
+
+def _draw_bars(chart: StackedBars, figure: Any, axes: Any) -> None:
+    left = [0.0] * len(chart.labels)
+    for i, (part, lengths) in enumerate(chart.parts.items()):
+        axes.barh(
+            range(len(chart.labels)), lengths, left=left, height=0.6, label=_plain(part),
+            color=COLORS[i], hatch=("", "//", "..", "xx")[i % 4], edgecolor="#ffffff",
+        )  # fmt: skip
+        left = [a + b for a, b in zip(left, lengths, strict=True)]
+    axes.set_yticks(range(len(chart.labels)), [_plain(text) for text in chart.labels])
+    axes.invert_yaxis()
+    axes.set_xlabel(_plain(chart.x_label))
+    figure.legend(loc="outside lower center", ncols=3)
+
+
+_DRAW: Mapping[type, Any] = {
+    LineChart: _draw_lines, HeatMap: _draw_heat_map, StackedBars: _draw_bars,
+}  # fmt: skip
