@@ -83,7 +83,7 @@ def save(chart: Chart, folder: pathlib.Path) -> list[pathlib.Path]:
 
 @contextlib.contextmanager
 def _drawn(chart: Chart) -> Iterator[Any]:
-    """A matplotlib figure of a chart, closed at the end; it is saved in the style it is drawn in."""
+    """Draws a chart as a matplotlib figure, to be saved in the same style; then closes it."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -110,12 +110,12 @@ def results_table(arms: Arms, metric: str, baseline: Arm | None) -> Table:
     for run in arms.teachers:
         value = run.last(f"evaluation/{metric}")
         if value is not None:
-            rest = [""] * (len(head) - len(options) - 4)
-            rows.append(
-                [f"teacher: {run.name}", *([""] * (len(options) + 2)), f"{value:.2f}", *rest]
-            )
+            row = [f"teacher: {run.name}", *[""] * (len(head) - 1)]
+            row[head.index(metric)] = f"{value:.2f}"
+            rows.append(row)
     caption = (
-        f"{metric}: the newest evaluation of each run, mean over seeds ± 95% interval (Student's t). "
+        f"{metric}: the newest evaluation of each run, mean over seeds ± 95% interval (Student's "
+        "t). "
         "Gain: over the same run's evaluation at step 0, before its first update."
     )
     if baseline:

@@ -13,11 +13,12 @@ def test_votes_and_diversity_of_a_task():
     # The calculator makes 3 + 4 = 8 a vote for 7; the reference is taken as it is written.
     samples = [["3 + 4 = 8 #### 8", "#### 7", "#### 9"], ["#### 5"] * 3]
     scores = task.evaluate_samples(["3 + 4 = 7 #### 7", "2 + 2 = 5 #### 5"], samples)
-    assert scores["maj@3"] == 100.0
+    assert scores["maj@3"] == scores["pass@3"] == 100.0
+    assert scores["pass@1"] == pytest.approx(100 * (2 / 3 + 1) / 2)
     assert scores["distinct_1"] == pytest.approx(100 * (8 / 11 + 2 / 6) / 2)
     assert 50 < scores["self_bleu"] < 100
     assert set(tasks.arithmetic().evaluate_samples(["1"], [["1"]])) == {
-        "maj@1", "distinct_1", "distinct_2",
+        "maj@1", "pass@1", "distinct_1", "distinct_2",
     }  # fmt: skip
     plain = tasks.translation(vocabulary=BYTES)
     assert not any(key.startswith("maj") for key in plain.evaluate_samples(["a"], [["a", "b"]]))
