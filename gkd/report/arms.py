@@ -31,7 +31,7 @@ class Arm:
     options: Mapping[str, Any]
     runs: tuple[RunRecord, ...]
 
-    def by_seed(self, metric: str, first: bool = False) -> dict[Any, float]:
+    def by_seed(self, metric: str, first: bool = False) -> dict[Any, float | int]:
         """Returns the newest value of an evaluation metric in each run, by seed.
 
         Args:

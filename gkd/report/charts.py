@@ -21,9 +21,9 @@ class Line:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    interval: Sequence[float | None] = ()
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    interval: Sequence[float | int | None] = ()
     color: int = 0
     dashed: bool = False
     joined: bool = True
@@ -49,7 +49,7 @@ class LineChart:
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    levels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    levels: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
     log_x: bool = False
     note: str = ""
 
@@ -81,7 +81,7 @@ class HeatMap:
     y_label: str
     columns: Sequence[str]
     rows: Sequence[str]
-    values: Sequence[Sequence[float | None]]
+    values: Sequence[Sequence[float | int | None]]
     note: str = ""
 
     def description(self) -> str:
@@ -110,7 +110,7 @@ class StackedBars:
     title: str
     x_label: str
     labels: Sequence[str]
-    parts: Mapping[str, Sequence[float]]
+    parts: Mapping[str, Sequence[float | int]]
     note: str = ""
 
     def description(self) -> str:

@@ -31,6 +31,7 @@ _STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
 }  # fmt: skip
 _SIZE = (4.2, 3.2)  # inches: legible in a column of 360 pixels
+_LONGEST, _WIDE = 36, 56  # characters of a name, and of a title or an axis
 _MOST_MARKERS = 25  # points of a line that are marked
 
 
@@ -92,7 +93,7 @@ def _drawn(chart: Chart) -> Iterator[Any]:
     with pyplot.rc_context({**_STYLE, "svg.hashsalt": chart.name}):
         figure, axes = pyplot.subplots(figsize=_SIZE, layout="constrained")
         axes.set_axisbelow(True)
-        axes.set_title(_plain(chart.title), loc="left")
+        axes.set_title(_plain(chart.title, _WIDE), loc="left")
         _DRAW[type(chart)](chart, figure, axes)
         try:
             yield figure
@@ -100,8 +101,10 @@ def _drawn(chart: Chart) -> Iterator[Any]:
             pyplot.close(figure)
 
 
-def _plain(text: str) -> str:
-    """Text of users, in which a dollar sign begins no formula."""
+def _plain(text: str, longest: int = _LONGEST) -> str:
+    """Text of users: of bounded length, and a dollar sign begins no formula."""
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
     return text.replace("\\", "\\\\").replace("$", r"\$") if "$" in text else text
 
 
@@ -143,8 +146,8 @@ def _draw_lines(chart: LineChart, figure: Any, axes: Any) -> None:
         axes.axhline(value, color=_INK, linestyle=dots, linewidth=1.2, label=_plain(label))
     if chart.log_x:
         axes.set_xscale("log")
-    axes.set_xlabel(_plain(chart.x_label))
-    axes.set_ylabel(_plain(chart.y_label))
+    axes.set_xlabel(_plain(chart.x_label, _WIDE))
+    axes.set_ylabel(_plain(chart.y_label, _WIDE))
     if len(chart.lines) + len(chart.levels) > 1:
         figure.legend(loc="outside lower center", ncols=2)
 
@@ -159,16 +162,21 @@ def _draw_heat_map(chart: HeatMap, figure: Any, axes: Any) -> None:
     most = max(float(np.nanmax(np.abs(values))), 1e-9)
     # Both halves stay light, so that dark text is legible on every cell.
     light = colors.ListedColormap(colormaps["RdBu"](np.linspace(0.25, 0.75, 255)))
-    axes.imshow(values, cmap=light, vmin=-most, vmax=most, aspect="auto")
+    # Polygons: an image in an SVG is data that the page's policy forbids.
+    axes.pcolormesh(values, cmap=light, vmin=-most, vmax=most, edgecolors="#ffffff")
+    axes.invert_yaxis()
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if np.isfinite(value):
-                axes.text(j, i, f"{value:+.1f}", ha="center", va="center", color="#000000")
+                axes.text(
+                    j + 0.5, i + 0.5, f"{value:+.1f}", ha="center", va="center", color="#000000"
+                )
     axes.grid(False)
-    axes.set_xticks(range(len(chart.columns)), [_plain(text) for text in chart.columns])
-    axes.set_yticks(range(len(chart.rows)), [_plain(text) for text in chart.rows])
-    axes.set_xlabel(_plain(chart.x_label))
-    axes.set_ylabel(_plain(chart.y_label))
+    for ticks, labels in ((axes.set_xticks, chart.columns), (axes.set_yticks, chart.rows)):
+        ticks([i + 0.5 for i in range(len(labels))], [_plain(text) for text in labels])
+    axes.tick_params(length=0)
+    axes.set_xlabel(_plain(chart.x_label, _WIDE))
+    axes.set_ylabel(_plain(chart.y_label, _WIDE))
 
 
 def _draw_bars(chart: StackedBars, figure: Any, axes: Any) -> None:
@@ -181,7 +189,7 @@ def _draw_bars(chart: StackedBars, figure: Any, axes: Any) -> None:
         left = [a + b for a, b in zip(left, lengths, strict=True)]
     axes.set_yticks(range(len(chart.labels)), [_plain(text) for text in chart.labels])
     axes.invert_yaxis()
-    axes.set_xlabel(_plain(chart.x_label))
+    axes.set_xlabel(_plain(chart.x_label, _WIDE))
     figure.legend(loc="outside lower center", ncols=3)
 
 

@@ -29,7 +29,7 @@ def result_charts(arms: Arms, metrics: Sequence[str]) -> list[Chart]:
         charts.append(_gains(arms, metric))
         charts.append(_diversity(arms, metric))
     charts += [_by_position(arms, name) for name in ("forward_kl", "reverse_kl")]
-    charts.append(_of_several_samples(arms))
+    charts += _of_several_samples(arms)
     return [chart for chart in charts if chart is not None]
 
 
@@ -190,26 +190,29 @@ def _by_position(arms: Arms, name: str) -> LineChart | None:
     )  # fmt: skip
 
 
-def _of_several_samples(arms: Arms) -> LineChart | None:
-    """pass@k and majority vote by the number of samples."""
-    lines = []
+def _of_several_samples(arms: Arms) -> list[LineChart]:
+    """pass@k and majority vote by the number of samples; a chart for each way of decoding."""
+    found: dict[str, dict[tuple[int, str], dict[int, list[float]]]] = {}
     for color, arm in enumerate(arms.arms):
-        found: dict[tuple[str, str], dict[int, list[float]]] = {}
         for decoding, numbers in decodings(arm):
             for name, value in numbers.items():
                 match = _OF_SEVERAL.fullmatch(name)
                 if match:
-                    by_k = found.setdefault((decoding, match[1]), {})
-                    by_k.setdefault(int(match[2]), []).append(value)
-        for (decoding, kind), by_k in found.items():
-            x = sorted(by_k)
-            means = [mean_interval(by_k[k]) for k in x]
+                    by_line = found.setdefault(decoding, {}).setdefault((color, match[1]), {})
+                    by_line.setdefault(int(match[2]), []).append(value)
+    charts = []
+    for decoding, by_line in found.items():
+        lines = []
+        for (color, kind), by_k in by_line.items():
+            means = [mean_interval(by_k[k]) for k in sorted(by_k)]
             y, intervals = zip(*((m["mean"], m["interval"]) for m in means), strict=True)
-            label = f"{arm.name}, {kind}@k, {decoding.replace('_', ' ')}"
-            lines.append(Line(label, x, y, intervals, color, dashed=kind == "maj"))
-    if not lines:
-        return None
-    return LineChart(
-        "several-samples", "Several samples per prompt", "k, samples per prompt", "%", lines,
-        note="pass@k: one of k samples is right; maj@k: their most frequent answer is.",
-    )  # fmt: skip
+            label, dashed = f"{arms.arms[color].name}, {kind}@k", kind == "maj"
+            lines.append(Line(label, sorted(by_k), y, intervals, color, dashed))
+        charts.append(
+            LineChart(
+                f"samples-{decoding}", f"Several samples, {decoding.replace('_', ' ')}",
+                "k, samples per prompt", "% of prompts", lines,
+                note="pass@k: one of k samples is right; maj@k: their most frequent answer is.",
+            )
+        )  # fmt: skip
+    return charts

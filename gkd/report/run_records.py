@@ -66,7 +66,7 @@ class RunRecord:
     name: str
     settings: Mapping[str, FlatSetting]
     launches: Sequence[Mapping[str, Any]]
-    metrics: Sequence[Mapping[str, float]]
+    metrics: Sequence[Mapping[str, Any]]
     speed: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, str]]
     summary: Mapping[str, Any]
@@ -75,12 +75,12 @@ class RunRecord:
     state: str
     problems: tuple[str, ...] = ()
 
-    def series(self, name: str) -> dict[int, float]:
+    def series(self, name: str) -> dict[int, float | int]:
         """Returns the values of a metric of metrics.jsonl by step, e.g. of `evaluation/rouge2`."""
         found = {row["step"]: row[name] for row in self.metrics if name in row}
         return {int(step): found[step] for step in sorted(found) if np.isfinite(found[step])}
 
-    def last(self, name: str) -> float | None:
+    def last(self, name: str) -> float | int | None:
         """Returns the newest value of a metric of metrics.jsonl."""
         return next(reversed(self.series(name).values()), None)
 

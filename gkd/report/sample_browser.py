@@ -137,7 +137,8 @@ def _outputs(row: Mapping[str, Any]):
             suffix = "" if decoding in ("greedy", "options") else f", {decoding.replace('_', ' ')}"
             name = "teacher" if model == "teacher" else suffix
             yield name, str(records[0].get("text", "")), ()
-    measured = (row.get("token_divergences") or {}).get("free_running")
+    measured = row.get("token_divergences")
+    measured = measured.get("free_running") if isinstance(measured, dict) else None
     tokens = _tokens(measured) if isinstance(measured, dict) else ()
     if tokens:
         text = "".join(token.text for token in tokens)

@@ -126,13 +126,18 @@ def results_table(arms: Arms, metric: str, baseline: Arm | None) -> Table:
 def evaluations_table(arms: Arms) -> Table | None:
     """Lists the results of `python -m gkd evaluate` by arm, model and decoding."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for arm in arms.arms:
-        for model in ("student", "teacher"):
+    seen: set[tuple[str, str]] = set()
+    for model in ("student", "teacher"):
+        for arm in arms.arms:
+            name = arm.name if model == "student" else model
             for decoding, numbers in decodings(arm, model):
-                by_name = found.setdefault((arm.name, f"{model}, {decoding.replace('_', ' ')}"), {})
-                for name, value in numbers.items():
-                    if "/" not in name and isinstance(value, int | float):
-                        by_name.setdefault(name, []).append(float(value))
+                if decoding == "references" or (model == "teacher" and (model, decoding) in seen):
+                    continue  # the same teacher in every run
+                seen.add((model, decoding))
+                by_name = found.setdefault((name, decoding.replace("_", " ")), {})
+                for metric, value in numbers.items():
+                    if "/" not in metric and isinstance(value, int | float):
+                        by_name.setdefault(metric, []).append(float(value))
     if not found:
         return None
     names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))

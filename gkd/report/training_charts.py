@@ -53,7 +53,7 @@ def training_charts(arms: Arms, metrics: Sequence[str]) -> list[LineChart]:
     return [chart for chart in charts if chart is not None]
 
 
-def teacher_levels(arms: Arms, metric: str) -> dict[str, float]:
+def teacher_levels(arms: Arms, metric: str) -> dict[str, float | int]:
     """Returns the teacher's own score as a horizontal line, where the runs measured it.
 
     Args:
