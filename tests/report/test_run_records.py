@@ -32,6 +32,8 @@ def test_the_state_follows_the_summary_and_the_lease(tmp_path):
     complete = write_run(tmp_path / "a", scores={10: 1.0})
     stopped = write_run(tmp_path / "b", scores={10: 1.0}, complete=False)
     assert read_run(complete, "a").state == "complete"
+    longer = write_run(tmp_path / "c", scores={10: 1.0}, settings={"train_steps": "20"})
+    assert read_run(longer, "c").state == "stopped"
     assert read_run(stopped, "b").state == "stopped"
     with Lease(run_prefix(stopped), "a run"):
         assert read_run(stopped, "b").state == "running"

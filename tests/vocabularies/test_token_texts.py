@@ -25,3 +25,23 @@ def test_pieces_of_a_sentencepiece_model_keep_their_spaces(shared):
 
 def test_no_token_has_no_text():
     assert token_texts(byte_level(), []) == []
+
+
+class Composing:
+    """A vocabulary whose tokens change what was decoded before them."""
+
+    pad_id, eos_id, vocab_size = 0, 1, 10
+    texts = {
+        (2,): "a", (2, 3): "a\ufffd", (2, 3, 4): "aé b",
+        (6,): "ab", (6, 7): "a\ufffd", (6, 7, 8): "abc",
+    }  # fmt: skip
+
+    def decode(self, ids):
+        return self.texts[tuple(ids)]
+
+
+@pytest.mark.parametrize(
+    "tokens, texts", [([2, 3, 4], ["a", "", "é b"]), ([6, 7, 8], ["ab", "", "c"])]
+)
+def test_a_part_of_a_character_adds_nothing_and_no_text_is_given_twice(tokens, texts):
+    assert token_texts(Composing(), tokens) == texts
