@@ -9,9 +9,9 @@ from tests.paths import REPOSITORY
 
 # Packages of gkd/; each may import those after it only.
 ORDER = (
-    "quickstart", "sweep", "cli", "new", "plan", "train", "convert", "evaluate", "infer", "runs",
-    "configuration", "checkpoints", "tensor_files", "data", "synthetic", "tables", "metrics",
-    "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost", "models", "files",
+    "quickstart", "sweep", "report", "cli", "new", "plan", "train", "convert", "evaluate", "infer",
+    "runs", "configuration", "checkpoints", "tensor_files", "data", "synthetic", "tables",
+    "metrics", "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost", "models", "files",
     "parallel",
 )  # fmt: skip
 PURE = ("models", "auxiliary_losses", "decode", "distill", "parallel")

@@ -107,9 +107,8 @@ def evaluate(
         }
         lease.check()
         if processes.is_primary_process():
-            report.write_outputs(
-                path.with_suffix(".jsonl"), data, measured.outputs, measured.divergences
-            )
+            outputs = path.with_suffix(".jsonl")
+            report.write_outputs(outputs, data, measured.outputs, measured.divergences)
             write_json(path, result)
             report.print_summary(result, path)
         return result

@@ -47,6 +47,7 @@ _DESCRIPTIONS = {
         "mfu": "Model FLOPs utilisation: useful FLOPs per second over the chip's peak.",
         "memory_peak_bytes": "Peak use of the first device's memory.",
         "memory_limit_bytes": "Memory of the first device.",
+        "host_memory_peak_bytes": "Peak use of the host's memory by the primary process.",
         "sampling_seconds": "Seconds that the student's sampling takes by itself.",
         "teacher_seconds": "Seconds that the teacher's forward pass takes by itself.",
         "update_seconds": "Seconds of a step beside sampling and the teacher's pass.",

@@ -1,8 +1,11 @@
-"""Runs the quickstart: SFT of teacher and student, supervised KD, on-policy GKD, and a table."""
+"""Runs the quickstart: SFT of teacher and student, supervised KD, on-policy GKD, and a report."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import io
 import json
 import pathlib
 import sys
@@ -14,12 +17,13 @@ import rich.console
 import rich.table
 import rich.text
 
+from gkd import errors
 from gkd.cli import command_line
-from gkd.errors import as_user_error, report
-from gkd.files.atomic_files import replace_file, replacing
+from gkd.files.atomic_files import replace_file
 from gkd.files.json_files import read_json
+from gkd.report.report import report
 from gkd.runs import tables
-from gkd.runs.metrics_log import read_metrics, read_samples
+from gkd.runs.metrics_log import read_samples
 from gkd.runs.run_directory import SUMMARY_FILE
 
 METRIC = "exact_match"
@@ -104,34 +108,26 @@ def result_table(places: dict[str, pathlib.Path]) -> tuple[rich.table.Table, dic
     return table, results
 
 
-def draw(places: dict[str, pathlib.Path], path: pathlib.Path) -> None:
-    """Draws exact match by training step for both methods, and the teacher's as a line.
+def evaluate(name: str, places: dict[str, pathlib.Path], overrides: Sequence[str]) -> int:
+    """Measures an arm with its teacher, for the report: greedy, samples, KL of every token.
 
     Args:
-      places: run directories of `run_directories`, with complete runs.
-      path: path of the PNG to write.
+      name: name of the run.
+      places: run directories of `run_directories`.
+      overrides: those of the run.
+
+    Returns:
+      The exit code of the command line; 0 where the run has been measured since it was trained.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), dpi=150)
-    teacher = read_json(places["teacher"] / SUMMARY_FILE, dict)
-    axes.axhline(teacher["evaluation"][METRIC], color="0.4", linestyle="--", label="teacher")
-    for name in ARMS:
-        rows = [row for row in read_metrics(places[name]) if f"evaluation/{METRIC}" in row]
-        scores = [row[f"evaluation/{METRIC}"] for row in rows]
-        axes.plot([row["step"] for row in rows], scores, marker="o", label=TITLES[name])
-    axes.set_xlabel("updates after SFT initialisation")
-    axes.set_ylabel("exact match on new problems (%)")
-    axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    pyplot.close(figure)
+    made, trained = places[name] / "evaluation-validation.json", places[name] / SUMMARY_FILE
+    if made.exists() and made.stat().st_mtime_ns >= trained.stat().st_mtime_ns:
+        return command_line.EXIT_OK
+    values = {"MODEL_DIR": str(places[name]), "TEACHER": str(places["teacher"])}
+    values |= {"EVALUATION_TEMPERATURES": (1.0,), "EVALUATION_SAMPLES": 4}
+    settings = [f"--gin.{key}={value!r}" for key, value in values.items()]
+    file = f"--gin_file=configs/runs/quickstart/{name}.gin"
+    with contextlib.redirect_stdout(io.StringIO()):  # the report shows it
+        return command_line.main(["evaluate", file, *overrides, *settings])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,25 +147,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {unknown[0]}")
     places = run_directories(pathlib.Path(options.directory), options.seed)
     began = time.monotonic()
-    for number, (name, title) in enumerate(TITLES.items(), start=1):
-        print(f"\n[{number}/{len(TITLES)}] {title}", file=sys.stderr)
-        code = run(name, places, options.seed, overrides)
+    steps = [
+        (title, functools.partial(run, name, places, options.seed, overrides))
+        for name, title in TITLES.items()
+    ]
+    steps += [
+        (f"evaluation of {TITLES[name]}", functools.partial(evaluate, name, places, overrides))
+        for name in ARMS
+    ]
+    for number, (title, step) in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] {title}", file=sys.stderr)
+        code = step()
         if code:
             return code
     folder = places["start"].parent
     try:
         table, results = result_table(places)
-        draw(places, folder / "quickstart.png")
         replace_file(folder / "quickstart.json", json.dumps(results, indent=1) + "\n")
         console = rich.console.Console()
         _print_samples(console, places)
+        console.print(table)
+        report([places["teacher"], folder], output=folder / "report")
     except Exception as error:  # a damaged file of a run, a full disk
-        if as_user_error(error) is None:
+        if errors.as_user_error(error) is None:
             raise
-        report(error)
+        errors.report(error)
         return command_line.EXIT_FAILED
-    console.print(table)
-    print(f"figure: {folder / 'quickstart.png'}   {time.monotonic() - began:.0f} s")
+    print(f"{time.monotonic() - began:.0f} s")
     return 0
 
 

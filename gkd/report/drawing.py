@@ -12,8 +12,8 @@ from typing import Any
 from gkd.files.atomic_files import replacing
 from gkd.report.charts import Chart, HeatMap, LineChart, StackedBars
 
-# Colours of arms, told apart by readers with any colour vision (Okabe and Ito), darkened for text
-# of 3:1 on white; with markers, since there may be more arms than colours.
+# Colours of arms that differ for every colour vision (after Okabe and Ito), with a contrast of 3:1
+# on white; markers differ too, since there may be more arms than colours.
 COLORS = ("#0072b2", "#d55e00", "#00855f", "#b0508a", "#8a6d00", "#3a8fc4", "#7b4ab5", "#5c5c5c")
 _MARKERS = "osD^vPX*"
 _INK, _FAINT = "#1b1f24", "#8b949e"
@@ -36,7 +36,7 @@ _MOST_MARKERS = 25  # points of a line that are marked
 
 
 def svg(chart: Chart) -> str:
-    """Draws a figure as an SVG element that stands in a page.
+    """Draws a figure as an SVG element of a page.
 
     Args:
       chart: the figure.

@@ -33,7 +33,7 @@ def report(
 ) -> pathlib.Path:
     """Writes the report of some runs, and prints its path.
 
-    Runs may still be going: the page says so, and a repeated command updates it.
+    Runs that are not complete are marked as such; a repeated command updates the page.
 
     Args:
       directories: run directories, sweeps, or folders that hold some at any depth.

@@ -36,7 +36,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """How a run was made.
+    """The command and the facts that repeat a run.
 
     Attributes:
       name: the run.
@@ -183,7 +183,7 @@ def speed_table(records: Sequence[RunRecord]) -> Table:
         median = _median(run, "seconds_per_step")
         tokens, mfu = _median(run, "tokens_per_second"), _median(run, "mfu")
         goodput = next((row["goodput"] for row in reversed(run.speed) if "goodput" in row), None)
-        peak = max((row.get("memory_peak_bytes", 0) for row in run.speed), default=0)
+        memory = [_peak(run, f"{where}memory_peak_bytes") for where in ("", "host_")]
         devices = run.launches[-1].get("devices", "") if run.launches else ""
         rows.append([
             run.name, str(devices), f"{run.parameters:,}" if run.parameters else "–",
@@ -191,11 +191,16 @@ def speed_table(records: Sequence[RunRecord]) -> Table:
             "–" if tokens is None else f"{tokens:,.0f}",
             "–" if mfu is None else f"{100 * mfu:.1f}%",
             "–" if goodput is None else f"{100 * goodput:.0f}%",
-            f"{peak / 2**30:.2f} GiB" if peak else "–",
+            *memory,
         ])  # fmt: skip
     head = ["run", "devices", "parameters", "ms per step", "tokens per second", "MFU", "goodput",
-            "peak memory"]  # fmt: skip
+            "device memory", "host memory"]  # fmt: skip
     return Table("Speed and memory", head, rows, range(2, len(head)))
+
+
+def _peak(run: RunRecord, name: str) -> str:
+    peak = max((row[name] for row in run.speed if isinstance(row.get(name), int)), default=None)
+    return "–" if peak is None else f"{peak / 2**30:.2f} GiB"
 
 
 def _median(run: RunRecord, name: str) -> float | None:

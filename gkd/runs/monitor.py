@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
+import resource
 import statistics
 import sys
 import threading
@@ -22,6 +23,7 @@ from gkd.program_cost.roofline import CHIPS, Chip
 
 SPEED_FILE = "speed.jsonl"
 PROFILE_FOLDER = "profile"
+_KILOBYTE = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 # Generation of a chip, by `device_kind` of jax.Device as libtpu and CUDA spell it.
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
 KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
@@ -34,8 +36,9 @@ class Monitor:
 
     It has one row per log interval: seconds_per_step (median), steps_per_second, tokens_per_second
     (tokens of the training sequences), goodput (share of the launch's time spent in steps), mfu for
-    known chips, memory_peak_bytes and memory_limit_bytes if the device reports them, and
-    update_seconds (the remainder of a step) if the parts of a step were timed.
+    known chips, memory_peak_bytes and memory_limit_bytes if the device reports them,
+    host_memory_peak_bytes (of this process), and update_seconds (the remainder of a step) if the
+    parts of a step were timed.
     """
 
     def __init__(
@@ -157,6 +160,9 @@ class Monitor:
         for name, key in (("peak", "peak_bytes_in_use"), ("limit", "bytes_limit")):
             if key in used:
                 row[f"memory_{name}_bytes"] = used[key]
+        row["host_memory_peak_bytes"] = (
+            _KILOBYTE * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        )
         if self._part_seconds is not None:
             row["update_seconds"] = max(0.0, median - self._part_seconds)
         self._seconds, self._batches, self._tokens = [], [], 0

@@ -28,7 +28,9 @@ def test_a_quickstart_of_a_few_steps_ends_with_table_figure_and_samples(
     for arm in ("supervised_kd", "gkd"):
         want = results[arm]["exact_match"] - results["start"]["exact_match"]
         assert results[arm]["gain"] == pytest.approx(want)
-    assert (tmp_path / "seed_7/quickstart.png").read_bytes()[1:4] == b"PNG"
+    page = (tmp_path / "seed_7/report/report.html").read_text(encoding="utf-8")
+    assert "exact match by step" in page and "KL(P‖Q) of each token" in page
+    assert f"report: {tmp_path}/seed_7/report/report.html" in out
     for text in ("on-policy GKD (λ=1)", "exact match", "reference", "#### "):
         assert text in out
     monkeypatch.setattr(sys, "argv", ["quickstart", *arguments])

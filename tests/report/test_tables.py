@@ -22,6 +22,7 @@ OFF, ON = {"on_policy_fraction": "0.0"}, {"on_policy_fraction": "1.0"}
 @pytest.fixture
 def records(tmp_path):
     speed = [{"step": 9, "seconds_per_step": 0.25, "tokens_per_second": 4000.0, "goodput": 0.5}]
+    speed[0]["host_memory_peak_bytes"] = 3 * 2**29
     for seed, (off, on) in enumerate([(20.0, 24.0), (30.0, 36.0)]):
         write_run(tmp_path / f"on/{seed}", scores={0: 10.0, 9: on}, seed=seed, settings=ON)
         write_run(
@@ -61,7 +62,8 @@ def test_speed_is_in_the_units_of_its_columns(records):
     row = dict(zip(speed_table(records).head, speed_table(records).rows[0], strict=True))
     assert row == {
         "run": "off/0", "devices": "1 cpu (cpu)", "parameters": "1,000", "ms per step": "250.0",
-        "tokens per second": "4,000", "MFU": "–", "goodput": "50%", "peak memory": "–",
+        "tokens per second": "4,000", "MFU": "–", "goodput": "50%",
+        "device memory": "–", "host memory": "1.50 GiB",
     }  # fmt: skip
 
 

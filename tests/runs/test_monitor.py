@@ -1,6 +1,7 @@
 """The monitor: its rows by hand, a trace on disk, a stalled step told with its place."""
 
 import json
+import pathlib
 import re
 import threading
 import time
@@ -44,6 +45,9 @@ def test_a_row_is_of_its_interval(tmp_path, monkeypatch):
     watched.write(5)
     watched.write(5)  # nothing new
     first, second = rows(tmp_path)
+    status = pathlib.Path("/proc/self/status").read_text()
+    most = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # may have grown since
+    assert 0.9 * most < first.pop("host_memory_peak_bytes") <= most
     assert first == {
         "step": 4, "seconds_per_step": 0.25, "steps_per_second": 4.0, "tokens_per_second": 90.0,
         "goodput": 0.25, "mfu": (80 + 60 + 60) / 1.0 / 1000,
