@@ -11,8 +11,8 @@ from tests.paths import REPOSITORY
 ORDER = (
     "quickstart", "sweep", "report", "cli", "new", "plan", "train", "convert", "evaluate", "infer",
     "runs", "configuration", "checkpoints", "tensor_files", "data", "synthetic", "tables",
-    "metrics", "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost", "models", "files",
-    "parallel",
+    "metrics", "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost", "models",
+    "files", "parallel",
 )  # fmt: skip
 PURE = ("models", "auxiliary_losses", "decode", "distill", "parallel")
 # Modules without a test file of their name, and why.

@@ -76,6 +76,7 @@ def evaluate(
         _check_trained(checkpoint)
     decode_options = decodings(task, batches.target_length, evaluation, seed)
     path = pathlib.Path(output) if output else _default_output(checkpoint, evaluation.split)
+    outputs = path.with_suffix(".jsonl")
     if not path.parent.is_dir():
         raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
     with job_lease(path, f"output {path}") as lease:
@@ -101,13 +102,12 @@ def evaluate(
             "target_length": batches.target_length,
             "seed": seed,
             "samples": data.sample_table(measured.first_texts(), evaluation.sample_rows),
-            "outputs": path.with_suffix(".jsonl").name,
+            "outputs": outputs.name,
             "bindings": config_bindings(gin.config_str()),
             **provenance(),
         }
         lease.check()
         if processes.is_primary_process():
-            outputs = path.with_suffix(".jsonl")
             report.write_outputs(outputs, data, measured.outputs, measured.divergences)
             write_json(path, result)
             report.print_summary(result, path)
