@@ -58,8 +58,7 @@ def evaluate(
       method: its reward is given to the outputs, in percent.
       evaluation: split, examples and ways of decoding.
       execution: the device mesh.
-      step: step of a run: 'best_or_newest', 'best', 'newest' or a number; as for `infer` and
-        `convert`.
+      step: step of a run: 'best_or_newest', 'best', 'newest' or a number.
       dtype: dtype of the student's computation; None is its own.
       seed: PRNG seed of sampled outputs.
       output: the JSON file; by default `evaluation-SPLIT.json` in the run directory. Beside it, as
