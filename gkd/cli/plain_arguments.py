@@ -144,6 +144,10 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     option("--dtype", "convert the weights; else as in SRC", default=None)
     option("--vocabulary", "a sentencepiece model, or a folder with a tokenizer, to put beside the "
            "weights, or 'bytes'; else SRC's own", metavar="FILE", default=None)  # fmt: skip
+    option("--keep_encoder_layers", "numbers of the encoder's layers to keep, from 0, such as "
+           "0,2,5,7, for a student of the model's own layers; else all", metavar="N,N,…",
+           default=None)  # fmt: skip
+    option("--keep_decoder_layers", "the same of the decoder", metavar="N,N,…", default=None)
 
 
 def add_new_arguments(parser: argparse.ArgumentParser) -> None:

@@ -124,6 +124,8 @@ CONVERT = {
     "step": STEP,
     "dtype": choice("float32", "bfloat16", "float16", none=True),
     "vocabulary": OPTIONAL_PATH,
+    "keep_encoder_layers": text(none=True),
+    "keep_decoder_layers": text(none=True),
 }
 
 NEW = {

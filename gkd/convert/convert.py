@@ -15,6 +15,8 @@ import numpy as np
 from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.convert import peft
+from gkd.convert.kept_layers import keep_layers
+from gkd.errors import InvalidValue
 from gkd.files.atomic_folders import remove_unfinished
 from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.runs.lease import Lease, job_lease
@@ -33,6 +35,8 @@ def convert(
     step: int | str | None = BEST_OR_NEWEST,
     dtype: str | None = None,
     vocabulary: str | None = None,
+    keep_encoder_layers: str | None = None,
+    keep_decoder_layers: str | None = None,
 ) -> None:
     """Converts a checkpoint atomically: `target` appears complete or not at all.
 
@@ -47,6 +51,8 @@ def convert(
       dtype: dtype of the written weights; by default that of every tensor.
       vocabulary: path of a sentencepiece model or of a tokenizer's folder that is copied, or
         'bytes'; by default the source's own tokenizer files, if it has any.
+      keep_encoder_layers, keep_decoder_layers: numbers of the layers to keep, from 0, as '0,2,4,7';
+        by default all of them.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -60,6 +66,13 @@ def convert(
     folder = pieces and vocabularies.tokenizer_folder(pieces)
     if vocabulary is None and opened.tokenizer is not None and opened.tokenizer.names:
         folder = opened.tokenizer.folder
+    kept = ""
+    if keep_encoder_layers is not None or keep_decoder_layers is not None:
+        if to == "peft":
+            raise InvalidValue("--to peft writes the adapters of all layers: keep all of them")
+        whole = opened.config
+        opened = keep_layers(opened, keep_encoder_layers, keep_decoder_layers)
+        kept = _kept(whole, opened.config)
     written = peft.adapter_tensors(opened) if to == "peft" else opened.tensors
     total = len(written)
     place = pathlib.Path(target).absolute()
@@ -70,10 +83,18 @@ def convert(
         chosen = f"{opened.chosen}, " if opened.chosen else ""
         values = sum(int(np.prod(tensor.shape)) for tensor in written.values())
         progress.print(
-            f"{opened.source or source} ({opened.format}, {chosen}{values:,} parameters) -> "
+            f"{opened.source or source} ({opened.format}, {chosen}{kept}{values:,} parameters) -> "
             f"{target} ({to}), vocabulary: "
             + ("none known" if pieces is None else f"{pieces.vocab_size} ids")
         )
+
+
+def _kept(whole: Any, config: Any) -> str:
+    sides = [
+        f"{getattr(config, name)} of {getattr(whole, name)} {side} layers"
+        for side, name in (("encoder", "num_encoder_layers"), ("decoder", "num_decoder_layers"))
+    ]
+    return f"{' and '.join(sides)}, "
 
 
 def _vocabulary(opened: Checkpoint, given: str | None) -> Any:
