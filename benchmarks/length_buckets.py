@@ -1,9 +1,10 @@
-"""Measures steps on real lengths: examples per second with LENGTH_BUCKETS='auto', and without.
+"""Measures steps on real lengths: examples per second with every kind of LENGTH_BUCKETS.
 
-    python -m benchmarks.length_buckets --gin_file=FILE [--steps=20] [--rounds=5] [--gin.NAME=…]
+    python -m benchmarks.length_buckets --gin_file=FILE [--kinds parts] [--steps=20] [--gin.NAME=…]
 
-The same step runs in turn on batches of both kinds; every length is compiled beforehand. Models
-whose architecture is given start at random. Where no length saves padding, it is the same batches.
+The same step runs in turn on whole batches (None), in parts and on batches of similar lengths; all
+lengths are compiled beforehand. Models whose architecture is given start at random. Where no length
+saves padding, it is the same batches.
 """
 
 from __future__ import annotations
@@ -15,40 +16,43 @@ import time
 import jax
 
 from benchmarks.arguments import parse
-from benchmarks.machine import spread
+from benchmarks.machine import measure, spread
 from gkd.cli import command_line
 from gkd.cli.arguments import Command
 from gkd.data import pipeline
 from gkd.evaluate.evaluation import host_batch
 from gkd.parallel import mesh as meshes
+from gkd.train.batch_layout import part_sizes
 from gkd.train.build import build_step_program
 from gkd.train.method import student_generates
 
-KINDS = (None, "auto")
+KINDS = ("parts", "batches")  # beside None
 
 
 def main(arguments: list[str]) -> None:
     """Measures and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gin_file", required=True)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--steps", type=int, default=20, help="of each kind in a round")
     parser.add_argument("--rounds", type=int, default=5)
     given, overrides = parse(parser, arguments)
     command = Command("train", (given.gin_file,), ("MODEL_DIR='none'", *overrides))
     program = build_step_program(command_line.configured_experiment(command), from_shapes=True)
-    compare(program, given.steps, given.rounds)
+    compare(program, (None, *given.kinds), given.steps, given.rounds)
 
 
-def compare(program, steps: int, rounds: int) -> None:
-    """Times rounds of steps of both kinds, and prints medians and their ratio."""
+def compare(program, kinds: tuple, steps: int, rounds: int) -> None:
+    """Times rounds of steps of every kind, and prints medians and their ratios."""
     experiment, compiled = program.experiment, program.compile()
     shapes = experiment.batches
     streams = {
         kind: pipeline.training_batches(
             program.task, shapes.split, shapes.size, shapes.input_length, shapes.target_length, 0,
             buckets=kind, buckets_targets=not student_generates(experiment.method),
+            part_sizes=part_sizes(program),
         )
-        for kind in KINDS
+        for kind in kinds
     }  # fmt: skip
     state = program.state.make()
     teacher = program.frozen_teacher and jax.jit(
@@ -63,21 +67,17 @@ def compare(program, steps: int, rounds: int) -> None:
         state, metrics = compiled(state, teacher, batch)
         return jax.block_until_ready(metrics)
 
-    known, tokens = set(), dict.fromkeys(KINDS, 0)
-    while True:  # compile every length that the data have
-        fresh = [next(streams["auto"]) for _ in range(200)]
-        lengths = {host["encoder_input_tokens"].shape + host["decoder_target_tokens"].shape: host
-                   for host in fresh}  # fmt: skip
-        if set(lengths) <= known:
-            break
-        for key in set(lengths) - known:
-            step(lengths[key])
-        known |= set(lengths)
-    step(next(streams[None]))
+    tokens, known = dict.fromkeys(kinds, 0), {}
+    for kind in kinds:  # compile every length that the data have
+        known[kind] = set()
+        while fresh := _lengths_in(streams[kind], 1 if kind is None else 200, known[kind]):
+            for host in fresh.values():
+                step(host)
+            known[kind] |= fresh.keys()
     taken = []
     for _ in range(rounds):
         seconds = {}
-        for kind in KINDS:
+        for kind in kinds:
             begin = time.perf_counter()
             for _ in range(steps):
                 host = next(streams[kind])
@@ -85,17 +85,27 @@ def compare(program, steps: int, rounds: int) -> None:
                 step(host)
             seconds[kind] = (time.perf_counter() - begin) / steps
         taken.append(seconds)
-    for kind in KINDS:
+    limits = measure()
+    print(f"machine: {limits.flops / 1e9:.0f} GFLOP/s, {limits.bandwidth / 1e9:.0f} GB/s")
+    for kind in kinds:
         median = spread([seconds[kind] for seconds in taken])["median"]
+        ratio = spread([seconds[None] / seconds[kind] for seconds in taken])
         print(
             f"LENGTH_BUCKETS={kind!r}: {1e3 * median:.1f} ms a step, {shapes.size / median:.1f} "
-            f"examples/s, {tokens[kind] / steps / rounds:.2f} positions per token"
+            f"examples/s, {ratio['median']:.2f} times as many as None ({ratio['min']:.2f}–"
+            f"{ratio['max']:.2f} in {rounds} rounds), {tokens[kind] / steps / rounds:.2f} "
+            f"positions per token, {len(known[kind])} lengths"
         )
-    ratio = spread([seconds[None] / seconds["auto"] for seconds in taken])
-    print(
-        f"{len(known)} lengths; {ratio['median']:.2f} times as many examples per second "
-        f"({ratio['min']:.2f}–{ratio['max']:.2f} in {rounds} rounds)"
-    )
+
+
+def _lengths_in(stream, count: int, known: set) -> dict:
+    """A batch of every length among the next ones that is not known."""
+    fresh = {}
+    for _ in range(count):
+        host = next(stream)
+        arrays = host["encoder_input_tokens"].shape, host["decoder_target_tokens"].shape
+        fresh[(*arrays, host.get("input_parts"), host.get("teacher_input_parts"))] = host
+    return {lengths: host for lengths, host in fresh.items() if lengths not in known}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GKD's steps on rows of real lengths, batched as LENGTH_BUCKETS='auto' batches them."""
+"""GKD's steps on rows of real lengths, batched as LENGTH_BUCKETS='batches' batches them."""
 
 from __future__ import annotations
 

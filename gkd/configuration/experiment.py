@@ -65,8 +65,9 @@ class Batches:
       size: prompts per step, over all devices and microbatches.
       microbatches: parts that a step is computed in, to save memory.
       split: the task's split to train on.
-      length_buckets: lengths that inputs are padded to, so that a batch has rows of similar length:
-        'auto' chooses them by the data, None pads all to `input_length`.
+      length_buckets: treatment of padding: 'parts' encodes a batch's rows in up to four parts, each
+        as long as its longest row; 'batches', or lengths of inputs, form batches of rows of similar
+        length; None encodes all padding.
     """
 
     input_length: int = accepts(LENGTH)
@@ -74,7 +75,9 @@ class Batches:
     size: int = accepts(BATCH, 32)
     microbatches: int = accepts(BATCH, 1)
     split: str = accepts(text(), "train")
-    length_buckets: Any = accepts(sequence(LENGTH, 1, words=("auto",), none=True), None)
+    length_buckets: Any = accepts(
+        sequence(LENGTH, 1, words=("parts", "batches"), none=True), "parts"
+    )
 
     __post_init__ = _check_fields
 

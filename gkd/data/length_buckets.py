@@ -19,10 +19,10 @@ from gkd.data.sources import permutation
 from gkd.errors import InvalidValue
 
 # One more length must save this share of the padded tokens: each is a program to compile.
-_LEAST_SAVING = 0.03
+LEAST_SAVING = 0.03
 # And a shape of a batch this share of the rows.
 _LEAST_SHARE = 0.04
-_SHORT = 32  # inputs of so few tokens have one length
+SHORT = 32  # inputs of so few tokens have one length
 _MOST = 6  # lengths of inputs
 _SHUFFLE = 0x6C656E  # separates the order of batches from that of rows
 
@@ -68,7 +68,7 @@ def chosen_lengths(lengths: np.ndarray, longest: int, most: int) -> tuple[int, .
         cost.append(ways.min(axis=0))
     totals = [costs[-1] for costs in cost]
     count = 0
-    while count + 1 < len(totals) and totals[count + 1] < (1 - _LEAST_SAVING) * totals[count]:
+    while count + 1 < len(totals) and totals[count + 1] < (1 - LEAST_SAVING) * totals[count]:
         count += 1
     chosen = [len(candidates) - 1]
     for k in reversed(range(count)):
@@ -84,7 +84,7 @@ def input_lengths(lengths: np.ndarray, longest: int, most: int = _MOST) -> tuple
       longest: greatest length of an input.
       most: lengths at most, where fewer than six are wanted.
     """
-    return chosen_lengths(lengths, longest, 1 if longest <= _SHORT else min(most, _MOST))
+    return chosen_lengths(lengths, longest, 1 if longest <= SHORT else min(most, _MOST))
 
 
 def doubled_lengths(longest: int) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ def doubled_lengths(longest: int) -> tuple[int, ...]:
     (32, 64, 100)
     """
     doubled = itertools.takewhile(
-        lambda length: length < longest, (_SHORT * 2**i for i in itertools.count())
+        lambda length: length < longest, (SHORT * 2**i for i in itertools.count())
     )
     return (*doubled, longest)
 

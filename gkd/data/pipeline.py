@@ -15,6 +15,14 @@ from typing import Any
 import numpy as np
 
 from gkd.data.length_buckets import BatchOrder, Shapes, choose_shapes
+from gkd.data.part_lengths import (
+    BATCHES,
+    PartLayout,
+    PartSizes,
+    Profile,
+    choose_layout,
+    parts_by_field,
+)
 from gkd.data.sources import permutation
 from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
@@ -88,6 +96,7 @@ class TrainingBatches:
         own_rows: np.ndarray,
         unknown: int | None = None,
         shapes: Shapes | None = None,
+        parts: PartSizes | None = None,
     ):
         """Starts before the first batch; `training_batches` explains the arguments."""
         self._data = data
@@ -110,6 +119,18 @@ class TrainingBatches:
             self._order["lengths"] = [list(lengths.values()) for lengths in shapes.lengths]
         self._position = 0
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._layout = None if parts is None else self._choose_layout(parts)
+
+    def _choose_layout(self, parts: PartSizes) -> PartLayout | None:
+        """Chooses the layout for the first epoch's batches, whatever was trained on already."""
+        size, rows = self._batch_size, self._data.rows
+        count = min(rows // size, BATCHES)
+        batches = np.array([self._row(number) for number in range(count * size)])
+        prompts = {name: most for name, most in self._lengths.items() if name != "targets"}
+        lengths = {name: self._data.columns[name].lengths for name in prompts}
+        return choose_layout(
+            batches.reshape(count, size), lengths, prompts, parts.parts, parts.shards
+        )
 
     def __iter__(self) -> TrainingBatches:
         return self
@@ -122,12 +143,32 @@ class TrainingBatches:
         else:
             lengths, rows = self._grouped.batch(self._position // self._batch_size)
         self._position += self._batch_size
+        profile, laid_out = {}, {}
+        if self._layout is not None:
+            places, profile = self._layout.arrange(self._prompt_lengths(rows))
+            rows, own = rows[places], places[self._own_rows]
+            laid_out = parts_by_field(profile, lengths, self._layout.shards)
+            laid_out["places"] = own.astype(np.int32)
         own = rows[self._own_rows]
-        return _batch(self._data, own, len(own), lengths, self._eos) | self._padding(rows, lengths)
+        batch = _batch(self._data, own, len(own), lengths, self._eos)
+        return batch | laid_out | self._padding(rows, lengths, profile)
 
-    def _padding(self, rows: np.ndarray, lengths: dict[str, int]) -> dict[str, int]:
+    def _prompt_lengths(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            name: np.minimum(self._data.columns[name].lengths[rows], most)
+            for name, most in self._lengths.items()
+            if name != "targets"
+        }
+
+    def _padding(
+        self, rows: np.ndarray, lengths: dict[str, int], profile: Profile
+    ) -> dict[str, int]:
         """Counts the positions of a batch of all hosts, and those that hold padding."""
-        positions = len(rows) * sum(lengths.values())
+        each = [
+            np.mean(profile[name]) if name in profile else length
+            for name, length in lengths.items()
+        ]
+        positions = round(len(rows) * sum(each))
         real = sum(
             int(np.minimum(self._data.columns[name].lengths[rows], length).sum())
             for name, length in lengths.items()
@@ -185,7 +226,7 @@ class TrainingBatches:
         for name in dict.fromkeys(("lengths", *self._order, *saved)):
             then, now = saved.get(name), self._order.get(name)
             if then != now:
-                setting = " (LENGTH_BUCKETS, whose None is none)" if name == "lengths" else ""
+                setting = " (LENGTH_BUCKETS, or None for one)" if name == "lengths" else ""
                 raise InvalidFile(
                     f"the data position belongs to another order: {name}{setting} was {then!r}, "
                     f"now {now!r}; restore the data and settings it was saved with, or start anew"
@@ -204,6 +245,7 @@ def training_batches(
     own_rows: np.ndarray | None = None,
     buckets: str | Sequence[int] | None = None,
     buckets_targets: bool = False,
+    part_sizes: PartSizes = PartSizes(),  # noqa: B008 (frozen)
 ) -> TrainingBatches:
     """Makes endless batches of a split, each epoch in another order.
 
@@ -216,9 +258,11 @@ def training_batches(
       seed: selects the order, non-negative.
       shuffle: permute the rows of each epoch; false keeps the source's order.
       own_rows: this host's rows of each batch, ascending (`mesh.own_rows`); None is all.
-      buckets: lengths of inputs, so that a batch holds rows of similar length; "auto" chooses them
-        by the data; None pads every batch to S and T.
-      buckets_targets: with buckets, group by the length of targets too.
+      buckets: "parts" lays out the rows of every batch in parts of similar length, each encoded at
+        its own; lengths of inputs form batches of rows of similar length; "batches" chooses these
+        lengths by the data; None encodes all padding.
+      buckets_targets: with batches of similar length, group by the length of targets too.
+      part_sizes: the parts that a batch can be laid out in.
 
     Returns:
       An iterator of dictionaries, R = own rows: encoder_input_tokens int32 [R, S],
@@ -226,8 +270,10 @@ def training_batches(
       teacher_encoder_input_tokens int32 [R, S'], example_weights float32 [R] (0 for a row with an
       empty text), rows int64 [R] (each row's number in the split; −1 for padding), and the integers
       inputs_cut, targets_cut, (teacher_inputs_cut,) and empty_examples of this host's rows, padding
-      and positions (tokens with their padding) of all hosts'. With buckets S, T and S' are those of
-      the batch.
+      and positions (tokens with the padding that is computed) of all hosts'. In batches of similar
+      length S, T and S' are those of the batch. In parts there are also places int32 [R] (the row's
+      number in the batch before it was laid out), and input_parts (and teacher_input_parts), a
+      `RowParts` or None.
 
     Raises:
       InvalidValue: a size is below 1, buckets are not ascending, the split has fewer rows than a
@@ -246,10 +292,10 @@ def training_batches(
             f"{batch_size}, which would hold rows twice: lower BATCH_SIZE, or give more rows"
         )
     shapes = None
-    if buckets is not None and shuffle:
+    if buckets not in (None, "parts") and shuffle:
         shapes = choose_shapes(
             {name: data.columns[name].lengths for name in lengths}, lengths,
-            None if buckets == "auto" else buckets, buckets_targets,
+            None if buckets == "batches" else buckets, buckets_targets,
         )  # fmt: skip
     return TrainingBatches(
         data=data,
@@ -261,6 +307,7 @@ def training_batches(
         own_rows=own,
         unknown=task.vocabulary.unk_id,
         shapes=shapes,
+        parts=part_sizes if buckets == "parts" else None,
     )
 
 

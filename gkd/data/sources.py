@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gkd.data.tfds_availability import PAGE, check_available, first_line
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.tables.delimited import TsvFormat
 from gkd.tables.fields import check_encodes
 from gkd.tables.rows import read_rows
 from gkd.tables.text_files import resolved
+from gkd.tables.tfds_availability import PAGE, check_available, first_line
 from gkd.vocabularies.tensorflow_host import seqio, tf
 
 # In a row of several references, a column with all of them as a JSON list.

@@ -14,6 +14,7 @@ from gkd.distill.rollouts import rollout_from_samples
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import ProjectedLogits, Seq2SeqModel
 from gkd.models.lora import Base, whole
+from gkd.models.row_parts import encode_rows
 from gkd.models.scoring import score_tokens
 
 
@@ -62,7 +63,7 @@ def make_teacher_logits_fn(model: Seq2SeqModel) -> Callable:
     """
 
     def teacher_logits_fn(params, batch: Batch, rollout: Rollout) -> ProjectedLogits:
-        encoded = model.encode(params, batch.teacher_prompts)
+        encoded = encode_rows(model, params, batch.teacher_prompts, batch.teacher_parts)
         logits = score_tokens(model, params, encoded, rollout.target_tokens)
         return jax.lax.stop_gradient(logits)
 

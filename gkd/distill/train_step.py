@@ -34,6 +34,7 @@ from gkd.distill.step_functions import StudentTeacher, next_average
 from gkd.distill.types import Batch, Rollout, TrainState
 from gkd.models.interface import Seq2SeqModel
 from gkd.models.lora import Base, whole
+from gkd.models.row_parts import encode_rows
 from gkd.models.scoring import score_tokens
 
 Metrics = dict[str, Any]  # name -> (sum, weight), float32 scalars
@@ -123,10 +124,10 @@ class TrainStep:
 
         def sample_part(part):
             rows, part = part
-            encoded = self.student.encode(params, part.encoder_input_tokens)
+            encoded = self._encode(params, part)
             return self._roll_out(params, encoded, part, state.step, rng, rows, reward_params)
 
-        everything = (jnp.arange(batch.example_weights.shape[0]), batch)
+        everything = (batch.row_numbers, batch)
         if self.microbatches == 1:
             return sample_part(everything)
         rollout = jax.lax.map(sample_part, split_rows(everything, self.microbatches))
@@ -206,10 +207,11 @@ class TrainStep:
 
         def roll_out_and_score(trained):
             params = whole(trained, base)
-            encoded = self.student.encode(params, batch.encoder_input_tokens)
-            rows = jnp.arange(batch.example_weights.shape[0])
+            encoded = self._encode(params, batch)
             frozen = jax.lax.stop_gradient((params, encoded))
-            rollout = self._roll_out(*frozen, batch, state.step, rng, rows, reward_params)
+            rollout = self._roll_out(
+                *frozen, batch, state.step, rng, batch.row_numbers, reward_params
+            )
             rollout = jax.lax.stop_gradient(self._with_advantages(rollout))
             scored = self._loss_sum(params, teacher_params, batch, rollout, encoded)
             return scored[0], (*scored[1], rollout)
@@ -224,6 +226,10 @@ class TrainStep:
         if not isinstance(teacher, StudentTeacher):
             return given
         return teacher.params_of(state, base)
+
+    def _encode(self, params, batch, dropout_rng=None):
+        tokens, parts = batch.encoder_input_tokens, batch.input_parts
+        return encode_rows(self.student, params, tokens, parts, dropout_rng)
 
     @property
     def _samples(self) -> bool:
@@ -283,8 +289,7 @@ class TrainStep:
         """The loss of some rows as a sum, and (weight, metrics)."""
         model = self.student
         if encoded is None:
-            tokens = batch.encoder_input_tokens
-            encoded = model.encode(params, tokens, dropout_rng=_fold(dropout_rng, 0))
+            encoded = self._encode(params, batch, _fold(dropout_rng, 0))
         tokens, dropout_rng = rollout.target_tokens, _fold(dropout_rng, 1)
         logits = score_tokens(model, params, encoded, tokens, dropout_rng)
         teacher_logits = None

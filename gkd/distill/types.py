@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
+
+from gkd.models.row_parts import RowParts
 
 
 @flax.struct.dataclass
@@ -30,6 +33,9 @@ class Batch:
       example_weights: float32 [B], 0 for rows that only fill up a batch.
       teacher_encoder_input_tokens: int32 [B, S'] where the teacher reads another prompt, else None.
       teacher_top_k: cached top-k of the teacher's log-probabilities, else None.
+      places: int32 [B], the rows' numbers, which choose their noise; None: 0 … B-1.
+      input_parts, teacher_input_parts: parts of the rows whose prompts are shorter, see `RowParts`;
+        None encodes the padding.
     """
 
     encoder_input_tokens: Any
@@ -37,12 +43,27 @@ class Batch:
     example_weights: Any
     teacher_encoder_input_tokens: Any = None
     teacher_top_k: TopK | None = None
+    places: Any = None
+    input_parts: RowParts | None = flax.struct.field(pytree_node=False, default=None)
+    teacher_input_parts: RowParts | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def teacher_prompts(self) -> Any:
         """The token ids that the teacher encodes: its own prompts where it has them."""
         own = self.teacher_encoder_input_tokens
         return self.encoder_input_tokens if own is None else own
+
+    @property
+    def teacher_parts(self) -> RowParts | None:
+        """The parts of `teacher_prompts`."""
+        own = self.teacher_encoder_input_tokens
+        return self.input_parts if own is None else self.teacher_input_parts
+
+    @property
+    def row_numbers(self) -> Any:
+        """int32 [B], the rows' numbers."""
+        count = self.example_weights.shape[0]
+        return jnp.arange(count) if self.places is None else self.places
 
 
 @flax.struct.dataclass

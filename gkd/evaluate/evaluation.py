@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from gkd.data import pipeline
 from gkd.data.length_buckets import input_lengths
+from gkd.data.part_lengths import PART_FIELDS
 from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
 from gkd.distill.types import Batch
@@ -319,5 +320,5 @@ def evaluation_key(seed: int) -> Any:
 
 def host_batch(batch: Mapping[str, Any]) -> Batch:
     """Collects the arrays of a pipeline's dictionary in a `Batch`; they stay on the host."""
-    names = (*BATCH_COLUMNS.values(), "example_weights")
+    names = (*BATCH_COLUMNS.values(), "example_weights", "places", *PART_FIELDS.values())
     return Batch(**{name: batch[name] for name in names if name in batch})

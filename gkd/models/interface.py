@@ -196,6 +196,9 @@ class Seq2SeqModel:
       special_ids: start, end and padding.
       inner_layers: decoder layers below the last that `decode_hidden` can return, as the keyword
         inner_layer: 1 … inner_layers; 0 for a model without that keyword.
+      encode_parts: (params, tuple of encoder_input_tokens [B/K, S_k], dropout_rng=None) -> tuple of
+        Encoded [B/K, S_k, …], those of `encode`, without `start_tokens`; see `row_parts`. None:
+        padding is encoded.
     """
 
     init: Callable
@@ -208,6 +211,7 @@ class Seq2SeqModel:
     dtype: str = "float32"
     special_ids: SpecialIds = T5_IDS
     inner_layers: int = 0
+    encode_parts: Callable | None = None
 
 
 def with_inner_layer(model: Seq2SeqModel, layer: int) -> Seq2SeqModel:

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
+from gkd.models.row_parts import apart, row_dropout, side_by_side
 
 MASKED = -1e10  # added to attention logits that must not be attended to
 RELATIVE_BUCKETS = 32
@@ -325,9 +326,12 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "batch query embed"],
         context: Float[Array, "batch key embed"],
-        *biases: Float[Array, "..."],
+        *biases: Float[Array, "..."] | Sequence[Float[Array, "..."]],
     ) -> Float[Array, "batch query embed"] | tuple[Array, Array]:
-        """`x` attends to `context` under additive biases, see `attend_in_blocks`."""
+        """`x` attends to `context` under additive biases, see `attend_in_blocks`.
+
+        Tuples of biases are those of rows that are side by side, each of which attends to itself.
+        """
 
         def heads(name, inputs, scale=1.0):
             def init(*args):
@@ -345,14 +349,26 @@ class Attention(nn.Module):
         kept = jnp.ones((len(x), self.num_heads, 1, context.shape[1]), jnp.float32)
         kept = nn.Dropout(self.dropout_rate)(kept, self.deterministic)
 
-        def attend_to(query, key, value, biases):
+        def attend_to(kept, query, key, value, biases):
             weights = used = attention_weights(query, key, biases)  # [B, H, Q, K]
             if self.dropout_rate and not self.deterministic:
                 used = weights * kept
             mixed = attend(used.astype(value.dtype), value)
             return mixed, jnp.mean(weights, axis=1) if self.pooled else None
 
-        mixed, pooled = attend_in_blocks(attend_to, query, key, value, biases)
+        if isinstance(biases[0], tuple):
+            lengths = [bias.shape[-1] for bias in biases[-1]]
+            rows = zip(*(apart(part, lengths) for part in (query, key, value)), strict=True)
+            masks = zip(apart(kept, lengths, axis=3), zip(*biases, strict=True), strict=True)
+            mixed = side_by_side(
+                [
+                    attend_in_blocks(partial(attend_to, kept), *row, each)[0]
+                    for row, (kept, each) in zip(rows, masks, strict=True)
+                ]
+            )
+        else:
+            attend_row = partial(attend_to, kept)
+            mixed, pooled = attend_in_blocks(attend_row, query, key, value, biases)
         mixed = checkpoint_name(mixed, ATTENTION)
         joined = mixed.reshape(*x.shape[:-1], -1)  # [B, Q, H·D]
         out = Dense(x.shape[-1], ("joined_kv", "embed"), self.dtype, _fan_in_normal, name="out")
@@ -367,6 +383,7 @@ class Mlp(nn.Module):
     dtype: Any
     dropout_rate: float
     deterministic: bool
+    lengths: tuple[int, ...] = (0,)  # of rows that are side by side
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
@@ -374,8 +391,7 @@ class Mlp(nn.Module):
         names = ["wi"] if len(self.activations) == 1 else ["wi_0", "wi_1"]
         pieces = [Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=name)(x) for name in names]
         product = activate(pieces, self.activations)  # [B, L, F]
-        dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
-        product = dropout(product, self.deterministic)
+        product = row_dropout(self.dropout_rate, self.deterministic, self.lengths, product)
         return Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(product)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from gkd.models import cached
 from gkd.models.flops import MatrixSizes
 from gkd.models.interface import T5_IDS, Encoded, Head, Hidden, Seq2SeqModel, SpecialIds, project
 from gkd.models.layers import Embed
+from gkd.models.row_parts import apart, side_by_side
 from gkd.models.t5_stacks import Decoder, Encoder
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 
@@ -190,9 +191,18 @@ class T5(nn.Module):
         self, encoder_input_tokens: Int[Array, "batch source"], deterministic: bool = True
     ) -> Encoded:
         """Encodes prompts; id 0 is padding."""
-        mask = encoder_input_tokens > self.config.special_ids.padding
-        hidden = self.encoder(self.token_embedder(encoder_input_tokens), mask, deterministic)
-        return Encoded(hidden, mask)
+        return self.encode_parts((encoder_input_tokens,), deterministic)[0]
+
+    def encode_parts(
+        self, parts: Sequence[Int[Array, "part _"]], deterministic: bool = True
+    ) -> tuple[Encoded, ...]:
+        """Encodes equally many prompts of several lengths."""
+        masks = tuple(part > self.config.special_ids.padding for part in parts)
+        embedded = self.token_embedder(side_by_side(parts))
+        hidden = apart(
+            self.encoder(embedded, masks, deterministic), [part.shape[1] for part in parts]
+        )
+        return tuple(map(Encoded, hidden, masks))
 
     def decode_hidden(
         self,
@@ -260,6 +270,7 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         dtype=config.dtype,
         special_ids=config.special_ids,
         inner_layers=config.num_decoder_layers - 1,
+        encode_parts=partial(apply, T5.encode_parts),
     )
 
 

@@ -22,16 +22,18 @@ from gkd.models.layers import (
     padding_bias,
     query_block,
 )
+from gkd.models.row_parts import row_dropout
 from gkd.parallel.model_sharding import ModelSharding
 
 _RESIDUAL = ("batch", "length", "activation_embed")
 
 
-def _dropout(config, deterministic):
-    """Returns dropout with one mask for all positions of a row, as in T5."""
-    return partial(
-        nn.Dropout(config.dropout_rate, broadcast_dims=(-2,)), deterministic=deterministic
-    )
+def _dropout(config, deterministic, lengths=(0,)):
+    """Returns dropout with one mask for all positions of a row, as in T5.
+
+    `lengths` are those of rows that are side by side; `(0,)` of any length.
+    """
+    return partial(row_dropout, config.dropout_rate, deterministic, lengths)
 
 
 def _norm(config, name):
@@ -44,15 +46,17 @@ def _attention(config, deterministic, name, pooled=False):
     return Attention(*sizes, deterministic, pooled, name=name)
 
 
-def _mlp(config, deterministic, name):
+def _mlp(config, deterministic, name, lengths=(0,)):
     sizes = (config.mlp_dim, config.mlp_activations, jnp.dtype(config.dtype), config.dropout_rate)
-    return Mlp(*sizes, deterministic, name=name)
+    return Mlp(*sizes, deterministic, lengths, name=name)
 
 
-def _relative_bias(config, sharding, prompts, length, bidirectional):
-    """The bias of `length` tokens of each row, in a copy for each shard of the rows."""
+def _relative_bias(config, sharding, prompts, lengths, bidirectional):
+    """The biases of rows of these lengths, in a copy for each shard of the rows."""
     copied = partial(copy_per_shard, sharding=sharding, num_heads=config.num_heads, prompts=prompts)
-    return RelativeBias(config.num_heads, bidirectional, name="relpos_bias")(length, copied)
+    bias = RelativeBias(config.num_heads, bidirectional, name="relpos_bias")
+    found = {length: bias(length, copied) for length in dict.fromkeys(lengths)}
+    return tuple(found[length] for length in lengths)
 
 
 def _as_residual(x, rows, sharding):
@@ -69,16 +73,20 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, padding, relative):
-        """Maps x [B, S, E] to (like x, None) under biases [B, 1, 1, S] and [1, H, S, S] or None."""
+        """Maps x [B, S, E] to (like x, None) under biases [B, 1, 1, s] and [1, H, s, s] or None.
+
+        Both are tuples, of one bias for each of the rows that are side by side.
+        """
         cfg, deterministic = self.config, self.deterministic
         rows = row_sharding(self.sharding, cfg.num_heads, len(x))
-        dropout = _dropout(cfg, deterministic)
+        lengths = tuple(bias.shape[-1] for bias in padding)
+        dropout = _dropout(cfg, deterministic, lengths)
         if cfg.relative_bias_per_layer:
-            relative = _relative_bias(cfg, self.sharding, *x.shape[:2], bidirectional=True)
+            relative = _relative_bias(cfg, self.sharding, len(x), lengths, bidirectional=True)
         y = _norm(cfg, "pre_attention_layer_norm")(x)
         x = x + dropout(_attention(cfg, deterministic, "attention")(y, y, relative, padding))
         y = rows.gather(_norm(cfg, "pre_mlp_layer_norm")(x))
-        x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp")(y)))
+        x = x + dropout(rows.scatter(_mlp(cfg, deterministic, "mlp", lengths)(y)))
         return _as_residual(x, rows, self.sharding), None
 
 
@@ -100,9 +108,10 @@ class DecoderLayer(nn.Module):
         rows = row_sharding(self.sharding, cfg.num_heads, len(context))
         dropout = _dropout(cfg, deterministic)
         if cfg.relative_bias_per_layer:
-            bias = bias + _relative_bias(
-                cfg, self.sharding, len(context), x.shape[1], bidirectional=False
+            (relative,) = _relative_bias(
+                cfg, self.sharding, len(context), x.shape[1:2], bidirectional=False
             )
+            bias = bias + relative
         y = _norm(cfg, "pre_self_attention_layer_norm")(x)
         mixed = _attention(cfg, deterministic, "self_attention", self.pooled)(y, y, bias)
         mixed, attention = mixed if self.pooled else (mixed, None)
@@ -189,16 +198,17 @@ class Encoder(nn.Module):
     sharding: ModelSharding
 
     @nn.compact
-    def __call__(self, x, mask, deterministic):
-        """Encodes embedded prompts [B, S, E] with mask [B, S]: [B, S, E]."""
+    def __call__(self, x, masks, deterministic):
+        """Encodes embedded prompts [B, S, E], rows side by side with masks [B, S_k]: like x."""
         cfg = self.config
         attributes = (cfg, deterministic, self.sharding)
         rows = row_sharding(self.sharding, cfg.num_heads, len(x))
-        dropout = _dropout(cfg, deterministic)
+        lengths = tuple(mask.shape[1] for mask in masks)
+        dropout = _dropout(cfg, deterministic, lengths)
         relative = None
         if not cfg.relative_bias_per_layer:
-            relative = _relative_bias(cfg, self.sharding, *x.shape[:2], bidirectional=True)
-        inputs = rows.scatter(padding_bias(mask)), relative
+            relative = _relative_bias(cfg, self.sharding, len(x), lengths, bidirectional=True)
+        inputs = tuple(rows.scatter(padding_bias(mask)) for mask in masks), relative
         x = rows.scatter(dropout(x))
         x = _run_layers(EncoderLayer, attributes, cfg.num_encoder_layers, x, *inputs)
         return dropout(_norm(cfg, "encoder_norm")(x))
@@ -223,10 +233,10 @@ class Decoder(nn.Module):
         causal = length - block + jnp.arange(block)[:, None] >= jnp.arange(2 * length - block)
         bias = jnp.where(causal, 0.0, MASKED)[None, None].astype(jnp.float32)  # [1, 1, T, T]
         if not cfg.relative_bias_per_layer:
-            # [C, H, T, T]
-            bias = bias + _relative_bias(
-                cfg, self.sharding, len(encoded.mask), length, bidirectional=False
-            )
+            (relative,) = _relative_bias(
+                cfg, self.sharding, len(encoded.mask), (length,), bidirectional=False
+            )  # [C, H, T, T]
+            bias = bias + relative
         inputs = (bias, rows.spread(encoded.hidden), rows.scatter(padding_bias(encoded.mask)))
         x = rows.scatter(dropout(x))
         norm, inner = _norm(cfg, "decoder_norm"), None

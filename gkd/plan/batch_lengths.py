@@ -10,15 +10,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gkd.configuration.experiment import Experiment
 from gkd.data.length_buckets import BatchOrder, choose_shapes
+from gkd.data.part_lengths import BATCHES, choose_layout, parts_by_field
+from gkd.data.sources import permutation
 from gkd.data.tokenized_splits import tokenized_split
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.files.json_files import read_json
+from gkd.train.batch_layout import PARTS, batch_buckets, part_sizes
 from gkd.train.build import batch_of_lengths
-from gkd.train.method import batch_buckets
 from gkd.train.step_program import StepProgram
 from gkd.vocabularies.placeholder import PlaceholderVocabulary
 
@@ -32,12 +35,12 @@ class BatchLengths:
     """The shapes of a training run's batches.
 
     Attributes:
-      shapes: length of every feature, of each shape.
+      shapes: length of every feature, of each shape; the lengths of its parts where it has some.
       shares: the share of each shape in the batches; their sum is 1.
       padding: share of the batches' positions that hold padding.
     """
 
-    shapes: tuple[dict[str, int], ...]
+    shapes: tuple[dict[str, int | tuple[int, ...]], ...]
     shares: tuple[float, ...]
     padding: float
 
@@ -150,29 +153,29 @@ def histograms(lengths: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
     }
 
 
-def batch_lengths(experiment: Experiment, lengths: Mapping[str, np.ndarray]) -> BatchLengths:
-    """Groups rows into batches as training does, and counts the shapes of an epoch's batches.
+def batch_lengths(program: StepProgram, lengths: Mapping[str, np.ndarray]) -> BatchLengths:
+    """Forms batches of rows as training does, and counts the shapes of an epoch's batches.
 
     Args:
-      experiment: the run.
+      program: the run's step program.
       lengths: tokens of every row, see `row_lengths`.
     """
-    longest, size = _longest(experiment), experiment.batches.size
-    buckets, buckets_targets = batch_buckets(experiment)
+    experiment = program.experiment
+    size = experiment.batches.size
     copies = -(-size // len(lengths["inputs"]))  # for at least one batch
-    lengths = {name: np.tile(lengths[name], copies) for name in longest}
-    rows = len(lengths["inputs"])
-    inputs = None if buckets == "auto" else buckets
-    shapes = choose_shapes(lengths, longest, inputs, buckets_targets)
-    order = BatchOrder(shapes, size, lambda number: number % rows, experiment.seed)
-    counts: collections.Counter[tuple[tuple[str, int], ...]] = collections.Counter()
+    longest = _longest(experiment)
+    lengths = {name: np.minimum(np.tile(lengths[name], copies), longest[name]) for name in longest}
+    in_parts = batch_buckets(experiment)[0] == PARTS
+    shapes = (_in_parts if in_parts else _of_like_length)(program, lengths, longest)
+    counts: collections.Counter[tuple[tuple[str, Any], ...]] = collections.Counter()
     real = 0
-    for number in range(rows // size):
-        shape, chosen = order.batch(number)
+    for shape, chosen in shapes:
         counts[tuple(shape.items())] += 1
-        real += sum(np.minimum(lengths[name][chosen], shape[name]).sum() for name in shape)
-    positions = sum(size * n * sum(dict(shape).values()) for shape, n in counts.items())
-    ascending = sorted(counts, key=lambda shape: [length for _, length in shape])
+        real += sum(lengths[name][chosen].sum() for name in shape)
+    positions = sum(
+        size * n * sum(float(np.mean(length)) for _, length in shape) for shape, n in counts.items()
+    )
+    ascending = sorted(counts, key=lambda shape: [np.mean(length) for _, length in shape])
     return BatchLengths(
         tuple(dict(shape) for shape in ascending),
         tuple(counts[shape] / counts.total() for shape in ascending),
@@ -180,15 +183,54 @@ def batch_lengths(experiment: Experiment, lengths: Mapping[str, np.ndarray]) -> 
     )
 
 
-def of_shape(program: StepProgram, shape: Mapping[str, int]) -> StepProgram:
+def _of_like_length(program, lengths, longest):
+    """The shape and the rows of every batch of an epoch, in batches of similar length."""
+    experiment = program.experiment
+    buckets, buckets_targets = batch_buckets(experiment)
+    rows, size = len(lengths["inputs"]), experiment.batches.size
+    inputs = None if isinstance(buckets, str) else buckets
+    shapes = choose_shapes(lengths, longest, inputs, buckets_targets)
+    order = BatchOrder(shapes, size, lambda number: number % rows, experiment.seed)
+    return (order.batch(number) for number in range(rows // size))
+
+
+def _in_parts(program, lengths, longest):
+    """The same of batches of any rows, in parts of similar length."""
+    experiment, sizes = program.experiment, part_sizes(program)
+    rows, size = len(lengths["inputs"]), experiment.batches.size
+    shuffled = permutation(rows, experiment.seed, 0)
+    batches = shuffled[: rows // size * size].reshape(-1, size)
+    prompts = {name: most for name, most in longest.items() if name != "targets"}
+    layout = choose_layout(batches[:BATCHES], lengths, prompts, sizes.parts, sizes.shards)
+    for chosen in batches:
+        shape: dict[str, Any] = dict(longest)
+        if layout is not None:
+            own = {name: lengths[name][chosen] for name in prompts}
+            shape |= {
+                name: parts
+                for name, parts in layout.arrange(own)[1].items()
+                if min(parts) < longest[name]
+            }
+        yield shape, chosen
+
+
+def of_shape(program: StepProgram, shape: Mapping[str, Any]) -> StepProgram:
     """Returns a step program for batches of other lengths.
 
     Args:
       program: the run's step program.
-      shape: length of every feature.
+      shape: length of every feature, or the lengths of its parts.
     """
     rows, top_k = program.batch.encoder_input_tokens.shape[0], program.batch.teacher_top_k
-    batch = batch_of_lengths(shape, rows, with_top_k=top_k is not None)
+    profile = {name: parts for name, parts in shape.items() if not isinstance(parts, int)}
+    longest = _longest(program.experiment)
+    whole = {name: longest[name] if name in profile else shape[name] for name in shape}
+    batch = batch_of_lengths(whole, rows, with_top_k=top_k is not None)
+    if profile:
+        batch = batch.replace(
+            **parts_by_field(profile, whole, part_sizes(program).shards),
+            places=jax.ShapeDtypeStruct((rows,), "int32"),
+        )
     return dataclasses.replace(program, batch=batch)
 
 

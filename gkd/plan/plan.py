@@ -24,8 +24,8 @@ from gkd.program_cost.topologies import topology_chip, topology_devices, topolog
 from gkd.runs.long_work import long_work
 from gkd.runs.model_loading import has_fixed_execution
 from gkd.runs.provenance import provenance
+from gkd.train.batch_layout import saves_padding
 from gkd.train.build import build_step_program
-from gkd.train.method import batch_buckets
 
 
 def plan(
@@ -100,7 +100,7 @@ def plan(
     with long_work("tracing the step"):
         step = build(experiment)
     console.print(report_lines.heading(step))
-    console.print(*_notes(experiment, topology, lengths), sep="", end="")
+    console.print(*_notes(step, topology, lengths), sep="", end="")
     planning = ProgramReports(step, build, report, rows, chip, prices, console.print, save)
     planning.measure(names)
     planning.compare(measured, topology)
@@ -179,7 +179,7 @@ def _is_gpu(topology):
     return topology.partition(":")[0] in ON_FAKE_DEVICES - {"cpu"}
 
 
-def _notes(experiment, topology, lengths) -> list[str]:
+def _notes(step, topology, lengths) -> list[str]:
     """Lines about what the figures leave out."""
     notes = []
     if _is_gpu(topology):
@@ -187,7 +187,7 @@ def _notes(experiment, topology, lengths) -> list[str]:
             "note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "
             f"traffic are overestimates for {topology}\n"
         )
-    if lengths is None and batch_buckets(experiment)[0] is not None:
+    if lengths is None and saves_padding(step):
         notes.append(
             "note: batches of shorter rows take less than this (LENGTH_BUCKETS): say how long the "
             "rows are, --lengths=data, a file of histograms or a mean\n"

@@ -69,14 +69,14 @@ class ProgramReports:
 
     def _over_lengths(self, name, label, program):
         """Compiles a step for all lengths of its batches; its greatest lengths are measured."""
-        lengths = batch_lengths.batch_lengths(program.experiment, self.rows)
+        lengths = batch_lengths.batch_lengths(program, self.rows)
         estimates = []
         for shape in lengths.shapes:
             smaller = batch_lengths.of_shape(program, shape)
             if smaller.batch == program.batch:
                 estimates.append(self.records[label])
                 continue
-            sizes = "×".join(str(length) for length in shape.values())
+            sizes = "×".join(map(report_lines.length_text, shape.values()))
             planned = PROGRAMS[name](smaller)[label]
             estimates.append(self.report(f"{label} of {sizes} tokens", smaller, planned))
         record = program_report.of_lengths(program, lengths, estimates, self.chip, self.prices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.plan.measured_run import MeasuredRun
@@ -111,12 +111,21 @@ def lengths_lines(name: str, record: Mapping[str, Any]) -> list[str]:
     """
     report = [f"\n{name}, over the lengths of its batches ({record['padding']:.0%} padding):"]
     for shape in record["shapes"]:
-        sizes = ", ".join(f"{key} {size}" for key, size in shape["lengths"].items())
+        sizes = ", ".join(f"{key} {length_text(x)}" for key, x in shape["lengths"].items())
         time = "no estimate" if shape["seconds"] is None else _time(shape)
         report.append(f"  {sizes}: {shape['share']:.1%} of the batches, {time}")
     if "seconds" in record:
         report.append(f"  mean: {_time(record)}")
     return report + (_whole_run(record["run"]) if "run" in record else [])
+
+
+def length_text(length: int | Sequence[int]) -> str:
+    """Renders the length of a batch, or those of its parts.
+
+    >>> length_text((64, 32, 32, 16))
+    '64/32/32/16'
+    """
+    return str(length) if isinstance(length, int) else "/".join(map(str, length))
 
 
 def _listed(kinds):

@@ -25,6 +25,8 @@ OF_A_LAUNCH = WITHOUT_EFFECT | {
 # Parameters that earlier versions lacked, with the values that they behaved as. Those versions also
 # lacked the macro ALLOW_CHANGES.
 _EARLIER_VALUES = {"escapes": True}
+# Values of a setting that give the same results up to rounding.
+_SAME_RESULTS = {"length_buckets": (None, "parts")}
 _CHECKPOINTS = {"student", "teacher", "reward_model", "teacher_top_k"}  # paths of any spelling
 
 
@@ -61,7 +63,7 @@ def of_bindings(
         new = settings[key].value if key in settings else default_of(key, verb)
         if name == "step" and (old, new) == (BEST, BEST_OR_NEWEST):
             continue  # the default of earlier versions: what it measured had a best step
-        if old is not UNSET and new is not UNSET and not _same(old, new):
+        if old is not UNSET and new is not UNSET and not _same(old, new, name):
             differences.append(f"{name} {old!r} → {new!r}")
     return sorted(differences)
 
@@ -92,7 +94,7 @@ def of_launches(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
             flat[key].value if key in flat else _default_then(key, "train", recorded)
             for flat, recorded in zip(settings, (before, after), strict=True)
         )
-        if old is UNSET or new is UNSET or _same(old, new):
+        if old is UNSET or new is UNSET or _same(old, new, name):
             continue
         if name in _CHECKPOINTS and _same_path(old, new):
             continue
@@ -124,7 +126,10 @@ def of_arguments(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
     ]
 
 
-def _same(old: Any, new: Any) -> bool:
+def _same(old: Any, new: Any, name: str = "") -> bool:
+    alike = _SAME_RESULTS.get(name, ())
+    if old in alike and new in alike:
+        return True
     try:
         return old == new or old == buckets.local_in(new)  # a run records where the mount is
     except FileNotFoundError:

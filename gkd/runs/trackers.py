@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -40,7 +40,6 @@ PROJECT = "gkd"  # unless the tracker's own environment variable names another
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 _SAVE_SECONDS = 2.0  # between two writes of the file; a tracker has a row on disk by then
 _CLOSE_SECONDS = 60.0  # for the rows that are not sent at the end
-_STOP_SECONDS = 10.0  # the same where a signal stops the run: a machine that goes waits for nobody
 _MOST_ROWS = 10_000  # that wait for a tracker
 _MOST_TRIES = 3  # to send a row
 _FIELDS = {
@@ -172,7 +171,9 @@ class Mlflow:
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
-        return experiment.experiment_id if experiment else self._client.create_experiment(name)
+        return (
+            self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        )
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
         """Sends a row."""
@@ -194,7 +195,11 @@ def _mlflow_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
-ADAPTERS: dict[str, Any] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}
+ADAPTERS: dict[str, Callable[[About, str, bool], Any]] = {
+    "trackio": Trackio,
+    "wandb": Wandb,
+    "mlflow": Mlflow,
+}
 
 
 class Tracker:
@@ -250,9 +255,7 @@ class Tracker:
             self._warn("it does not keep up, and does not get all rows")
 
     def close(self, outcome: str) -> None:
-        """Waits until all rows are sent, and ends the tracker's run.
-
-        It waits for a minute at most, and for ten seconds where the run was stopped.
+        """Waits, for a minute at most, until all rows are sent, and ends the tracker's run.
 
         Args:
           outcome: FINISHED, STOPPED (the run will be continued) or FAILED.
@@ -260,13 +263,11 @@ class Tracker:
         if self._thread is None:
             return
         self._outcome = outcome
-        seconds = _STOP_SECONDS if outcome == STOPPED else _CLOSE_SECONDS
-        end = time.monotonic() + seconds
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=seconds if self._thread.is_alive() else 0)
-        self._thread.join(max(0.0, end - time.monotonic()))
+            self._queue.put(None, timeout=_CLOSE_SECONDS if self._thread.is_alive() else 0)
+        self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"it has not taken the last rows within {seconds:g} s")
+            self._warn(f"it has not taken the last rows within {_CLOSE_SECONDS:g} s")
 
     def _work(self, restored_step: int | None, rows: Sequence[Mapping[str, Any]]) -> None:
         """Starts the tracker, sends rows until `close`, and ends it."""

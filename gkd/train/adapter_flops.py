@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,8 @@ _CROSS = "encoder_decoder_attention"
 def update_flops(
     adapters: Any,
     sizes: MatrixSizes,
-    rows: int,
-    source: int,
+    prompts: tuple[int, int],
+    encoded: Sequence[tuple[int, int]],
     outputs: int,
     tokens: int,
     shards: ShardCounts,
@@ -39,18 +39,22 @@ def update_flops(
     Args:
       adapters: shapes of the adapters, the tree of `gkd.models.lora.new_adapters`.
       sizes: the student's.
-      rows, source: prompts, and tokens of each.
+      prompts: the prompts, and tokens of each to the decoder.
+      encoded: the same of every part of them, to the encoder.
       outputs, tokens: sequences to learn from, and tokens of each.
       shards: the division among chips.
       remat: True where layers are rematerialised as a whole, which is not counted here.
     """
-    forward = encoder_flops(sizes, rows, source, shards) + cross_flops(sizes, rows, source, shards)
+    rows, source = prompts
+    forward = sum(encoder_flops(sizes, *part, shards) for part in encoded)
+    forward += cross_flops(sizes, rows, source, shards)
     forward += decoder_flops(sizes, outputs, tokens, tokens + source, shards)
     adapted = dict(kernels(adapters))
     stacked = any("layers" in path for path in adapted)
     back = _Backward(adapted, sizes, shards, stacked, stacked and not remat)
-    prompts = back.stack("encoder", sizes.encoder_layers, rows * source, source, None)
-    back.stack("decoder", sizes.decoder_layers, outputs * tokens, tokens, (prompts, rows, source))
+    for count, length in encoded:
+        depends = back.stack("encoder", sizes.encoder_layers, count * length, length, None)
+    back.stack("decoder", sizes.decoder_layers, outputs * tokens, tokens, (depends, rows, source))
     return forward + back.flops
 
 

@@ -59,17 +59,6 @@ def student_generates(method: Method) -> bool:
     return method.replay is not None or mixing.student_generates(method.on_policy_fraction)
 
 
-def batch_buckets(experiment: Experiment) -> tuple[Any, bool]:
-    """Returns LENGTH_BUCKETS as training follows it, and whether targets are grouped too.
-
-    A memory (REPLAY) holds rows of one length, and a student may write more tokens than a target
-    has.
-    """
-    method = experiment.method
-    buckets = None if method.replay is not None else experiment.batches.length_buckets
-    return buckets, not student_generates(method)
-
-
 def bound_divergence(method: Method) -> DivergenceRecord | None:
     """Returns the divergence with its parameters bound; None where the method has none.
 

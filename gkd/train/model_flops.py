@@ -51,24 +51,21 @@ def step_flops(
     samples = method.samples
     written = method.rollout_length or target  # tokens of an output
     student = program.student.config
-    on_policy, replays = student_generates(method), method.replay is not None  # from a memory
-    parts = program.experiment.batches.microbatches
-    again = parts > 1 or student.dropout_rate > 0 or rewards_on_host(method) or replays
-    again = again or method.updates_per_rollout > 1
+    on_policy = student_generates(method)
 
     def shared(config):
         if not split:
             return ShardCounts(rows=program.mesh.size)
         return shard_counts_of(program, config, rows // program.experiment.batches.microbatches)
 
-    def scored(config, tokens, source=source, outputs=rows * samples):
+    def scored(config, tokens, encoded, source=source, outputs=rows * samples):
         """Encoder, cross-attention's keys and decoder of one forward pass over outputs."""
         shards = shared(config)
-        prompts = encoder_flops(config.sizes, rows, source, shards)
+        prompts = _encoding(config, encoded, shards)
         prompts += cross_flops(config.sizes, rows, source, shards)
         return prompts + decoder_flops(config.sizes, outputs, tokens, tokens + source, shards)
 
-    shards = shared(student)
+    shards, encoded = shared(student), encoded_shapes(program, program.student)
     tokens = written if on_policy and method.on_policy_fraction == 1 else target
     costs = dict.fromkeys((*Part, UPDATE), 0.0)
     if on_policy:
@@ -78,41 +75,84 @@ def step_flops(
             + decoder_flops(student.sizes, outputs, expected_length, written + source, shards)
             + head_flops(student.sizes, outputs, expected_length, shards)
         )
-        if again:
-            costs[Part.SAMPLING] += encoder_flops(student.sizes, rows, source, shards)
+        if _encodes_again(program):
+            costs[Part.SAMPLING] += _encoding(student, encoded, shards)
     heads = 3 * head_flops(student.sizes, rows * samples, tokens, shards)
-    costs[UPDATE] = 3 * scored(student, tokens) + heads
+    costs[UPDATE] = 3 * scored(student, tokens, encoded) + heads
     if program.base is not None:
         _train_adapters_only(program, costs, tokens, shards, split, repeats)
     else:
         if split:
             costs[UPDATE] -= _reduce_scattered_gradients(
-                program, shards, rows * source, rows * samples * tokens
+                program, shards, _tokens(encoded), rows * source, rows * samples * tokens
             )
         if repeats:
-            costs[UPDATE] += _repeated_scores(student, rows, source, samples, tokens, shards)
+            costs[UPDATE] += _repeated_scores(program, encoded, tokens, shards)
     costs[UPDATE] += _auxiliary_flops(program, tokens, shards)
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
-        sizes = student.sizes
-        written_out = rows * source * sizes.encoder_layers
-        written_out += rows * samples * tokens * sizes.decoder_layers
-        last = 2 * written_out * sizes.emb_dim * sizes.mlp_dim / shards.rows / shards.mlp
-        costs[UPDATE] += scored(student, tokens) - last
+        written_out = _tokens(encoded) * student.sizes.encoder_layers
+        written_out += rows * samples * tokens * student.sizes.decoder_layers
+        width = student.sizes.emb_dim * student.sizes.mlp_dim
+        last = 2 * written_out * width / shards.rows / shards.mlp
+        costs[UPDATE] += scored(student, tokens, encoded) - last
     if program.teacher is not None:
         teacher = program.teacher.config
         outputs, tokens, prompt = taught_shape(program)
-        costs[Part.TEACHER] += scored(teacher, tokens, prompt, outputs)
+        prompts = encoded_shapes(program, program.teacher)
+        costs[Part.TEACHER] += scored(teacher, tokens, prompts, prompt, outputs)
         costs[UPDATE] += head_flops(teacher.sizes, outputs, tokens, shared(teacher))
     for part in (UPDATE, Part.TEACHER):
         costs[part] *= method.updates_per_rollout
     return costs
 
 
-def _repeated_scores(config, rows, source, samples, tokens, shards) -> float:
+def _encodes_again(program) -> bool:
+    """Returns whether the update encodes the prompts once more."""
+    method = program.method
+    return (
+        program.experiment.batches.microbatches > 1
+        or program.student.config.dropout_rate > 0
+        or rewards_on_host(method)
+        or method.replay is not None  # rows of a memory
+        or method.updates_per_rollout > 1
+    )
+
+
+def encoded_shapes(program: StepProgram, loaded: LoadedModel) -> tuple[tuple[int, int], ...]:
+    """Lists rows and tokens of the parts of a batch that a step encodes with a model.
+
+    Args:
+      program: the run's step program.
+      loaded: its student or teacher.
+    """
+    batch, is_teacher = program.batch, loaded is program.teacher
+    rows, length = (batch.teacher_prompts if is_teacher else batch.encoder_input_tokens).shape
+    parts = batch.teacher_parts if is_teacher else batch.input_parts
+    if is_teacher and isinstance(program.method.auxiliary, WitnessLoss):  # prompts of its own
+        return ((rows, taught_shape(program)[2]),)
+    if parts is None or loaded.model.encode_parts is None:
+        return ((rows, length),)
+    return parts.shapes(rows)
+
+
+def _encoding(config, shapes, shards) -> float:
+    """The FLOPs of encoding all parts of a batch."""
+    return sum(encoder_flops(config.sizes, *shape, shards) for shape in shapes)
+
+
+def _tokens(shapes) -> int:
+    return sum(rows * length for rows, length in shapes)
+
+
+def _repeated_scores(program, encoded, tokens, shards) -> float:
     """Counts the FLOPs of attention scores that the update's backward pass forms once more."""
+    config, samples = program.student.config, program.method.samples
+    rows, source = program.batch.encoder_input_tokens.shape
     sizes, stacked = config.sizes, config.stacked_layers and not config.remat
-    encoder = repeated_scores(sizes, rows, source, source, stacked)
+    encoder = sum(
+        repeated_scores(sizes, count, length, length, stacked) for count, length in encoded
+    )
     decoder = repeated_scores(sizes, rows * samples, tokens, tokens, stacked)
     if sizes.cross_attention:
         decoder += repeated_scores(sizes, rows, samples * tokens, source, stacked)
@@ -129,8 +169,9 @@ def _train_adapters_only(program, costs, tokens, shards, split, repeats) -> None
     rows, source = program.batch.encoder_input_tokens.shape
     outputs, parts = rows * program.method.samples, program.experiment.batches.microbatches
     heads = 2 + _trains_head(program)
+    encoded = encoded_shapes(program, program.student)
     costs[UPDATE] = adapter_flops.update_flops(
-        adapters, sizes, rows, source, outputs, tokens, shards, student.remat
+        adapters, sizes, (rows, source), encoded, outputs, tokens, shards, student.remat
     ) + heads * head_flops(sizes, outputs, tokens, shards)
     chips = program.mesh.shape["model"] if split else program.mesh.size
     adding = adapter_flops.adding_flops(adapters) / chips
@@ -178,7 +219,7 @@ def taught_shape(program: StepProgram) -> tuple[int, int, int]:
     return rows * method.samples, tokens, prompt_length(program, program.teacher)
 
 
-def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
+def _reduce_scattered_gradients(program, shards, encoded, prompts, outputs) -> float:
     """Counts the FLOPs that fully sharded gradients save on chips that repeat a layer.
 
     Chips along a model axis that does not divide a layer have all of its activations. A gradient is
@@ -188,13 +229,13 @@ def _reduce_scattered_gradients(program, shards, prompts, outputs) -> float:
     Args:
       program: the run's step program.
       shards: the division of the student by the mesh.
-      prompts, outputs: tokens of all rows.
+      encoded, prompts, outputs: tokens of all rows, through the encoder and to the decoder.
     """
     data, model = program.mesh.shape["data"], program.mesh.shape["model"]
     sizes = program.student.config.sizes
     if program.rules["embed"] is None or model % data or sizes.emb_dim % data:
         return 0.0
-    encoder, decoder = prompts * sizes.encoder_layers, outputs * sizes.decoder_layers
+    encoder, decoder = encoded * sizes.encoder_layers, outputs * sizes.decoder_layers
     columns = 0.0  # of kernels that every chip has whole, times the tokens that pass them
     if shards.heads == 1:
         columns += 2 * (sizes.query_width + sizes.key_width) * (encoder + decoder)

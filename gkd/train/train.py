@@ -44,8 +44,9 @@ from gkd.runs.run_directory import check_changes, check_model_dir, open_run
 from gkd.runs.signals import StopRequest
 from gkd.runs.trackers import tracker_of
 from gkd.train import adapters, memory_bound
+from gkd.train.batch_layout import batch_buckets, part_sizes
 from gkd.train.build import build_step_program
-from gkd.train.method import batch_buckets, needs_teacher, teacher_is_student
+from gkd.train.method import needs_teacher, teacher_is_student
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
 from gkd.train.step_means import StepMeans
@@ -240,7 +241,7 @@ def _training_data(program: StepProgram):
     rows = pipeline.training_batches(
         task, batches.split, batches.size, batches.input_length, batches.target_length,
         experiment.seed, own_rows=meshes.own_rows(program.mesh, batches.size),
-        buckets=buckets, buckets_targets=buckets_targets,
+        buckets=buckets, buckets_targets=buckets_targets, part_sizes=part_sizes(program),
     )  # fmt: skip
     offline, file = None, experiment.teacher.top_k_file
     if file is not None:

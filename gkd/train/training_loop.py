@@ -110,7 +110,7 @@ class TrainingLoop:
                 if self.time_parts is not None and number == first + 1:
                     self._time_parts(first, state, self.program.teacher_params(state), batch)
                 self.monitor.begins("step", number)
-                shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+                shapes = _shapes_of(batch)
                 if shapes not in self._shapes:  # compiles, which is not to count as a step's time
                     self._report(pending)
                     pending, self._clock = None, None
@@ -132,8 +132,10 @@ class TrainingLoop:
 
     def _add_shapes(self, shapes, batch):
         """Announces the compilation of the step for batches of new lengths."""
-        sizes = batch.encoder_input_tokens.shape[1], batch.decoder_target_tokens.shape[1]
-        lengths = ", inputs of {} and targets of {} tokens".format(*sizes) if self._shapes else ""
+        inputs, targets = batch.encoder_input_tokens.shape[1], batch.decoder_target_tokens.shape[1]
+        if batch.input_parts is not None:
+            inputs = ", ".join(map(str, batch.input_parts.lengths))
+        lengths = f", inputs of {inputs} and targets of {targets} tokens" if self._shapes else ""
         self._progress.print(f"compiling the step{lengths}")
         self._shapes[shapes] = jax.eval_shape(lambda batch: batch, batch)
 
@@ -383,3 +385,9 @@ class TrainingLoop:
         self._progress.print(markdown_table(self._table))
         self._progress.print(end_line(self.directory, summary["steps"], SUMMARY_FILE, self._best))
         return summary
+
+
+def _shapes_of(batch) -> tuple[Any, ...]:
+    """All that a program is compiled for: the arrays' shapes, and the lengths of their parts."""
+    shapes = (leaf.shape for leaf in jax.tree.leaves(batch))
+    return *shapes, batch.input_parts, batch.teacher_input_parts

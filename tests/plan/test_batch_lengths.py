@@ -6,11 +6,14 @@ import math
 import numpy as np
 import pytest
 
+from gkd.data.sources import permutation
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
-from gkd.plan import batch_lengths
+from gkd.plan import batch_lengths, programs
+from gkd.program_cost.program_cost import program_cost
+from tests.plan.counting import LAYERS, STACKED
 from tests.plan.planning import DISTIL, plan, traced
 
-LONG = ("INPUT_LENGTH=96", "TARGET_LENGTH=24", "LENGTH_BUCKETS='auto'")
+LONG = ("INPUT_LENGTH=96", "TARGET_LENGTH=24", "LENGTH_BUCKETS='batches'")
 
 
 def experiment(*overrides):
@@ -43,7 +46,7 @@ def test_rows_have_a_histograms_distribution(tmp_path):
 
 def test_batches_are_counted_as_training_makes_them():
     rows = {"inputs": np.repeat([10, 90], [300, 100]), "targets": np.full(400, 24)}
-    found = batch_lengths.batch_lengths(experiment("BATCH_SIZE=16"), rows)
+    found = batch_lengths.batch_lengths(traced(*LONG, "BATCH_SIZE=16"), rows)
     # 300 rows are 18 batches of 16 and 12 rows that go with the long ones: 7 batches of these.
     assert found.shapes == ({"inputs": 16, "targets": 24}, {"inputs": 96, "targets": 24})
     assert found.shares == (18 / 25, 7 / 25)
@@ -54,7 +57,7 @@ def test_batches_are_counted_as_training_makes_them():
 
 def test_fewer_rows_than_a_batch_are_taken_again():
     rows = {"inputs": np.array([10, 90]), "targets": np.array([24, 24])}
-    found = batch_lengths.batch_lengths(experiment("BATCH_SIZE=16"), rows)
+    found = batch_lengths.batch_lengths(traced(*LONG, "BATCH_SIZE=16"), rows)
     assert found.shares == (1.0,) and found.shapes[0]["inputs"] == 96
 
 
@@ -134,3 +137,60 @@ def test_the_halves_of_a_step_with_rewards_on_the_host_are_weighed_apart(capsys,
         assert mean["seconds"] == pytest.approx(0.75 * short + 0.25 * long)
         assert long == found[half]["seconds"] and "run" not in mean
         assert f"{half}, over the lengths of its batches" in said
+
+
+IN_PARTS = ("INPUT_LENGTH=96", "TARGET_LENGTH=24", "BATCH_SIZE=32", "LENGTH_BUCKETS='parts'")
+
+
+def test_parts_are_counted_in_the_order_of_an_epoch():
+    """Of 32 rows a batch, the longest quarter has 8: all batches have 10 ± 3 rows of 90 tokens."""
+    rows = {"inputs": np.repeat([10, 90], [2800, 1200]), "targets": np.full(4000, 24)}
+    found = batch_lengths.batch_lengths(traced(*IN_PARTS), rows)
+    assert found.shapes[0] == {"inputs": (96, 16, 16, 16), "targets": 24}
+    assert found.shapes[1] == {"inputs": (96, 96, 16, 16), "targets": 24}
+    order = permutation(4000, 0, 0).reshape(-1, 32)
+    long = (rows["inputs"][order] == 90).sum(axis=1)
+    assert found.shares[0] == pytest.approx((long <= 8).mean()) and 0.2 < found.shares[0] < 0.5
+    assert found.shares[1] == pytest.approx(((long > 8) & (long <= 16)).mean())
+    inputs = [32 * float(np.mean(shape["inputs"])) for shape in found.shapes]
+    positions = 125 * (found.mean(inputs) + 32 * 24)
+    real = 2800 * 10 + 1200 * 90 + 4000 * 24
+    assert found.padding == pytest.approx(1 - real / positions)
+
+
+def in_parts(*overrides, lengths=(96, 48, 32, 16)):
+    """A step program for batches in parts, and the one for whole batches."""
+    program = traced(*DISTIL, *LAYERS, *STACKED, *IN_PARTS, "LAMBDA=1.0", *overrides)
+    shape = {"inputs": lengths, "targets": 24}
+    return batch_lengths.of_shape(program, shape), program
+
+
+def counted(program):
+    (planned,) = programs.step_programs(program).values()
+    return program_cost(planned.lower().compile().as_text()), planned.flops(24)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in (
+                ("MICROBATCHES=2",),
+                ("REMAT=True",),
+                ("LORA=@lora.LoRA()",),
+                ("MODEL_PARALLELISM=4",),
+            )
+        ),
+    ],
+)
+def test_a_step_in_parts_counts_as_its_closed_form_and_sends_no_more(optimized, overrides):
+    lengths = (96, 32) if "MICROBATCHES=2" in overrides else (96, 48, 32, 16)
+    parts, whole = in_parts(*overrides, lengths=lengths)
+    cost, closed_form = counted(parts)
+    assert cost.flops == pytest.approx(closed_form, rel=0.03)
+    plain, _ = counted(whole)
+    assert cost.flops < 0.8 * plain.flops
+    assert cost.by_kind().keys() == plain.by_kind().keys()
+    assert cost.wire_bytes < 1.02 * plain.wire_bytes

@@ -31,8 +31,10 @@ def test_a_longer_prompt_of_the_teacher_counts():
     distil = ("DIVERGENCE=@divergences.forward_kl", "TEACHER_MODEL=%STUDENT_MODEL")
     plain = memory_bound.needed(program(*distil))
     long = (*OVERRIDES, "teacher_inputs.with_teacher_inputs.length=1000")
-    more = memory_bound.needed(program(*distil, *long)) - plain
-    assert more == pytest.approx(4 * 2 * 16 * (1000**2 - 24**2), rel=1e-9)
+    for buckets, rows in ((None, 16), ("parts", 4)):  # that are certainly encoded at a time
+        settings = (*distil, *long, f"LENGTH_BUCKETS={buckets!r}", "BATCH_SIZE=16")
+        more = memory_bound.needed(program(*settings)) - plain
+        assert more == pytest.approx(4 * 2 * (rows * 1000**2 - 16 * 24**2), rel=1e-9)
     assert memory_bound.needed(program(*long)) == memory_bound.needed(program()), "no teacher"
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 import tensorflow_datasets as tfds
 
-from gkd.data import tfds_availability
-from gkd.data.tfds_availability import check_available
+from gkd.tables import tfds_availability
+from gkd.tables.tfds_availability import check_available
 
 
 @dataclasses.dataclass
