@@ -112,6 +112,28 @@ def test_two_processes_self_distil_as_one(tmp_path, teacher):
     assert len({row["data/padding"] for row in rows}) > 1
 
 
+IN_PARTS = (
+    "DIVERGENCE=None", "BETA=None", "LAMBDA=0.0", "INPUT_LENGTH=48", "STEPS=10",
+    "TARGET_LENGTH=48", "tasks.arithmetic.minimum_steps=1", "BATCH_SIZE=32", "TRAIN_STEPS=8",
+    "EVALUATE_EVERY=0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_lay_out_their_rows_in_the_parts_of_one(tmp_path):
+    for processes_, devices in ((1, 8), (2, 4)):
+        finish(launch(processes_, devices, tmp_path / str(processes_), *IN_PARTS))
+    assert_same_curve(tmp_path / "2", tmp_path / "1")
+    finish(launch(1, 8, tmp_path / "whole", *IN_PARTS, "LENGTH_BUCKETS=None"))
+    paddings = [
+        np.mean(
+            [row["data/padding"] for row in read_metrics(tmp_path / run) if "data/padding" in row]
+        )
+        for run in ("2", "whole")
+    ]
+    assert paddings[0] < paddings[1] - 0.03
+
+
 @pytest.mark.slow
 def test_a_lost_process_ends_the_job_and_the_next_start_continues(tmp_path, teacher, alone):
     """SIGKILL of the third of four; then two with four devices each go on, on another mesh."""
