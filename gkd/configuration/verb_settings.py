@@ -74,7 +74,7 @@ SWEEP = {
     "directory": PATH,
     "gin_files": _WORDS,
     "axes": _GRID,
-    "action": choice("run", "list", "status", "table"),
+    "action": choice("run", "list", "status", "table", "verdict"),
     "overrides": _WORDS,
     "evaluations": dataclasses.replace(_GRID, none=True),
     "prerequisites": dataclasses.replace(_GRID, none=True),
@@ -183,5 +183,8 @@ SETTINGS = {
         "metrics": sequence(text(), none=True),
         "average_over": text(),
         "baseline": mapping(text(), none=True),
+        "claim": text(none=True),
+        "comparisons": dataclasses.replace(_GRID, none=True),
+        "at_least": whole(1, none=True),
     },
 }

@@ -169,8 +169,8 @@ class TaskSpec:
           samples: k generated texts per prompt, in the same order.
 
         Returns:
-          distinct_1 and distinct_2; self_bleu, if k is 2 or more; maj@k and pass@1, pass@2, …
-          pass@k, if the task has answers.
+          distinct_1, distinct_2, distinct_samples; self_bleu, if k is 2 or more; maj@k and
+          pass@1, pass@2, … pass@k, if the task has answers.
         """
         values = sample_metrics.distinct(samples)
         if len(samples[0]) > 1:

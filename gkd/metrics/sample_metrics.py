@@ -168,7 +168,7 @@ def self_bleu_signature(name: str = word_tokens.DEFAULT) -> str:
 
 
 def distinct(samples: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Computes distinct-1 and distinct-2, the share of different n-grams in a prompt's samples.
+    """Computes distinct-1 and distinct-2, and the share of different samples of a prompt.
 
     For each prompt it is the number of different n-grams in all of its samples over the number of
     n-grams; then the mean over the prompts that have any. Words are separated by white space (or
@@ -179,7 +179,8 @@ def distinct(samples: Sequence[Sequence[str]]) -> dict[str, float]:
       samples: k generated texts per prompt.
 
     Returns:
-      distinct_1 and distinct_2 in 0 … 100; 0 if there is no n-gram at all.
+      distinct_1 and distinct_2 in 0 … 100, 0 if there is no n-gram at all; and distinct_samples,
+      the share of different texts among a prompt's samples, averaged over prompts.
 
     Raises:
       ValueError: there is no prompt, or the numbers of samples differ.
@@ -190,10 +191,14 @@ def distinct(samples: Sequence[Sequence[str]]) -> dict[str, float]:
     Of the words a b a c, three of four are different, and both pairs of words are:
 
     >>> distinct([["a b", "a c"]])
-    {'distinct_1': 75.0, 'distinct_2': 100.0}
+    {'distinct_1': 75.0, 'distinct_2': 100.0, 'distinct_samples': 100.0}
     """
-    _number_of_samples(samples)
-    return {f"distinct_{n}": _distinct(samples, n) for n in (1, 2)}
+    size = _number_of_samples(samples)
+    different = sum(len(set(row)) for row in samples)
+    return {
+        **{f"distinct_{n}": _distinct(samples, n) for n in (1, 2)},
+        "distinct_samples": 100 * different / (size * len(samples)),
+    }
 
 
 def _distinct(samples: Sequence[Sequence[str]], n: int) -> float:

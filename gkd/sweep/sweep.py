@@ -22,7 +22,7 @@ from gkd.files.json_files import shown
 from gkd.runs import setting_changes
 from gkd.runs.lease import Lease
 from gkd.runs.run_directory import SUMMARY_FILE
-from gkd.sweep import status, table
+from gkd.sweep import claims, status, table
 from gkd.sweep.cells import Cell
 from gkd.sweep.runner import Runner
 
@@ -42,11 +42,17 @@ class Results:
       average_over: the axis that the table averages over, if the sweep has it.
       baseline: options, by axis, of the rows that the others are compared with in pairs, e.g.
         {'method': 'sft'}.
+      claim: one sentence that ACTION 'verdict' judges; None where there is nothing to judge.
+      comparisons: what the claim is judged by, see `gkd.sweep.claims.judge`.
+      at_least: number of comparisons that must hold; None is all.
     """
 
     metrics: Sequence[str] | None = None
     average_over: str = AVERAGE_OVER
     baseline: Mapping[str, str] | None = None
+    claim: str | None = None
+    comparisons: Mapping[str, Any] | None = None
+    at_least: int | None = None
 
 
 def sweep(
@@ -75,7 +81,8 @@ def sweep(
       axes: for each axis, its options by name: each a list of further gin files (names in .gin)
         and overrides (NAME=VALUE). A later axis overrides an earlier one.
       action: 'run'; 'list' to print one shell command per cell; 'status' to print the state of
-        every cell; 'table' to print the results and write table.md and table.json.
+        every cell; 'table' to print the results and write table.md and table.json; 'verdict' to
+        judge the sweep's claim and write verdict.md and verdict.json.
       overrides: overrides applied last to every cell, but not to prerequisites, which other sweeps
         may share.
       evaluations: by name, lists of gin files and overrides for the verb `evaluate`, with which
@@ -114,11 +121,14 @@ def sweep(
     others = [f"{cell.name} ({'; '.join(changes)})" for cell, changes in others if changes]
     if action == "status":
         status.console(stderr=False).print(status.table(cells))
-    elif action == "table":
+    elif action in ("table", "verdict"):
         if others:
             print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
         rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
-        _write_table(place, rows, cells, results)
+        if action == "table":
+            _write_table(place, rows, cells, results)
+        else:
+            _write_verdict(place, rows, results)
     elif others:
         raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
@@ -136,6 +146,16 @@ def _write_table(place, rows, cells, results) -> None:
     names = list(results.metrics or best)
     averages = table.averages(outcomes, names, results.average_over, results.baseline)
     table.write(place, averages)
+
+
+def _write_verdict(place, rows, results) -> None:
+    if not results.claim or not results.comparisons:
+        raise InvalidValue("this sweep has no CLAIM with COMPARISONS: there is nothing to judge")
+    judged = claims.judge(
+        [(cell.labels, cell.outcome()) for cell in rows],
+        results.claim, results.comparisons, results.at_least, results.average_over,
+    )  # fmt: skip
+    claims.write(place, judged)
 
 
 def plan(

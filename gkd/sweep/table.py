@@ -54,7 +54,7 @@ def averages(
     groups: dict[tuple[tuple[str, str], ...], list[tuple[str | None, Any]]] = {}
     for labels, outcome in runs:
         options = {axis: label for axis, label in labels.items() if axis != average_over}
-        numbers = None if outcome is None else dict(_numbers(outcome))
+        numbers = None if outcome is None else dict(numbers_of(outcome))
         groups.setdefault(tuple(options.items()), []).append((labels.get(average_over), numbers))
     rows, known = [], set()
     for options, group in groups.items():
@@ -138,11 +138,19 @@ def _differences(pairs: Any, name: str) -> list[float]:
     return [here[name] - there[name] for here, there in pairs if name in here and name in there]
 
 
-def _numbers(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers in the JSON of a run or an evaluation, by path, without the keys in _UNNAMED."""
+def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Yields all numbers in the JSON of a run or an evaluation, with their names.
+
+    Args:
+      values: the JSON.
+      path: what their names begin with.
+
+    Yields:
+      (name, number): the name is its path without the words evaluation, metrics, student, greedy.
+    """
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _numbers(value, path if key in _UNNAMED else f"{path}{key}/")
+            yield from numbers_of(value, path if key in _UNNAMED else f"{path}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield path + key, float(value)
 

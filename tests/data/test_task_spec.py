@@ -18,7 +18,7 @@ def test_votes_and_diversity_of_a_task():
     assert scores["distinct_1"] == pytest.approx(100 * (8 / 11 + 2 / 6) / 2)
     assert 50 < scores["self_bleu"] < 100
     assert set(tasks.arithmetic().evaluate_samples(["1"], [["1"]])) == {
-        "maj@1", "pass@1", "distinct_1", "distinct_2",
+        "maj@1", "pass@1", "distinct_1", "distinct_2", "distinct_samples",
     }  # fmt: skip
     plain = tasks.translation(vocabulary=BYTES)
     assert not any(key.startswith("maj") for key in plain.evaluate_samples(["a"], [["a", "b"]]))

@@ -70,7 +70,9 @@ def test_distinct_by_hand():
     scores = sample_metrics.distinct(samples)
     assert scores["distinct_1"] == pytest.approx(100 * (2 / 5 + 1) / 2)
     assert scores["distinct_2"] == pytest.approx(100 * 2 / 3)
-    assert sample_metrics.distinct([[""]]) == {"distinct_1": 0.0, "distinct_2": 0.0}
+    assert sample_metrics.distinct([[""]]) == {
+        "distinct_1": 0.0, "distinct_2": 0.0, "distinct_samples": 100.0,
+    }  # fmt: skip
 
 
 def test_bad_samples_are_refused():
@@ -100,3 +102,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_sample():
     wanted = {"pass@1": 20, "pass@2": 35, "pass@4": 50, "pass@5": 50}
     assert found == pytest.approx(wanted)
     assert sample_metrics.pass_at([["7", "1"]], [["1"]], str.strip) == {"pass@1": 100}
+
+
+def test_distinct_samples_are_the_share_of_different_texts():
+    samples = [["a", "a", "b", "a"], ["a", "b", "c", "d"]]
+    assert sample_metrics.distinct(samples)["distinct_samples"] == 100 * 6 / 8
