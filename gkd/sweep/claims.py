@@ -24,7 +24,7 @@ Runs = Sequence[tuple[Mapping[str, str], Mapping[str, Any] | None]]
 def judge(
     runs: Runs,
     claim: str,
-    comparisons: Mapping[str, Mapping[str, Any]],
+    comparisons: Mapping[str, Any],
     at_least: int | None = None,
     average_over: str = "seed",
 ) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def sweep(
       directory: the sweep's directory; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
       gin_files: gin files that every cell includes first.
       axes: for each axis, its options by name: each a list of further gin files (names in .gin)
-        and overrides (NAME=VALUE). A later axis overrides an earlier one.
+        and overrides (NAME=VALUE), in which {axis} is the option chosen on an axis. A later axis
+        overrides an earlier one. A cell waits for an earlier one whose MODEL_DIR it names.
       action: 'run'; 'list' to print one shell command per cell; 'status' to print the state of
         every cell; 'table' to print the results and write table.md and table.json; 'verdict' to
         judge the sweep's claim and write verdict.md and verdict.json.
@@ -192,7 +193,9 @@ def plan(
     cells = [cell for _, cell in ready]
     for labels in itertools.product(*axes.values()):
         chosen = dict(zip(axes, labels, strict=True))
-        settings = [text for axis, label in chosen.items() for text in axes[axis][label]]
+        settings = [
+            _filled(text, chosen) for axis, label in chosen.items() for text in axes[axis][label]
+        ]
         path = "/".join([str(directory), *labels])
         moved = [text for text in (*settings, *overrides) if text.startswith("MODEL_DIR")]
         if moved:
@@ -202,14 +205,23 @@ def plan(
         texts = [*gin_files, *settings, *overrides, place]
         run = _cell("train", chosen, texts, summary, ready, allow_module)
         cells.append(run)
+        ready.append((path, run))
         for label, more in (evaluations or {}).items():
             file = f"{path}/evaluation-{label}.json"
             texts = [*gin_files, *settings, *overrides, place, *more]
             texts.append(f"evaluate.evaluate.output={file!r}")
             names = {**chosen, "evaluation": label}
             cell = _cell("evaluate", names, texts, file, ready, allow_module)
-            cells.append(dataclasses.replace(cell, run=run, needs=(*cell.needs, run)))
+            needs = tuple(dict.fromkeys((*cell.needs, run)))
+            cells.append(dataclasses.replace(cell, run=run, needs=needs))
     return cells
+
+
+def _filled(text: str, chosen: Mapping[str, str]) -> str:
+    """Replaces {axis} by the option that is chosen on the axis."""
+    for axis, label in chosen.items():
+        text = text.replace(f"{{{axis}}}", label)
+    return text
 
 
 def _cell(verb, labels, settings, result, ready, allowed) -> Cell:

@@ -131,3 +131,40 @@ def test_a_wrong_grid_is_refused_before_anything_runs(grid, override, part, caps
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and part in errors
     assert launches() == []
+
+
+STARTED = (
+    "sweep.sweep.axes={'method': {'start': ['configs/methods/sft.gin'], "
+    "'gkd': ['configs/methods/gkd.gin', \"STUDENT='out/start/{seed}'\", \"TEACHER='t'\"]}, "
+    "'seed': {'0': ['SEED={seed}'], '1': ['SEED={seed}']}}"
+)
+
+
+def test_a_cell_can_start_from_an_earlier_one_with_its_options(grid, capsys):
+    assert grid(STARTED, "ACTION='list'") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "--gin.STUDENT='out/start/1'" in shlex.split(lines[3])
+    assert "--gin.STUDENT='out/start/0'" in shlex.split(lines[2])
+    assert [f"--gin.SEED={i % 2}" in shlex.split(line) for i, line in enumerate(lines)] == [
+        True
+    ] * 4
+    pathlib.Path("fail").write_text("out/start/1")
+    assert grid(STARTED, "RETRIES=0") == 1
+    ran = [name.strip("'") for name in launches()]
+    assert ran == ["out/start/0", "out/start/1", "out/gkd/0"]  # gkd/1 waits for its start
+
+
+def test_the_verdict_judges_what_the_runs_wrote(grid, capsys):
+    # The stand-in's exact match is the length of a cell's path with its quotes: 11 and 15.
+    claim = ("CLAIM='longer'", "COMPARISONS={'x': {'plus': [{'method': 'jsd_0.1'}], 'minus': "
+             "[{'method': 'sft'}], 'metric': 'exact_match', 'above': 3.5}}")  # fmt: skip
+    assert grid(*claim, "ACTION='verdict'") == 0
+    assert capsys.readouterr().out.startswith("longer: **incomplete**")
+    assert grid() == 0
+    capsys.readouterr()
+    assert grid(*claim, "ACTION='verdict'") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("longer: **holds**") and "| x | 2 | +4.00 ± 0.00 | holds |" in text
+    assert json.loads(pathlib.Path("out/verdict.json").read_text())["verdict"] == "holds"
+    assert grid("ACTION='verdict'") == 1
+    assert "this sweep has no CLAIM with COMPARISONS" in capsys.readouterr().err
