@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gkd
@@ -25,6 +25,7 @@ from gkd.report.tables import (
     speed_table,
 )
 from gkd.report.training_charts import time_chart, training_charts
+from gkd.report.verdicts import verdicts_table
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -41,6 +42,7 @@ class Report:
       baseline: the arm that others are compared with.
       examples: sample outputs.
       problems: one line for each folder or file that was left out.
+      verdicts: the judged claims of sweeps.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Report:
     baseline: Arm | None
     examples: Sequence[Example]
     problems: Sequence[str]
+    verdicts: Sequence[Mapping[str, Any]] = ()
 
     def charts(self) -> dict[str, list[Chart]]:
         """Makes the figures of each section of the page."""
@@ -95,6 +98,7 @@ def render(report: Report, charts: dict[str, list[Chart]]) -> str:
         sections=_sections(report, drawn),
         problems=report.problems,
         going=_going(report.records),
+        verdicts=verdicts_table(report.verdicts),
         results=results,
         evaluations=evaluations_table(report.arms),
         examples=report.examples,
@@ -126,7 +130,8 @@ def _going(records: Sequence[RunRecord]) -> str:
 
 
 def _sections(report: Report, drawn: dict[str, Any]) -> list[tuple[str, str]]:
-    shown = [("results", "Results")]
+    shown = [("claims", "Claims")] if report.verdicts else []
+    shown.append(("results", "Results"))
     if evaluations_table(report.arms):
         shown.append(("evaluations", "Evaluations"))
     if drawn["training_figures"]:

@@ -17,6 +17,7 @@ from gkd.report.page import Report, render
 from gkd.report.run_records import find_runs
 from gkd.report.sample_browser import collect_examples, fewer
 from gkd.report.tables import find_baseline
+from gkd.report.verdicts import find_verdicts
 
 PAGE_FILE = "report.html"
 FIGURES_FOLDER = "figures"
@@ -62,6 +63,8 @@ def report(
         )
     arms = group_runs(records)
     samples, unreadable = collect_examples(arms, examples)
+    verdicts, damaged = find_verdicts(directories)
+    unreadable += damaged
     for line in unreadable:
         print(f"gkd: warning: {line}", file=sys.stderr)
     folder = pathlib.Path(output or pathlib.Path(directories[0]) / "report")
@@ -73,6 +76,7 @@ def report(
         baseline=find_baseline(arms, baseline),
         examples=samples,
         problems=[*problems, *unreadable],
+        verdicts=verdicts,
     )
     charts = content.charts()
     page = render(content, charts)

@@ -109,6 +109,10 @@ def check_bash(words, environment):
     elif script == "launch/methods.sh":
         known = re.search(r"choose ([a-z_, ]+ or [a-z_]+)", path.read_text())[1]
         assert arguments[0] == "TASK" or arguments[0] in re.findall(r"\w+", known)
+    elif script == "launch/claims.sh":
+        claims = {path.stem for path in (REPOSITORY / "configs/sweeps/claims").glob("*.gin")}
+        named = re.search(r"all=\(([a-z_ ]+)\)", path.read_text())[1].split()
+        assert set(named) == claims and set(arguments) <= claims
     elif script == "launch/quickstart.sh":
         check_script(REPOSITORY / "gkd/quickstart/quickstart.py", arguments)
     elif script == "launch/test.sh":

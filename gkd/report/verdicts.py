@@ -1,0 +1,80 @@
+"""Reads the verdicts on claims that sweeps have written."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gkd.errors import InvalidFile, one_line
+from gkd.files.json_files import Field, check_fields, read_json
+from gkd.report.tables import Table, mean_text
+
+VERDICT_FILE = "verdict.json"
+_FIELDS = {
+    "claim": Field(kinds=(str,), required=True),
+    "verdict": Field(kinds=(str,), required=True),
+    "comparisons": Field(kinds=(dict,), required=True),
+}
+_COMPARISON = {
+    "mean": Field(kinds=(float,), required=True, none=True),
+    "interval": Field(kinds=(float,), required=True, none=True),
+    "verdict": Field(kinds=(str,), required=True),
+}
+
+
+def find_verdicts(
+    directories: Sequence[str | os.PathLike[str]],
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Reads every verdict.json in some folders.
+
+    Args:
+      directories: directories of sweeps, or folders that hold some at any depth.
+
+    Returns:
+      The judged claims in the order of their paths, see `gkd.sweep.claims.judge`, and one line per
+      file that could not be read.
+    """
+    paths = {
+        path.resolve(): path
+        for directory in map(pathlib.Path, directories)
+        for path in sorted(directory.rglob(VERDICT_FILE))
+    }
+    judged, problems = [], []
+    for path in paths.values():
+        try:
+            judged.append(_judged(path))
+        except (InvalidFile, OSError) as error:
+            problems.append(f"{one_line(error)}: left out")
+    return judged, problems
+
+
+def _judged(path: pathlib.Path) -> Mapping[str, Any]:
+    judged = read_json(path, dict)
+    check_fields({name: judged[name] for name in _FIELDS if name in judged}, _FIELDS, str(path))
+    for name, comparison in judged["comparisons"].items():
+        if not isinstance(comparison, dict):
+            raise InvalidFile(f"{path}: {name} is no object")
+        known = {key: comparison[key] for key in _COMPARISON if key in comparison}
+        check_fields(known, _COMPARISON, f"{path}: {name}")
+    return judged
+
+
+def verdicts_table(judged: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Lists the claims with their verdicts, each followed by its comparisons.
+
+    Args:
+      judged: the judged claims.
+    """
+    if not judged:
+        return None
+    rows = []
+    for claim in judged:
+        rows.append([claim["claim"], claim["verdict"], ""])
+        for name, comparison in claim["comparisons"].items():
+            rows.append([f"— {name}", comparison["verdict"], mean_text(comparison, "+")])
+    caption = (
+        "A comparison holds where its whole 95% interval is on the right side of its threshold"
+    )
+    return Table(caption, ["claim", "verdict", "difference"], rows, [2])
