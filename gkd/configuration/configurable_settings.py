@@ -25,7 +25,7 @@ TASKS = (
     *_paths("data.tasks", "summarization", "translation", "gsm8k_cot", "local_text"),
     *_paths("data.tasks", "instructions", "arithmetic", "from_seqio", "mixture"),
     *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
-    *_paths("data.synthetic_tasks", "retrieval", "digit_sums"),
+    *_paths("data.synthetic_tasks", "retrieval"),
     *_paths("data", "teacher_outputs.with_teacher_outputs", "teacher_inputs.with_teacher_inputs"),
     *_paths("data.teacher_inputs", "of_teacher_prompts"),
 )
@@ -33,8 +33,8 @@ VOCABULARIES = _paths(
     "vocabularies.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
 )
 METRICS = _paths(
-    "metrics.metrics", "rouge", "bleu", "final_answer", "same_digit_sum", "exact_match",
-    "answer_match", "multiple_choice",
+    "metrics.metrics", "rouge", "bleu", "final_answer", "exact_match", "answer_match",
+    "multiple_choice",
 )  # fmt: skip
 _ANSWERS = ("stated_answer", "chosen_letter", "normalised")
 ANSWERS = (*_paths("metrics.metrics", *_ANSWERS), *_paths("metrics.answers", *_ANSWERS))
@@ -139,12 +139,6 @@ DATA = {
         "seed": whole(0, LARGEST_SEED),
         "context": whole(1, 288),
         "evidence": whole(1, 288),
-        "digits": whole(1, 100),
-    },
-    "gkd.data.synthetic_tasks.digit_sums": {
-        **_NAMED,
-        "rows": _ROWS,
-        "seed": whole(0, LARGEST_SEED),
         "digits": whole(1, 100),
     },
     "gkd.data.tasks.from_seqio": {

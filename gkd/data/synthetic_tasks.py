@@ -8,7 +8,6 @@ from typing import Any
 from gkd.data import prompts, sources
 from gkd.data.task_spec import NUMBERS, TaskSpec, make_task, split_sizes
 from gkd.metrics import metrics
-from gkd.synthetic import digit_sums as sums
 from gkd.synthetic import retrieval as questions
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
@@ -53,36 +52,3 @@ def retrieval(
     chosen = vocabulary or vocabularies.arithmetic()
     texts = prompts.text_to_text("input", "target", rule=rule_of(chosen))
     return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples, **NUMBERS)
-
-
-def digit_sums(
-    name: str = "digit_sums",
-    vocabulary: Any = None,
-    rows: Mapping[str, int] | None = None,
-    seed: int = 0,
-    digits: int = 4,
-    max_examples: int | None = None,
-    metric_fns: Sequence[Callable[..., Any]] = (metrics.same_digit_sum,),
-) -> TaskSpec:
-    """Builds the task of writing a number as a sum of digits, in any of many ways.
-
-    Args:
-      name: name in seqio's registry.
-      vocabulary: a seqio vocabulary; by default the small one of the package.
-      rows: number of rows of each split; by default 10000, 500 and 500.
-      seed, digits: as in `gkd.synthetic.digit_sums.digit_sums`.
-      max_examples: number of training rows to use, the first ones; None uses all.
-      metric_fns: functions of (targets, predictions) to a dictionary.
-
-    Returns:
-      The record of the task.
-    """
-    sizes = split_sizes(rows, max_examples)
-
-    def rows_of(split: str) -> list[dict[str, str]]:
-        return [row._asdict() for row in sums.digit_sums(split, sizes[split], seed, digits)]
-
-    source = sources.rows_source(rows_of, ("input", "target"), tuple(sizes))
-    chosen = vocabulary or vocabularies.arithmetic()
-    texts = prompts.text_to_text("input", "target", rule=rule_of(chosen))
-    return make_task(name, source, texts, chosen, metric_fns, max_examples=max_examples)

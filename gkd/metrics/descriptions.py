@@ -60,7 +60,6 @@ _EVALUATION = {
     "bleu": "Corpus BLEU by sacreBLEU, in percent.",
     "exact_match": "Percentage of outputs whose answer equals the reference's.",
     "exact_match_calculator": "As exact_match, after a calculator has corrected the equations.",
-    "valid": "Percentage of outputs of as many digits as the reference, with the same sum.",
     "accuracy": "Percentage of examples whose right option was chosen.",
     "reward": "Mean reward of the outputs, in percent.",
     "output_length": "Mean length of the outputs in tokens.",

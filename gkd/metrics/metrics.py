@@ -185,39 +185,6 @@ def bleu_signature(name: str = word_tokens.DEFAULT) -> str:
     return str(scorer.get_signature())
 
 
-def same_digit_sum(targets: Sequence[Reference], predictions: Sequence[str]) -> dict[str, float]:
-    """Computes the share of outputs that are as many single digits as the target, of the same sum.
-
-    Args:
-      targets: digits separated by spaces.
-      predictions: generated texts, in the same order.
-
-    Returns:
-      valid in 0 … 100.
-
-    Raises:
-      ValueError: there are no texts, or their numbers differ.
-
-    >>> same_digit_sum(["3 9 1 4", "1 2"], ["9 8 0 0", "3"])
-    {'valid': 50.0}
-    """
-    _check(targets, predictions)
-    valid = 0
-    for target, prediction in zip(targets, predictions, strict=True):
-        written = _single_digits(prediction)
-        wanted = [_single_digits(reference) for reference in references_in(target)]
-        valid += any((len(each), sum(each)) == (len(written), sum(written)) for each in wanted)
-    return {"valid": 100 * valid / len(targets)}
-
-
-def _single_digits(text: str) -> list[int]:
-    """The digits of a text; [-1], which equals no sum of digits, where it has anything else."""
-    words = text.split()
-    if not all(len(word) == 1 and word in "0123456789" for word in words):
-        return [-1]
-    return [int(word) for word in words]
-
-
 def final_answer(targets: Sequence[Reference], predictions: Sequence[str]) -> dict[str, float]:
     """Computes the accuracy of the final number, as generated and after a calculator.
 

@@ -79,8 +79,8 @@ def sweep(
       directory: the sweep's directory; a cell's MODEL_DIR is DIRECTORY/OPTION/OPTION/…
       gin_files: gin files that every cell includes first.
       axes: for each axis, its options by name: each a list of further gin files (names in .gin)
-        and overrides (NAME=VALUE), in which {axis} is the option chosen on an axis. A later axis
-        overrides an earlier one. A cell waits for an earlier one whose MODEL_DIR it names.
+        and overrides (NAME=VALUE) with {axis} for the option chosen on an axis. A later axis
+        overrides an earlier one; a cell waits for an earlier one whose MODEL_DIR it names.
       action: 'run'; 'list' to print one shell command per cell; 'status' to print the state of
         every cell; 'table' to print the results and write table.md and table.json; 'verdict' to
         judge the sweep's claim and write verdict.md and verdict.json.
@@ -123,13 +123,8 @@ def sweep(
     if action == "status":
         status.console(stderr=False).print(status.table(cells))
     elif action in ("table", "verdict"):
-        if others:
-            print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
-        rows = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
-        if action == "table":
-            _write_table(place, rows, cells, results)
-        else:
-            _write_verdict(place, rows, results)
+        write = _write_table if action == "table" else _write_verdict
+        write(place, _measured(cells, evaluations, others), results)
     elif others:
         raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
@@ -141,8 +136,15 @@ def sweep(
             Runner(cells, launcher, max_parallel, retries, place / "logs", lease).run()
 
 
-def _write_table(place, rows, cells, results) -> None:
-    best = dict.fromkeys(cell.best_metric for cell in cells if cell.best_metric)
+def _measured(cells, evaluations, others) -> list[Cell]:
+    """The cells that hold results: the evaluations, where there are some, else the runs."""
+    if others:
+        print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
+    return [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
+
+
+def _write_table(place, rows, results) -> None:
+    best = dict.fromkeys(cell.best_metric for cell in rows if cell.best_metric)
     outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
     names = list(results.metrics or best)
     averages = table.averages(outcomes, names, results.average_over, results.baseline)

@@ -160,10 +160,3 @@ def test_multiple_choice():
     predictions = ["A", "(b) yes", "the answer is D", "none"]
     assert metrics.multiple_choice(["A", "(B)", "C", "D"], predictions) == {"accuracy": 50.0}
     assert metrics.multiple_choice(["Monsters, Inc"], ["?"]) == {"accuracy": 0.0}  # no letter
-
-
-@pytest.mark.parametrize("text, valid", [("9 8", 100), ("9 9", 0), ("9 8 0", 0), ("17", 0)])
-def test_a_digit_sum_is_valid_in_any_order_and_of_the_same_length(text, valid):
-    assert metrics.same_digit_sum(["8 9"], [text]) == {"valid": valid}
-    assert metrics.same_digit_sum([("1 1", "8 9")], [text]) == {"valid": valid}
-    assert metrics.same_digit_sum(["8 9"], [f"{text} -"]) == {"valid": 0}
