@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the paper's claims at a size for two cores and judges each: holds, does not hold, inconclusive.
+# Runs the paper's claims at a size for two cores and decides each: holds, does not hold, inconclusive.
 # A further call continues. More arguments are passed to the sweeps.
 #   bash launch/claims.sh                    # all of them, within two hours
 #   bash launch/claims.sh length             # one: length, divergences, modes, data_fraction or privileged_teacher

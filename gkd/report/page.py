@@ -42,7 +42,7 @@ class Report:
       baseline: the arm that others are compared with.
       examples: sample outputs.
       problems: one line for each folder or file that was left out.
-      verdicts: the judged claims of sweeps.
+      verdicts: the decided claims of sweeps.
     """
 
     title: str

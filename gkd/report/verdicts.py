@@ -33,7 +33,7 @@ def find_verdicts(
       directories: directories of sweeps, or folders that hold some at any depth.
 
     Returns:
-      The judged claims in the order of their paths, see `gkd.sweep.claims.judge`, and one line per
+      The decided claims by path, see `gkd.sweep.claims.decide`, and one line per
       file that could not be read.
     """
     paths = {
@@ -41,36 +41,36 @@ def find_verdicts(
         for directory in map(pathlib.Path, directories)
         for path in sorted(directory.rglob(VERDICT_FILE))
     }
-    judged, problems = [], []
+    decided, problems = [], []
     for path in paths.values():
         try:
-            judged.append(_judged(path))
+            decided.append(_decided(path))
         except (InvalidFile, OSError) as error:
             problems.append(f"{one_line(error)}: left out")
-    return judged, problems
+    return decided, problems
 
 
-def _judged(path: pathlib.Path) -> Mapping[str, Any]:
-    judged = read_json(path, dict)
-    check_fields({name: judged[name] for name in _FIELDS if name in judged}, _FIELDS, str(path))
-    for name, comparison in judged["comparisons"].items():
+def _decided(path: pathlib.Path) -> Mapping[str, Any]:
+    decided = read_json(path, dict)
+    check_fields({name: decided[name] for name in _FIELDS if name in decided}, _FIELDS, str(path))
+    for name, comparison in decided["comparisons"].items():
         if not isinstance(comparison, dict):
             raise InvalidFile(f"{path}: {name} is no object")
         known = {key: comparison[key] for key in _COMPARISON if key in comparison}
         check_fields(known, _COMPARISON, f"{path}: {name}")
-    return judged
+    return decided
 
 
-def verdicts_table(judged: Sequence[Mapping[str, Any]]) -> Table | None:
+def verdicts_table(decided: Sequence[Mapping[str, Any]]) -> Table | None:
     """Lists the claims with their verdicts, each followed by its comparisons.
 
     Args:
-      judged: the judged claims.
+      decided: the decided claims.
     """
-    if not judged:
+    if not decided:
         return None
     rows = []
-    for claim in judged:
+    for claim in decided:
         rows.append([claim["claim"], claim["verdict"], ""])
         for name, comparison in claim["comparisons"].items():
             rows.append([f"— {name}", comparison["verdict"], mean_text(comparison, "+")])

@@ -1,4 +1,4 @@
-"""Judges claims about a sweep by confidence intervals of differences that are paired by seed."""
+"""Decides claims about a sweep by confidence intervals of differences that are paired by seed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KEYS = {"plus", "minus", "metric", "above", "below"}
 Runs = Sequence[tuple[Mapping[str, str], Mapping[str, Any] | None]]
 
 
-def judge(
+def decide(
     runs: Runs,
     claim: str,
     comparisons: Mapping[str, Any],
     at_least: int | None = None,
     average_over: str = "seed",
 ) -> dict[str, Any]:
-    """Judges a claim.
+    """Decides a claim.
 
     A comparison is the sum of a metric over the rows `plus` minus that over the rows `minus`, for
     each seed. It holds if the whole 95% interval of its mean (Student's t) is above `above` and
@@ -57,22 +57,22 @@ def judge(
     ...         for m in "ab" for s in (0, 1)]
     >>> ahead = {"plus": [{"method": "b"}], "minus": [{"method": "a"}], "metric": "bleu",
     ...          "above": 1.0}
-    >>> judge(runs, "b is better", {"b − a": ahead})["verdict"]
+    >>> decide(runs, "b is better", {"b − a": ahead})["verdict"]
     'holds'
     """
-    judged = {}
+    decided = {}
     for name, comparison in comparisons.items():
         _check(name, comparison)
         values = _by_seed(runs, comparison, average_over, name)
         found = mean_interval(list(values.values()))
         complete = len(values) == len({labels.get(average_over) for labels, _ in runs})
         verdict = _verdict(found, comparison) if complete else INCOMPLETE
-        judged[name] = {**found, "seeds": list(values), "verdict": verdict}
-    verdicts = [each["verdict"] for each in judged.values()]
+        decided[name] = {**found, "seeds": list(values), "verdict": verdict}
+    verdicts = [each["verdict"] for each in decided.values()]
     return {
         "claim": claim,
         "verdict": _of_all(verdicts, len(verdicts) if at_least is None else at_least),
-        "comparisons": judged,
+        "comparisons": decided,
     }
 
 
@@ -146,21 +146,21 @@ def _of_all(verdicts: Sequence[str], at_least: int) -> str:
     return FAILS if len(verdicts) - verdicts.count(FAILS) < at_least else INCONCLUSIVE
 
 
-def write(directory: pathlib.Path, judged: Mapping[str, Any]) -> None:
-    """Prints a judged claim, and writes it into the directory as verdict.md and verdict.json.
+def write(directory: pathlib.Path, decided: Mapping[str, Any]) -> None:
+    """Prints a decided claim, and writes it into the directory as verdict.md and verdict.json.
 
     Args:
       directory: the sweep's directory; created if missing.
-      judged: the result of `judge`.
+      decided: the result of `decide`.
     """
     lines = []
-    for name, each in judged["comparisons"].items():
+    for name, each in decided["comparisons"].items():
         mean = "–" if each["mean"] is None else f"{each['mean']:+.2f}"
         mean += "" if each["interval"] is None else f" ± {each['interval']:.2f}"
         lines.append([name, str(len(each["values"])), mean, each["verdict"]])
     table = tables.markdown(["comparison", "seeds", "mean ± 95%", "verdict"], lines)
-    text = f"{judged['claim']}: **{judged['verdict']}**\n\n{table}\n"
+    text = f"{decided['claim']}: **{decided['verdict']}**\n\n{table}\n"
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / "verdict.md", text)
-    replace_file(directory / "verdict.json", json.dumps(judged, indent=1) + "\n")
+    replace_file(directory / "verdict.json", json.dumps(decided, indent=1) + "\n")
     print(text, end="")

@@ -42,8 +42,8 @@ class Results:
       average_over: the axis that the table averages over, if the sweep has it.
       baseline: options, by axis, of the rows that the others are compared with in pairs, e.g.
         {'method': 'sft'}.
-      claim: one sentence that ACTION 'verdict' judges; None where there is nothing to judge.
-      comparisons: what the claim is judged by, see `gkd.sweep.claims.judge`.
+      claim: one sentence that ACTION 'verdict' decides; None where there is nothing to decide.
+      comparisons: criteria of the claim, see `gkd.sweep.claims.decide`.
       at_least: number of comparisons that must hold; None is all.
     """
 
@@ -83,7 +83,7 @@ def sweep(
         overrides an earlier one; a cell waits for an earlier one whose MODEL_DIR it names.
       action: 'run'; 'list' to print one shell command per cell; 'status' to print the state of
         every cell; 'table' to print the results and write table.md and table.json; 'verdict' to
-        judge the sweep's claim and write verdict.md and verdict.json.
+        decide the sweep's claim and write verdict.md and verdict.json.
       overrides: overrides applied last to every cell, but not to prerequisites, which other sweeps
         may share.
       evaluations: by name, lists of gin files and overrides for the verb `evaluate`, with which
@@ -153,12 +153,12 @@ def _write_table(place, rows, results) -> None:
 
 def _write_verdict(place, rows, results) -> None:
     if not results.claim or not results.comparisons:
-        raise InvalidValue("this sweep has no CLAIM with COMPARISONS: there is nothing to judge")
-    judged = claims.judge(
+        raise InvalidValue("this sweep has no CLAIM with COMPARISONS: there is nothing to decide")
+    decided = claims.decide(
         [(cell.labels, cell.outcome()) for cell in rows],
         results.claim, results.comparisons, results.at_least, results.average_over,
     )  # fmt: skip
-    claims.write(place, judged)
+    claims.write(place, decided)
 
 
 def plan(

@@ -143,7 +143,7 @@ def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str,
 
     Args:
       values: the JSON.
-      path: what their names begin with.
+      path: beginning of their names.
 
     Yields:
       (name, number): the name is its path without the words evaluation, metrics, student, greedy.

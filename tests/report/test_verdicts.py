@@ -8,14 +8,14 @@ from gkd.report.verdicts import find_verdicts, verdicts_table
 from gkd.sweep import claims
 
 
-def judged(*, verdict="holds"):
+def decided(*, verdict="holds"):
     comparison = {"values": [1.0], "mean": 1.5, "interval": 0.25, "verdict": verdict}
     return {"claim": "b is better", "verdict": verdict, "comparisons": {"b − a": comparison}}
 
 
 def test_every_verdict_below_the_folders_is_listed_once(tmp_path):
     for name in ("one", "two"):
-        claims.write(tmp_path / name, judged())
+        claims.write(tmp_path / name, decided())
     found, problems = find_verdicts([tmp_path, tmp_path / "one"])
     assert problems == []
     assert verdicts_table(found).rows == [
@@ -27,9 +27,9 @@ def test_every_verdict_below_the_folders_is_listed_once(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        "half", "[]", "{}", json.dumps({**judged(), "verdict": 3}),
-        json.dumps({**judged(), "comparisons": {"x": {"mean": "<b>"}}}),
-        json.dumps({**judged(), "comparisons": {"x": 3}}),
+        "half", "[]", "{}", json.dumps({**decided(), "verdict": 3}),
+        json.dumps({**decided(), "comparisons": {"x": {"mean": "<b>"}}}),
+        json.dumps({**decided(), "comparisons": {"x": 3}}),
     ],
 )  # fmt: skip
 def test_a_damaged_verdict_is_one_line(tmp_path, content):

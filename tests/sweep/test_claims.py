@@ -41,10 +41,10 @@ def ahead(**bounds):
     ],
 )  # fmt: skip
 def test_the_whole_interval_decides(bounds, verdict):
-    judged = claims.judge(TWO, "b is better", {"b − a": ahead(**bounds)})
-    assert judged["verdict"] == judged["comparisons"]["b − a"]["verdict"] == verdict
-    assert judged["comparisons"]["b − a"]["mean"] == 3
-    assert judged["comparisons"]["b − a"]["interval"] == pytest.approx(2.776 / 5**0.5, rel=1e-3)
+    decided = claims.decide(TWO, "b is better", {"b − a": ahead(**bounds)})
+    assert decided["verdict"] == decided["comparisons"]["b − a"]["verdict"] == verdict
+    assert decided["comparisons"]["b − a"]["mean"] == 3
+    assert decided["comparisons"]["b − a"]["interval"] == pytest.approx(2.776 / 5**0.5, rel=1e-3)
 
 
 def test_a_difference_of_differences_is_paired_too():
@@ -53,9 +53,9 @@ def test_a_difference_of_differences_is_paired_too():
         "plus": [{"method": "d"}, {"method": "a"}],
         "minus": [{"method": "c"}, {"method": "b"}],
     }
-    judged = claims.judge([*TWO, *more], "", {"x": {**grows, "metric": "bleu", "above": 2}})
-    assert judged["comparisons"]["x"]["values"] == [7 - AHEAD[seed] for seed in A]
-    assert judged["verdict"] == "holds"
+    decided = claims.decide([*TWO, *more], "", {"x": {**grows, "metric": "bleu", "above": 2}})
+    assert decided["comparisons"]["x"]["values"] == [7 - AHEAD[seed] for seed in A]
+    assert decided["verdict"] == "holds"
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,20 @@ def test_a_difference_of_differences_is_paired_too():
 )
 def test_so_many_comparisons_must_hold(at_least, verdict):
     comparisons = {"1": ahead(above=0), "2": ahead(above=3), "3": ahead(above=9)}
-    assert claims.judge(TWO, "", comparisons, at_least)["verdict"] == verdict
+    assert claims.decide(TWO, "", comparisons, at_least)["verdict"] == verdict
 
 
 def test_a_missing_run_leaves_the_claim_incomplete():
     some = runs(a=A, b={**{seed: A[seed] + 3 for seed in A}, "4": None})
-    judged = claims.judge(some, "", {"x": ahead(above=0)})
-    assert judged["verdict"] == "incomplete" and judged["comparisons"]["x"]["seeds"] == list("0123")
+    decided = claims.decide(some, "", {"x": ahead(above=0)})
+    assert decided["verdict"] == "incomplete" and decided["comparisons"]["x"]["seeds"] == list(
+        "0123"
+    )
 
 
 def test_one_seed_proves_nothing():
     one = runs(a={"0": 1.0}, b={"0": 9.0})
-    assert claims.judge(one, "", {"x": ahead(above=0)})["verdict"] == "inconclusive"
+    assert claims.decide(one, "", {"x": ahead(above=0)})["verdict"] == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -91,12 +93,12 @@ def test_one_seed_proves_nothing():
 )
 def test_a_malformed_comparison_is_one_line(comparison, error):
     with pytest.raises(InvalidValue) as raised:
-        claims.judge(TWO, "", {"x": comparison})
+        claims.decide(TWO, "", {"x": comparison})
     assert error in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_verdict_is_printed_and_written(tmp_path, capsys):
-    claims.write(tmp_path / "s", claims.judge(TWO, "b is better", {"b − a": ahead(above=0)}))
+    claims.write(tmp_path / "s", claims.decide(TWO, "b is better", {"b − a": ahead(above=0)}))
     text = (tmp_path / "s" / "verdict.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == text
     assert text.startswith("b is better: **holds**\n")

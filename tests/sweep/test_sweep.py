@@ -154,7 +154,7 @@ def test_a_cell_can_start_from_an_earlier_one_with_its_options(grid, capsys):
     assert ran == ["out/start/0", "out/start/1", "out/gkd/0"]  # gkd/1 waits for its start
 
 
-def test_the_verdict_judges_what_the_runs_wrote(grid, capsys):
+def test_the_verdict_decides_what_the_runs_wrote(grid, capsys):
     # The stand-in's exact match is the length of a cell's path with its quotes: 11 and 15.
     claim = ("CLAIM='longer'", "COMPARISONS={'x': {'plus': [{'method': 'jsd_0.1'}], 'minus': "
              "[{'method': 'sft'}], 'metric': 'exact_match', 'above': 3.5}}")  # fmt: skip
