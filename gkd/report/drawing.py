@@ -32,6 +32,7 @@ _STYLE: dict[str, Any] = {
 }  # fmt: skip
 _SIZE = (4.2, 3.2)  # inches: legible in a column of 360 pixels
 _LONGEST, _WIDE = 36, 56  # characters of a name, and of a title or an axis
+LONGEST_LEGEND = 14  # lines; with more, the figure has no legend
 _MOST_MARKERS = 25  # points of a line that are marked
 
 
@@ -148,7 +149,7 @@ def _draw_lines(chart: LineChart, figure: Any, axes: Any) -> None:
         axes.set_xscale("log")
     axes.set_xlabel(_plain(chart.x_label, _WIDE))
     axes.set_ylabel(_plain(chart.y_label, _WIDE))
-    if len(chart.lines) + len(chart.levels) > 1:
+    if 1 < len(chart.lines) + len(chart.levels) <= LONGEST_LEGEND:
         figure.legend(loc="outside lower center", ncols=2)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import gkd
 from gkd.report.arms import Arm, Arms
-from gkd.report.charts import Chart
-from gkd.report.drawing import svg
+from gkd.report.charts import Chart, LineChart
+from gkd.report.drawing import LONGEST_LEGEND, svg
 from gkd.report.result_charts import result_charts
 from gkd.report.run_records import RunRecord
 from gkd.report.sample_browser import KL_LEVELS, Example
@@ -108,6 +108,7 @@ def render(report: Report, charts: dict[str, list[Chart]]) -> str:
         reproduction=[reproduction(run) for run in report.records],
         signatures=signatures(report.records),
         footer=f"Written by gkd {gkd.__version__}, `python -m gkd report`.",
+        without_legend=_without_legend,
         **drawn,
     )
 
@@ -140,6 +141,14 @@ def _sections(report: Report, drawn: dict[str, Any]) -> list[tuple[str, str]]:
         shown.append(("samples", "Samples"))
     shown += [("speed", "Speed"), ("runs", "Runs")]
     return [*shown, *([("signatures", "Metrics")] if signatures(report.records) else [])]
+
+
+def _without_legend(chart: Chart) -> str:
+    """A sentence for a figure of too many lines for a legend."""
+    lines = len(chart.lines) + len(chart.levels) if isinstance(chart, LineChart) else 0
+    if lines <= LONGEST_LEGEND:
+        return ""
+    return f" {lines} lines, too many for a legend: name fewer directories to tell them apart."
 
 
 def _legend() -> list[str]:

@@ -165,10 +165,25 @@ def find_runs(directories: Sequence[str | os.PathLike[str]]) -> tuple[list[RunRe
 
 
 def _run_folders(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The run directories at and below a folder, by name; links are not followed."""
+    """The run directories at and below a folder, by name."""
+    for path, files in folders_below(directory):
+        if files & set(_OF_A_RUN):
+            yield path
+
+
+def folders_below(
+    directory: str | os.PathLike[str],
+) -> Iterator[tuple[pathlib.Path, set[str]]]:
+    """Yields a folder and all folders below it but those of checkpoints, traces and logs.
+
+    Args:
+      directory: the folder; one that is absent yields nothing.
+
+    Yields:
+      (folder, names of its files), by name; links are not followed.
+    """
     for path, folders, files in os.walk(directory):
-        if set(files) & set(_OF_A_RUN):
-            yield pathlib.Path(path)
+        yield pathlib.Path(path), set(files)
         folders[:] = sorted(set(folders) - _WITHOUT_RUNS)
 
 

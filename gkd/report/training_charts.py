@@ -20,6 +20,7 @@ _FOLLOWED = (
     ("entropy", "train/sample_entropy", "nats per token", "Entropy of training samples"),
     ("repetition", "train/repetition", "share of 4-grams", "Repetition in target sequences"),
 )  # fmt: skip
+_MOST_POINTS = 300  # of a line
 
 
 def training_charts(arms: Arms, metrics: Sequence[str]) -> list[LineChart]:
@@ -84,7 +85,7 @@ def _mean_line(arm: Arm, name: str, color: int, by_time: bool) -> Line | None:
         runs = [(run, series) for run, series in runs if any(series.values())]
     if not runs:
         return None
-    steps = sorted(set.intersection(*(set(series) for _, series in runs)))
+    steps = _thinned(sorted(set.intersection(*(set(series) for _, series in runs))))
     x: list[float] = []
     y: list[float] = []
     interval: list[float | None] = []
@@ -98,6 +99,12 @@ def _mean_line(arm: Arm, name: str, color: int, by_time: bool) -> Line | None:
         interval.append(mean["interval"])
     label = arm.name if len(runs) == 1 else f"{arm.name} (n={len(runs)})"
     return Line(label, x, y, interval, color) if x else None
+
+
+def _thinned(steps: list[int]) -> list[int]:
+    """Evenly many of the steps, with the last, so that a long run's page stays small."""
+    every = -(-len(steps) // _MOST_POINTS)
+    return steps[::-1][:: max(1, every)][::-1]
 
 
 def time_chart(arms: Arms) -> StackedBars | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gkd.errors import InvalidFile, one_line
 from gkd.files.json_files import Field, check_fields, read_json
+from gkd.report.run_records import folders_below
 from gkd.report.tables import Table, mean_text
 
 VERDICT_FILE = "verdict.json"
@@ -37,9 +38,10 @@ def find_verdicts(
       file that could not be read.
     """
     paths = {
-        path.resolve(): path
-        for directory in map(pathlib.Path, directories)
-        for path in sorted(directory.rglob(VERDICT_FILE))
+        folder.resolve(): folder / VERDICT_FILE
+        for directory in directories
+        for folder, files in folders_below(directory)
+        if VERDICT_FILE in files
     }
     decided, problems = [], []
     for path in paths.values():

@@ -51,3 +51,10 @@ def test_a_page_that_would_be_too_large_has_fewer_samples(tmp_path, monkeypatch)
     assert page.stat().st_size < whole - 10_000
     text = page.read_text(encoding="utf-8")
     assert "0 ppp" in text and "15 ppp" not in text
+
+
+def test_a_figure_of_many_arms_has_no_legend_and_says_so(tmp_path):
+    for i in range(16):
+        write_run(tmp_path / f"arm_{i}", scores={0: 1.0, 9: 2.0}, settings={"alpha": str(i)})
+    text = verb.report([tmp_path]).read_text(encoding="utf-8")
+    assert "16 lines, too many for a legend" in text

@@ -40,6 +40,15 @@ def test_only_what_was_measured_at_two_steps_is_drawn(tmp_path):
     assert list(charts_of(tmp_path)) == ["repetition"]
 
 
+def test_a_long_run_has_evenly_many_points_and_its_last(tmp_path):
+    rows = [{"step": step, "train/repetition": 0.5} for step in range(1, 1001)]
+    write_run(tmp_path / "gkd", scores={1000: 3.0}, rows=rows)
+    x = list(charts_of(tmp_path)["repetition"].lines[0].x)
+    assert (
+        x[-1] == 1000 and len(x) == 250 and {b - a for a, b in zip(x, x[1:], strict=False)} == {4}
+    )
+
+
 def test_the_parts_of_a_step_are_milliseconds(tmp_path):
     speed = [
         {"step": 0, "sampling_seconds": 0.2, "teacher_seconds": 0.1},
