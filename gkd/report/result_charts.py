@@ -43,9 +43,9 @@ def _numeric_options(arms: Arms) -> list[str]:
     """Options with three or more numbers as values, two for sizes."""
     found = []
     for name in dict.fromkeys(key for arm in arms.arms for key in _options(arm)):
-        values = {_options(arm).get(name) for arm in arms.arms}
+        values = [_options(arm).get(name) for arm in arms.arms]
         is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        if is_number and len(values) >= (2 if name == PARAMETERS else 3):
+        if is_number and len(set(values)) >= (2 if name == PARAMETERS else 3):
             found.append(name)
     sizes = {"emb_dim", "head_dim", "mlp_dim", "num_heads"}  # of which the parameters follow
     return [name for name in found if PARAMETERS not in found or name not in sizes]
@@ -91,13 +91,14 @@ def _other_options(arms: Arms, arm: Arm, name: str) -> str:
 
 def _gains(arms: Arms, metric: str) -> HeatMap | None:
     """The gain over the SFT initialisation, by λ and divergence."""
-    cells: dict[tuple[Any, str], list[Arm]] = {}
+    cells: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms.arms:
         if arm.gain(metric)["mean"] is not None:
             beta = arm.runs[0].setting("beta")
             divergence = value_text(arm.runs[0].setting("divergence"))
             label = divergence if beta is None else f"{divergence}\nβ = {beta}"
-            cells.setdefault((arm.runs[0].setting("on_policy_fraction"), label), []).append(arm)
+            fraction = value_text(arm.runs[0].setting("on_policy_fraction"))
+            cells.setdefault((fraction, label), []).append(arm)
     rows = sorted({fraction for fraction, _ in cells}, key=_sort_key, reverse=True)
     columns = list(dict.fromkeys(label for _, label in cells))
     if len(rows) < 2 or len(columns) < 2 or max(map(len, cells.values())) > 1:
@@ -111,14 +112,17 @@ def _gains(arms: Arms, metric: str) -> HeatMap | None:
     ]
     return HeatMap(
         f"{metric}-gain", f"Gain in {metric.replace('_', ' ')}", "divergence", "λ",
-        columns, [value_text(row) for row in rows], values,
+        columns, rows, values,
         note="The newest evaluation minus that of the student before the run; mean over seeds.",
     )  # fmt: skip
 
 
-def _sort_key(value: Any) -> tuple[bool, float, str]:
-    number = isinstance(value, int | float)
-    return (number, float(value) if number else 0.0, str(value))
+def _sort_key(text: str) -> tuple[bool, float, str]:
+    """Orders numbers by their size, after schedules by their names."""
+    try:
+        return (True, float(text), text)
+    except ValueError:
+        return (False, 0.0, text)
 
 
 def decodings(arm: Arm, model: str = "student") -> Iterator[tuple[str, Mapping[str, float]]]:

@@ -52,6 +52,14 @@ def test_the_heat_map_holds_gains_by_fraction_and_divergence(tmp_path):
     assert chart.values == [[5.0, 1.0], [2.0, None]]
 
 
+def test_settings_of_any_kind_are_no_axis_and_no_obstacle(tmp_path):
+    values = ("{'train': 5}", "{'train': 6}", "None", "@mixing.linear_schedule()", "(1, 2)", "0.5")
+    for i, value in enumerate(values):
+        settings = {"rows": value, "on_policy_fraction": value, "divergence": "@divergences.jsd"}
+        write_run(tmp_path / str(i), scores={0: 1.0, 9: 2.0}, settings=settings)
+    assert charts_of(tmp_path) == {}
+
+
 def test_quality_and_diversity_have_a_line_for_each_temperature(tmp_path):
     for name, quality in (("a", 20.0), ("b", 10.0)):
         student = {
