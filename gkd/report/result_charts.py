@@ -137,10 +137,7 @@ def decodings(arm: Arm, model: str = "student") -> Iterator[tuple[str, Mapping[s
     """
     for run in arm.runs:
         for evaluation in run.evaluations.values():
-            by_decoding = evaluation["metrics"].get(model)
-            for decoding, numbers in (by_decoding or {}).items():
-                if isinstance(numbers, Mapping):
-                    yield decoding, numbers
+            yield from evaluation["metrics"].get(model, {}).items()
 
 
 def _diversity(arms: Arms, metric: str) -> LineChart | None:
@@ -176,7 +173,7 @@ def _by_position(arms: Arms, name: str) -> LineChart | None:
                 evaluation["by_position"][curve][name]
                 for run in arm.runs
                 for evaluation in run.evaluations.values()
-                if (evaluation.get("by_position") or {}).get(curve, {}).get(name)
+                if evaluation["by_position"].get(curve, {}).get(name)
             ]
             if found:
                 length = min(map(len, found))

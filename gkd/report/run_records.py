@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +39,16 @@ _EVALUATION_FIELDS = {
     "metrics": Field(kinds=(dict,), required=True),
     "signatures": Field(kinds=(dict,)),
     "by_position": Field(kinds=(dict,), none=True),
-    "samples": Field(kinds=(list,)),
 }
+_LAUNCH_FIELDS = {
+    "started": Field(kinds=(str,)),
+    "command_line": Field(kinds=(list,)),
+    "git_commit": Field(kinds=(str,), none=True),
+    "devices": Field(kinds=(str,)),
+    "versions": Field(kinds=(dict,)),
+    "checkpoints": Field(kinds=(dict,)),
+}
+_SUMMARY_FIELDS = {"steps": Field(kinds=(int,)), "parameters": Field(kinds=(int,))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +87,7 @@ class RunRecord:
     def series(self, name: str) -> dict[int, float | int]:
         """Returns the values of a metric of metrics.jsonl by step, e.g. of `evaluation/rouge2`."""
         found = {row["step"]: row[name] for row in self.metrics if name in row}
-        return {int(step): found[step] for step in sorted(found) if np.isfinite(found[step])}
+        return {int(step): found[step] for step in sorted(found) if _is_finite(found[step])}
 
     def last(self, name: str) -> float | int | None:
         """Returns the newest value of a metric of metrics.jsonl."""
@@ -218,10 +227,10 @@ def read_run(path: pathlib.Path, name: str) -> RunRecord:
             problems.append(f"{one_line(error)}: left out")
             return default
 
-    launches = read(read_launches, path, default=[])
+    launches = read(_launches, path, default=[])
     bindings = launches[-1].get("bindings", {}) if launches else {}
     settings = read(_settings, path, bindings, default={})
-    summary = read(read_json, path / SUMMARY_FILE, dict, default={})
+    summary = read(_fields, path / SUMMARY_FILE, _SUMMARY_FIELDS, default={})
     evaluations = {}
     for file in sorted(path.glob("evaluation-*.json")):
         found = read(_evaluation, file, default=None)
@@ -235,7 +244,7 @@ def read_run(path: pathlib.Path, name: str) -> RunRecord:
         settings=settings,
         launches=launches,
         metrics=read(read_metrics, path, default=[]),
-        speed=read(read_rows, path / SPEED_FILE, default=[]),
+        speed=read(_speed, path / SPEED_FILE, default=[]),
         samples=tables[-1]["rows"] if tables else [],
         summary=summary,
         evaluations=evaluations,
@@ -252,11 +261,66 @@ def _settings(path: pathlib.Path, bindings: Mapping[str, str]) -> dict[str, Flat
         raise InvalidFile(f"{path / LAUNCHES_FILE}: {one_line(error)}") from error
 
 
-def _evaluation(file: pathlib.Path) -> dict[str, Any]:
+def _launches(path: pathlib.Path) -> list[dict[str, Any]]:
+    launches = read_launches(path)
+    for launch in launches:
+        _check(launch, _LAUNCH_FIELDS, path / LAUNCHES_FILE)
+    return launches
+
+
+def _check(found: Mapping[str, Any], fields: Mapping[str, Field], where: Any) -> None:
+    """Checks the fields that a report reads, of those that there are."""
+    check_fields({name: found[name] for name in fields if name in found}, fields, str(where))
+
+
+def _fields(file: pathlib.Path, fields: Mapping[str, Field]) -> dict[str, Any]:
     found = read_json(file, dict)
-    known = {name: found[name] for name in _EVALUATION_FIELDS if name in found}
-    check_fields(known, _EVALUATION_FIELDS, str(file))
+    _check(found, fields, file)
     return found
+
+
+def _speed(file: pathlib.Path) -> list[dict[str, Any]]:
+    rows = read_rows(file)
+    for number, row in enumerate(rows, start=1):
+        if not all(_is_number(value) for value in row.values()):
+            raise InvalidFile(f"{file}:{number} holds something that is no number")
+    return rows
+
+
+def _is_finite(value: float | int) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _evaluation(file: pathlib.Path) -> dict[str, Any]:
+    """Reads an evaluation; of its numbers those that are numbers."""
+    found = _fields(file, _EVALUATION_FIELDS)
+    metrics = {
+        model: {decoding: _numbers_of(numbers) for decoding, numbers in by_decoding.items()}
+        for model, by_decoding in found["metrics"].items()
+        if isinstance(by_decoding, dict)
+    }
+    by_position = {
+        curve: {
+            name: values
+            for name, values in curves.items()
+            if isinstance(values, list) and all(map(_is_number, values))
+        }
+        for curve, curves in (found.get("by_position") or {}).items()
+        if isinstance(curves, dict)
+    }
+    return {**found, "metrics": metrics, "by_position": by_position}
+
+
+def _numbers_of(values: Any) -> dict[str, float | int]:
+    items = values.items() if isinstance(values, dict) else ()
+    return {name: value for name, value in items if _is_number(value) and _is_finite(value)}
 
 
 def _samples(path: pathlib.Path) -> list[dict[str, Any]]:

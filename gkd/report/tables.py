@@ -136,7 +136,7 @@ def evaluations_table(arms: Arms) -> Table | None:
                 seen.add((model, decoding))
                 by_name = found.setdefault((name, decoding.replace("_", " ")), {})
                 for metric, value in numbers.items():
-                    if "/" not in metric and isinstance(value, int | float):
+                    if "/" not in metric:
                         by_name.setdefault(metric, []).append(float(value))
     if not found:
         return None

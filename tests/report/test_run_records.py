@@ -51,6 +51,10 @@ def test_the_state_follows_the_summary_and_the_lease(tmp_path):
         ("speed.jsonl", b"[]\n{}\n", "speed.jsonl"),
         ("evaluation-all.json", b'{"metrics": 3}', "evaluation-all.json"),
         ("teacher_evaluation.json", b"{}", "holds no metrics"),
+        ("speed.jsonl", b'{"step": 1, "seconds_per_step": []}\n', "speed.jsonl:1 holds something"),
+        ("summary.json", b'{"steps": 50, "parameters": {}}', "summary.json: parameters is {}"),
+        ("launches.jsonl", b'{"bindings": {}, "checkpoints": 3}\n', "checkpoints is 3"),
+        ("evaluation-all.json", b'{"metrics": {}, "signatures": []}', "signatures is []"),
     ],
 )
 def test_a_damaged_file_is_one_line_and_the_rest_is_read(tmp_path, file, content, reason):
@@ -71,3 +75,14 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
     assert [line.rpartition("/")[2] for line in problems] == [
         "foreign holds no run: left out", "none is no folder: left out",
     ]  # fmt: skip
+
+
+def test_numbers_without_a_value_are_no_points_of_a_curve(tmp_path):
+    scores = {0: 1.0, 10: float("inf"), 20: 10**400, 30: 2.0}
+    record = {"metrics": {"student": {"greedy": {"bleu": 10**400, "rouge2": [], "ok": 1}, "x": 3}}}
+    folder = write_run(tmp_path / "a", scores=scores, evaluation=record)
+    text = (folder / "metrics.jsonl").read_text().replace(": Infinity", ': "Infinity"')
+    (folder / "metrics.jsonl").write_text(text)
+    run = read_run(folder, "a")
+    assert run.problems == () and run.series("evaluation/bleu") == {0: 1.0, 30: 2.0}
+    assert run.evaluations["test"]["metrics"]["student"] == {"greedy": {"ok": 1}, "x": {}}
