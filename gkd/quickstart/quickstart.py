@@ -7,9 +7,11 @@ import contextlib
 import functools
 import io
 import json
+import os
 import pathlib
 import sys
 import time
+import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ TITLES = {
     "supervised_kd": "supervised KD (λ=0)",
     "gkd": "on-policy GKD (λ=1)",
 }
+_DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}  # set where a browser has a screen
 ARMS = ("supervised_kd", "gkd")
 
 
@@ -167,13 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = rich.console.Console()
         _print_samples(console, places)
         console.print(table)
-        report([places["teacher"], folder], output=folder / "report")
+        page = report([places["teacher"], folder], output=folder / "report")
     except Exception as error:  # a damaged file of a run, a full disk
         if errors.as_user_error(error) is None:
             raise
         errors.report(error)
         return command_line.EXIT_FAILED
     print(f"{time.monotonic() - began:.0f} s")
+    if sys.stdout.isatty() and (sys.platform == "darwin" or _DISPLAYS & os.environ.keys()):
+        webbrowser.open(page.resolve().as_uri())
     return 0
 
 

@@ -33,6 +33,13 @@ def test_a_quickstart_of_a_few_steps_ends_with_table_figure_and_samples(
     assert f"report: {tmp_path}/seed_7/report/report.html" in out
     for text in ("on-policy GKD (λ=1)", "exact match", "reference", "#### "):
         assert text in out
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert quickstart.main(arguments) == 0  # only prints, and opens the page on a desktop
+    assert opened == [f"file://{tmp_path}/seed_7/report/report.html"]
+    monkeypatch.delenv("DISPLAY")
     monkeypatch.setattr(sys, "argv", ["quickstart", *arguments])
     with pytest.raises(SystemExit) as ended:  # a finished quickstart only prints
         runpy.run_module("gkd.quickstart.quickstart", run_name="__main__")
