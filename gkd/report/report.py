@@ -94,9 +94,11 @@ def report(
 
 
 def _title(directories: Sequence[str | os.PathLike[str]]) -> str:
-    names = [pathlib.Path(directory).resolve().name for directory in directories]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"Runs in {', '.join(names[:3])}{more}"
+    paths = [pathlib.Path(directory).resolve() for directory in directories]
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    parents = {path.parent for path in paths}
+    within = f"{parents.pop().name}: " if len(paths) > 1 == len(parents) else ""
+    return f"Runs in {within}{', '.join(path.name for path in paths[:3])}{more}"
 
 
 def _metrics(arms: Arms, named: Sequence[str] | None) -> list[str]:

@@ -58,3 +58,11 @@ def test_a_figure_of_many_arms_has_no_legend_and_says_so(tmp_path):
         write_run(tmp_path / f"arm_{i}", scores={0: 1.0, 9: 2.0}, settings={"alpha": str(i)})
     text = verb.report([tmp_path]).read_text(encoding="utf-8")
     assert "16 lines, too many for a legend" in text
+
+
+def test_the_title_names_the_folders(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name, scores={0: 1.0, 9: 2.0})
+    both = verb.report([tmp_path / "runs/a", tmp_path / "runs/b"]).read_text(encoding="utf-8")
+    assert "<h1>Runs in runs: a, b</h1>" in both
+    assert "<h1>Runs in a</h1>" in verb.report([tmp_path / "runs/a"]).read_text(encoding="utf-8")
