@@ -37,7 +37,8 @@ def part_sizes(program: StepProgram) -> PartSizes:
     if any(rows_are_spread(program, one.config, rows // microbatches) for one in models):
         shards *= program.mesh.shape["model"]
     encodes_parts = any(one.model.encode_parts is not None for one in models)
-    prompts = (program.batch.encoder_input_tokens, program.batch.teacher_prompts)
+    prompts = [program.batch.encoder_input_tokens]
+    prompts += [] if program.teacher is None else [program.batch.teacher_prompts]
     is_short = max(tokens.shape[1] for tokens in prompts) <= SHORT
     usable = encodes_parts and not is_short and batch_buckets(program.experiment)[0] == PARTS
     return PartSizes(parts_of(rows, shards * microbatches) if usable else 1, shards)
