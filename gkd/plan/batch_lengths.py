@@ -195,7 +195,7 @@ def _of_like_length(program, lengths, longest):
 
 
 def _in_parts(program, lengths, longest):
-    """The same of batches of any rows, in parts of similar length."""
+    """Weighs batches of any rows, in parts of similar length."""
     experiment, sizes = program.experiment, part_sizes(program)
     rows, size = len(lengths["inputs"]), experiment.batches.size
     shuffled = permutation(rows, experiment.seed, 0)

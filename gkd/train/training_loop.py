@@ -388,6 +388,6 @@ class TrainingLoop:
 
 
 def _shapes_of(batch) -> tuple[Any, ...]:
-    """All that a program is compiled for: the arrays' shapes, and the lengths of their parts."""
+    """The key of a compiled program: the arrays' shapes, and the lengths of their parts."""
     shapes = (leaf.shape for leaf in jax.tree.leaves(batch))
     return *shapes, batch.input_parts, batch.teacher_input_parts
