@@ -1,5 +1,7 @@
 """A base in Hugging Face's format, and a run of adapters on it, written without training."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from gkd.checkpoints.store import CheckpointStore
 from gkd.checkpoints.tensors import read_numpy
 from gkd.models.lora import LoRA, new_adapters
 from gkd.models.t5 import T5Config, as_seq2seq
+from tests.random_params import random_params
 
 CONFIG = T5Config(
     vocab_size=32, emb_dim=16, num_heads=2, head_dim=4, mlp_dim=24, num_encoder_layers=2,
@@ -20,7 +23,7 @@ SETTINGS = LoRA(rank=3, alpha=12, targets=("query", "decoder/layers_0/mlp/wo"))
 
 
 def base_params(seed=1, config=CONFIG):
-    return nn.meta.unbox(as_seq2seq(config).init(jax.random.PRNGKey(seed)))
+    return random_params(as_seq2seq(config), seed)
 
 
 def save_run(tmp_path, lora=SETTINGS, stacked=False, config=CONFIG):
@@ -30,9 +33,10 @@ def save_run(tmp_path, lora=SETTINGS, stacked=False, config=CONFIG):
     model = as_seq2seq(config.with_execution(stacked_layers=stacked))
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
     random = np.random.default_rng(2)
+    new = functools.partial(new_adapters, boxed, lora)
     adapters = jax.tree.map(
         lambda leaf: jnp.asarray(random.standard_normal(leaf.shape), jnp.float32),
-        nn.meta.unbox(new_adapters(boxed, lora, jax.random.PRNGKey(3))),
+        nn.meta.unbox(jax.eval_shape(new, jax.random.PRNGKey(3))),
     )
     opened = formats.open_checkpoint(base)
     tensors, checksums = with_checksums(opened.tensors)

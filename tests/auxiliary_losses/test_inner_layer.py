@@ -56,11 +56,12 @@ def rollout_of(advantages=ADVANTAGES):
     )  # fmt: skip
 
 
-def loss_of(student, advantages=ADVANTAGES, settings=SETTINGS, block_size=3, rollout=None):
-    rollout = rollout_of(advantages) if rollout is None else rollout
+@functools.partial(jax.jit, static_argnames=("settings", "block_size"))
+def loss_of(student, advantages=ADVANTAGES, settings=SETTINGS, block_size=3):
     total, weight, metrics = inner_layer.inner_layer_loss(
-        student, rollout, settings=settings, valid=jnp.asarray(VALID), block_size=block_size
-    )
+        student, rollout_of(advantages), settings=settings, valid=jnp.asarray(VALID),
+        block_size=block_size,
+    )  # fmt: skip
     return total / weight, {name: value / w for name, (value, w) in metrics.items()}
 
 
@@ -99,8 +100,10 @@ def test_the_loss_is_numpys(block_size):
     assert {name: float(x) for name, x in metrics.items()} == pytest.approx(want, rel=1e-5)
 
 
-def gradient(student, *arguments, **options):
-    return jax.grad(lambda student: loss_of(student, *arguments, **options)[0])(student)
+@functools.partial(jax.jit, static_argnames="settings")
+def gradient(student, advantages=ADVANTAGES, settings=SETTINGS):
+    loss = loss_of.__wrapped__  # a gradient through a jit is refused: the loss has its own
+    return jax.grad(lambda student: loss(student, advantages, settings)[0])(student)
 
 
 def moved(student, where, index, by):
@@ -190,14 +193,15 @@ def test_padding_enters_nothing_whatever_it_holds():
 
 def test_microbatches_add_up():
     student, rollout, totals = student_of(), rollout_of(), np.zeros(2)
+    loss = jax.jit(functools.partial(
+        inner_layer.inner_layer_loss, settings=SETTINGS, valid=jnp.asarray(VALID)
+    ))  # fmt: skip
     for rows in (slice(0, 2), slice(2, 5)):
         part = jax.tree.map(
             lambda leaf, rows=rows: leaf[rows] if leaf.shape[0] == ROWS else leaf,
             (student, rollout),
         )
-        total, weight, _ = inner_layer.inner_layer_loss(
-            part[0], part[1], settings=SETTINGS, valid=jnp.asarray(VALID)
-        )
+        total, weight, _ = loss(*part)
         totals += float(total), float(weight)
     assert totals[0] / totals[1] == pytest.approx(float(loss_of(student)[0]), abs=1e-7)
 
@@ -235,7 +239,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 CONFIG = t5.T5Config(
     vocab_size=16, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=12, num_encoder_layers=1,
-    num_decoder_layers=3,
+    num_decoder_layers=2,
 )  # fmt: skip
 SAMPLES, USED = 2, jnp.arange(16) > 0
 
@@ -256,14 +260,14 @@ def step_of(loss_fn=None, microbatches=1, **ways):
     """A step of a T5 whose reward is the share of even ids; gradient ascent shows as it is."""
     model = t5.as_seq2seq(dataclasses.replace(CONFIG, **ways))
     if loss_fn is None:
-        loss_fn = with_inner_layer_loss(policy_of(), InnerLayerLoss(layer=2), USED)
+        loss_fn = with_inner_layer_loss(policy_of(), InnerLayerLoss(layer=1), USED)
 
     def reward_fn(params, batch, rollout):
         even = (rollout.target_tokens % 2 == 0) & (rollout.target_tokens > 0)
         return even.mean(axis=1)
 
     return train_step.make_train_step(
-        with_inner_layer(model, 2), optax.sgd(1.0), divergence_loss_fn=loss_fn,
+        with_inner_layer(model, 1), optax.sgd(1.0), divergence_loss_fn=loss_fn,
         sample_fn=step_functions.make_sample_fn(model, sample, USED, SAMPLES),
         on_policy_fraction=1.0, samples=SAMPLES, reward_fn=reward_fn,
         advantage="group_standardised", microbatches=microbatches,
@@ -296,37 +300,25 @@ def same(got, state):
     )
 
 
-@pytest.mark.parametrize(
-    "ways", [{"stacked_layers": True, "remat": True}, {"remat": True}], ids=["stacked", "remat"]
-)
-def test_a_step_is_the_same_however_the_layers_run(ways):
+def test_a_step_is_the_same_in_stacked_layers():
     begun = start()
-    if "stacked_layers" in ways:
-        begun = begun.replace(params=t5.stack_layers(begun.params))
-    state, metrics = jax.jit(step_of(**ways).step)(begun, None, batch_of())
-    if "stacked_layers" in ways:
-        state = state.replace(params=t5.unstack_layers(state.params))
-    same(metrics, state)
+    begun = begun.replace(params=t5.stack_layers(begun.params))
+    step = step_of(stacked_layers=True, remat=True).step
+    state, metrics = jax.jit(step)(begun, None, batch_of())
+    same(metrics, state.replace(params=t5.unstack_layers(state.params)))
 
 
-def test_a_step_is_the_same_on_eight_devices_in_microbatches():
+def test_a_step_is_the_same_on_four_devices_in_microbatches():
     assert float(one_device()[1]["inner_divergence"][0]) > 0.1
-    mesh = meshes.make_mesh()
+    mesh = meshes.make_mesh(devices=jax.devices()[:4])
     whole = meshes.replicated(mesh)
     state = jax.device_put(jax.tree.map(jnp.copy, start()), whole)
     # One prompt a device and microbatch.
     step = meshes.compile_step(
         step_of(microbatches=2).step, mesh, jax.tree.map(lambda _: whole, state), None
     )
-    batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch_of())
-    twice = jax.jit(step_of().step)(start(), None, batch)
-    got_state, got = step(state, None, meshes.place_batch(batch, mesh))
-    for name in ("loss", "inner_divergence", "signed_inner_divergence", "attention_divergence"):
-        want = float(twice[1][name][0] / twice[1][name][1])
-        assert float(got[name][0] / got[name][1]) == pytest.approx(want, abs=1e-5), name
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got_state.params, twice[0].params
-    )
+    got_state, got = step(state, None, meshes.place_batch(batch_of(), mesh))
+    same(got, got_state)
 
 
 def test_the_layers_above_the_inner_one_learn_from_the_rewards_alone():
@@ -334,12 +326,12 @@ def test_the_layers_above_the_inner_one_learn_from_the_rewards_alone():
         total, weight, metrics = policy_of()(student, teacher, rollout)
         return 0.0 * total, weight, metrics
 
-    loss = with_inner_layer_loss(without_policy, InnerLayerLoss(layer=2), USED)
+    loss = with_inner_layer_loss(without_policy, InnerLayerLoss(layer=1), USED)
     state, _ = jax.jit(step_of(loss).step)(start(), None, batch_of())
     change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, start().params)
     decoder = change["decoder"]
-    assert max(jax.tree.leaves(decoder["layers_2"])) == 0
-    for part in ("layers_0", "layers_1", "decoder_norm", "logits_dense"):
+    assert max(jax.tree.leaves(decoder["layers_1"])) == 0
+    for part in ("layers_0", "decoder_norm", "logits_dense"):
         assert min(jax.tree.leaves(decoder[part])) > 1e-5, part
 
 

@@ -78,23 +78,27 @@ def by_definition(student, teacher, settings, rewards=REWARDS):
     return total / PROMPTS.sum()
 
 
-def loss_of(student, teacher, settings, rewards=REWARDS, cut=None):
-    cut = jnp.zeros(len(REWARDS), bool) if cut is None else jnp.asarray(cut)
+@functools.partial(jax.jit, static_argnames="settings")
+def loss_of(student, teacher, settings, rewards=REWARDS, cut=np.zeros(len(REWARDS), bool)):  # noqa: B008
     total, weight, metrics = witness_loss(
-        DenseLogits(student), VictimLogits(DenseLogits(jnp.asarray(teacher)), cut),
+        DenseLogits(student), VictimLogits(DenseLogits(jnp.asarray(teacher)), jnp.asarray(cut)),
         rollout_of(rewards), settings=settings, divergence=CLIPPED, samples=SAMPLES,
         valid=jnp.asarray(USABLE), block_size=2,
     )  # fmt: skip
     return total / weight, metrics
 
 
+@functools.partial(jax.jit, static_argnames="settings")
+def value_and_gradient(student, teacher, settings, rewards=REWARDS):
+    loss = loss_of.__wrapped__  # a gradient through a jit is refused: the loss has its own
+    return jax.value_and_grad(loss, has_aux=True)(student, teacher, settings, rewards)
+
+
 @pytest.mark.parametrize(("weight", "tokens"), [(0.5, 3), (2.0, 1), (1.0, 64)])
 def test_value_and_gradient_are_those_of_the_definition(weight, tokens):
     settings = WitnessLoss(weight=weight, tokens=tokens)
     student, teacher = logits_of(tokens)
-    (got, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-        jnp.asarray(student), teacher, settings
-    )
+    (got, metrics), gradient = value_and_gradient(jnp.asarray(student), teacher, settings)
     want = by_definition(student, teacher, settings)
     assert abs(want) > 1e-2 and float(got) == pytest.approx(want, abs=1e-6)
     assert value(metrics, "auxiliary_loss") == pytest.approx(want, abs=1e-6)
@@ -114,7 +118,7 @@ def test_value_and_gradient_are_those_of_the_definition(weight, tokens):
 
 def test_metrics_count_mixed_groups_passes_and_cut_witnesses():
     student, teacher = logits_of(3)
-    cut = [True, True, False, True, True]  # the first and the third prompt are mixed
+    cut = np.array([True, True, False, True, True])  # the first and the third prompt are mixed
     settings = WitnessLoss(weight=0.25, tokens=3)
     _, metrics = loss_of(jnp.asarray(student), teacher, settings, cut=cut)
     assert value(metrics, "mixed_groups") == pytest.approx(1.5 / 3.5)
@@ -132,7 +136,7 @@ def test_groups_that_are_not_mixed_give_neither_loss_nor_gradient(reward):
     student, teacher = logits_of(3)
     rewards = np.full(REWARDS.shape, reward, np.float32)
     teacher[:] = np.nan  # enters no product
-    (got, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+    (got, metrics), gradient = value_and_gradient(
         jnp.asarray(student), teacher, WitnessLoss(tokens=3), rewards
     )
     assert float(got) == 0 and not np.any(gradient)
@@ -143,9 +147,7 @@ def test_a_teacher_of_the_same_distributions_gives_zero():
     student, _ = logits_of(LENGTH)
     groups = verified_groups(rollout_of(), SAMPLES)
     same = sample_of_each(jnp.asarray(student), groups.victims)
-    got, gradient = jax.value_and_grad(lambda x: loss_of(x, same, WitnessLoss())[0])(
-        jnp.asarray(student)
-    )
+    (got, _), gradient = value_and_gradient(jnp.asarray(student), same, WitnessLoss())
     assert float(got) == 0 and float(jnp.abs(gradient).max()) < 1e-7
 
 
@@ -156,6 +158,11 @@ def teacher_of(**settings):
     return WitnessTeacher(STUDENT, WitnessLoss(**settings), TEMPLATE, SAMPLES)
 
 
+def prompts_of(prompts, witnesses, **settings):
+    joined = functools.partial(teacher_of(**settings).prompts, target_length=9)
+    return jax.jit(joined)(jnp.asarray(prompts), jnp.asarray(witnesses))
+
+
 def test_prompts_are_the_joined_lists_and_cut_witnesses_are_counted():
     generator = np.random.default_rng(5)
     prompts, witnesses = generator.integers(2, 40, (60, 6)), generator.integers(2, 40, (60, 5))
@@ -163,7 +170,7 @@ def test_prompts_are_the_joined_lists_and_cut_witnesses_are_counted():
         for row, length in zip(rows, generator.integers(1, rows.shape[1] + 1, 60), strict=True):
             row[length - 1], row[length:] = 1, 0
     prompts[0] = 7  # no EOS: it was truncated in the batch
-    got, cut = teacher_of(input_length=13).prompts(jnp.asarray(prompts), jnp.asarray(witnesses), 9)
+    got, cut = prompts_of(prompts, witnesses, input_length=13)
     cuts = 0
     for row, is_cut, prompt, witness in zip(got, cut, prompts, witnesses, strict=True):
         asked, written = ([int(x) for x in ids if x > 1] for ids in (prompt, witness))
@@ -176,10 +183,10 @@ def test_prompts_are_the_joined_lists_and_cut_witnesses_are_counted():
 
 
 def test_by_default_a_prompt_has_room_for_input_and_target():
-    prompts, witnesses = jnp.ones((2, 6), int), jnp.ones((2, 5), int)
-    assert teacher_of().prompts(prompts, witnesses, 9)[0].shape == (2, 15)
+    given = np.ones((2, 6), int), np.ones((2, 5), int)
+    assert prompts_of(*given)[0].shape == (2, 15)
     with pytest.raises(InvalidValue, match="12 tokens.*set WitnessLoss.input_length to more than"):
-        teacher_of(input_length=12).prompts(prompts, witnesses, 9)
+        prompts_of(*given, input_length=12)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,8 @@ def test_the_teacher_scores_the_victims_behind_their_witnesses():
     """As if each prompt had been one batch of one row, and without gradient."""
     rollout, batch = rollout_of(), make_batch(len(REWARDS))
     teacher = teacher_of(tokens=3)
-    got = teacher(STUDENT_PARAMS, batch, rollout)
+    plain = jax.jit(step_functions.make_teacher_logits_fn(STUDENT))
+    got = jax.jit(teacher)(STUDENT_PARAMS, batch, rollout)
     assert got.logits.hidden.shape[:2] == (len(REWARDS), 3)
     tokens = np.asarray(rollout.target_tokens).reshape(len(REWARDS), SAMPLES, LENGTH)
     for prompt, victim, witness in ((0, 0, 1), (2, 1, 2)):
@@ -208,7 +216,6 @@ def test_the_teacher_scores_the_victims_behind_their_witnesses():
         answer = [int(x) for x in tokens[prompt, witness] if x > 1]
         row = jnp.array([[40, 41, *ids, 42, *answer, 43, 44, 1]])
         row = jnp.pad(row, ((0, 0), (0, 17 - row.shape[1])))  # positions are relative to the width
-        plain = step_functions.make_teacher_logits_fn(STUDENT)
         alone = Batch(row, batch.decoder_target_tokens[:1], jnp.ones(1))
         one = jax.tree.map(lambda x: x[:1], rollout).replace(
             target_tokens=jnp.asarray(tokens[prompt, victim][None, :3])
@@ -219,7 +226,7 @@ def test_the_teacher_scores_the_victims_behind_their_witnesses():
     def through(params):
         return jnp.sum(teacher(params, batch, rollout).logits.hidden)
 
-    assert not any(np.any(x) for x in jax.tree.leaves(jax.grad(through)(STUDENT_PARAMS)))
+    assert not any(np.any(x) for x in jax.tree.leaves(jax.jit(jax.grad(through))(STUDENT_PARAMS)))
 
 
 def build(microbatches=1, reward_fn=True):

@@ -1,6 +1,7 @@
 """The arrays of a step folder: their shapes, their differences, and reading a part of them."""
 
-import flax.linen as nn
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from gkd.checkpoints.store import CheckpointStore
 from gkd.distill import optimizers, train_step
 from gkd.errors import InvalidFile
 from gkd.models.t5 import T5Config, as_seq2seq, stack_layers
+from tests.random_params import random_params
 
 
 def struct(*shape, dtype=np.float32):
@@ -46,31 +48,36 @@ def test_a_part_of_the_state_is_read_without_the_rest(tmp_path, make_state):
     assert isinstance(got, np.ndarray)
 
 
-def trained(params, optimizer):
+OPTIMIZERS = {
+    "adafactor": optimizers.adafactor(1e-2, max_norm=1.0, min_dim_size_to_factor=4),
+    "adamw": optimizers.adamw(1e-2),
+}
+
+
+@functools.cache
+def trained(name, stacked):
     """A state after two updates with its own moving average."""
-    state = train_step.init_state(params, optimizer, 0, True)
-    for _ in range(2):
+    config = T5Config(
+        vocab_size=8, emb_dim=8, num_heads=1, head_dim=4, mlp_dim=8, num_encoder_layers=1,
+        num_decoder_layers=2,
+    )  # fmt: skip
+    optimizer, params = OPTIMIZERS[name], random_params(as_seq2seq(config))
+
+    @jax.jit
+    def update(state):
         gradient = jax.tree.map(lambda x: jnp.sin(10 * x), state.params)
         updates, moments = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = state.replace(params=params, opt_state=moments)
-    return state
+        return state.replace(params=params, opt_state=moments)
+
+    params = stack_layers(params) if stacked else params
+    return update(update(train_step.init_state(params, optimizer, 0, True)))
 
 
 @pytest.mark.parametrize("to_stacks", [True, False], ids=["stacks", "apart"])
-@pytest.mark.parametrize(
-    "optimizer",
-    [optimizers.adafactor(1e-2, max_norm=1.0, min_dim_size_to_factor=4), optimizers.adamw(1e-2)],
-    ids=["adafactor", "adamw"],
-)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_layers_are_restored_in_the_form_that_is_wanted(optimizer, to_stacks, tmp_path):
-    config = T5Config(
-        vocab_size=8, emb_dim=8, num_heads=1, head_dim=4, mlp_dim=8, num_encoder_layers=2,
-        num_decoder_layers=3,
-    )  # fmt: skip
-    params = nn.meta.unbox(as_seq2seq(config).init(jax.random.PRNGKey(0)))
-    apart, stacked = (trained(form(params), optimizer) for form in (lambda x: x, stack_layers))
-    saved, wanted = (apart, stacked) if to_stacks else (stacked, apart)
+    saved, wanted = (trained(optimizer, stacked) for stacked in (not to_stacks, to_stacks))
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(2, saved)
     found = store.restore(wanted).state

@@ -1,7 +1,5 @@
 """Checkpoints of adapters as whole models, against NumPy in float64 and with faulty bases."""
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.tensors import read_numpy, tensor_names
 from gkd.errors import InvalidFile, MissingFile
 from gkd.models.lora import LoRA
-from gkd.models.t5 import T5Config, as_seq2seq
+from gkd.models.t5 import T5Config
 from tests.adapter_runs import CONFIG, SETTINGS, base_params, save_run
 
 
@@ -73,8 +71,7 @@ def test_another_base_at_its_place_is_refused(tmp_path):
             opened.tensors[name].read()
     (tmp_path / "base").rename(tmp_path / "second")
     wide = T5Config(**{**CONFIG.describe(), "mlp_dim": 25})
-    params = nn.meta.unbox(as_seq2seq(wide).init(jax.random.PRNGKey(1)))
-    save_hf(tmp_path / "base", wide, params)
+    save_hf(tmp_path / "base", wide, base_params(config=wide))
     with pytest.raises(InvalidFile, match="another architecture than"):
         formats.open_checkpoint(run)
 

@@ -57,7 +57,7 @@ def by_definition(logits, ids, old, clip):
 def loss_of(logits, ids, old, clip, block_size=3):
     mask = np.arange(LENGTH) < LENGTHS[:, None]
     rollout = Rollout(
-        jnp.asarray(np.where(mask, ids, 0)), jnp.float32(mask * WEIGHTS[:, None]),
+        jnp.where(mask, ids, 0), jnp.float32(mask * WEIGHTS[:, None]),
         jnp.where(mask, old, 0.0), jnp.ones(ROWS, bool), jnp.zeros(ROWS), jnp.float32(ADVANTAGES),
     )  # fmt: skip
     total, weight, metrics = losses.reward_and_divergence_loss(
@@ -67,13 +67,14 @@ def loss_of(logits, ids, old, clip, block_size=3):
     return total / weight, {name: pair[0] / pair[1] for name, pair in metrics.items()}
 
 
+value_and_gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True), static_argnums=3)
+
+
 @pytest.mark.parametrize("clip", [None, 0.2, 0.05])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_loss_and_gradient_are_those_of_the_definition(clip, seed):
     logits, ids, old = case(seed)
-    (got, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-        jnp.asarray(logits), ids, old, clip
-    )
+    (got, metrics), gradient = value_and_gradient(logits, ids, old, clip)
     want, removed = by_definition(logits, ids, old, clip)
     assert float(got) == pytest.approx(want, abs=1e-6)
     assert float(metrics["policy_gradient"]) == pytest.approx(want, abs=1e-6)
@@ -128,12 +129,17 @@ def several():
     return jax.jit(build(updates=UPDATES).step)(start(), None, make_batch())
 
 
+@functools.cache
+def written():
+    before = start()
+    key = mixing.step_key(before.seed, before.step)
+    return jax.jit(build().rollout)(before, make_batch(), key)
+
+
 def test_updates_on_one_rollout_are_single_updates_one_after_the_other():
     state, metrics = several()
-    single, before, batch = build(), start(), make_batch()
-    rollout = jax.jit(single.rollout)(before, batch, mixing.step_key(before.seed, before.step))
-    update, each = jax.jit(single.update), []
-    after = before
+    batch, rollout, after = make_batch(), written(), start()
+    update, each = jax.jit(build().update), []
     for _ in range(UPDATES):
         after, found = update(after, None, batch, rollout)
         each.append(found)
@@ -150,10 +156,8 @@ def test_updates_on_one_rollout_are_single_updates_one_after_the_other():
 
 def test_every_update_that_is_skipped_counts():
     batch, state = make_batch(), start()
-    single = build(updates=UPDATES)
-    rollout = single.rollout(state, batch, mixing.step_key(state.seed, state.step))
-    bad = rollout.replace(log_probs=rollout.log_probs.at[0, 0].set(jnp.nan))
-    after, metrics = jax.jit(single.update)(state, None, batch, bad)
+    bad = written().replace(log_probs=written().log_probs.at[0, 0].set(jnp.nan))
+    after, metrics = jax.jit(build(updates=UPDATES).update)(state, None, batch, bad)
     close(after.params, state.params, 0)
     assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (1, 3, 3)
     assert value(metrics, "skipped") == value(metrics, "skipped_in_a_row") == UPDATES

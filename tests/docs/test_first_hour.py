@@ -6,9 +6,7 @@ import os
 import pathlib
 import runpy
 
-import flax.linen as nn
 import gin
-import jax
 import pytest
 from safetensors.numpy import load_file
 
@@ -30,6 +28,7 @@ TEACHER = T5Config(
 STUDENT = """
 from __gin__ import dynamic_registration
 from gkd.models import t5
+from tests.random_params import random_params
 tiny/t5.T5Config.vocab_size = 300
 tiny/t5.T5Config.emb_dim = 8
 tiny/t5.T5Config.num_heads = 1
@@ -66,7 +65,7 @@ def follow(replacements, more=(), without=()):
 
 
 def test_the_page_leads_from_pairs_to_a_student_in_another_format(place, capsys):
-    params = nn.meta.unbox(as_seq2seq(TEACHER).init(jax.random.PRNGKey(0)))
+    params = random_params(as_seq2seq(TEACHER))
     save_hf(place / "teacher", TEACHER, params, bytes_vocabulary=True)
     tokenizer = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}
     (place / "teacher" / "tokenizer_config.json").write_text(json.dumps(tokenizer))

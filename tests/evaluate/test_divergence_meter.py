@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from tests.distill.references import divergence
+from tests.random_params import random_params
 
 VOCABULARY, LENGTH, ROWS = 24, 7, 13  # rows that count: the second batch of 8 has 5
 VALID = (np.arange(VOCABULARY) > 0) & (np.arange(VOCABULARY) < 20)
@@ -28,7 +28,7 @@ def _model(emb_dim, seed, mesh, rules, calls):
         num_encoder_layers=1, num_decoder_layers=1,
     )  # fmt: skip
     model = as_seq2seq(config)
-    params = nn.meta.unbox(model.init(jax.random.key(seed)))
+    params = random_params(model, seed)
     kernel = 3 * params["decoder"]["logits_dense"]["kernel"]
     params["decoder"]["logits_dense"]["kernel"] = kernel.at[:, 1].multiply(2)  # EOS comes early
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from gkd.runs.model_loading import LoadedModel
 from gkd.vocabularies import vocabularies
 from tests.evaluate.option_tasks import option_evaluation
 from tests.infer.inference import CONFIG, bytes_of
+from tests.random_params import random_params
 
 PROMPTS = ("a: short", "a: a much longer prompt than the other one", "b", "c: the fourth") * 2
 OUTPUTS = ("yes", "no, not at all", "", "so") * 2
@@ -27,10 +27,9 @@ def test_a_model_judges_each_output_by_its_own_prompt():
     mesh, rules = meshes.make_mesh(), meshes.rules_for()
     config = dataclasses.replace(CONFIG)
     model = as_seq2seq(config)
-    boxed = model.init(jax.random.PRNGKey(1))
-    judge = LoadedModel(
-        config, model, meshes.parameter_shardings(mesh, boxed, rules), nn.meta.unbox(boxed), None
-    )
+    boxed = jax.eval_shape(model.init, jax.random.PRNGKey(1))
+    shardings = meshes.parameter_shardings(mesh, boxed, rules)
+    judge = LoadedModel(config, model, shardings, random_params(model), None)
     reward = reward_functions.entailment(prompt_prefix="a: ", input_length=120)
     ids, outputs = ([bytes_of(text) for text in texts] for texts in (PROMPTS, OUTPUTS))
     scorer = RewardScorer(reward, judge, vocabularies.byte_level(), mesh, 20, (32, 60), 8)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from gkd.evaluate.evaluation import host_batch, make_evaluation
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
+from tests.random_params import random_params
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def loaded(mesh, emb_dim, seed):
     model = as_seq2seq(config)
     boxed = jax.eval_shape(model.init, jax.random.key(0))
     shardings = meshes.parameter_shardings(mesh, boxed, meshes.rules_for())
-    params = jax.tree.map(lambda x: 2 * x, nn.meta.unbox(model.init(jax.random.key(seed))))
+    params = jax.tree.map(lambda x: 2 * x, random_params(model, seed))
     return LoadedModel(config, model, shardings, params, None)
 
 

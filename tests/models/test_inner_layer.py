@@ -61,17 +61,30 @@ def first_layers(params, count):
     return {**params, "decoder": decoder}
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
+@functools.cache
+def whole_and_shorter(layer, per_layer):
+    """`Hidden` of the decoder, and of its first layers alone; neither stacked."""
+    run, params = (
+        functools.partial(decoded, relative_bias_per_layer=per_layer),
+        parameters(per_layer),
+    )
+    shorter = jax.jit(functools.partial(run, num_decoder_layers=layer))
+    return jax.jit(run)(params), shorter(first_layers(params, layer))
+
+
+@pytest.mark.parametrize(
+    ("layer", "per_layer"),
+    [
+        (1, False), (2, True), pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(2, False, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("layer", [1, 2])
 def test_an_inner_layer_is_the_last_of_a_decoder_that_ends_there(layer, way, per_layer):
-    params = parameters(per_layer)
-    changes = {"relative_bias_per_layer": per_layer}
-    got = jax.jit(functools.partial(decoded, layer=layer, **changes, **WAYS[way]))(params)
-    shorter = jax.jit(functools.partial(decoded, num_decoder_layers=layer, **changes))
-    want = shorter(first_layers(params, layer))
-    np.testing.assert_allclose(got.inner.hidden, want.last, atol=1e-5)
-    whole = jax.jit(functools.partial(decoded, **changes))(params)
+    changes = {"relative_bias_per_layer": per_layer, **WAYS[way]}
+    got = jax.jit(functools.partial(decoded, layer=layer, **changes))(parameters(per_layer))
+    whole, shorter = whole_and_shorter(layer, per_layer)
+    np.testing.assert_allclose(got.inner.hidden, shorter.last, atol=1e-5)
     assert whole.inner is None
     np.testing.assert_allclose(got.last, whole.last, atol=1e-5)
 

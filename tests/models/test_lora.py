@@ -13,6 +13,7 @@ from gkd.models import lora
 from gkd.models.interface import project
 from gkd.models.lora import LoRA
 from gkd.models.t5 import T5Config, as_seq2seq
+from tests.random_params import random_params
 
 SETTINGS = LoRA(rank=3, alpha=12, targets=("query", "wo", "decoder/layers_0/self_attention/value"))
 KERNELS = {  # of one encoder and one decoder layer: [in, out]
@@ -32,7 +33,7 @@ def base_model(layers=1, **options):
         num_decoder_layers=layers, **options,
     )  # fmt: skip
     model = as_seq2seq(config)
-    return model, nn.meta.unbox(model.init(jax.random.PRNGKey(1)))
+    return model, random_params(model)
 
 
 BASE, PARAMS = base_model()
@@ -41,6 +42,11 @@ BOXED = jax.eval_shape(BASE.init, jax.random.PRNGKey(0))
 
 def new(boxed=BOXED, settings=SETTINGS):
     return lora.new_adapters(boxed, settings, jax.random.PRNGKey(3))
+
+
+@functools.cache
+def adapter_shapes():
+    return jax.eval_shape(new)
 
 
 def trained(adapters, seed=2):
@@ -85,7 +91,7 @@ def test_new_adapters_change_nothing():
 
 
 def test_logits_are_those_of_kernels_merged_in_numpy():
-    adapters = trained(new())
+    adapters = trained(adapter_shapes())
     kernels = {name: np.float64(leaf) for name, leaf in by_name(PARAMS).items()}
     pairs = by_name(adapters)
     for module in KERNELS:
@@ -119,7 +125,7 @@ def test_stacked_layers_have_an_adapter_each():
 
 def test_the_gradient_is_that_of_the_product():
     """dL/dA = s · dL/dW · Bᵀ and dL/dB = s · Aᵀ · dL/dW."""
-    adapters, base = trained(new()), lora.Base(PARAMS, SETTINGS)
+    adapters, base = trained(adapter_shapes()), lora.Base(PARAMS, SETTINGS)
 
     def loss(params):
         return jnp.sum(logits(BASE, params) ** 2)

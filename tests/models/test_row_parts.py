@@ -80,9 +80,9 @@ def test_long_rows_attend_in_blocks_beside_short_ones(monkeypatch):
     monkeypatch.setattr(layers, "LARGEST_BLOCK", 4)
     monkeypatch.setattr(layers, "SMALLEST_BLOCK", 2)
     model, params = model_of("one bias")
-    blocked = encode_rows(model, params, prompts(), PARTS).hidden
+    blocked = jax.jit(lambda params: encode_rows(model, params, prompts(), PARTS).hidden)(params)
     monkeypatch.undo()
-    whole = model.encode(params, prompts())
+    whole = jax.jit(model.encode)(params, prompts())
     seen = np.asarray(whole.mask)
     np.testing.assert_allclose(np.asarray(blocked)[seen], whole.hidden[seen], atol=2e-5)
 
@@ -90,7 +90,7 @@ def test_long_rows_attend_in_blocks_beside_short_ones(monkeypatch):
 def test_a_model_that_encodes_no_parts_encodes_the_padding():
     model, params = model_of("one bias")
     plain = dataclasses.replace(model, encode_parts=None)
-    got = encode_rows(plain, params, prompts(), PARTS)
+    got = jax.jit(lambda params: encode_rows(plain, params, prompts(), PARTS))(params)
     assert got.hidden[2, 5:].all()
 
 
@@ -99,7 +99,8 @@ def test_rows_side_by_side_have_dropout_masks_of_their_own():
     model, params = model_of("one bias")
     tokens = jnp.tile(jnp.arange(2, 7), (ROWS, 1))  # all rows are alike
     tokens = jnp.pad(tokens, ((0, 0), (0, 7)))
-    encoded = encode_rows(model, params, tokens, PARTS, jax.random.key(3)).hidden
+    encode = jax.jit(lambda params, key: encode_rows(model, params, tokens, PARTS, key).hidden)
+    encoded = encode(params, jax.random.key(3))
     dropped = np.asarray(encoded[:, :5] == 0)
     assert (dropped == dropped[:, :1]).all()  # one mask for all positions of a row
     masks = {tuple(row) for row in dropped[:, 0]}

@@ -14,6 +14,7 @@ from gkd.decode.sampling import sample
 from gkd.models import t5, t5x_adapter
 from gkd.models.interface import project
 from gkd.parallel import mesh as meshes
+from tests.random_params import random_params
 
 TINY = {
     "vocab_size": 384, "emb_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64,
@@ -100,7 +101,7 @@ def test_gradients_equal_golden_ones(adapted, golden):
 def test_tied_head_equals_t5x_logits(network):
     module = transformer(network, logits_via_embedding=True, mlp_activations=("relu",))
     adapted = t5x_adapter.adapt(module)
-    params = nn.meta.unbox(adapted.build().init(jax.random.PRNGKey(0)))
+    params = random_params(adapted.build())
     inputs = jnp.array([[5, 9, 1, 0]])
     outputs = jnp.array([[0, 7, 8]])
 

@@ -90,7 +90,7 @@ def test_lengths_of_a_run_without_buckets_are_refused():
 def test_a_plan_weighs_the_lengths_by_how_often_they_occur(capsys, tmp_path):
     path = histograms(tmp_path / "rows.json", inputs={"10": 3, "90": 1}, targets={"24": 1})
     output = tmp_path / "plan.json"
-    options = [f"--gin.{override}" for override in (*DISTIL, *LONG, "LAMBDA=1.0")]
+    options = [f"--gin.{override}" for override in LONG]
     said = plan(
         capsys, *options, "--topology=cpu:1", "--programs=step", f"--lengths={path}",
         f"--output={output}",

@@ -4,7 +4,6 @@ import dataclasses
 import types
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from gkd.parallel import mesh as meshes
 from gkd.parallel.model_sharding import UNSHARDED
 from gkd.runs import model_loading
 from gkd.vocabularies import vocabularies
+from tests.random_params import random_params
 
 
 def test_an_architecture_is_described_field_by_field():
@@ -79,7 +79,7 @@ TASK = TaskSpec("texts", vocabularies.byte_level(), None, lambda row: row)
 @pytest.fixture
 def run(tmp_path):
     """A run's folder with one step of CONFIG, and its parameters."""
-    params = nn.meta.unbox(CONFIG.build().init(jax.random.PRNGKey(2)))
+    params = random_params(CONFIG.build())
     description = model_loading.describe(CONFIG, TASK.vocabulary)
     save_run_checkpoint(tmp_path / "run", CONFIG, params, description)
     return str(tmp_path / "run"), params

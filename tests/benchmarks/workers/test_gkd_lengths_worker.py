@@ -1,6 +1,5 @@
 """GKD's side of the comparison: outputs as long as the targets, an epoch's batches, its steps."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,28 +10,36 @@ from benchmarks.workers.gkd_worker import config
 from benchmarks.workloads import Size
 from gkd.distill.types import Batch
 from gkd.models.t5 import as_seq2seq
+from tests.random_params import random_params
 
 TINY = Size(16, 2, 8, 16, 1)
 IDS = 64
 
 
-def rows(count=64):
+def rows(count=64, longest=64):
     generator = np.random.default_rng(1)
-    return Rows(generator.integers(2, 65, count), generator.integers(2, 9, count), 64, 8)
+    return Rows(
+        generator.integers(2, longest + 1, count), generator.integers(2, 9, count), longest, 8
+    )
 
 
 def test_samples_end_where_the_targets_end():
     student = as_seq2seq(config(TINY, IDS))
-    params = nn.meta.unbox(student.init(jax.random.PRNGKey(0)))
+    params = random_params(student)
     valid = jnp.arange(IDS) > 1  # EOS only where it is forced
     batch = Batch(
         jnp.ones((3, 4), jnp.int32),
         jnp.array([[5, 1, 0, 0, 0], [5, 6, 7, 8, 1], [5, 6, 1, 0, 0]]),
         jnp.ones(3),
     )
-    encoded = student.encode(params, batch.encoder_input_tokens)
     sample = worker.as_long_as_targets(student, valid.at[1].set(True))
-    rollout = sample(params, encoded, batch, jax.random.PRNGKey(0), jnp.arange(3))
+
+    @jax.jit
+    def rollout_of(params, batch):
+        encoded = student.encode(params, batch.encoder_input_tokens)
+        return sample(params, encoded, batch, jax.random.PRNGKey(0), jnp.arange(3))
+
+    rollout = rollout_of(params, batch)
     assert (rollout.target_tokens != 0).sum(axis=1).tolist() == [2, 5, 3]
     assert [rollout.target_tokens[i, n - 1].item() for i, n in enumerate((2, 5, 3))] == [1, 1, 1]
 
@@ -51,8 +58,8 @@ def test_an_epochs_batches_hold_every_row_once_and_count_its_tokens():
         assert (batch.encoder_input_tokens != 0).sum() + written.sum() == tokens[number]
 
 
-def test_both_parts_take_steps_on_the_strata():
-    parts = worker.make(rows(64), 8, 2, sizes=(TINY, TINY), vocabulary=IDS)
+def test_both_parts_take_steps_on_the_strata(one_device):
+    parts = worker.make(rows(longest=32), 8, 2, sizes=(TINY, TINY), vocabulary=IDS)
     for name in ("sft", "gkd"):
         runs = parts[name]()
         assert sum(stratum.batches for stratum, _ in runs) == 8
