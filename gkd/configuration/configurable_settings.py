@@ -14,6 +14,7 @@ from gkd.configuration.setting_values import (
     text,
     whole,
 )
+from gkd.files.json_files import Field
 
 
 def _paths(module: str, *names: str) -> tuple[str, ...]:
@@ -27,7 +28,7 @@ TASKS = (
     *_paths("data.evaluation_tasks", "mmlu", "bbh", "mgsm"),
     *_paths("data.synthetic_tasks", "retrieval"),
     *_paths("data", "teacher_outputs.with_teacher_outputs", "teacher_inputs.with_teacher_inputs"),
-    *_paths("data.teacher_inputs", "of_teacher_prompts"),
+    *_paths("data", "teacher_inputs.of_teacher_prompts", "prompts.formatted"),
 )
 VOCABULARIES = _paths(
     "vocabularies.vocabularies", "t5", "arithmetic", "byte_level", "sentencepiece", "from_folder"
@@ -90,6 +91,8 @@ _BENCHMARK = {
     "input_length": whole(1, LONGEST_SEQUENCE, none=True),
 }
 _SCORING = choice("options", "generation")
+# Values of a chat template's variables: texts, numbers, truth values.
+_CHAT_OPTION = Setting(literal=Field(kinds=(str, bool, int, float)), none=True)
 _ROWS = mapping(whole(1, 100_000_000), keys=("train", "validation", "test"), none=True)
 
 DATA = {
@@ -183,6 +186,12 @@ DATA = {
         "name": text(none=True),
     },
     "gkd.data.teacher_inputs.template": {"prompt": text()},
+    "gkd.data.prompts.formatted": {
+        "task": Setting(results=TASKS),
+        "prompt": choice("text", "chat"),
+        "system": text(0, none=True),
+        "options": mapping(_CHAT_OPTION, none=True),
+    },
     "gkd.vocabularies.vocabularies.t5": {"path": text(none=True), "extra_ids": whole(0, 100_000)},
     "gkd.vocabularies.vocabularies.arithmetic": {},
     "gkd.vocabularies.vocabularies.byte_level": {"extra_ids": whole(0, 100_000)},

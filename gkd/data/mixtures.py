@@ -41,6 +41,11 @@ def check_components(
             raise InvalidValue(
                 f"tasks {names[0]} and {task.name} differ in vocabulary: {difference}"
             )
+        if task.chat != tasks[0].chat:
+            raise InvalidValue(
+                f"tasks {names[0]} and {task.name} differ in the form of their prompts: format the "
+                "mixture (prompts.formatted), or all components alike"
+            )
         features = [(one.features, one.teacher_input_length) for one in (tasks[0], task)]
         if features[0] != features[1]:
             raise InvalidValue(

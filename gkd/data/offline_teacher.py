@@ -26,7 +26,7 @@ class OfflineTeacher:
       path: path of the file.
       ids: int32 [rows, T, K]; 0 … K−1 after the end of a target.
       log_probs: float32 [rows, T, K], over `valid_ids` at temperature 1; −log K after the end.
-      target_tokens: int32 [rows, T], the targets that were scored, 0 after the end.
+      target_tokens: int32 [rows, T], the targets that were scored, padded after the end.
     """
 
     path: str
@@ -46,6 +46,7 @@ class OfflineTeacher:
         target_length: int,
         rows: int | None = None,
         vocabulary_size: int | None = None,
+        padding_id: int = 0,
     ) -> OfflineTeacher:
         """Reads the output of `infer --score --top_k_log_probs K`; of several samples the first.
 
@@ -54,6 +55,7 @@ class OfflineTeacher:
           target_length: T of the run in tokens; longer targets are truncated as in the run.
           rows: number of rows of the split, to be checked; None skips the check.
           vocabulary_size: V of the student, to be checked; None skips the check.
+          padding_id: id after the end of targets in the run's batches.
 
         Returns:
           The teacher's ids and log-probabilities.
@@ -89,7 +91,7 @@ class OfflineTeacher:
                 f"{path} has {len(tokens)} rows, the split {rows}: it was written for another "
                 "split or other rows of it, or is not complete"
             )
-        return cls(path, *_padded(tokens, ids, log_probs, target_length))
+        return cls(path, *_padded(tokens, ids, log_probs, target_length, padding_id))
 
     def rows(
         self,
@@ -180,10 +182,10 @@ def _array(row, name, kinds, dimensions, where):
     return array
 
 
-def _padded(tokens, ids, log_probs, length):
+def _padded(tokens, ids, log_probs, length, padding_id):
     """Pads rows to ids [rows, T, K], log-probabilities [rows, T, K] and tokens [rows, T]."""
     rows, k = len(tokens), ids[0].shape[1]
-    all_tokens = np.zeros((rows, length), np.int32)
+    all_tokens = np.full((rows, length), padding_id, np.int32)
     all_ids = np.tile(np.arange(k, dtype=np.int32), (rows, length, 1))
     all_log_probs = np.full((rows, length, k), -math.log(k), np.float32)
     for i, row in enumerate(tokens):

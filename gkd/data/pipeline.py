@@ -28,26 +28,26 @@ from gkd.data.task_spec import BATCH_COLUMNS
 from gkd.data.tasks import TaskSpec
 from gkd.data.tokenized_splits import TokenizedSplit, tokenized_split
 from gkd.errors import InvalidFile, InvalidValue
+from gkd.vocabularies.token_rows import shortened_prompt
 
 _STATE_FORMAT = 1
 
 
 def _batch(
-    data: TokenizedSplit, rows: np.ndarray, size: int, lengths: dict[str, int], eos: int
+    data: TokenizedSplit, rows: np.ndarray, size: int, lengths: dict[str, int], vocabulary: Any
 ) -> dict[str, Any]:
     """Pads the given rows to arrays of `size` rows; the rows after them are padding of weight 0."""
     count = len(rows)
     arrays, cuts = {}, {}
     for name, length in lengths.items():
         column = data.columns[name]
-        tokens = np.zeros((size, length), np.int32)  # [B, S], [B, T]
+        tokens = np.full((size, length), vocabulary.pad_id, np.int32)  # [B, S], [B, T]
         for i, row in enumerate(rows):
             whole = column.tokens[column.offsets[row] : column.offsets[row + 1]]
+            if name != "targets":
+                whole = shortened_prompt(vocabulary, whole, length)
+            # A truncated target did not end there, and the student must not learn that it did.
             tokens[i, : min(len(whole), length)] = whole[:length]
-            # Encoders have only seen prompts that end. A truncated target did not end there, and
-            # the student must not learn that it did.
-            if len(whole) > length and name != "targets":
-                tokens[i, -1] = eos
         arrays[BATCH_COLUMNS[name]] = tokens
         cuts[f"{name}_cut"] = int((column.lengths[rows] > length).sum())
     weights = np.zeros(size, np.float32)  # [B]
@@ -88,20 +88,18 @@ class TrainingBatches:
     def __init__(
         self,
         data: TokenizedSplit,
-        eos: int,
+        vocabulary: Any,
         batch_size: int,
         lengths: dict[str, int],
         seed: int,
         shuffle: bool,
         own_rows: np.ndarray,
-        unknown: int | None = None,
         shapes: Shapes | None = None,
         parts: PartSizes | None = None,
     ):
         """Starts before the first batch; `training_batches` explains the arguments."""
         self._data = data
-        self._unknown = unknown
-        self._eos = eos
+        self._vocabulary = vocabulary
         self._batch_size = batch_size
         self._lengths = lengths
         self._own_rows = own_rows
@@ -150,7 +148,7 @@ class TrainingBatches:
             laid_out = parts_by_field(profile, lengths, self._layout.shards)
             laid_out["places"] = own.astype(np.int32)
         own = rows[self._own_rows]
-        batch = _batch(self._data, own, len(own), lengths, self._eos)
+        batch = _batch(self._data, own, len(own), lengths, self._vocabulary)
         return batch | laid_out | self._padding(rows, lengths, profile)
 
     def _prompt_lengths(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -190,8 +188,8 @@ class TrainingBatches:
 
     def count_unknown(self) -> tuple[int, int]:
         """Counts the unknown tokens of the split's targets and all of their tokens, without EOS."""
-        tokens = self._data.columns["targets"].tokens
-        unknown = 0 if self._unknown is None else int((tokens == self._unknown).sum())
+        tokens, unknown_id = self._data.columns["targets"].tokens, self._vocabulary.unk_id
+        unknown = 0 if unknown_id is None else int((tokens == unknown_id).sum())
         return unknown, len(tokens) - self._data.rows
 
     def count_cuts(self) -> dict[str, int]:
@@ -253,7 +251,7 @@ def training_batches(
       task: the task.
       split: the name of one of its splits.
       batch_size: B, rows of a batch over all hosts.
-      input_length: S, tokens of an input. A longer one is truncated and its last token is EOS.
+      input_length: S, tokens of an input. A longer one is truncated, see `shortened_prompt`.
       target_length: T, tokens of a target. A longer one is truncated and has no EOS.
       seed: selects the order, non-negative.
       shuffle: permute the rows of each epoch; false keeps the source's order.
@@ -299,13 +297,12 @@ def training_batches(
         )  # fmt: skip
     return TrainingBatches(
         data=data,
-        eos=task.vocabulary.eos_id,
+        vocabulary=task.vocabulary,
         batch_size=batch_size,
         lengths=lengths,
         seed=seed,
         shuffle=shuffle,
         own_rows=own,
-        unknown=task.vocabulary.unk_id,
         shapes=shapes,
         parts=part_sizes if buckets == "parts" else None,
     )
@@ -377,7 +374,7 @@ def evaluation_batches(
     for start in range(0, len(rows), batch_size):
         numbers = start + own
         mine = rows[numbers[numbers < len(rows)]]  # after the last example is padding
-        batches.append(_batch(data, mine, len(own), lengths, task.vocabulary.eos_id))
+        batches.append(_batch(data, mine, len(own), lengths, task.vocabulary))
     inputs, targets = data.columns["inputs"], data.columns["targets"]
     return EvaluationSet(
         batches=tuple(batches),

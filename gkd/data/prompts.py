@@ -1,13 +1,20 @@
-"""Builds input and target texts from raw rows: prefixes, chain-of-thought prompts, templates."""
+"""Builds input and target texts from raw rows: prefixes, chain-of-thought prompts, templates.
+
+And gives a task's prompts the form of a chat.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gkd.data.sources import REFERENCES
+from gkd.data.task_spec import TaskSpec, make_task
 from gkd.errors import InvalidValue
+from gkd.vocabularies.chat_templates import ChatFormat, chat_template_of
+from gkd.vocabularies.placeholder import PlaceholderVocabulary
 from gkd.vocabularies.tensorflow_host import tf
 from gkd.vocabularies.white_space import ONE_LINE, WhiteSpaceRule
 
@@ -239,3 +246,45 @@ def _filled(
     nothing = tf.zeros_like(next(iter(values.values())))  # gives a template without fields rows too
     text = tf.strings.join([*texts, nothing])
     return tf.strings.strip(text) if rule.one_line else text
+
+
+def formatted(
+    task: TaskSpec,
+    prompt: str = "text",
+    system: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> TaskSpec:
+    """Gives the prompts of a task their form: plain text, or the user's message of a chat.
+
+    Metrics, groups and rewards by text see the texts as they were; models read the chat through the
+    start of the assistant's turn, for the student and, where it has its own, the teacher's prompt.
+
+    Args:
+      task: the task.
+      prompt: 'text', or 'chat' for the chat template of the vocabulary's folder.
+      system: text of a system message; None leaves it to the template.
+      options: variables of the template, e.g. enable_thinking.
+
+    Returns:
+      The task.
+
+    Raises:
+      InvalidValue: another prompt, or a system text or options without a chat.
+      MissingFile: the vocabulary has no chat template.
+      InvalidFile: the template fails.
+    """
+    if prompt not in ("text", "chat"):
+        raise InvalidValue(f"PROMPT is {prompt!r}: use 'text' or 'chat'")
+    if prompt == "text":
+        if system is not None or options:
+            raise InvalidValue("SYSTEM and CHAT_OPTIONS belong to chats: set PROMPT='chat' too")
+        return task
+    if isinstance(task.vocabulary, PlaceholderVocabulary):  # a plan, of lengths alone
+        return task
+    chat = ChatFormat(chat_template_of(task.vocabulary), system, tuple((options or {}).items()))
+    chat.render(["a"])
+    texts, metric_fns = task.texts, task.task.metric_fns
+    made = make_task(
+        task.name, task.task.source, texts, task.vocabulary, metric_fns, task.features, chat=chat
+    )
+    return dataclasses.replace(task, task=made.task, chat=chat)

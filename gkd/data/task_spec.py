@@ -13,7 +13,9 @@ from gkd.errors import InvalidValue
 from gkd.metrics import calculator, sample_metrics, word_tokens
 from gkd.metrics.answers import Reference, references_in
 from gkd.tables.delimited import TsvFormat
-from gkd.vocabularies.tensorflow_host import seqio
+from gkd.vocabularies import token_rows
+from gkd.vocabularies.chat_templates import ChatFormat
+from gkd.vocabularies.tensorflow_host import seqio, tf
 
 # The batch's array of token ids for each feature of a task, in the order of TokenizedSplit.columns.
 BATCH_COLUMNS = {
@@ -51,6 +53,8 @@ class TaskSpec:
       max_examples: greatest number of training rows to use; None uses all.
       teacher_input_length: greatest length of the teacher's prompt in tokens, for tasks with the
         feature `teacher_inputs`; None is the student's input length.
+      chat: format of prompts as chats, which models read in place of the texts; None for plain
+        prompts.
     """
 
     name: str
@@ -65,6 +69,16 @@ class TaskSpec:
     tokenize: str | None = None
     max_examples: int | None = None
     teacher_input_length: int | None = None
+    chat: ChatFormat | None = None
+
+    def encode(self, feature: str, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes the texts of a feature to whole rows of token ids, see `token_rows`.
+
+        Args:
+          feature: a name of BATCH_COLUMNS.
+          texts: texts of the rows.
+        """
+        return encode_feature(self.vocabulary, self.chat, feature, texts)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -199,7 +213,7 @@ def make_task(
       vocabulary: a seqio vocabulary.
       metric_fns: functions of (targets, predictions) to a dictionary.
       features: names out of BATCH_COLUMNS; `teacher_inputs` gives the teacher another prompt.
-      **fields: further fields of the `TaskSpec`.
+      **fields: further fields of the `TaskSpec`; `chat` also changes the tokens.
 
     Returns:
       The record of the task.
@@ -208,20 +222,63 @@ def make_task(
       ValueError: the tokenizer is unknown or cannot run here.
     """
     word_tokens.check_tokenizer(fields.get("tokenize"))
-    feature = seqio.Feature(vocabulary, add_eos=True, required=True)
+    chat = fields.get("chat")
+    # seqio's own steps where rows are T5's; only they append EOS.
+    plain = chat is None and token_rows.ends_prompts(vocabulary)
+    steps = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    feature = seqio.Feature(vocabulary, add_eos=plain, required=True)
     seqio.TaskRegistry.remove(name)  # gin builds the task anew at each use of its macro
     task = seqio.TaskRegistry.add(
         name,
         source=source,
         preprocessors=[
             lambda dataset: dataset.map(texts),
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
+            *(steps if plain else [_tokenizer(vocabulary, chat, features)]),
         ],
         output_features=dict.fromkeys(features, feature),
         metric_fns=list(metric_fns),
     )
     return TaskSpec(name, vocabulary, task, texts, **fields)
+
+
+def encode_feature(
+    vocabulary: Any, chat: ChatFormat | None, feature: str, texts: Sequence[str]
+) -> list[list[int]]:
+    """Encodes texts of a feature to whole rows of token ids.
+
+    Args:
+      vocabulary: a seqio vocabulary.
+      chat: format of prompts; None for plain ones.
+      feature: a name of BATCH_COLUMNS; all but targets are prompts.
+      texts: texts of the rows.
+
+    Returns:
+      Ids of every row. A target that follows a plain prompt of a decoder-only model begins with a
+      space.
+    """
+    if feature == "targets":
+        after_text = chat is None
+        texts = [token_rows.continued(vocabulary, text, after_text) for text in texts]
+        return token_rows.encode_targets(vocabulary, texts)
+    return token_rows.encode_prompts(vocabulary, texts if chat is None else chat.render(texts))
+
+
+def _tokenizer(vocabulary, chat, features):
+    """Builds the seqio step that tokenises the texts of a row on the host."""
+
+    def encode(name: str, text: Any) -> Any:
+        def rows(value: Any) -> Any:
+            return tf.constant(encode_feature(vocabulary, chat, name, [value.numpy().decode()])[0])
+
+        ids = tf.py_function(rows, [text], tf.int32)
+        ids.set_shape([None])
+        return ids
+
+    def tokenized(row: Mapping[str, Any]) -> dict[str, Any]:
+        ids = {name: encode(name, row[name]) for name in features}
+        return {**row, **{f"{name}_pretokenized": row[name] for name in features}, **ids}
+
+    return lambda dataset: dataset.map(tokenized)
 
 
 def check_max_examples(max_examples: int | None) -> None:

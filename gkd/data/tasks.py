@@ -366,4 +366,5 @@ def mixture(
         group_of=mixtures.component_finder(components),
         components=components,
         teacher_input_length=tasks[0].teacher_input_length,
+        chat=tasks[0].chat,
     )

@@ -50,6 +50,7 @@ def with_teacher_inputs(
         task.vocabulary,
         task.task.metric_fns,
         features=(*task.features, "teacher_inputs"),
+        chat=task.chat,
     )
     return dataclasses.replace(
         task, name=made.name, task=made.task, texts=texts, teacher_input_length=length
@@ -85,6 +86,7 @@ def of_teacher_prompts(
         task.vocabulary,
         task.task.metric_fns,
         features=task.features,
+        chat=task.chat,
     )
     return dataclasses.replace(task, name=made.name, task=made.task, texts=texts)
 

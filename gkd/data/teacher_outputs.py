@@ -61,6 +61,7 @@ def with_teacher_outputs(
         lambda row: row,
         task.vocabulary,
         task.task.metric_fns,
+        chat=task.chat,
     )
     return dataclasses.replace(
         task, name=made.name, task=made.task, texts=made.texts, max_examples=max_examples

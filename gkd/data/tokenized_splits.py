@@ -6,14 +6,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from typing import Any
 
 import numpy as np
 
 from gkd.data.sources import REFERENCES
 from gkd.data.task_spec import TaskSpec
 from gkd.errors import InvalidValue
-from gkd.vocabularies import vocabularies
 from gkd.vocabularies.white_space import rule_of
 
 _ROWS_AT_ONCE = 1024
@@ -24,7 +22,7 @@ class TokenColumn:
     """A feature of all rows of a split; row i's tokens are tokens[offsets[i] : offsets[i + 1]].
 
     Attributes:
-      tokens: unsigned integers, the rows end to end, each with its EOS.
+      tokens: unsigned integers, the rows end to end, each whole (see `token_rows`).
       offsets: int64 [rows + 1].
       texts: the texts before tokenisation, if they were kept.
     """
@@ -104,7 +102,7 @@ def tokenized_split(
     for block in dataset.batch(_ROWS_AT_ONCE).map(task.texts).as_numpy_iterator():
         for name in features:
             column = [text.decode("utf-8") for text in block[name]]
-            values, sizes = _tokens(task.vocabulary, column)
+            values, sizes = _end_to_end(task.encode(name, column), task.vocabulary.vocab_size)
             tokens[name].append(values)
             lengths[name].append(sizes)
             kept[name] += column if texts else []
@@ -128,9 +126,8 @@ def tokenized_split(
     return TokenizedSplit(columns, np.concatenate(empty), tuple(references))
 
 
-def _tokens(vocabulary: Any, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenises a column of texts: the tokens end to end, EOS after each text, and the lengths."""
-    rows = [[*row, vocabulary.eos_id] for row in vocabularies.encode_texts(vocabulary, column)]
-    small = np.uint16 if vocabulary.vocab_size <= 1 << 16 else np.uint32
+def _end_to_end(rows: list[list[int]], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Joins the tokens of rows, and returns their lengths."""
+    small = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     lengths = np.array([len(row) for row in rows], np.int64)
     return np.fromiter(itertools.chain.from_iterable(rows), small, lengths.sum()), lengths

@@ -23,12 +23,13 @@ from gkd.evaluate.option_scoring import OptionScorer
 from gkd.evaluate.reward_scoring import RewardScorer
 from gkd.infer.batched_program import to_host
 from gkd.infer.decode_options import Decoding
-from gkd.infer.generator import Generator, Output, ended
+from gkd.infer.generator import Generator, Output
 from gkd.metrics import word_tokens
 from gkd.metrics.answers import references_in
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.token_rows import encode_options, ended
 
 _EVALUATION_KEY = 0x6576616C  # folded into the seed: no training step draws from it
 
@@ -183,8 +184,8 @@ class Evaluation:
         ]
         vocabulary = self.task.vocabulary
         known = sorted({option for row in texts for option in row})
-        encoded = zip(known, vocabularies.encode_texts(vocabulary, known), strict=True)
-        ids = {text: [*tokens, vocabulary.eos_id] for text, tokens in encoded}
+        encoded = encode_options(vocabulary, known, after_text=self.task.chat is None)
+        ids = dict(zip(known, encoded, strict=True))
         scorer = OptionScorer(
             loaded, self.mesh, [[ids[option] for option in row] for row in texts],
             *self._batching(teacher),
@@ -221,8 +222,8 @@ class Evaluation:
         if self._scorer is not None:
             metrics["reward"] = self._reward(texts, tokens, size)
         metrics["output_length"] = sum(map(len, tokens)) / len(tokens)
-        eos_id = self.task.vocabulary.eos_id
-        metrics["unfinished"] = 100 * sum(not ended(row, eos_id) for row in tokens) / len(tokens)
+        unfinished = sum(not ended(self.task.vocabulary, row) for row in tokens)
+        metrics["unfinished"] = 100 * unfinished / len(tokens)
         scores = [output.target_log_probs for output in outputs] if score else None
         return Generated(metrics, records, scores, signatures)
 

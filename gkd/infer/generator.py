@@ -23,7 +23,7 @@ from gkd.infer.most_probable_ids import most_probable_ids
 from gkd.models.interface import ProjectedLogits
 from gkd.models.scoring import score_tokens
 from gkd.runs.model_loading import LoadedModel
-from gkd.vocabularies import vocabularies
+from gkd.vocabularies import token_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Generator:
         input)·N + sample, so that the division of inputs into calls and batches changes nothing.
 
         Args:
-          inputs: token ids through EOS, each at most as long as the last bucket.
+          inputs: token ids of prompts, each at most as long as the last bucket.
           first_number: global number of the first input.
           targets: token ids of the targets, at most max_length each, if they are scored.
           params: parameters to use, on the mesh; by default those of the loaded model.
@@ -224,7 +224,7 @@ def token_log_probs(
 
     Args:
       logits: projected logits of N rows of T tokens.
-      targets: int32 [N, T], 0 after the end.
+      targets: int32 [N, T], any id after the end.
       data_shards: number of devices that share the rows.
 
     Returns:
@@ -238,36 +238,42 @@ def token_log_probs(
 
 
 def encode_inputs(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
-    """Encodes inputs through EOS, and counts truncated ones, which end with EOS too.
+    """Encodes inputs as prompts of a model, and counts truncated ones, see `token_rows`.
 
     Args:
       vocabulary: a seqio vocabulary.
       texts: the inputs.
-      length: greatest length in tokens, including EOS.
+      length: greatest length in tokens, including T5's EOS.
 
     Returns:
       Token ids of every input, and the number of truncated inputs.
+
+    Raises:
+      InvalidValue: an input has no tokens, which a decoder-only model cannot continue.
     """
-    rows = vocabularies.encode_texts(vocabulary, texts)  # without EOS
-    truncated = sum(len(row) >= length for row in rows)
-    return [[*row[: length - 1], vocabulary.eos_id] for row in rows], truncated
+    rows = token_rows.encode_prompts(vocabulary, texts)
+    if not all(rows):
+        raise InvalidValue(
+            "an input is empty: a decoder-only model without a BOS needs one token to continue"
+        )
+    short = [token_rows.shortened_prompt(vocabulary, row, length) for row in rows]
+    return short, sum(len(row) > length for row in rows)
 
 
-def encode_targets(vocabulary: Any, texts: Sequence[str], length: int) -> tuple[list[Any], int]:
+def encode_targets(
+    vocabulary: Any, texts: Sequence[str], length: int, after_text: bool = True
+) -> tuple[list[Any], int]:
     """Encodes targets through EOS, and counts truncated ones, which have no EOS.
 
     Args:
       vocabulary: a seqio vocabulary.
       texts: the targets.
       length: greatest length in tokens.
+      after_text: false after chats, see `token_rows.continued`.
 
     Returns:
       Token ids of every target, and the number of truncated targets.
     """
-    rows = [[*ids, vocabulary.eos_id] for ids in vocabularies.encode_texts(vocabulary, texts)]
+    texts = [token_rows.continued(vocabulary, text, after_text) for text in texts]
+    rows = token_rows.encode_targets(vocabulary, texts)
     return [row[:length] for row in rows], sum(len(row) > length for row in rows)
-
-
-def ended(tokens: Sequence[int], eos_id: int) -> bool:
-    """Checks if an output ends with EOS, so was not truncated."""
-    return bool(tokens) and tokens[-1] == eos_id

@@ -79,7 +79,8 @@ def infer(
 ) -> dict[str, Any]:
     """Writes the model's completions for every input of a file, or of a task's split.
 
-    A line of the output holds index, sample, input, text, tokens (through EOS), log_prob (over
+    Inputs are texts, or chats (`messages`), which the model's own chat template renders. A line of
+    the output holds index, sample, input, text, tokens (through EOS), log_prob (over
     `valid_ids`), stop ('eos', 'length', or 'none' if a beam search found fewer completions), with
     `score` target_log_probs, and the other fields of the row. With `top_k_log_probs` it also holds
     target_tokens, target_top_ids and target_top_log_probs (the best first): cached teacher
@@ -121,6 +122,7 @@ def infer(
     inputs = _open_inputs(source, score, top_k_log_probs)
     opened = model_loading.open_model("MODEL", model, step)
     words = checkpoint_vocabulary.vocabulary_of(opened, vocabulary)
+    inputs = inputs.for_vocabulary(words, source.prefix)
     if top_k_log_probs:
         inputs.check_vocabulary(words)
     mesh = meshes.make_mesh(model=model_parallelism)

@@ -19,9 +19,16 @@ from gkd.tables import fields, text_files
 from gkd.tables.delimited import TsvFormat
 from gkd.tables.rows import data_files, placed_rows
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.chat_templates import (
+    ChatTemplate,
+    chat_template_of,
+    check_messages,
+    render_chat,
+)
 
 INPUT_FIELDS = ("input", "inputs", "text", "prompt")
 TARGET_FIELDS = ("target", "targets")
+MESSAGES_FIELD = "messages"  # read where a row has no input as text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Source:
       bytes: size of the file.
       sha256: SHA-256 of the file.
       form: format of a CSV or TSV file.
+      is_chat: True where the inputs are chats: lists of messages.
+      template: chat template of the model, see `for_vocabulary`.
     """
 
     path: str
@@ -44,6 +53,8 @@ class Source:
     bytes: int
     sha256: str
     form: TsvFormat
+    is_chat: bool = False
+    template: ChatTemplate | None = None
 
     def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """Iterates over the rows from `start` on."""
@@ -51,6 +62,8 @@ class Source:
 
     def prompt_of(self, row: Mapping[str, Any]) -> str:
         """Returns the text of a row that the model reads."""
+        if self.is_chat:
+            return render_chat(self.template, row[self.input_field], add_generation_prompt=True)
         return fields.text_of(row, self.input_field, self.path)
 
     def input_of(self, row: Mapping[str, Any]) -> str:
@@ -62,8 +75,9 @@ class Source:
         return fields.references_of(row, self.target_field, self.path)[0]
 
     def others_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the fields of a row that are copied to the output: all but the input."""
-        return {name: value for name, value in row.items() if name != self.input_field}
+        """Returns the fields of a row that are copied to the output: all but an input as text."""
+        left_out = None if self.is_chat else self.input_field
+        return {name: value for name, value in row.items() if name != left_out}
 
     def settings(self) -> dict[str, Any]:
         """Returns the facts about the input that the output depends on."""
@@ -74,6 +88,7 @@ class Source:
             "target_field": self.target_field,
             "delimiter": self.form.delimiter,
             "quoting": self.form.quoting,
+            **({"chat_template": _sha256(self.template.text or "")} if self.template else {}),
         }
 
     def describe(self) -> None:
@@ -83,6 +98,29 @@ class Source:
 
     def check_vocabulary(self, vocabulary: Any) -> None:
         """Accepts any vocabulary: a file is not tied to one."""
+
+    def for_vocabulary(self, vocabulary: Any, prefix: str = "") -> Source:
+        """Returns the inputs for a model: chats are rendered once, to check all of them.
+
+        Args:
+          vocabulary: the model's vocabulary.
+          prefix: text before every input.
+
+        Raises:
+          MissingFile: the inputs are chats, and the model has no chat template.
+          ValueError: the template refuses a chat (the text names its line), or has a prefix.
+        """
+        if not self.is_chat:
+            return self
+        if prefix:
+            raise InvalidValue(f"prefix {prefix!r} belongs to inputs as text, not to messages")
+        source = dataclasses.replace(self, template=chat_template_of(vocabulary))
+        for where, row in _read_rows(self.path, self.form):
+            try:
+                source.prompt_of(row)
+            except ValueError as error:
+                raise InvalidFile(f"{where}: {error}") from error
+        return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +152,11 @@ class SplitSource:
         return len(self.inputs)
 
     @property
+    def is_chat(self) -> bool:
+        """True where the task's prompts become chats."""
+        return self.task.chat is not None
+
+    @property
     def prompt_field(self) -> str:
         """The field that the model reads."""
         return self.input_field if self.teacher_inputs is None else "teacher_input"
@@ -128,7 +171,8 @@ class SplitSource:
 
     def prompt_of(self, row: Mapping[str, Any]) -> str:
         """Returns the text of a row that the model reads."""
-        return row[self.prompt_field]
+        text = row[self.prompt_field]
+        return self.task.chat.render([text])[0] if self.is_chat else text
 
     def input_of(self, row: Mapping[str, Any]) -> str:
         """Returns the student's prompt of a row."""
@@ -156,6 +200,7 @@ class SplitSource:
             "input_sha256": digest.hexdigest(),
             "input_field": self.input_field,
             "target_field": self.target_field,
+            **({"chat": _sha256(repr(self.task.chat))} if self.is_chat else {}),
         }
 
     def describe(self) -> None:
@@ -181,6 +226,10 @@ class SplitSource:
                 f"{self.path}: the model's ids are not those of task {self.task.name} "
                 f"({difference}): its top-k cannot teach that task"
             )
+
+    def for_vocabulary(self, vocabulary: Any, prefix: str = "") -> SplitSource:
+        """Returns the split; its prompts are already those of its task."""
+        return self
 
 
 def open_split(
@@ -254,10 +303,16 @@ def open_source(
     files = [path] if _is_text(path) else data_files(path)
     if _is_text(path) and (input_field or score):
         raise InvalidValue(f"input {path} is plain text, without fields: use TSV or JSONL for them")
-    count, form = 0, form or TsvFormat()
+    count, form, is_chat = 0, form or TsvFormat(), False
     for where, row in _read_rows(path, form):
-        input_field = input_field or _first_of(INPUT_FIELDS, row, where, "input_field")
-        fields.text_of(row, input_field, where)
+        if not count:
+            names = (*INPUT_FIELDS, MESSAGES_FIELD)
+            input_field = input_field or _first_of(names, row, where, "input_field")
+            is_chat = input_field == MESSAGES_FIELD or isinstance(row.get(input_field), list)
+        if is_chat:
+            _check_chat(row.get(input_field), f"{where}: {input_field}")
+        else:
+            fields.text_of(row, input_field, where)
         if score:
             target_field = target_field or _first_of(TARGET_FIELDS, row, where, "target_field")
             fields.references_of(row, target_field, where)
@@ -270,7 +325,20 @@ def open_source(
             while block := file.read(1 << 20):
                 digest.update(block)
                 size += len(block)
-    return Source(path, input_field, target_field, count, size, digest.hexdigest(), form)
+    return Source(path, input_field, target_field, count, size, digest.hexdigest(), form, is_chat)
+
+
+def _check_chat(messages: Any, where: str) -> None:
+    check_messages(messages, where)
+    if messages[-1]["role"] == "assistant":
+        raise InvalidFile(
+            f"{where}: the last message is the assistant's: leave it out, as the model answers the "
+            "message before it"
+        )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_of(names, row, where, option) -> str:

@@ -12,13 +12,14 @@ import time
 from typing import Any
 
 from gkd.errors import NotFinite
-from gkd.infer.generator import Generator, encode_inputs, encode_targets, ended
+from gkd.infer.generator import Generator, encode_inputs, encode_targets
 from gkd.infer.inputs import Source, SplitSource
 from gkd.infer.output_files import OutputFiles
 from gkd.runs.lease import Lease
 from gkd.runs.progress import Progress
 from gkd.runs.signals import Stopped, StopRequest
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.token_rows import ended
 from gkd.vocabularies.white_space import WhiteSpaceRule, rule_of
 
 
@@ -99,26 +100,30 @@ class InferenceJob:
             return None
         texts = [self._rule.fit(self.source.target_of(row)) for row in rows]
         length = self.generator.decoding.max_length
-        targets, cut = encode_targets(self.vocabulary, texts, length)
+        after_text = not self.source.is_chat
+        targets, cut = encode_targets(self.vocabulary, texts, length, after_text)
         totals["targets_cut"] += cut
         return targets
 
     def _outputs(self, rows, first, targets, totals):
         """Generates the completions of a window's rows, batch by batch."""
-        texts = [self._rule.fit(self.prefix + self.source.prompt_of(row)) for row in rows]
+        texts = [self.source.prompt_of(row) for row in rows]
+        if not self.source.is_chat:
+            texts = [self._rule.fit(self.prefix + text) for text in texts]
         inputs, cut = encode_inputs(self.vocabulary, texts, self.input_length)
         totals["inputs_cut"] += cut
         return self.generator.outputs(inputs, first, targets)
 
     def _lines(self, rows, targets, outputs, first, totals) -> str:
         """Renders the lines of a window, in the order of the inputs."""
-        lines, eos_id = [], self.vocabulary.eos_id
+        lines = []
         for position, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             index = first + position
             others = self.source.others_of(row)
             scores = self._scores(targets and targets[position], output, index)
             texts = vocabularies.decode_tokens(self.vocabulary, output.tokens)
             for sample, (text, tokens) in enumerate(zip(texts, output.tokens, strict=True)):
+                is_ended = ended(self.vocabulary, tokens)
                 fields = {
                     "index": index,
                     "sample": sample,
@@ -126,13 +131,13 @@ class InferenceJob:
                     "text": text,
                     "tokens": tokens,
                     "log_prob": self._number(output.log_probs[sample], index),
-                    "stop": ("eos" if ended(tokens, eos_id) else "length") if tokens else "none",
+                    "stop": ("eos" if is_ended else "length") if tokens else "none",
                     **scores,
                 }
                 others = {name: value for name, value in others.items() if name not in fields}
                 lines.append(_json_line({**fields, **others}))
                 totals["samples"] += 1
-                totals["stopped_by_eos"] += ended(tokens, eos_id)
+                totals["stopped_by_eos"] += is_ended
                 totals["tokens"] += len(tokens)
         return "".join(lines)
 

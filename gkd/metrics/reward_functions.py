@@ -19,6 +19,7 @@ from gkd.errors import InvalidValue
 from gkd.metrics import answers, metrics, word_tokens
 from gkd.metrics.calculator import final_number
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.token_rows import decode_prompts
 
 # (prompts, samples, references) -> rewards, all of one length
 HostReward = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
@@ -248,7 +249,7 @@ def rewards_of_rows(
     Raises:
       ValueError: there are not B·G rows, or the reward is not one finite float32 per sample.
     """
-    prompts = vocabularies.decode_tokens(vocabulary, encoder_input_tokens)
+    prompts = decode_prompts(vocabulary, encoder_input_tokens)
     references = vocabularies.decode_tokens(vocabulary, reference_tokens)
     samples = vocabularies.decode_tokens(vocabulary, target_tokens)
     if len(samples) != len(prompts) * samples_per_prompt or len(references) != len(prompts):

@@ -117,9 +117,9 @@ def measure(vocabulary: Any, texts: Sequence[str]) -> Lengths:
       vocabulary: a seqio vocabulary.
       texts: one text or more.
     """
-    from gkd.vocabularies import vocabularies
+    from gkd.vocabularies.token_rows import encode_targets
 
-    lengths = sorted(len(ids) + 1 for ids in vocabularies.encode_texts(vocabulary, texts))
+    lengths = sorted(map(len, encode_targets(vocabulary, texts)))
     last = len(lengths) - 1
     return Lengths(
         lengths[last // 2], lengths[-(-last * PERCENTILE // 100)], lengths[-1]

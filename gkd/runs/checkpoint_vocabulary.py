@@ -11,7 +11,8 @@ from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
 from gkd.parallel import processes
 from gkd.vocabularies import vocabularies
-from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE
+from gkd.vocabularies.token_rows import check_special_ids
+from gkd.vocabularies.tokenizer_files import GENERATION_FILE, TOKENIZER_FILES, VOCABULARY_FILE
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def save_vocabulary(vocabulary: Any, directory: pathlib.Path) -> None:
     folder, pieces = vocabularies.tokenizer_folder(vocabulary), None
     if folder is None:
         pieces = vocabularies.sentencepiece_file(vocabulary)
-    sources = {name: folder / name for name in TOKENIZER_FILES} if folder is not None else {}
+    names = (*TOKENIZER_FILES, GENERATION_FILE)  # the latter has the ids that end outputs
+    sources = {name: folder / name for name in names} if folder is not None else {}
     if pieces is not None:
         sources = {VOCABULARY_FILE: pathlib.Path(pieces)}
     for name, source in sources.items():
@@ -79,6 +81,7 @@ def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
                 opened.path, vocabularies.ENVIRONMENT,
             )  # fmt: skip
     vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # refuses too many ids
+    check_special_ids(f"{opened.path}", opened.config.special_ids, vocabulary)
     return vocabulary
 
 

@@ -24,6 +24,7 @@ from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 from gkd.runs import checkpoint_vocabulary
 from gkd.runs.progress import announce
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.token_rows import check_special_ids
 
 # Layers of a stack from which on they are run in one scan: the step of XL and small, of 24 and 8
 # layers, compiles for a TPU in 36 s, and in 71 s where the student's are not stacked.
@@ -154,6 +155,7 @@ def load_model(
             f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
             f"{task.vocabulary.vocab_size}: set {_macro(role)}'s vocab_size to that or more"
         )
+    check_special_ids(role, config.special_ids, task.vocabulary)
     loaded = _placed(config, mesh, rules, opened, params_dtype)
     if with_params and opened is not None:
         return dataclasses.replace(loaded, params=_read_params(loaded))

@@ -246,7 +246,8 @@ def _training_data(program: StepProgram):
     offline, file = None, experiment.teacher.top_k_file
     if file is not None:
         size = program.student.config.vocab_size
-        offline = OfflineTeacher.read(file, batches.target_length, rows.rows, size)
+        padding = task.vocabulary.pad_id
+        offline = OfflineTeacher.read(file, batches.target_length, rows.rows, size, padding)
     return rows, offline
 
 

@@ -1,8 +1,7 @@
-"""Vocabularies of Hugging Face folders with added tokens or a tokenizer.json.
+"""Vocabularies of Hugging Face folders: pieces or bytes with added tokens.
 
-There are two kinds, both seqio vocabularies: pieces (or bytes) with added tokens, split as the
-`T5Tokenizer` and `ByT5Tokenizer` of transformers do, and the content of a tokenizer.json, by the
-library `tokenizers`. Pieces and ids are those that the checkpoint was trained with.
+A text is split as the `T5Tokenizer` and `ByT5Tokenizer` of transformers do. Pieces and ids are
+those that the checkpoint was trained with. `tokenizers_vocabulary` reads the other kind of folder.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gkd.errors import InvalidFile
 from gkd.vocabularies.tensorflow_host import seqio, tf
 from gkd.vocabularies.tokenizer_files import AddedToken, TokenizerFiles
 
@@ -20,7 +18,7 @@ _UNDERLINE = "▁"  # sentencepiece's mark of the start of a word
 
 
 class FolderVocabulary(seqio.Vocabulary):
-    """The base of both kinds: pieces by id, and seqio's TensorFlow interface through Python.
+    """The base of all kinds: pieces by id, and seqio's TensorFlow interface through Python.
 
     Attributes:
       files: description of the folder's tokenizer files.
@@ -55,7 +53,7 @@ class FolderVocabulary(seqio.Vocabulary):
 
     def _known(self, ids: Any) -> list[int]:
         pieces = self.pieces()
-        return [i for i in map(int, ids) if i < len(pieces) and pieces[i] is not None]
+        return [i for i in map(int, ids) if 0 <= i < len(pieces) and pieces[i] is not None]
 
     def _encode_tf(self, s: Any) -> Any:
         def encode(text: Any) -> Any:
@@ -217,95 +215,3 @@ class AddedTokensVocabulary(FolderVocabulary):
         """The state without cached properties: gin copies vocabularies deeply."""
         cached = ("_pieces", "_plain", "_unk_length", "_underline")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
-
-
-class TokenizersVocabulary(FolderVocabulary):
-    """The vocabulary of a tokenizer.json, read by the library `tokenizers`."""
-
-    def __init__(self, files: TokenizerFiles):
-        """Opens the file.
-
-        Args:
-          files: description of the folder's tokenizer files, with a tokenizer_json.
-
-        Raises:
-          ValueError: the file is damaged, or lacks a token that other files name.
-        """
-        super().__init__(files)
-        pieces = self.pieces()
-        for token in files.added:
-            if token.id >= len(pieces) or pieces[token.id] != token.content:
-                raise InvalidFile(
-                    f"{files.folder}: the tokenizer's files disagree, {token.content!r} has id "
-                    f"{token.id} but not in {files.tokenizer_json}: save the tokenizer again"
-                )
-        self._extra_ids = sum(token.sentinel is not None for token in files.added)
-
-    @functools.cached_property
-    def _tokenizer(self) -> Any:
-        import tokenizers
-
-        path = self.files.tokenizer_json
-        tokenizer = _guarded(path, "is not read", tokenizers.Tokenizer.from_str, path.read_text())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-
-    @functools.cached_property
-    def _pieces(self) -> tuple[str | None, ...]:
-        ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        if not ids:
-            raise InvalidFile(f"{self.files.tokenizer_json} has no tokens")
-        pieces: list[str | None] = [None] * (max(ids.values()) + 1)
-        for piece, token_id in ids.items():
-            pieces[token_id] = piece
-        return tuple(pieces)
-
-    def pieces(self) -> Sequence[str | None]:
-        """Returns the piece of every id; None for an id without a piece."""
-        return self._pieces
-
-    @property
-    def pad_id(self) -> int | None:
-        """Id of the padding token."""
-        return self._tokenizer.token_to_id(self.files.pad)
-
-    @property
-    def eos_id(self) -> int | None:
-        """Id of the end of sequence."""
-        return self._tokenizer.token_to_id(self.files.eos)
-
-    @property
-    def unk_id(self) -> int | None:
-        """Id of the unknown token."""
-        return self._tokenizer.token_to_id(self.files.unk)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes texts to token ids, without EOS."""
-        encode = functools.partial(self._tokenizer.encode_batch, add_special_tokens=False)
-        rows = _guarded(self.files.tokenizer_json, "fails on a text", encode, list(texts))
-        return [row.ids for row in rows]
-
-    def _encode(self, s: str) -> list[int]:
-        return self.encode_batch([s])[0]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        control = {self.pad_id, self.eos_id}
-        kept = [i for i in self._known(ids) if i not in control]
-        return self._tokenizer.decode(kept, skip_special_tokens=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without cached properties: gin copies vocabularies deeply."""
-        cached = ("_pieces", "_tokenizer")
-        return {name: value for name, value in self.__dict__.items() if name not in cached}
-
-
-def _guarded(path: Any, trouble: str, function: Any, argument: Any) -> Any:
-    """Calls the library, and turns its errors and panics (no `Exception`) into one-line errors."""
-    try:
-        return function(argument)
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{path} {trouble} by the library tokenizers ({cause})") from error

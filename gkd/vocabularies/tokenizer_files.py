@@ -1,8 +1,8 @@
 """Reads the tokenizer files beside a checkpoint's weights within bounds, and compares them.
 
 A folder of transformers describes one tokenizer in up to five files; this module reads the ids in
-all of them and refuses contradictions. Standard library only: `vocabularies` builds a vocabulary
-from the description, and `gkd.checkpoints` copies the files.
+all of them and refuses contradictions. `vocabularies` builds a vocabulary from the description, and
+`gkd.checkpoints` copies the files.
 """
 
 from __future__ import annotations
@@ -15,24 +15,38 @@ from typing import Any
 from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, check_value, read_json, shown
 from gkd.files.lfs_pointers import refuse_lfs_pointer
+from gkd.vocabularies.chat_templates import (
+    LEGACY_FILE,
+    TEMPLATE_FILE,
+    ChatTemplate,
+    read_chat_template,
+)
 
 VOCABULARY_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
-# All files of a tokenizer of the T5 family, which are copied unchanged.
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+SENTENCEPIECE_BPE_FILE = "tokenizer.model"  # Gemma's sentencepiece, which is no T5's
+GENERATION_FILE = "generation_config.json"  # the ids that end an output
+# All files of a tokenizer, which are copied unchanged.
 TOKENIZER_FILES = (
     VOCABULARY_FILE,
     TOKENIZER_FILE,
     CONFIG_FILE,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_FILE,
     ADDED_TOKENS_FILE,
+    SENTENCEPIECE_BPE_FILE,
+    TEMPLATE_FILE,
+    LEGACY_FILE,
+    "vocab.json",
+    "merges.txt",
 )
 # Files of other kinds of tokenizers, which are not read.
 _OTHER_FILES = (
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "sentencepiece.bpe.model",
-    "spm.model", "tekken.json",
+    "vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model", "spm.model", "tekken.json",
 )  # fmt: skip
+_SPECIAL = ("bos", "eos", "pad", "unk")
 _LARGEST_ID = 10_000_000
 _ID = Field(kinds=(int,), least=0, most=_LARGEST_ID, required=True)
 _CONTENT = Field(kinds=(str,), least=1, required=True)
@@ -45,9 +59,8 @@ _CONFIG = {
     "legacy": Field(kinds=(bool,), none=True),
     "add_prefix_space": Field(kinds=(bool,), none=True),
     "added_tokens_decoder": Field(kinds=(dict,)),
-    "pad_token": Field(kinds=(str, dict), none=True),
-    "eos_token": Field(kinds=(str, dict), none=True),
-    "unk_token": Field(kinds=(str, dict), none=True),
+    "add_bos_token": Field(kinds=(bool,), none=True),
+    **{f"{name}_token": Field(kinds=(str, dict), none=True) for name in _SPECIAL},
 }
 
 
@@ -90,7 +103,11 @@ class TokenizerFiles:
       tokenizer_class: class name in transformers; None if no file names it.
       extra_ids: number of sentinels; None if no file gives it.
       legacy, add_prefix_space: the two options of T5's tokenizer in transformers.
-      pad, eos, unk: texts of these tokens.
+      bos, pad, eos, unk: texts of these tokens; no bos if no file names it.
+      add_bos: True or False where tokenizer_config.json decides if prompts begin with bos.
+      end_ids: ids that end an output by generation_config.json; empty without them.
+      chat_template: the chat template, or None.
+      sentencepiece_bpe: path of a sentencepiece model that is no T5's (Gemma), or None.
       other: name of a tokenizer file of a kind that is not read, or None.
     """
 
@@ -106,12 +123,17 @@ class TokenizerFiles:
     pad: str = "<pad>"
     eos: str = "</s>"
     unk: str = "<unk>"
+    bos: str | None = None
+    add_bos: bool | None = None
+    end_ids: tuple[int, ...] = ()
+    chat_template: ChatTemplate | None = None
+    sentencepiece_bpe: Any | None = None
     other: str | None = None
 
     @property
     def is_empty(self) -> bool:
         """True if no file describes a vocabulary."""
-        files = (self.sentencepiece, self.tokenizer_json, self.other)
+        files = (self.sentencepiece, self.tokenizer_json, self.sentencepiece_bpe, self.other)
         return not self.is_bytes and not any(files)
 
     def sentinels_of(self, family: str) -> int:
@@ -167,10 +189,9 @@ def read_tokenizer(
         path = folder / ADDED_TOKENS_FILE
         for content, token_id in read_json(path, dict).items():
             tokens.append(_token({"id": token_id, "content": content}, path))
-    texts = {
-        name: _text(config.get(f"{name}_token"), default, folder / CONFIG_FILE)
-        for name, default in (("pad", "<pad>"), ("eos", "</s>"), ("unk", "<unk>"))
-    }
+    special = _special_texts(config, folder)
+    own = {name: special[name] for name in special if special[name] is not None}
+    bpe = folder / SENTENCEPIECE_BPE_FILE
     return TokenizerFiles(
         folder=folder,
         names=names,
@@ -181,9 +202,48 @@ def read_tokenizer(
         extra_ids=config.get("extra_ids"),
         legacy=config.get("legacy") is not False,
         add_prefix_space=config.get("add_prefix_space") is not False,
+        add_bos=config.get("add_bos_token"),
+        end_ids=_end_ids(folder / GENERATION_FILE),
+        chat_template=_chat_template(folder, config, own),
+        sentencepiece_bpe=bpe if SENTENCEPIECE_BPE_FILE in names else None,
         other=next((name for name in _OTHER_FILES if (folder / name).exists()), None),
-        **texts,
+        **own,
     )
+
+
+def _special_texts(config: Mapping[str, Any], folder: Any) -> dict[str, str | None]:
+    """Texts of the special tokens, by tokenizer_config.json, else by special_tokens_map.json."""
+    path, others = folder / SPECIAL_TOKENS_FILE, {}
+    if path.exists():
+        others = read_json(path, dict)
+        fields = {f"{name}_token": Field(kinds=(str, dict), none=True) for name in _SPECIAL}
+        check_fields(others, fields, path)
+    texts = {}
+    for name in _SPECIAL:
+        places = ((config, folder / CONFIG_FILE), (others, path))
+        found = (_text(values.get(f"{name}_token"), where) for values, where in places)
+        texts[name] = next((text for text in found if text is not None), None)
+    return texts
+
+
+def _end_ids(path: Any) -> tuple[int, ...]:
+    """The ids of eos_token_id in generation_config.json: one, several, or none."""
+    if not path.exists():
+        return ()
+    ids = read_json(path, dict).get("eos_token_id")
+    if ids is None:
+        return ()
+    ids = ids if isinstance(ids, list) else [ids]
+    for one in ids:
+        check_value(one, _ID, f"{path}: eos_token_id")
+    return tuple(dict.fromkeys(ids))
+
+
+def _chat_template(folder: Any, config: Mapping[str, Any], texts: Mapping[str, str]) -> Any:
+    found = read_chat_template(folder, config.get("chat_template"))
+    if found is None:
+        return None
+    return ChatTemplate(*found, tuple((f"{name}_token", text) for name, text in texts.items()))
 
 
 def _of_config(decoder: Mapping[str, Any], path: Any) -> Iterable[AddedToken]:
@@ -207,12 +267,12 @@ def _token(raw: Mapping[str, Any], where: Any) -> AddedToken:
     return AddedToken(raw["id"], raw["content"], **flags)
 
 
-def _text(value: Any, default: str, path: Any) -> str:
-    """The text of a special token, which is given as a text or as an object."""
+def _text(value: Any, path: Any) -> str | None:
+    """The text of a special token, which is given as a text or as an object, or not at all."""
     if isinstance(value, dict):
         value = value.get("content")
     if value is None:
-        return default
+        return None
     check_value(value, _CONTENT, f"{path}: a special token")
     return value
 

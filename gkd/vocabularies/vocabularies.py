@@ -1,8 +1,9 @@
-"""Builds and compares vocabularies: T5's sentencepiece, bytes, and that of the arithmetic task."""
+"""Builds and compares vocabularies: T5's sentencepiece, bytes, and those of models' folders."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -15,32 +16,30 @@ from jaxtyping import Bool
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.files import hub
 from gkd.files.lfs_pointers import refuse_lfs_pointer
-from gkd.vocabularies.hugging_face_vocabulary import (
-    AddedTokensVocabulary,
-    FolderVocabulary,
-    TokenizersVocabulary,
-)
+from gkd.vocabularies.hugging_face_vocabulary import AddedTokensVocabulary, FolderVocabulary
 from gkd.vocabularies.placeholder import placeholder
 from gkd.vocabularies.tensorflow_host import seqio
 from gkd.vocabularies.tokenizer_files import (
+    GENERATION_FILE,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     AddedToken,
     TokenizerFiles,
     read_tokenizer,
 )
+from gkd.vocabularies.tokenizers_vocabulary import T5_IDS, TokenizersVocabulary
 
 ENVIRONMENT = "GKD_VOCABULARY"
 _ARITHMETIC = pathlib.Path(__file__).with_name("arithmetic.model")
 
 
 def t5(path: str | None = None, extra_ids: int = 100) -> Any:
-    """Loads T5's sentencepiece: 32000 pieces and 100 sentinels, 32100 ids.
+    """Loads T5's sentencepiece (32000 pieces, 100 sentinels), or the tokenizer of any model.
 
     Args:
-      path: path of the sentencepiece model, or of a checkpoint's folder, whose tokenizer may have
-        added tokens (see `from_folder`), or the name of a model on the Hugging Face Hub; by default
-        the value of the environment variable GKD_VOCABULARY.
+      path: path of the sentencepiece model, or of a checkpoint's folder of any family (see
+        `from_folder`), or the name of a model on the Hugging Face Hub; by default the value of the
+        environment variable GKD_VOCABULARY.
       extra_ids: number of sentinels after the pieces, used if no file gives it.
 
     Returns:
@@ -79,8 +78,8 @@ def _local_tokenizer(path: str) -> str:
         if folder is None:
             raise
         return str(folder)
-    files = [file for file in TOKENIZER_FILES if file in listing.sizes]
-    if not files:
+    files = [file for file in (*TOKENIZER_FILES, GENERATION_FILE) if file in listing.sizes]
+    if not {*files} - {GENERATION_FILE}:
         raise MissingFile(f"{path}: this model of the Hugging Face Hub has no tokenizer files")
     return str(hub.download(name, listing, files))
 
@@ -111,9 +110,10 @@ def from_folder(path: str, extra_ids: int = 100) -> Any:
 def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
     """Builds the vocabulary that tokenizer files describe, including added tokens.
 
-    A sentencepiece model without added tokens is read by the library sentencepiece. With added
+    T5's sentencepiece model without added tokens is read by the library sentencepiece. With added
     tokens, texts are split as in transformers: by tokenizer.json if there is one, else like its
-    T5Tokenizer and ByT5Tokenizer.
+    T5Tokenizer and ByT5Tokenizer. Without a spiece.model it is tokenizer.json, else tokenizer.model
+    of any family, see `tokenizers_vocabulary`.
 
     Args:
       files: description of the files, from `gkd.vocabularies.tokenizer_files.read_tokenizer`.
@@ -125,8 +125,8 @@ def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
 
     Raises:
       FileNotFoundError: the files describe no vocabulary.
-      ValueError: files are damaged, contradictory or of an unsupported kind, or special ids are
-        not T5's.
+      ValueError: files are damaged, contradictory or of an unsupported kind, or the special ids of
+        a spiece.model are not T5's.
     """
     if files.extra_ids is not None:
         extra_ids = files.extra_ids
@@ -134,8 +134,8 @@ def from_files(files: TokenizerFiles, extra_ids: int) -> Any:
         base, extra_ids = byte_level(), 0 if files.extra_ids is None else files.extra_ids
     elif files.sentencepiece is not None:
         base = sentencepiece(str(files.sentencepiece))
-    elif files.tokenizer_json is not None:
-        return _checked(TokenizersVocabulary(files))
+    elif files.tokenizer_json is not None or files.sentencepiece_bpe is not None:
+        return TokenizersVocabulary(files)
     elif files.other:
         raise InvalidFile(
             f"{files.folder} has its tokenizer in {files.other}, which is not read: save it with "
@@ -191,12 +191,12 @@ def _is_known(token: AddedToken, base: Any, sentinels: Sequence[AddedToken]) -> 
 
 def _checked(vocabulary: TokenizersVocabulary) -> TokenizersVocabulary:
     """Refuses a vocabulary unless pad and end of sequence have T5's ids."""
-    ids = (vocabulary.pad_id, vocabulary.eos_id)
-    if ids != (0, 1):
+    ids = vocabulary.named_ids
+    if ids != T5_IDS:
         files = vocabulary.files
         raise InvalidFile(
-            f"vocabulary {files.tokenizer_json} has ids {ids} for {files.pad} and {files.eos}; T5 "
-            "needs pad 0 and end of sequence 1"
+            f"vocabulary {vocabulary.path} has ids {ids} for {files.pad} and {files.eos}; T5 needs "
+            "pad 0 and end of sequence 1"
         )
     return vocabulary
 
@@ -256,7 +256,8 @@ def valid_ids(vocabulary: Any, table_size: int) -> Bool[np.ndarray, " vocabulary
       table_size: V, number of rows of the model's embedding table, e.g. 32128.
 
     Returns:
-      bool [V], false for pad and for ids that the vocabulary does not have.
+      bool [V], false for T5's pad and for ids that the vocabulary does not have. Where the padding
+      token ends outputs, it is true.
 
     Raises:
       ValueError: the table has fewer rows than the vocabulary has ids.
@@ -273,7 +274,8 @@ def valid_ids(vocabulary: Any, table_size: int) -> Bool[np.ndarray, " vocabulary
         )
     valid = np.zeros(table_size, bool)
     valid[: vocabulary.vocab_size] = [piece is not None for piece in _pieces(vocabulary)]
-    valid[vocabulary.pad_id] = False
+    if vocabulary.pad_id >= 0:
+        valid[vocabulary.pad_id] = False
     return valid
 
 
@@ -286,14 +288,13 @@ def same_vocabulary(first: Any, second: Any) -> str | None:
 
     Returns:
       None if every id has the same piece in both, else one line that names the first difference.
+      The ids that end outputs may differ in a family without T5's ids: the task's count.
     """
     if first.vocab_size != second.vocab_size:
         return f"one has {first.vocab_size} ids, the other {second.vocab_size}"
-    if first.eos_id != second.eos_id or first.unk_id != second.unk_id:
-        return (
-            f"one has eos and unk ids {first.eos_id}, {first.unk_id}, "
-            f"the other {second.eos_id}, {second.unk_id}"
-        )
+    ids = [f"{each.eos_id}, {each.unk_id}" for each in (first, second)]
+    if max(first.pad_id, second.pad_id) >= 0 and ids[0] != ids[1]:
+        return f"one has eos and unk ids {ids[0]}, the other {ids[1]}"
     return _difference(_pieces(first), _pieces(second))
 
 
@@ -382,8 +383,17 @@ def decode_tokens(vocabulary: Any, tokens: Any) -> list[str]:
     >>> decode_tokens(byte_level(), [[68, 69, 1, 70], [0, 71, 300, 1]])
     ['AB', 'D']
     """
-    texts = []
+    texts, ends = [], end_ids(vocabulary)
     for row in tokens.tolist() if hasattr(tokens, "tolist") else tokens:
-        known = [i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size]
-        texts.append(vocabulary.decode(known))  # seqio stops at EOS
+        known = (i for i in row if i != vocabulary.pad_id and i < vocabulary.vocab_size)
+        texts.append(vocabulary.decode(list(itertools.takewhile(lambda i: i not in ends, known))))
     return texts
+
+
+def end_ids(vocabulary: Any) -> tuple[int, ...]:
+    """Returns the ids that end an output; the first is appended to targets.
+
+    >>> end_ids(byte_level())
+    (1,)
+    """
+    return getattr(vocabulary, "end_ids", (vocabulary.eos_id,))

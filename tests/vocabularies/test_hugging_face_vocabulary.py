@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from gkd.vocabularies import vocabularies
-from gkd.vocabularies.hugging_face_vocabulary import AddedTokensVocabulary, TokenizersVocabulary
-from gkd.vocabularies.tokenizer_files import read_tokenizer
+from gkd.vocabularies.hugging_face_vocabulary import AddedTokensVocabulary
 from tests.vocabularies.tokenizer_folders import CONTROL, folder_of, token, unigram
 
 
@@ -104,17 +103,6 @@ def test_ids_between_added_tokens_are_not_usable(shared, tmp_path):
     assert vocabularies.decode_tokens(vocabulary, [[9, 32101, 32105]]) == ["a {"]
     with pytest.raises(ValueError, match="table has 32100 rows, the vocabulary 32106 ids"):
         vocabularies.valid_ids(vocabulary, 32100)
-
-
-def test_a_tokenizer_json_is_read_by_its_own_library(shared):
-    folder = shared / "golden/tokenizers/bpe512"
-    golden = json.loads((folder / "golden.json").read_text())
-    vocabulary = TokenizersVocabulary(read_tokenizer(folder))
-    for row in golden["texts"]:
-        assert encoded(vocabulary, row["text"]) == row["ids"]
-    assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.vocab_size) == (0, 2, 512)
-    with pytest.raises(ValueError, match=r"ids \(0, 2\) for .* T5 needs pad 0 and end of seq"):
-        vocabularies.t5(str(folder))
 
 
 def test_a_folder_with_nothing_but_tokenizer_json(tmp_path):

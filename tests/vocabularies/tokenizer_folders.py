@@ -37,3 +37,40 @@ def unigram(path, pieces, **changes):
     raw = json.loads(tokenizer.to_str()) | changes
     (path / "tokenizer.json").write_text(json.dumps(raw))
     return str(path)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = {256: "<|endoftext|>", 257: "<|im_start|>", 258: "<|im_end|>", 259: "<|begin|>"}
+
+
+def byte_bpe(path, begins=False, ends=None, **config):
+    """A decoder-only model's folder: id 0 is '!', and character c up to '~' has id ord(c) − 33.
+
+    Args:
+      begins: the tokenizer adds <|begin|>, id 259, before a text.
+      ends: eos_token_id of generation_config.json.
+      **config: entries of tokenizer_config.json; pad and EOS are one token unless named.
+    """
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    path.mkdir(exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = tokenizers.models.BPE({piece: i for i, piece in enumerate(alphabet)}, [])
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|begin|> $A", special_tokens=[("<|begin|>", 259)]
+        )
+    tokenizer.save(str(path / "tokenizer.json"))
+    names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "bos_token": "<|begin|>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(names | config))
+    if ends is not None:
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    return str(path)
