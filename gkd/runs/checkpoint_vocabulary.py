@@ -130,7 +130,9 @@ def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
     if difference:
         raise InvalidValue(
             f"{role} {opened.path} has another vocabulary than task {task.name}: {difference}; "
-            "distillation needs one vocabulary, use the task's with which that model was trained"
+            "distillation needs one vocabulary, use the task's with which that model was trained, a "
+            "teacher of the student's family, or train on the teacher's outputs as texts "
+            "(configs/methods/seqkd.gin)"
         )
 
 

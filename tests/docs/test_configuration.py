@@ -107,8 +107,9 @@ def test_every_macro_of_a_task_is_documented_with_the_tasks_that_set_it():
     for task, file in files.items():
         for macro in macros(file, "configs/tasks/"):
             setting.setdefault(macro, set()).add(task)
-    for macro in macros("configs/teacher_outputs.gin"):
-        setting.setdefault(macro, set()).add("configs/teacher_outputs.gin")
+    for file in ("configs/teacher_outputs.gin", "configs/prompt.gin"):
+        for macro in macros(file):
+            setting.setdefault(macro, set()).add(file)
     every = {"TASK", "INPUT_LENGTH", "TARGET_LENGTH", "BEST_METRIC"}  # of all task files
     own = set(setting) - every - {"TEACHER_OUTPUTS_TASK"}
     assert set(rows) == own

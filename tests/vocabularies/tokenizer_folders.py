@@ -46,10 +46,11 @@ CHATML = (
 SPECIAL = {256: "<|endoftext|>", 257: "<|im_start|>", 258: "<|im_end|>", 259: "<|begin|>"}
 
 
-def byte_bpe(path, begins=False, ends=None, **config):
+def byte_bpe(path, begins=False, ends=None, first=(), **config):
     """A decoder-only model's folder: id 0 is '!', and character c up to '~' has id ord(c) − 33.
 
     Args:
+      first: tokens before all others, as in T5's family ("<pad>", "</s>").
       begins: the tokenizer adds <|begin|>, id 259, before a text.
       ends: eos_token_id of generation_config.json.
       **config: entries of tokenizer_config.json; pad and EOS are one token unless named.
@@ -58,12 +59,12 @@ def byte_bpe(path, begins=False, ends=None, **config):
     from tokenizers import decoders, pre_tokenizers, processors
 
     path.mkdir(exist_ok=True)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = [*first, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     model = tokenizers.models.BPE({piece: i for i, piece in enumerate(alphabet)}, [])
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL.values()))
+    tokenizer.add_special_tokens([*first, *SPECIAL.values()])
     if begins:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|begin|> $A", special_tokens=[("<|begin|>", 259)]
