@@ -79,14 +79,12 @@ def infer(
 ) -> dict[str, Any]:
     """Writes the model's completions for every input of a file, or of a task's split.
 
-    Inputs are texts, or chats (`messages`), which the model's own chat template renders. A line of
-    the output holds index, sample, input, text, tokens (through EOS), log_prob (over
-    `valid_ids`), stop ('eos', 'length', or 'none' if a beam search found fewer completions), with
-    `score` target_log_probs, and the other fields of the row. With `top_k_log_probs` it also holds
-    target_tokens, target_top_ids and target_top_log_probs (the best first): cached teacher
-    log-probabilities for offline distillation, see `gkd.data.offline_teacher`; the model then reads
-    the `teacher_inputs` of a task that has them. OUTPUT.partial holds incomplete output,
-    OUTPUT.settings.json the settings; the same call continues it, bit for bit.
+    Inputs are texts, or chats, which the model's own template renders. A line of the output holds
+    index, sample, input, text, tokens (through EOS), log_prob (over `valid_ids`), stop ('eos',
+    'length', or 'none' if a beam search found fewer completions), with `score` target_log_probs,
+    and the row's other fields. With `top_k_log_probs` it also holds target_tokens, target_top_ids
+    and target_top_log_probs (the model then reads `teacher_inputs`). OUTPUT.partial holds
+    incomplete output, OUTPUT.settings.json the settings; the same call continues it, bit for bit.
 
     Args:
       model: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint;

@@ -130,8 +130,8 @@ def check_vocabulary(role: str, opened: Checkpoint, task: Any) -> None:
     if difference:
         raise InvalidValue(
             f"{role} {opened.path} has another vocabulary than task {task.name}: {difference}; "
-            "distillation needs one vocabulary, use the task's with which that model was trained, a "
-            "teacher of the student's family, or train on the teacher's outputs as texts "
+            "distillation needs one vocabulary, use the task's with which that model was trained; "
+            "with models of different families, train on the teacher's outputs as texts "
             "(configs/methods/seqkd.gin)"
         )
 

@@ -1,9 +1,9 @@
 """The vocabulary of a tokenizer.json, or of Gemma's sentencepiece, with its special tokens.
 
-Two families are told apart by their special ids. T5's pads with id 0, and EOS, id 1, ends prompts
-and targets. In every other one (Qwen, Llama, SmolLM2, Gemma) id 0 is a token, and the padding token
-often ends outputs too: rows are padded with −1, which is no id, prompts begin with the tokenizer's
-BOS if it has one, and several ids may end an output.
+There are two families, which differ in their special ids. T5's pads with id 0, and EOS, id 1, ends
+prompts and targets. In every other one (Qwen, Llama, SmolLM2, Gemma) id 0 is a token, and the
+padding token often ends outputs too: rows are padded with −1, which is no id, prompts begin with
+the tokenizer's BOS if it has one, and several ids may end an output.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _ids(encoding: Any) -> list[int]:
 
 
 def _without_image_token(content: str) -> str:
-    """The text of a tokenizer.json without the token that stands for images."""
+    """The text of a tokenizer.json without the placeholder of images."""
     if _IMAGE_TOKEN not in content:
         return content
     raw = json.loads(content)
