@@ -213,7 +213,7 @@ def _generator(opened, mesh, words, decoding, facts) -> Any:
     from gkd.vocabularies import vocabularies
 
     rules = meshes.rules_for()
-    loaded = model_loading.load_checkpoint(opened, mesh, rules, facts["dtype"])
+    loaded = model_loading.load_checkpoint(opened, mesh, rules, facts["dtype"], words)
     return generator.Generator(
         loaded,
         mesh,

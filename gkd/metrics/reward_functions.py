@@ -19,7 +19,7 @@ from gkd.errors import InvalidValue
 from gkd.metrics import answers, metrics, word_tokens
 from gkd.metrics.calculator import final_number
 from gkd.vocabularies import vocabularies
-from gkd.vocabularies.token_rows import decode_prompts
+from gkd.vocabularies.token_rows import decode_prompts, ends_prompts
 
 # (prompts, samples, references) -> rewards, all of one length
 HostReward = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
@@ -207,6 +207,11 @@ def entailment(
     def build(vocabulary: Any) -> Any:
         from gkd.distill.reward_models import Entailment  # imports JAX, which no other reward needs
 
+        if not ends_prompts(vocabulary):
+            raise InvalidValue(
+                "reward_functions.entailment reads prompts that end with EOS: it needs models of "
+                "T5's family, with the NLI model's vocabulary"
+            )
         texts = (premise, hypothesis, prompt_prefix, entailment)
         ids = [tuple(row) for row in vocabularies.encode_texts(vocabulary, texts)]
         if not ids[3] or vocabulary.unk_id in ids[3][:1]:

@@ -11,7 +11,8 @@ from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
 from gkd.parallel import processes
 from gkd.vocabularies import vocabularies
-from gkd.vocabularies.token_rows import check_special_ids
+from gkd.vocabularies.placeholder import PlaceholderVocabulary
+from gkd.vocabularies.token_rows import check_special_ids, special_ids
 from gkd.vocabularies.tokenizer_files import GENERATION_FILE, TOKENIZER_FILES, VOCABULARY_FILE
 
 _LOG = logging.getLogger(__name__)
@@ -81,8 +82,31 @@ def vocabulary_of(opened: Checkpoint, given: str | None = None) -> Any:
                 opened.path, vocabularies.ENVIRONMENT,
             )  # fmt: skip
     vocabularies.valid_ids(vocabulary, opened.config.vocab_size)  # refuses too many ids
-    check_special_ids(f"{opened.path}", opened.config.special_ids, vocabulary)
+    with_special_ids(str(opened.path), opened.config, vocabulary)  # refuses another family's
     return vocabulary
+
+
+def with_special_ids(name: str, config: Any, vocabulary: Any) -> Any:
+    """Binds an architecture to the special ids of a vocabulary, or checks that it has them.
+
+    Args:
+      name: name of the model, for a message.
+      config: the architecture; one with a method `with_special_ids(padding, end, ends)` takes any
+        ids, another (T5) has its own.
+      vocabulary: a seqio vocabulary.
+
+    Returns:
+      The architecture.
+
+    Raises:
+      InvalidValue: its ids are fixed and not the vocabulary's.
+    """
+    if isinstance(vocabulary, PlaceholderVocabulary):
+        return config
+    if hasattr(config, "with_special_ids"):
+        return config.with_special_ids(**special_ids(vocabulary))
+    check_special_ids(name, config.special_ids, vocabulary)
+    return config
 
 
 def own_vocabulary(opened: Checkpoint) -> Any:

@@ -24,7 +24,6 @@ from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 from gkd.runs import checkpoint_vocabulary
 from gkd.runs.progress import announce
 from gkd.vocabularies import vocabularies
-from gkd.vocabularies.token_rows import check_special_ids
 
 # Layers of a stack from which on they are run in one scan: the step of XL and small, of 24 and 8
 # layers, compiles for a TPU in 36 s, and in 71 s where the student's are not stacked.
@@ -155,7 +154,7 @@ def load_model(
             f"{role} has {config.vocab_size} ids, the vocabulary of task {task.name} "
             f"{task.vocabulary.vocab_size}: set {_macro(role)}'s vocab_size to that or more"
         )
-    check_special_ids(role, config.special_ids, task.vocabulary)
+    config = checkpoint_vocabulary.with_special_ids(role, config, task.vocabulary)
     loaded = _placed(config, mesh, rules, opened, params_dtype)
     if with_params and opened is not None:
         return dataclasses.replace(loaded, params=_read_params(loaded))
@@ -163,7 +162,11 @@ def load_model(
 
 
 def load_checkpoint(
-    opened: Checkpoint, mesh: Mesh, rules: Mapping[str, str | None], dtype: str | None = None
+    opened: Checkpoint,
+    mesh: Mesh,
+    rules: Mapping[str, str | None],
+    dtype: str | None = None,
+    vocabulary: Any = None,
 ) -> LoadedModel:
     """Reads an opened checkpoint onto the mesh for inference, without a task.
 
@@ -171,12 +174,15 @@ def load_checkpoint(
       opened: checkpoint of `open_model`.
       mesh, rules: device mesh and sharding rules.
       dtype: dtype of parameters and computation; by default `default_dtype`.
+      vocabulary: vocabulary with the special ids; None keeps the checkpoint's own.
 
     Returns:
       The model.
     """
     dtype = dtype or default_dtype(mesh)
     config = _architecture("MODEL", opened, None, {"dtype": dtype}, mesh)
+    if vocabulary is not None:
+        config = checkpoint_vocabulary.with_special_ids("MODEL", config, vocabulary)
     announce(f"loading MODEL {opened.name}")
     loaded = _placed(config, mesh, rules, opened, dtype)
     return dataclasses.replace(loaded, params=_read_params(loaded))

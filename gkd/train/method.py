@@ -30,6 +30,7 @@ from gkd.metrics.reward_functions import ModelReward
 from gkd.models.interface import with_inner_layer
 from gkd.runs.model_loading import LoadedModel
 from gkd.vocabularies import vocabularies
+from gkd.vocabularies.token_rows import ends_prompts
 
 
 def needs_teacher(method: Method) -> bool:
@@ -315,6 +316,11 @@ def _teacher_logits_fn(method, model, vocabulary):
     settings = method.auxiliary
     if not isinstance(settings, WitnessLoss):
         return step_functions.make_teacher_logits_fn(model)
+    if not ends_prompts(vocabulary):
+        raise InvalidValue(
+            "AUXILIARY_LOSS=@witness.WitnessLoss() joins prompts that end with EOS: use a "
+            "model of T5's family"
+        )
     ids = tuple(map(tuple, vocabularies.encode_texts(vocabulary, settings.texts)))
     if any(vocabulary.unk_id in text for text in ids):
         raise InvalidValue(

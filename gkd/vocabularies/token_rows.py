@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from gkd.errors import InvalidValue
-from gkd.vocabularies.placeholder import PlaceholderVocabulary
 from gkd.vocabularies.vocabularies import decode_tokens, encode_texts, end_ids
 
 
@@ -143,8 +142,6 @@ def check_special_ids(name: str, model_ids: Any, vocabulary: Any) -> None:
     Raises:
       InvalidValue: rows would be padded or end differently in the two.
     """
-    if isinstance(vocabulary, PlaceholderVocabulary):
-        return
     wanted = special_ids(vocabulary)
     found = {key: getattr(model_ids, key) for key in wanted if hasattr(model_ids, key)}
     differing = [key for key, value in found.items() if value != wanted[key]]

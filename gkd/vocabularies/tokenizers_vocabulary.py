@@ -63,14 +63,7 @@ class TokenizersVocabulary(FolderVocabulary):
     def _tokenizer(self) -> Any:
         if self.files.tokenizer_json is None:
             return SentencePieceTokenizer(self.files)
-        import tokenizers
-
-        path = self.files.tokenizer_json
-        content = _without_image_token(path.read_text())
-        tokenizer = _guarded(path, "is not read", tokenizers.Tokenizer.from_str, content)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _opened(str(self.files.tokenizer_json), self.files.tokenizer_json.read_text())
 
     @functools.cached_property
     def _pieces(self) -> tuple[str | None, ...]:
@@ -191,6 +184,18 @@ class TokenizersVocabulary(FolderVocabulary):
         """The state without cached properties: gin copies vocabularies deeply."""
         cached = ("_pieces", "_tokenizer", "begin_ids", "end_ids", "named_ids")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: str, content: str) -> Any:
+    """The tokenizer of a file, which is not changed any more: vocabularies share it."""
+    import tokenizers
+
+    content = _without_image_token(content)
+    tokenizer = _guarded(path, "is not read", tokenizers.Tokenizer.from_str, content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _ids(encoding: Any) -> list[int]:
