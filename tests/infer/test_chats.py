@@ -2,6 +2,8 @@
 
 import pytest
 
+from gkd.infer.generator import encode_inputs, encode_targets
+from gkd.vocabularies import vocabularies
 from tests.infer.inference import read
 from tests.vocabularies.tokenizer_folders import CHATML, byte_bpe
 
@@ -51,7 +53,7 @@ def test_a_named_field_and_a_score(chat):
     [
         ({"messages": []}, "chats.jsonl:2: messages: []: a list of messages"),
         ({"messages": "Hi"}, "chats.jsonl:2: messages: 'Hi': a list of messages"),
-        ({"other": 1}, "chats.jsonl:2: messages: null: a list of messages"),
+        ({"other": 1}, "chats.jsonl:2: messages: None: a list of messages"),
         ({"messages": [{"content": "x"}]}, "chats.jsonl:2: messages: message 1 has no role"),
         ({"messages": [{"role": "bot", "content": ""}]}, "message 1 has role 'bot': use one of"),
         ({"messages": LONGER[:3]}, "chats.jsonl:2: messages: the last message is the assistant's"),
@@ -79,3 +81,15 @@ def test_a_vocabulary_of_a_decoder_only_model_is_no_t5s(run, tmp_path):
     folder = byte_bpe(tmp_path / "tokenizer")
     assert run(run.write("t.jsonl", [{"input": "a"}]), vocabulary=folder) == 1
     run.refused("has padding id 0, but", "tokenizer.json -1: T5 needs a vocabulary with pad 0")
+
+
+def test_inputs_of_a_decoder_only_model_are_continued(tmp_path):
+    plain = vocabularies.from_folder(byte_bpe(tmp_path / "plain", ends=[256, 258]))
+    space = plain.encode(" ")[0]
+    assert encode_inputs(plain, ["A!", "!!AB"], 3) == ([[32, 0], [0, 32, 33]], 1)
+    assert encode_targets(plain, ["A", " A"], 9) == ([[space, 32, 256]] * 2, 0)
+    assert encode_targets(plain, ["AB"], 2, after_text=False) == ([[32, 33]], 1)
+    with pytest.raises(ValueError, match="an input is empty: a decoder-only model without a BOS"):
+        encode_inputs(plain, ["A", ""], 3)
+    begun = vocabularies.from_folder(byte_bpe(tmp_path / "begun", begins=True))
+    assert encode_inputs(begun, ["", "!AB"], 3) == ([[259], [259, 32, 33]], 1)
