@@ -10,6 +10,7 @@ from gkd.runs import trackers
 from gkd.runs.metrics_log import MetricsLog, read_metrics
 from gkd.runs.run_directory import open_run
 from gkd.runs.signals import Stopped
+from tests.compilation import devices
 from tests.runs.fake_trackers import FAKES, Store
 from tests.train.training import no_evaluations, train
 
@@ -206,7 +207,7 @@ def test_a_run_of_train_reaches_the_tracker(kind, store, tmp_path):
     folder = tmp_path / "first run"
     settings = ("DIVERGENCE=None", "BETA=None", "LAMBDA=0.0", "LEARNING_RATE=0.0123")
     settings += ("experiment.Execution.tensorboard=False", "EVALUATE_EVERY=0", "TRAIN_STEPS=2")
-    with no_evaluations():
+    with devices(1), no_evaluations():
         assert train(folder, *settings, f"TRACKER={kind!r}") == 0
     (run,) = store.runs.values()
     assert run["name"] == "first run" and run["outcome"] == "finished"
