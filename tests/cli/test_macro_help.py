@@ -29,7 +29,7 @@ def shown(text):
 @pytest.mark.parametrize(
     ("verb", "files"),
     [
-        ("train", ["train.gin", "teacher_outputs.gin", "tasks/*.gin"]),
+        ("train", ["train.gin", "prompt.gin", "teacher_outputs.gin", "tasks/*.gin"]),
         ("sweep", ["sweeps/common.gin"]),
     ],
 )

@@ -25,6 +25,7 @@ OTHERS = {
     "gkd.metrics.reward_functions": {"rewards_of_rows"},
     "gkd.metrics.answers": {"agree", "is_right", "references_in"},
     "gkd.metrics.metrics": {"bleu_signature", "rouge_of"},
+    "gkd.data.prompts": None,
     "gkd.vocabularies.vocabularies": None,
     "gkd.distill.divergences": {"reported_divergences"},
     "gkd.distill.mixing": None,

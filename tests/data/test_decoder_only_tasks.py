@@ -8,7 +8,7 @@ import pytest
 from gkd.data import pipeline, prompts, tasks, teacher_inputs, teacher_outputs
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.data.tokenized_splits import tokenized_split
-from gkd.metrics.reward_functions import rewards_of_rows
+from gkd.metrics import reward_functions
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.placeholder import placeholder, placeholders
 from tests.vocabularies.tokenizer_folders import CHATML, byte_bpe
@@ -173,7 +173,15 @@ def test_rewards_see_the_whole_prompt_of_several_turns(make):
         return [1.0] * len(samples)
 
     tokens = batch["decoder_target_tokens"]
-    rewards_of_rows(reward, task.vocabulary, batch["encoder_input_tokens"], tokens, tokens)
+    reward_functions.rewards_of_rows(
+        reward, task.vocabulary, batch["encoder_input_tokens"], tokens, tokens
+    )
     [(texts, samples, references)] = seen
     assert texts[0] == "<|im_start|>user\nA!<|im_end|>\n<|im_start|>assistant\n"
     assert samples == references == ["B!", "C"]
+
+
+def test_losses_that_join_prompts_with_eos_are_refused(make):
+    vocabulary = make().vocabulary
+    with pytest.raises(ValueError, match="needs models of T5's family"):
+        reward_functions.entailment().build(vocabulary)
