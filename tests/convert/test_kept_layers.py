@@ -36,6 +36,7 @@ LAST = ("attention/out/kernel", "self_attention/out/kernel", "mlp/wo/kernel",
         "encoder_decoder_attention/out/kernel")  # fmt: skip
 
 
+@functools.cache
 def random_params(config):
     """Every parameter drawn at random, also those that a new model has at 1 or near 0."""
     tokens = jnp.ones((1, 2), jnp.int32)
