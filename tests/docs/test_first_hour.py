@@ -17,6 +17,7 @@ from gkd.new import data_facts
 from gkd.vocabularies import vocabularies
 from tests.docs import pages
 from tests.paths import REPOSITORY
+from tests.random_params import random_params
 
 PAGE = "docs/first_hour.md"
 EXAMPLE = REPOSITORY / "examples" / "dates"
@@ -28,7 +29,6 @@ TEACHER = T5Config(
 STUDENT = """
 from __gin__ import dynamic_registration
 from gkd.models import t5
-from tests.random_params import random_params
 tiny/t5.T5Config.vocab_size = 300
 tiny/t5.T5Config.emb_dim = 8
 tiny/t5.T5Config.num_heads = 1
