@@ -200,8 +200,15 @@ class SplitSource:
             "input_sha256": digest.hexdigest(),
             "input_field": self.input_field,
             "target_field": self.target_field,
-            **({"chat": _sha256(repr(self.task.chat))} if self.is_chat else {}),
+            **self._chat_settings(),
         }
+
+    def _chat_settings(self) -> dict[str, str]:
+        """A hash of the chat's form, wherever its template lies."""
+        chat = self.task.chat
+        if chat is None:
+            return {}
+        return {"chat": _sha256(repr((chat.template.text, chat.system, chat.options)))}
 
     def describe(self) -> None:
         """Prints the number, task and split of the inputs."""

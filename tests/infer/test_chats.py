@@ -93,3 +93,21 @@ def test_inputs_of_a_decoder_only_model_are_continued(tmp_path):
         encode_inputs(plain, ["A", ""], 3)
     begun = vocabularies.from_folder(byte_bpe(tmp_path / "begun", begins=True))
     assert encode_inputs(begun, ["", "!AB"], 3) == ([[259], [259, 32, 33]], 1)
+
+
+def test_a_tasks_chats_are_read_and_its_plain_prompts_written(run, tmp_path):
+    folder = byte_bpe(
+        tmp_path / "tokenizer", first=("<pad>", "</s>"), eos_token="</s>", pad_token="<pad>",
+        chat_template=CHATML,
+    )  # fmt: skip
+    rows = run.write("rows.jsonl", [{"input": "Hi there!", "target": "A"}])
+    task = run.write("task.gin", [
+        "from __gin__ import dynamic_registration", "from gkd.vocabularies import vocabularies",
+        "include 'configs/tasks/local_text.gin'",
+        f"FILES = {{'train': {str(rows)!r}}}", f"vocabularies.t5.path = {folder!r}",
+    ])  # fmt: skip
+    [row] = run.rows(None, task=task, vocabulary=folder, **{"gin.PROMPT": "'chat'"})
+    text = "<|im_start|>user\nHi there!<|im_end|>\n<|im_start|>assistant\n"
+    [plain] = run.rows(run.write("p.jsonl", [{"input": text}]), "p.out.jsonl", vocabulary=folder)
+    assert row["input"] == "Hi there!" and row["tokens"] == plain["tokens"]
+    assert '"chat": ' in (tmp_path / "out.jsonl.settings.json").read_text()

@@ -45,7 +45,7 @@ def test_id_0_is_a_character_and_padding_is_none(tmp_path):
     vocabulary = vocabularies.from_folder(byte_bpe(tmp_path))
     rows = [[32, 0, 33, 256, 34], [0, -1, -1, -1, -1], [-1] * 5, [32, 500, 256, -1, -1]]
     assert vocabularies.decode_tokens(vocabulary, np.array(rows)) == ["A!B", "!", "", "A"]
-    assert vocabulary.decode([0, 32, 256]) == "!A"
+    assert vocabulary.decode([0, 32, 256]) == "!A" and vocabulary.decode_ids([-1, 32]) == "A"
     assert vocabularies.encode_texts(vocabulary, ["!A"]) == [[0, 32]]
     assert token_texts.token_texts(vocabulary, [0, 32, 256]) == ["!", "A", "<|endoftext|>"]
 
