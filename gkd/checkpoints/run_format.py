@@ -15,6 +15,7 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 
 from gkd.checkpoints import arrays, folders, hashes
+from gkd.checkpoints.architectures import from_description
 from gkd.checkpoints.params import choose_step, read_description
 from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.tensors import (
@@ -28,7 +29,7 @@ from gkd.checkpoints.tensors import (
 )
 from gkd.files import atomic_folders
 from gkd.files.json_files import Field, check_fields
-from gkd.models.architecture import Architecture, from_description
+from gkd.models.architecture import Architecture
 from gkd.tensor_files.tensor import Tensor
 from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
 

@@ -18,7 +18,6 @@ from etils import epath
 from flax import serialization
 
 from gkd.checkpoints import folders, t5x_arrays, t5x_gin
-from gkd.checkpoints.heads import with_own_head
 from gkd.checkpoints.run_format import TENSOR_HANDLERS
 from gkd.checkpoints.t5x_arrays import INDEX_FILE
 from gkd.checkpoints.tensors import (
@@ -32,6 +31,7 @@ from gkd.checkpoints.tensors import (
 )
 from gkd.errors import InvalidFile
 from gkd.files import atomic_folders
+from gkd.hugging_face.t5_heads import with_own_head
 from gkd.models.t5 import T5Config
 from gkd.tensor_files.orbax_arrays import StoredArray
 from gkd.tensor_files.tensor import Tensor

@@ -12,10 +12,10 @@ import numpy as np
 from etils import epath
 
 from gkd.checkpoints.hugging_face import is_hugging_face
-from gkd.checkpoints.hugging_face_names import parameter_names
 from gkd.checkpoints.tensors import Checkpoint, read_finite
 from gkd.errors import InvalidValue
 from gkd.files import atomic_folders
+from gkd.hugging_face.t5 import parameter_names
 from gkd.tensor_files.safetensors_files import converted, write_safetensors
 from gkd.tensor_files.tensor import Tensor
 

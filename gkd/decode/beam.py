@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from gkd.errors import InvalidValue
-from gkd.models.interface import Encoded, Seq2SeqModel, project
+from gkd.models.interface import Encoded, Seq2SeqModel, end_ids, is_one_of, project
 from gkd.models.scoring import first_inputs
 
 _IMPOSSIBLE = -jnp.inf
@@ -59,15 +60,16 @@ class _Search:
     cache: Any
 
 
-def _check(max_length, beams, length_penalty, eos_id, vocab):
+def _check(max_length, beams, length_penalty, ends, vocab):
     if max_length < 1:
         raise InvalidValue(f"max_length is {max_length}: generate at least one token")
     if beams < 1:
         raise InvalidValue(f"beams is {beams}: use 1 or more")
     if not 0 <= length_penalty < math.inf:
         raise InvalidValue(f"length_penalty is {length_penalty}: use 0 (none) or more, T5's is 0.6")
-    if not 0 <= eos_id < vocab:
-        raise InvalidValue(f"eos_id is {eos_id}: use one of the vocabulary's {vocab} ids")
+    for eos_id in ends:
+        if not 0 <= eos_id < vocab:
+            raise InvalidValue(f"eos_id is {eos_id}: use one of the vocabulary's {vocab} ids")
 
 
 def _score(log_probs, length, length_penalty):
@@ -151,17 +153,18 @@ def _start(first, beams, padding_id, max_length, cache):
     )
 
 
-def _advance(search, log_probs, cache, eos_id, length_penalty):
+def _advance(search, log_probs, cache, ends, length_penalty):
     """Extends the live beams by log Q of the next token [B, K, V] and separates finished ones."""
     batch, beams, vocab = log_probs.shape
     log_probs = (search.log_probs[..., None] + log_probs).reshape(batch, beams * vocab)
-    # Each beam has one EOS, so of twice as many candidates at least K are live.
-    log_probs, index = _top_of_many(log_probs, 2 * beams)  # [B, 2·K]
+    # Each beam has one EOS, so of twice as many candidates at least K are live; with two, of three
+    # times as many.
+    log_probs, index = _top_of_many(log_probs, (1 + len(ends)) * beams)  # [B, 2·K]
     parents, token = index // vocab, index % vocab
     tokens = _take(search.tokens, parents)  # [B, 2·K, T]
     tokens = jax.lax.dynamic_update_slice(tokens, token[..., None], (0, 0, search.step))
 
-    ended, length = token == eos_id, search.step + 1
+    ended, length = is_one_of(token, ends), search.step + 1
     scores = jnp.where(ended, _score(log_probs, length, length_penalty), _IMPOSSIBLE)
     new = Beams(tokens, log_probs, scores, jnp.full_like(token, length))
 
@@ -204,7 +207,7 @@ def beam_search(
     valid: Bool[Array, " vocab"],
     beams: int = 4,
     length_penalty: float = 0.6,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
 ) -> Beams:
     """Searches for the K most probable completions of every prompt, as T5X's beam search does.
 
@@ -235,7 +238,8 @@ def beam_search(
       valid: bool [V], ids that may be generated; false for padding and ids without a token.
       beams: K, number of live beams and of returned completions.
       length_penalty: exponent; 0 ranks by log-probability, larger values favour longer completions.
-      eos_id: ends a completion; it is kept, everything after it is padding. None: the model's own.
+      eos_id: one id or several that end a completion; it is kept, everything after it is padding.
+        None: the model's own.
 
     Returns:
       The completions, best first, with log-probabilities over the valid ids, scores and lengths.
@@ -244,8 +248,8 @@ def beam_search(
       InvalidValue: a length, number of beams, penalty or EOS id out of range.
     """
     ids = model.special_ids
-    eos_id = ids.end if eos_id is None else eos_id
-    _check(max_length, beams, length_penalty, eos_id, valid.shape[0])
+    ends = end_ids(ids, eos_id)
+    _check(max_length, beams, length_penalty, ends, valid.shape[0])
     batch = encoded.mask.shape[0]
     params, encoded = jax.lax.stop_gradient((params, encoded))
     weights, cache = model.init_cache(params, encoded, max_length, beams)
@@ -260,7 +264,7 @@ def beam_search(
         hidden, cache = model.decode_step(weights, search.cache, search.last, search.step)
         logits = jnp.where(valid, project(hidden, head), _IMPOSSIBLE)  # [B·K, V]
         log_probs = jax.nn.log_softmax(logits).reshape(batch, beams, -1)
-        return _advance(search, log_probs, cache, eos_id, length_penalty)
+        return _advance(search, log_probs, cache, ends, length_penalty)
 
     first = first_inputs(model, encoded, beams)
     start = _start(first, beams, ids.padding, max_length, cache)

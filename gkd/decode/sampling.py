@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -11,7 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
-from gkd.models.interface import Encoded, Seq2SeqModel, head_for_loop, project_token
+from gkd.models.interface import (
+    Encoded,
+    Seq2SeqModel,
+    end_ids,
+    head_for_loop,
+    is_one_of,
+    project_token,
+)
 from gkd.models.scoring import first_inputs
 
 _IMPOSSIBLE = -jnp.inf
@@ -155,7 +163,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     samples: int = 1,
     rows: Int[Array, " rows"] | None = None,
 ) -> Samples:
@@ -173,7 +181,8 @@ def sample(
       valid: bool [V], ids that may be sampled; false for padding and ids without a token.
       temperature: 0 is greedy; 1 samples the model's own distribution.
       top_k, top_p: see `truncate_logits`; off by default.
-      eos_id: ends a row; it is kept, everything after it is padding. None: the model's own.
+      eos_id: one id or several that end a row; it is kept, everything after it is padding. None:
+        the model's own.
       samples: G, completions per prompt; row = prompt·G + sample.
       rows: global row numbers, 0…B·G−1 by default.
 
@@ -191,7 +200,7 @@ def sample(
     weights, cache = model.init_cache(params, encoded, max_length, samples)
     head = head_for_loop(model.head(params), model.dtype)
     ids = model.special_ids
-    eos_id = ids.end if eos_id is None else eos_id
+    ends = end_ids(ids, eos_id)
 
     def unfinished(carry):
         step, _, ended, *_ = carry
@@ -206,7 +215,7 @@ def sample(
         log_prob = jnp.where(ended, 0.0, log_prob)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
         log_probs = jax.lax.dynamic_update_slice(log_probs, log_prob[:, None], (0, step))
-        return step + 1, token, ended | (token == eos_id), tokens, log_probs, cache
+        return step + 1, token, ended | is_one_of(token, ends), tokens, log_probs, cache
 
     start = (
         jnp.int32(0),

@@ -21,6 +21,7 @@ from gkd.distill.logits import (
     hidden_gradient,
     kernel_gradient,
     logits_shape,
+    product_gradient,
     take_block,
     take_teacher_block,
 )
@@ -153,7 +154,7 @@ def _walk(
             return kernel_sum, (kept_loss(logits), metrics, ())
         losses, pull_back = jax.vjp(kept_loss, logits)
         (gradient,) = pull_back(coefficient)
-        gradient = jnp.where(keep[..., None], gradient, 0.0)
+        gradient = jnp.where(keep[..., None], product_gradient(piece, logits, gradient), 0.0)
         if kernel_sum is not None:
             repeated = start + jnp.arange(size) < index * size
             fresh = piece.replace(hidden=jnp.where(repeated[:, None], 0, piece.hidden))

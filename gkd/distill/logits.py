@@ -123,6 +123,16 @@ def take_teacher_block(
     return logits.replace(ids=ids, log_probs=jnp.where(keep[..., None], log_probs, 0.0))
 
 
+def product_gradient(
+    block: Logits,
+    logits: Float[Array, "rows size vocab"],
+    gradient: Float[Array, "rows size vocab"],
+) -> Float[Array, "rows size vocab"]:
+    """The gradient of capped logits carried back to the logits before the cap, float32."""
+    cap = None if isinstance(block, DenseLogits) else block.head.soft_cap
+    return gradient if cap is None else gradient * (1.0 - jnp.square(logits / cap))
+
+
 def hidden_gradient(
     block: Logits, gradient: Float[Array, "rows size vocab"]
 ) -> Float[Array, "rows size features"]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gkd.distill.types import Batch, Rollout
+from gkd.models.interface import is_one_of
 
 
 def rollout_from_targets(batch: Batch, samples: int = 1, padding_id: int = 0) -> Rollout:
@@ -73,13 +76,13 @@ def padded_to(rollout: Rollout, length: int, padding_id: int = 0) -> Rollout:
 
 
 def rollout_metrics(
-    rollout: Rollout, eos_id: int, padding_id: int = 0
+    rollout: Rollout, eos_id: int | Sequence[int], padding_id: int = 0
 ) -> dict[str, tuple[Array, Array]]:
     """Summarises a step's sequences as (sum, weight) pairs.
 
     Args:
       rollout: the step's rollout.
-      eos_id: the id that ends an output.
+      eos_id: the id or ids that end an output.
       padding_id: the id that fills rows after their end.
 
     Returns:
@@ -90,7 +93,8 @@ def rollout_metrics(
     counted = (jnp.sum(rollout.weights, axis=-1) > 0).astype(jnp.float32)  # [N]
     tokens = rollout.target_tokens
     lengths = jnp.sum(tokens != padding_id, axis=-1).astype(jnp.float32)
-    ended = jnp.any(tokens == eos_id, axis=-1)
+    ends = (eos_id,) if isinstance(eos_id, int) else eos_id
+    ended = jnp.any(is_one_of(tokens, ends), axis=-1)
     rows = jnp.sum(counted)
     own = counted * rollout.on_policy
     repeated, grams = repeated_ngrams(tokens, padding_id=padding_id)

@@ -324,7 +324,7 @@ class TrainStep:
         metrics = {
             "loss": (loss, weight),
             **metrics,
-            **rollout_metrics(rollout, ids.end, ids.padding),
+            **rollout_metrics(rollout, ids.ends, ids.padding),
             "gradient_norm": (norm, one),
             **_skip_counters(state),
         }

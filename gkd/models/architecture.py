@@ -1,15 +1,12 @@
-"""The protocol of an architecture, and the architectures that a checkpoint can describe."""
+"""The protocol of an architecture: what all other code knows of a model's configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from gkd.errors import InvalidFile, InvalidValue
-from gkd.files.json_files import shown
+from gkd.errors import InvalidValue
 from gkd.models.flops import MatrixSizes
 from gkd.models.interface import Seq2SeqModel, SpecialIds
-from gkd.models.t5 import T5Config
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 
 # Fields that select how a model runs and leave its parameters as they are.
@@ -20,9 +17,10 @@ EXECUTION_FIELDS = ("dtype", "dropout_rate", "stacked_layers", "remat")
 class Architecture(Protocol):
     """A model's configuration: an immutable value that builds the model and describes it.
 
-    A new family is a frozen dataclass with these members in a module of gkd/models, an entry in
-    `ARCHITECTURES`, and a reader in gkd/checkpoints. Parameters are nested dictionaries; layers are
-    named `layers_0`, `layers_1`, …, or `layers` where they are stacked along a new first axis.
+    A new family is a frozen dataclass with these members, an entry in
+    `gkd.checkpoints.architectures`, and a module of gkd/hugging_face. Parameters are nested
+    dictionaries; layers are named `layers_0`, `layers_1`, …, or `layers` where they are stacked
+    along a new first axis.
 
     Attributes:
       family: Hugging Face's name of the model type: 't5', 'mt5', …
@@ -83,32 +81,6 @@ class Architecture(Protocol):
         """Returns JSON from which `from_description` makes an equal architecture."""
 
 
-# By the name under "architecture" in a description; T5's descriptions have none.
-ARCHITECTURES = {"t5": T5Config}
-
-
-def from_description(saved: Mapping[str, Any], where: str) -> Architecture:
-    """Makes the architecture that a checkpoint describes, its layers not stacked.
-
-    Args:
-      saved: JSON from `Architecture.describe`.
-      where: the file, for messages.
-
-    Returns:
-      The architecture.
-
-    Raises:
-      InvalidFile: an unknown architecture, or fields that it does not accept.
-    """
-    values = dict(saved)
-    name = values.pop("architecture", "t5")
-    if name not in ARCHITECTURES:
-        raise InvalidFile(
-            f"{where}: architecture {shown(name)} is not one of {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name].from_description(values, where)
-
-
 def check_architecture(value: Any, name: str) -> Architecture:
     """Returns an architecture, or raises InvalidValue for anything else.
 
@@ -122,7 +94,7 @@ def check_architecture(value: Any, name: str) -> Architecture:
     if isinstance(value, type) or not isinstance(value, Architecture):
         kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise InvalidValue(
-            f"{name} is {kind}, which is not an architecture: give one such as t5.T5Config(), or "
-            "t5x_adapter.adapt() for a T5X module"
+            f"{name} is {kind}, which is not an architecture: give one such as t5.T5Config() or "
+            "decoder_only.DecoderConfig(), or t5x_adapter.adapt() for a T5X module"
         )
     return value

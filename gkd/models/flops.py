@@ -24,6 +24,8 @@ class MatrixSizes:
       cross_attention: True where decoder layers attend to the encoder through kernels of their own.
       attends_in_blocks: True where the backward pass repeats the scores of long attention, and of
         all attention in stacked layers, see `gkd.models.layers.attend_in_blocks`.
+      key_heads: heads of the keys and values, by which attention is divided; 0: num_heads.
+      encoder: sizes of an encoder that differ from the decoder's; None: they are the same.
     """
 
     vocab_size: int
@@ -37,6 +39,13 @@ class MatrixSizes:
     decoder_layers: int
     cross_attention: bool
     attends_in_blocks: bool = False
+    key_heads: int = 0
+    encoder: MatrixSizes | None = None
+
+    @property
+    def divided_heads(self) -> int:
+        """Heads by which chips divide attention."""
+        return self.key_heads or self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +81,9 @@ def encoder_flops(
     >>> encoder_flops(small, rows=1, source=1)  # 2 · 8 layers · (4·512·384 + 3·512·1024 + 2·384)
     37761024.0
     """
-    attention = _projections(sizes) + 2 * source * sizes.query_width
-    layer = attention / shards.heads + _mlp(sizes, shards)
+    own = sizes.encoder or sizes
+    attention = _projections(own) + 2 * source * own.query_width
+    layer = attention / shards.heads + _mlp(own, shards)
     return 2 * rows * source * sizes.encoder_layers * layer / shards.rows
 
 
@@ -88,7 +98,8 @@ def cross_flops(
     Returns:
       Multiplications and additions; 0 for a decoder-only model.
     """
-    kernels = 2 * sizes.emb_dim * sizes.key_width * sizes.cross_attention / shards.heads
+    width = (sizes.encoder or sizes).emb_dim
+    kernels = 2 * width * sizes.key_width * sizes.cross_attention / shards.heads
     return 2 * rows * source * sizes.decoder_layers * kernels / shards.rows
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
 
@@ -22,23 +22,44 @@ class SpecialIds:
     Attributes:
       start: the decoder's first input, where it does not depend on the prompt.
       end: ends inputs and outputs (EOS).
-      padding: follows the end of a row. It must differ from `end`: the last token of a row is the
-        last one that is not padding.
+      padding: follows the end of a row. It must differ from the ends: the last token of a row is
+        the last one that is not padding. −1 where every id is a token.
+      ends: all ids that end an output, `end` among them; () is `end` alone.
     """
 
     start: int = 0
     end: int = 1
     padding: int = 0
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.end == self.padding:
+        object.__setattr__(self, "ends", tuple(self.ends) or (self.end,))
+        if self.end not in self.ends:
+            raise InvalidValue(f"SpecialIds: end {self.end} is not among the ends {self.ends}")
+        if self.padding in self.ends:
             raise InvalidValue(
-                f"SpecialIds: end and padding are both {self.end}, so a row's EOS would "
+                f"SpecialIds: an end and padding are both {self.padding}, so a row's EOS would "
                 "look like its padding: choose an id that is never generated as padding"
             )
 
 
 T5_IDS = SpecialIds()
+
+
+def is_one_of(tokens: Int[Array, "..."], ids: Sequence[int]) -> Bool[Array, "..."]:
+    """Compares tokens with a few ids: true where one of them is.
+
+    >>> is_one_of(jnp.array([3, 1, 5]), (1, 5)).tolist()
+    [False, True, True]
+    """
+    return functools.reduce(jnp.logical_or, [tokens == each for each in ids])
+
+
+def end_ids(ids: SpecialIds, given: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Returns the ids that end an output: those that are given, or else the model's own."""
+    if given is None:
+        return ids.ends
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 @flax.struct.dataclass
@@ -48,7 +69,8 @@ class Encoded:
     Attributes:
       hidden: [B, S, E] the encoder's last hidden states, in the model's compute dtype. A
         decoder-only model puts the keys and values of its layers here (any pytree).
-      mask: bool [B, S], true on prompt tokens, false on padding.
+      mask: bool [B, S], true on prompt tokens, false on padding. Of a decoder-only model also false
+        on the last token, which is the decoder's first input.
       start_tokens: int32 [B], the decoder's first input where it depends on the prompt (the last
         prompt token of a decoder-only model). None: `SpecialIds.start` for every prompt.
     """
@@ -95,11 +117,20 @@ class Head:
       kernel: [E, V], or [V, E] where `transposed` (the tied embedding table).
       scale: factor of the logits (T5 1.0: E**-0.5, else 1).
       transposed: true where `kernel` is [V, E].
+      soft_cap: c of logits c · tanh(product / c) (T5Gemma); None: they are not capped.
     """
 
     kernel: Any
     scale: float = flax.struct.field(pytree_node=False, default=1.0)
     transposed: bool = flax.struct.field(pytree_node=False, default=False)
+    soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
+
+    def finish(self, products: Any) -> Any:
+        """Scales and caps products of hidden states and kernel: the logits."""
+        logits = products if self.scale == 1.0 else products * self.scale
+        if self.soft_cap is None:
+            return logits
+        return self.soft_cap * jnp.tanh(logits / self.soft_cap)
 
 
 @flax.struct.dataclass
@@ -145,7 +176,7 @@ def project(hidden: Float[Array, "*batch embed"], head: Head) -> Float[Array, "*
         (((hidden.ndim - 1,), (contract,)), ((), ())),
         precision=precision,
     )
-    return logits if head.scale == 1.0 else logits * head.scale
+    return head.finish(logits)
 
 
 def head_for_loop(head: Head, dtype: Any) -> Head:
@@ -171,7 +202,7 @@ def project_token(hidden: Float[Array, "batch embed"], head: Head) -> Float[Arra
         precision=jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )
-    return logits if head.scale == 1.0 else logits * head.scale
+    return head.finish(logits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from gkd.models.interface import Encoded, ProjectedLogits, Seq2SeqModel
+from gkd.models.architecture import Architecture
+from gkd.models.interface import Encoded, ProjectedLogits, Seq2SeqModel, project
 
 
 def shift_right(
@@ -74,3 +75,30 @@ def score_tokens(
         inputs = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
     hidden = model.decode_hidden(params, encoded, inputs, dropout_rng=dropout_rng)
     return ProjectedLogits(hidden.last, model.head(params), hidden.inner)
+
+
+def teacher_forced_logits(
+    config: Architecture,
+    params: Any,
+    inputs: Int[Array, "batch source"],
+    targets: Int[Array, "batch length"],
+    input_lengths: Int[Array, " batch"],
+) -> Float[Array, "batch length vocab"]:
+    """Computes the logits that predict each target token after its prompt, in one pass.
+
+    Args:
+      config: an architecture: an encoder-decoder, or a decoder-only model.
+      params: its parameters, as `gkd.checkpoints.load_hf` returns them.
+      inputs: int32 [B, S], prompts; what follows their lengths is not read.
+      targets: int32 [B, T], outputs; what follows their end does not change the logits before it.
+      input_lengths: int32 [B], tokens of each prompt.
+
+    Returns:
+      float32 [B, T, V], raw: no id is excluded.
+    """
+    model = config.build()
+    inside = jnp.arange(inputs.shape[1]) < input_lengths[:, None]
+    prompts = jnp.where(inside, inputs, model.special_ids.padding)
+    encoded = model.encode(params, prompts)
+    logits = score_tokens(model, params, encoded, targets)
+    return project(logits.hidden, logits.head)

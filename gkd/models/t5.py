@@ -290,8 +290,14 @@ def _parameter_shapes(config):
     return tuple(shapes.items())
 
 
+_SIDES = ("encoder", "decoder")
+
+
 def stack_layers(params):
-    """Stacks layers_0, layers_1, … into one subtree `layers` with a leading layer axis."""
+    """Stacks layers_0, layers_1, … into one subtree `layers` with a leading layer axis.
+
+    Those of other architectures too; a decoder-only model has no encoder.
+    """
 
     def stack(side):
         count = sum(name.startswith("layers_") for name in side)
@@ -299,13 +305,9 @@ def stack_layers(params):
         rest = {name: value for name, value in side.items() if not name.startswith("layers_")}
         return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
 
-    return {**params, "encoder": stack(params["encoder"]), "decoder": stack(params["decoder"])}
+    return {**params, **{side: stack(params[side]) for side in _SIDES if side in params}}
 
 
 def unstack_layers(params):
     """Inverts `stack_layers`."""
-    return {
-        **params,
-        "encoder": cached.unstack(params["encoder"]),
-        "decoder": cached.unstack(params["decoder"]),
-    }
+    return {**params, **{side: cached.unstack(params[side]) for side in _SIDES if side in params}}

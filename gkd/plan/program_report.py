@@ -172,7 +172,7 @@ def undivided(program: StepProgram) -> list[str]:
     notes = []
     for role, config, prompts in _models(program):
         shards = shard_counts_of(program, config, prompts)
-        heads = f"{config.sizes.num_heads} heads, nor do {prompts} rows divide over all chips"
+        heads = f"{config.sizes.divided_heads} heads, nor do {prompts} rows divide over all chips"
         sizes = {
             "attention": (shards.heads, heads),
             "feed-forward layers": (shards.mlp, f"width {config.sizes.mlp_dim}"),
@@ -189,7 +189,7 @@ def undivided(program: StepProgram) -> list[str]:
 def split_by_rows(program: StepProgram) -> list[str]:
     """Lists the models whose attention is split by rows, as their heads cannot be divided."""
     return [
-        f"the {role}'s {config.sizes.num_heads} heads do not divide over "
+        f"the {role}'s {config.sizes.divided_heads} heads do not divide over "
         f"model={program.mesh.shape['model']}: its attention is split by rows, over all chips"
         for role, config, prompts in _models(program)
         if rows_are_spread(program, config, prompts)

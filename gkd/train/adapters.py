@@ -65,7 +65,7 @@ def starting_adapters(
 
     key = jax.random.PRNGKey(seed)
     abstract = jax.eval_shape(make, key)
-    rules = meshes.rules_of_model(rules, student.config.sizes.num_heads, mesh)
+    rules = meshes.rules_of_model(rules, student.config.sizes.divided_heads, mesh)
     shardings = meshes.parameter_shardings(mesh, abstract, rules)
     make_unboxed = jax.jit(lambda key: nn.meta.unbox(make(key)), out_shardings=shardings)
     return Starting(lambda: make_unboxed(key), shardings, nn.meta.unbox(abstract))

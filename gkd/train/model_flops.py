@@ -328,13 +328,13 @@ def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:
       prompts: that it is run on at the same time.
     """
     mesh, sizes = program.mesh, config.sizes
-    rules = meshes.rules_of_model(program.rules, sizes.num_heads, mesh)
+    rules = meshes.rules_of_model(program.rules, sizes.divided_heads, mesh)
 
     def parts(axis, size):
         name = rules.get(axis)
         return mesh.shape[name] if name and size % mesh.shape[name] == 0 else 1
 
-    attention = parts("heads", sizes.num_heads)
+    attention = parts("heads", sizes.divided_heads)
     if rows_are_spread(program, config, prompts):
         attention = mesh.shape["model"]
     return ShardCounts(
@@ -348,4 +348,4 @@ def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:
 def rows_are_spread(program: StepProgram, config, prompts: int) -> bool:
     """Checks if a model's layers have their rows over both axes, for heads that do not divide."""
     sharding = meshes.model_sharding(program.mesh, program.rules)
-    return bool(row_sharding(sharding, config.sizes.num_heads, prompts).spread_over)
+    return bool(row_sharding(sharding, config.sizes.divided_heads, prompts).spread_over)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gkd.checkpoints.heads import HEAD, read_head
 from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields, shown
+from gkd.hugging_face.t5_heads import HEAD, for_hugging_face, read_head
 from gkd.models.t5 import T5_FIELDS, T5Config
+from gkd.tensor_files.safetensors_files import same_values
+from gkd.tensor_files.tensor import Tensor
+from gkd.tensor_files.weight_files import TABLES
 
+ARCHITECTURE = T5Config
 _CLASSES = {
     "t5": "T5ForConditionalGeneration",
     "mt5": "MT5ForConditionalGeneration",
     "umt5": "UMT5ForConditionalGeneration",
 }
+MODEL_TYPES = tuple(_CLASSES)
+TABLE, *_COPIES = TABLES
+# Early T5 files hold a bias for cross-attention that no T5 has ever used.
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_GENERATION = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 # transformers' names -> gkd's; its "gelu" is the exact one, except in "gated-gelu".
 _ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu_new": "gelu"}
 _FIXED = {
@@ -70,20 +80,32 @@ def with_model_type(raw: Mapping[str, Any]) -> dict[str, Any]:
     return dict(raw)
 
 
-def check_config(raw: Mapping[str, Any], where: Any) -> None:
-    """Checks the types and bounds of the fields of a config.json.
+def read(
+    raw: Mapping[str, Any], generation: Mapping[str, Any], files: dict[str, Tensor], where: Any
+) -> tuple[T5Config, frozenset[str]]:
+    """Builds the architecture that a folder describes.
 
     Args:
-      raw: the JSON.
-      where: path of the file, for messages.
+      raw: its config.json.
+      generation: its generation_config.json, which is not used.
+      files: its unread tensors; a table under a copy's name only gets the table's own name.
+      where: path of config.json, for messages.
+
+    Returns:
+      The architecture with layers not stacked, and the names of tensors that are left out.
 
     Raises:
-      ValueError: a field is missing, wrong, or describes an unsupported model.
+      ValueError: the JSON is damaged or describes an unsupported model, or the weights are not
+        complete.
     """
+    del generation
     check_fields(raw, _FIELDS, where)
     for name, only in _FIXED.items():
         if raw.get(name, only) not in (only, None):
             raise InvalidFile(f"{where}: {name} is {raw[name]}; only {only} is supported")
+    _refuse_incomplete(files, raw, where.parent)
+    copies, is_own = _copies(files, where.parent)
+    return read_config(raw, where, copies, is_own), frozenset({*_COPIES, *copies, _UNUSED})
 
 
 def read_config(
@@ -119,6 +141,44 @@ def read_config(
     )
 
 
+def _refuse_incomplete(files: Mapping[str, Tensor], raw: Mapping[str, Any], directory: Any) -> None:
+    """Refuses weights without a decoder, such as those of transformers' T5EncoderModel.
+
+    And those under other names, such as the checkpoints of training libraries.
+    """
+    if any(name.startswith("decoder.block.") for name in files):
+        return
+    if any(name.startswith("encoder.block.") for name in files):
+        kind = raw.get("architectures")
+        raise InvalidFile(
+            f"{directory} holds an encoder without a decoder ({shown(kind)}): take the complete "
+            "model (…ForConditionalGeneration)"
+        )
+    longer = next((name for name in files if re.search(r"\.(en|de)coder\.block\.", name)), None)
+    example = longer or next(iter(files), None)
+    named = "no tensors" if example is None else f"tensors of other names, e.g. {shown(example)}"
+    raise InvalidFile(
+        f"{directory} holds {named}: a T5 has encoder.block.0… and decoder.block.0…, as "
+        "transformers' `save_pretrained` writes them"
+    )
+
+
+def _copies(files: dict[str, Tensor], directory: Any) -> tuple[tuple[str, ...], bool | None]:
+    """Names of copies of the table, and True if the head differs from it (None without a head)."""
+    copies = [name for name in _COPIES if name in files]
+    if copies and TABLE not in files:  # transformers also accepts a table under such a name only
+        files[TABLE] = files[copies.pop(0)]
+    for name in copies:
+        if not same_values(files[TABLE], files[name]):
+            raise InvalidFile(
+                f"{directory}: {name} differs from {TABLE}, but a T5 has one table for both"
+            )
+    if HEAD not in files:
+        return tuple(copies), None
+    is_own = TABLE not in files or not same_values(files[TABLE], files[HEAD])
+    return (*copies, *([] if is_own else [HEAD])), is_own
+
+
 def _activations(raw: Mapping[str, Any], where: Any) -> tuple[str, ...]:
     default = "relu" if raw["model_type"] == "t5" else "gated-gelu"
     projection = raw.get("feed_forward_proj") or default
@@ -132,19 +192,26 @@ def _activations(raw: Mapping[str, Any], where: Any) -> tuple[str, ...]:
     return (_ACTIVATIONS[name], "linear") if gated else (_ACTIVATIONS[name],)
 
 
+def prepare(
+    config: T5Config, tensors: Mapping[str, Tensor]
+) -> tuple[T5Config, dict[str, Tensor], dict[str, bool]]:
+    """Chooses the form of the head that is written, see `t5_heads.for_hugging_face`."""
+    return for_hugging_face(config, tensors)
+
+
 def write_config(
     config: T5Config, head: Mapping[str, bool], dtype: str | None, tokenizer_class: str | None
-) -> dict[str, Any]:
-    """Builds the config.json of an architecture for transformers 4 and 5.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Builds config.json and generation_config.json for transformers 4 and 5.
 
     Args:
       config: the architecture.
-      head: fields that describe the head, from `heads.for_hugging_face`.
+      head: fields that describe the head, from `prepare`.
       dtype: dtype of the weights, None if they have several.
       tokenizer_class: 'T5Tokenizer' or 'ByT5Tokenizer', None if unknown.
 
     Returns:
-      The JSON.
+      The two JSON documents.
 
     Raises:
       ValueError: transformers has no class for such a T5.
@@ -176,7 +243,8 @@ def write_config(
         **_FIXED,
     }
     optional = {"torch_dtype": dtype, "tokenizer_class": tokenizer_class}
-    return {**raw, **{name: value for name, value in optional.items() if value is not None}}
+    raw |= {name: value for name, value in optional.items() if value is not None}
+    return raw, {name: raw[name] for name in _GENERATION}
 
 
 def parameter_names(config: T5Config) -> dict[str, tuple[str, bool]]:
@@ -185,7 +253,7 @@ def parameter_names(config: T5Config) -> dict[str, tuple[str, bool]]:
     Args:
       config: the architecture.
     """
-    names = {"token_embedder/embedding": ("shared.weight", False)}
+    names = {"token_embedder/embedding": (TABLE, False)}
     if not config.logits_via_embedding:
         names["decoder/logits_dense/kernel"] = ("lm_head.weight", True)
     sides = ("encoder", config.num_encoder_layers), ("decoder", config.num_decoder_layers)

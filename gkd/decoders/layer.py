@@ -1,0 +1,90 @@
+"""One layer applied to whole rows: prompts, continuations, an encoder's or a decoder's input."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from gkd.decoders.attention import Keys, attend
+from gkd.decoders.blocks import CROSS, SELF, add_attention, add_mlp, heads, pre_norm
+from gkd.models.attention_sharding import RowSharding
+from gkd.parallel.model_sharding import ModelSharding
+
+RESIDUAL = ("batch", "length", "activation_embed")
+
+
+class Place(NamedTuple):
+    """Where a layer's input is in its text.
+
+    Attributes:
+      positions: int32 [N, L].
+      visible: bool [N, L], false on padding.
+      turn: rotation of the positions.
+      window: of the layer, in tokens.
+      both_ways: True in an encoder, whose tokens also see those after them.
+    """
+
+    positions: Any
+    visible: Any
+    turn: Any
+    window: Any
+    both_ways: bool = False
+
+
+def positions_of(mask: Bool[Array, "rows length"]) -> Int[Array, "rows length"]:
+    """Numbers the tokens of rows from 0, wherever their padding is.
+
+    >>> positions_of(jnp.array([[False, True, True, False]])).tolist()
+    [[0, 0, 1, 1]]
+    """
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def apply_layer(
+    config: Any,
+    sharding: ModelSharding,
+    rows: RowSharding,
+    params: Any,
+    x: Array,
+    place: Place,
+    before: Keys | None = None,
+    context: Any = None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Applies one layer to whole rows, which attend to themselves and to what is before them.
+
+    Args:
+      config: the stack's `DecoderConfig`.
+      sharding, rows: the mesh on which the model runs, and the layout of its rows.
+      params: parameters of the layer.
+      x: [N, L, E].
+      place: positions of the rows.
+      before: keys and values of B prompts that each row continues; None: there are none.
+      context: (states [B, S, E'], visible bool [B, S]) of B encoded prompts that a layer with
+        cross-attention reads; None: it has none.
+
+    Returns:
+      The layer's result [N, L, E]; the keys and values [N, L, K, D] of its self-attention.
+    """
+    own, y = params[SELF], pre_norm(config, params, SELF, x)
+    query, keys = (heads(config, own, name, y, place.turn) for name in ("query", "key"))
+    values = heads(config, own, "value", y, None)
+    cap, scale = config.attention_soft_cap, config.attention_scale
+    groups = (Keys(keys, values, place.visible, place.positions, place.both_ways),)
+    groups = groups if before is None else (before, *groups)
+    mixed = attend(query, place.positions, groups, scale=scale, soft_cap=cap, window=place.window)
+    x = add_attention(config, params, SELF, x, mixed)
+    if context is not None:
+        query = heads(config, params[CROSS], "query", pre_norm(config, params, CROSS, x), None)
+        group = Keys(*cross_keys(config, params, context[0]), context[1])
+        mixed = attend(query, place.positions, (group,), scale=scale, soft_cap=cap)
+        x = add_attention(config, params, CROSS, x, mixed)
+    x = add_mlp(config, params, x, rows)
+    x = rows.spread(x) if rows.spread_over else sharding.constrain(x, RESIDUAL)
+    return x, (keys, values)
+
+
+def cross_keys(config: Any, params: Any, states: Array) -> tuple[Array, Array]:
+    """The keys and values [B, S, K, D] of a layer's cross-attention to states [B, S, E']."""
+    return tuple(heads(config, params[CROSS], name, states, None) for name in ("key", "value"))

@@ -1,0 +1,164 @@
+"""Translates config.json and tensor names of T5Gemma: encoder and decoder of Gemma's layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gkd.decoders.t5gemma import T5GemmaConfig
+from gkd.errors import InvalidFile
+from gkd.files.json_files import Field, check_fields
+from gkd.hugging_face import stacks
+from gkd.hugging_face.copies import find_copies
+from gkd.tensor_files.tensor import Tensor
+
+MODEL_TYPES = ("t5gemma",)
+ARCHITECTURE = T5GemmaConfig
+TABLE, HEAD = "model.decoder.embed_tokens.weight", "lm_head.out_proj.weight"
+_ID = Field(kinds=(int,), least=0, most=1 << 24, none=True)
+_STACK = Field(kinds=(dict,), required=True)
+_FIELDS = {
+    "model_type": Field(kinds=(str,), choices=MODEL_TYPES, required=True),
+    "encoder": _STACK,
+    "decoder": _STACK,
+    "tie_word_embeddings": Field(kinds=(bool,), none=True),
+    "bos_token_id": _ID,
+    "pad_token_id": _ID,
+    "decoder_start_token_id": _ID,
+    "eos_token_id": Field(kinds=(int, list), none=True),
+}
+_NORMS = {
+    "pre_self_attention": "pre_self_attn",
+    "post_self_attention": "post_self_attn",
+    "pre_mlp": "pre_feedforward",
+    "post_mlp": "post_feedforward",
+}
+_CROSS_NORMS = {
+    "pre_cross_attention": "pre_cross_attn",
+    "post_cross_attention": "post_cross_attn",
+}
+
+
+def read(
+    raw: Mapping[str, Any], generation: Mapping[str, Any], files: dict[str, Tensor], where: Any
+) -> tuple[T5GemmaConfig, frozenset[str]]:
+    """Builds the architecture that a folder describes, see `decoder_only.read`."""
+    check_fields(raw, _FIELDS, where)
+    for side in ("encoder", "decoder"):
+        check_fields(raw[side], stacks.STACK_FIELDS, f"{where}: {side}")
+    ends = generation.get("eos_token_id")
+    ends = raw.get("eos_token_id") if ends is None else ends
+    ends = raw["decoder"].get("eos_token_id") if ends is None else ends
+    tied = raw.get("tie_word_embeddings") is not False
+    begin = raw.get("bos_token_id")
+    begin = raw["decoder"].get("bos_token_id") if begin is None else begin
+    start = raw.get("decoder_start_token_id")
+    start = begin if start is None else start
+    if start is None:
+        raise InvalidFile(f"{where} has no bos_token_id, with which the decoder starts")
+    known = stacks.FAMILIES["t5gemma"]
+    common = {
+        **known.constants,
+        "logits_via_embedding": tied,
+        "end_ids": stacks.read_ends(ends, where),
+        "begin_id": begin,
+        "padding_id": raw.get("pad_token_id"),
+        "family": "t5gemma",
+    }
+    encoder, decoder = (
+        {
+            **stacks.read_stack(raw[side], "t5gemma", f"{where}: {side}"),
+            **common,
+            "context_length": raw[side].get("max_position_embeddings") or known.context,
+        }
+        for side in ("encoder", "decoder")
+    )
+    decoder["embedding_copies"] = find_copies(files, TABLE, (HEAD,), where) if tied else ()
+    encoder["logits_soft_cap"] = None
+    config = T5GemmaConfig(
+        stacks.DecoderConfig(**encoder), stacks.DecoderConfig(**decoder), start_id=start
+    )
+    return config, frozenset(name for name in files if name.endswith(".rotary_emb.inv_freq"))
+
+
+def prepare(
+    config: T5GemmaConfig, tensors: Mapping[str, Tensor]
+) -> tuple[T5GemmaConfig, dict[str, Tensor], dict[str, Any]]:
+    """Returns what is written: this family needs no change."""
+    return config, dict(tensors), {}
+
+
+def write_config(
+    config: T5GemmaConfig, head: Mapping[str, Any], dtype: str | None, tokenizer_class: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Builds config.json and generation_config.json, see `decoder_only.write_config`."""
+    del head, tokenizer_class
+    decoder = config.decoder
+    ends = decoder.end_ids[0] if len(decoder.end_ids) == 1 else list(decoder.end_ids)
+    ids = {
+        "bos_token_id": decoder.begin_id,
+        "eos_token_id": ends,
+        "pad_token_id": decoder.padding_id,
+    }
+    tied = decoder.logits_via_embedding
+    sides = {}
+    for name, stack in (("encoder", config.encoder), ("decoder", decoder)):
+        own = stacks.write_stack(
+            dataclasses.replace(stack, logits_soft_cap=decoder.logits_soft_cap)
+        )
+        own["hidden_activation"] = own.pop("hidden_act")
+        own.pop("use_sliding_window", None)
+        sides[name] = {
+            "model_type": "t5_gemma_module",
+            **own,
+            **ids,
+            "is_decoder": name == "decoder",
+            "tie_word_embeddings": tied,
+            "max_position_embeddings": stack.context_length,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "dropout_rate": 0.0,
+        }
+    sides["decoder"]["cross_attention_hidden_size"] = config.encoder.emb_dim
+    raw = {
+        "architectures": ["T5GemmaForConditionalGeneration"],
+        "model_type": "t5gemma",
+        "is_encoder_decoder": True,
+        **sides,
+        **ids,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": tied,
+        "attention_dropout": 0.0,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": config.start_id,
+    }
+    if dtype is not None:
+        raw["torch_dtype"] = dtype
+    return raw, {"decoder_start_token_id": config.start_id, **ids}
+
+
+def parameter_names(config: T5GemmaConfig) -> dict[str, tuple[str, bool]]:
+    """Maps gkd's name of every parameter to (transformers' name, is transposed there).
+
+    Args:
+      config: the architecture.
+    """
+    names = {
+        "token_embedder/embedding": (TABLE, False),
+        "encoder/token_embedder/embedding": ("model.encoder.embed_tokens.weight", False),
+        "encoder/encoder_norm/scale": ("model.encoder.norm.weight", False),
+        "decoder/decoder_norm/scale": ("model.decoder.norm.weight", False),
+    }
+    if not config.decoder.logits_via_embedding:
+        names["decoder/logits_dense/kernel"] = (HEAD, True)
+    attentions = {"self_attention": "self_attn", "encoder_decoder_attention": "cross_attn"}
+    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        for i in range(stack.num_layers):
+            place = f"{side}/layers_{i}", f"model.{side}.layers.{i}"
+            if side == "encoder":
+                names.update(stacks.layer_names(stack, *place, _NORMS))
+            else:
+                norms = {**_NORMS, **_CROSS_NORMS}
+                names.update(stacks.layer_names(stack, *place, norms, attentions))
+    return names
