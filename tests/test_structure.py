@@ -10,11 +10,11 @@ from tests.paths import REPOSITORY
 # Packages of gkd/; each may import those after it only.
 ORDER = (
     "quickstart", "sweep", "report", "cli", "new", "plan", "train", "convert", "evaluate", "infer",
-    "runs", "configuration", "checkpoints", "tensor_files", "data", "synthetic", "tables",
-    "metrics", "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost", "models",
-    "files", "parallel",
+    "runs", "configuration", "checkpoints", "hugging_face", "tensor_files", "data", "synthetic",
+    "tables", "metrics", "vocabularies", "auxiliary_losses", "decode", "distill", "program_cost",
+    "decoders", "models", "files", "parallel",
 )  # fmt: skip
-PURE = ("models", "auxiliary_losses", "decode", "distill", "parallel")
+PURE = ("models", "decoders", "auxiliary_losses", "decode", "distill", "parallel")
 # Modules without a test file of their name, and why.
 WITHOUT_TESTS = {
     "cli/arguments.py": "cli/test_command_line.py and test_plain_arguments.py parse commands",

@@ -150,6 +150,8 @@ def save_hf(
         theirs[known[name][0]] = _oriented(checked, known[name][1])
     for copy in config.embedding_copies:
         theirs[copy] = theirs[family.TABLE]
+    if not any(tensor.stack for tensor in tensors.values()):
+        theirs = dict(sorted(theirs.items()))  # as transformers writes them
     with atomic_folders.new_folder(directory) as folder:
         _write_weights(folder, theirs, largest_file)
         if tokenizer_from is not None:

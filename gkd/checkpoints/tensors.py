@@ -239,6 +239,7 @@ def unstacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 tensor.dtype,
                 f"{tensor.where}[{i}]",
                 lambda name=name, i=i: read(name)[i],
+                stack=tensor.where,
             )
     return result
 

@@ -63,7 +63,7 @@ def read(
         embedding_copies=find_copies(files, TABLE, (HEAD,), where) if tied else (),
         family=family,
     )
-    return config, frozenset(name for name in files if name.endswith(".rotary_emb.inv_freq"))
+    return config, frozenset(config.embedding_copies) | stacks.unused(files)
 
 
 def prepare(

@@ -27,7 +27,7 @@ def of_model_type(raw: Mapping[str, Any], where: Any) -> Any:
     for module in _MODULES:
         if named in module.MODEL_TYPES:
             return module
-    known = ", ".join(sorted(name for module in _MODULES for name in module.MODEL_TYPES))
+    known = ", ".join(sorted(repr(name) for module in _MODULES for name in module.MODEL_TYPES))
     raise InvalidFile(f"{where}: model_type is {shown(named)}: choose one of {known}")
 
 

@@ -7,7 +7,7 @@ The JSON is read in the forms of transformers 4 (`rope_theta`, `rope_scaling`) a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gkd.decoders.decoder_only import DECODER_FIELDS, DecoderConfig
@@ -196,10 +196,12 @@ def _windows(raw, family, where) -> tuple[int, ...]:
     elif kinds is None and raw.get("use_sliding_window") and window:
         first = raw.get("max_window_layers", 28)
         kinds = [_KINDS[i >= first] for i in range(depth)]
-    elif kinds is None or not (window or _KINDS[1] in kinds):
+    elif kinds is None:
         return (0,)
     if len(kinds) != depth or not all(kind in _KINDS for kind in kinds):
         raise InvalidFile(f"{where}: layer_types needs {depth} of {_KINDS[0]} and {_KINDS[1]}")
+    if _KINDS[1] not in kinds:
+        return (0,)
     if window is None:
         raise InvalidFile(f"{where}: layer_types has {_KINDS[1]}, but there is no sliding_window")
     windows = [window if kind == _KINDS[1] else 0 for kind in kinds]
@@ -251,6 +253,11 @@ def write_stack(config: DecoderConfig) -> dict[str, Any]:
         raw["sliding_window"] = max(config.layer_windows)
         raw["use_sliding_window"] = True
     return raw
+
+
+def unused(files: Iterable[str]) -> frozenset[str]:
+    """Names of tensors that early versions of transformers wrote and no model reads."""
+    return frozenset(name for name in files if name.endswith(".rotary_emb.inv_freq"))
 
 
 def layer_names(

@@ -79,7 +79,7 @@ def read(
     config = T5GemmaConfig(
         stacks.DecoderConfig(**encoder), stacks.DecoderConfig(**decoder), start_id=start
     )
-    return config, frozenset(name for name in files if name.endswith(".rotary_emb.inv_freq"))
+    return config, frozenset(config.embedding_copies) | stacks.unused(files)
 
 
 def prepare(

@@ -19,6 +19,7 @@ class Tensor:
       where: path of the file and name of the tensor, for messages.
       read: function that reads the array from the file, with this shape and dtype, at each call.
       place: (file, offset) of the bytes if they are stored row-major in this orientation, or None.
+      stack: name of the stack of layers that it is a part of, which is best read part by part.
     """
 
     shape: tuple[int, ...]
@@ -26,3 +27,4 @@ class Tensor:
     where: str
     read: Callable[[], np.ndarray]
     place: tuple[epath.Path, int] | None = None
+    stack: str | None = None

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 from gkd.checkpoints import load_hf, save_hf
 from gkd.checkpoints.tensors import tensor_names
-from gkd.decoders.decoder_only import DecoderConfig
 from gkd.decoders.rotary import Rope
 from tests.decoders.golden import DECODERS
 
@@ -100,7 +99,7 @@ def test_defaults_are_those_of_transformers(source):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"model_type": "mamba"}, r"model_type is 'mamba': choose one of .*gemma3_text.*qwen3"),
+        ({"model_type": "mamba"}, r"model_type is 'mamba': choose one of 'gemma3_text', 'llama'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, r"'yarn'.*default.*llama3"),
         ({"rope_parameters": {"rope_type": "linear"}}, r"'linear' with factor None"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, r"llama3 needs original_max"),
@@ -133,12 +132,3 @@ def test_missing_and_surplus_tensors_are_named(source):
     with pytest.raises(ValueError, match=r"missing: decoder/decoder_norm/scale") as caught:
         load_hf(source)
     assert "extra.weight" in str(caught.value)
-
-
-def test_windows_of_published_forms():
-    """Gemma by pattern, Qwen2 by its last layers."""
-    from gkd.hugging_face.stacks import shortest_pattern
-
-    assert shortest_pattern([512] * 5 + [0] + [512] * 5 + [0] + [512, 512]) == (512,) * 5 + (0,)
-    assert shortest_pattern([0, 0, 4096, 4096]) == (0, 0, 4096, 4096)
-    assert DecoderConfig(num_layers=4, layer_windows=(8, 0)).windows == (8, 1 << 30, 8, 1 << 30)

@@ -1,0 +1,85 @@
+"""The sampler's log-probabilities are those of a teacher-forced pass, for every kind of model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gkd.decode.beam import beam_search
+from gkd.decode.sampling import sample
+from gkd.decoders.t5gemma import T5GemmaConfig
+from gkd.distill.logits import dense
+from gkd.models.scoring import score_tokens
+from gkd.models.t5 import stack_layers
+from tests.decoders.models import PATTERNED, TINY, parameters_of
+
+PROMPTS = jnp.array([[3, 4, 7, 8, 2, 6], [-1, -1, 9, 0, 2, 5], [11, -1, -1, -1, -1, -1]])
+MODELS = [TINY, PATTERNED, T5GemmaConfig(PATTERNED, TINY)]
+
+
+def log_probs_of(model, params, tokens, prompts=PROMPTS):
+    encoded = model.encode(params, prompts)
+    logits = jax.nn.log_softmax(dense(score_tokens(model, params, encoded, tokens)))
+    chosen = jnp.take_along_axis(logits, jnp.maximum(tokens, 0)[..., None], axis=2)[..., 0]
+    return jnp.where(tokens >= 0, chosen, 0.0)
+
+
+@pytest.mark.parametrize("config", MODELS, ids=["plain", "gemma", "t5gemma"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_sampled_log_probabilities_are_teacher_forced_ones(config, stacked):
+    config, params = config.with_execution(stacked_layers=stacked), parameters_of(config)
+    params = stack_layers(params) if stacked else params
+    model = config.build()
+    samples = jax.jit(
+        lambda params: sample(
+            model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(1), max_length=9,
+            valid=jnp.ones(40, bool), samples=4,
+        )
+    )(params)  # fmt: skip
+    wanted = jax.jit(lambda tokens: log_probs_of(model, params, tokens))(samples.tokens)
+    np.testing.assert_allclose(samples.log_probs, wanted, atol=2e-5)
+    assert len(set(map(tuple, np.asarray(samples.tokens).tolist()))) > 6
+
+
+def test_bfloat16_log_probabilities_agree_within_its_rounding():
+    config, params = TINY.with_execution(dtype="bfloat16"), parameters_of(TINY)
+    model = config.build()
+    samples = sample(
+        model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(1), max_length=9,
+        valid=jnp.ones(40, bool), samples=4,
+    )  # fmt: skip
+    wanted = log_probs_of(model, params, samples.tokens)
+    assert np.abs(samples.log_probs - wanted).max() < 0.1
+
+
+def test_every_end_ends_a_row_and_is_kept():
+    model, params = TINY.build(), parameters_of(TINY)
+    samples = sample(
+        model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(3), max_length=40,
+        valid=jnp.ones(40, bool), samples=40,
+    )  # fmt: skip
+    tokens, lengths = np.asarray(samples.tokens), np.asarray(samples.lengths)
+    last = tokens[np.arange(len(tokens)), lengths - 1]
+    assert {1, 5} == set(last[lengths < 40])
+    inside = np.arange(40) < lengths[:, None] - 1
+    assert (
+        not np.isin(tokens[inside], [1, 5]).any() and (tokens[~inside & (tokens >= 0)] >= 0).all()
+    )
+    assert (tokens[np.arange(40) >= lengths[:, None]] == -1).all() and (tokens[inside] == 0).any()
+
+
+def test_beams_with_two_ends_are_those_of_all_outputs():
+    """Exhaustive: every output of at most two tokens of a vocabulary of 40."""
+    model, params = TINY.build(), parameters_of(TINY)
+    encoded = model.encode(params, PROMPTS[:1])
+    found = beam_search(
+        model, params, encoded, max_length=2, valid=jnp.ones(40, bool), beams=20,
+        length_penalty=0.0,
+    )  # fmt: skip
+    pairs = np.array([(a, b) for a in range(40) for b in (1, 5) if a not in (1, 5)])
+    outputs = np.concatenate([[[1, -1], [5, -1]], pairs])
+    scores = log_probs_of(
+        model, params, jnp.array(outputs), jnp.repeat(PROMPTS[:1], len(outputs), axis=0)
+    ).sum(axis=1)
+    best = np.sort(np.asarray(scores))[::-1][:6]
+    np.testing.assert_allclose(found.log_probs[0, :6], best, atol=1e-4)
