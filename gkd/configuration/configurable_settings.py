@@ -21,7 +21,12 @@ def _paths(module: str, *names: str) -> tuple[str, ...]:
     return tuple(f"gkd.{module}.{name}" for name in names)
 
 
-MODELS = _paths("models", "t5.T5Config", "t5x_adapter.adapt")
+_DECODER = _paths("decoders.decoder_only", "DecoderConfig")
+_ROPE = _paths("decoders.rotary", "Rope")
+MODELS = (
+    *_paths("models", "t5.T5Config", "t5x_adapter.adapt"),
+    *_paths("decoders", "decoder_only.DecoderConfig", "t5gemma.T5GemmaConfig"),
+)
 TASKS = (
     *_paths("data.tasks", "summarization", "translation", "gsm8k_cot", "local_text"),
     *_paths("data.tasks", "instructions", "arithmetic", "from_seqio", "mixture"),
@@ -300,6 +305,51 @@ ARCHITECTURES = {
         "remat": flag(),
         "family": text(),
         "embedding_copies": sequence(text()),
+    },
+    "gkd.decoders.decoder_only.DecoderConfig": {
+        "vocab_size": whole(2, 10_000_000),
+        "emb_dim": _WIDTH,
+        "num_heads": _WIDTH,
+        "num_kv_heads": _WIDTH,
+        "head_dim": _WIDTH,
+        "mlp_dim": _WIDTH,
+        "num_layers": _LAYERS,
+        "mlp_activation": choice("silu", "gelu"),
+        "norm_epsilon": number(above=0, below=1),
+        "unit_offset_norms": flag(),
+        "post_norms": flag(),
+        "qk_norms": flag(),
+        "attention_biases": flag(),
+        "scale_embeddings": flag(),
+        "query_scale": number(above=0, none=True),
+        "attention_soft_cap": number(above=0, none=True),
+        "logits_soft_cap": number(above=0, none=True),
+        "rope": Setting(results=_ROPE),
+        "local_rope": Setting(results=_ROPE, none=True),
+        "layer_windows": sequence(whole(), 1),
+        "logits_via_embedding": flag(),
+        "end_ids": sequence(whole(), 1),
+        "begin_id": whole(none=True),
+        "padding_id": whole(none=True),
+        "context_length": whole(1),
+        "dtype": choice("float32", "bfloat16"),
+        "dropout_rate": number(0, below=1),
+        "stacked_layers": flag(),
+        "remat": flag(),
+        "family": text(),
+        "embedding_copies": sequence(text()),
+    },
+    "gkd.decoders.rotary.Rope": {
+        "theta": number(above=0),
+        "factor": number(above=0),
+        "original_length": whole(),
+        "low_frequency_factor": number(above=0),
+        "high_frequency_factor": number(above=0),
+    },
+    "gkd.decoders.t5gemma.T5GemmaConfig": {
+        "encoder": Setting(results=_DECODER),
+        "decoder": Setting(results=_DECODER),
+        "start_id": whole(),
     },
     "gkd.models.lora.LoRA": {
         "rank": whole(1, 65_536),
