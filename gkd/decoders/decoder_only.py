@@ -22,7 +22,7 @@ from gkd.models.flops import MatrixSizes
 from gkd.models.interface import Head, Seq2SeqModel, SpecialIds
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 
-PADDING = -1  # no id of these vocabularies is free for it: 0 is a token, and padding often is EOS
+PADDING = -1  # 0 is a token of these vocabularies, and their padding often is an end
 FAMILIES = ("qwen3", "qwen2", "llama", "gemma3_text")  # decoder-only
 _COUNT = Field(kinds=(int,), least=1, most=1 << 20)
 _SWITCH = Field(kinds=(bool,))
@@ -52,8 +52,9 @@ DECODER_FIELDS = {
     "layer_windows": _LIST,
     "logits_via_embedding": _SWITCH,
     "end_ids": Field(kinds=(tuple, list), least=1, most=100),
-    "begin_id": Field(kinds=(int,), least=0, most=1 << 24, none=True),
-    "padding_id": Field(kinds=(int,), least=-1, most=1 << 24, none=True),
+    "padding": Field(kinds=(int,), least=-1, most=1 << 24),
+    "bos_token_id": Field(kinds=(int,), least=0, most=1 << 24, none=True),
+    "pad_token_id": Field(kinds=(int,), least=-1, most=1 << 24, none=True),
     "context_length": Field(kinds=(int,), least=1, most=1 << 30),
     "dtype": Field(kinds=(str,), choices=("float32", "bfloat16")),
     "dropout_rate": Field(kinds=(float,), least=0, most=1),
@@ -94,7 +95,8 @@ class DecoderConfig:
         w a token sees itself and w − 1 before it, 0 is everything.
       logits_via_embedding: tied head: the embedding table is the head, too.
       end_ids: ids that end an output; the first is appended to targets.
-      begin_id, padding_id, context_length: without effect on the model; its vocabulary's first and
+      padding: follows the end of rows; −1, as no id of these vocabularies is free for it.
+      bos_token_id, pad_token_id, context_length: without effect on the model; its vocabulary's first and
         padding id and its longest text, written to config.json.
       dtype: compute dtype, 'float32' or 'bfloat16'; parameters stay as they are.
       dropout_rate: 0; these models have none.
@@ -127,8 +129,9 @@ class DecoderConfig:
     layer_windows: tuple[int, ...] = (0,)
     logits_via_embedding: bool = True
     end_ids: tuple[int, ...] = (151645, 151643)
-    begin_id: int | None = dataclasses.field(default=151643, compare=False)
-    padding_id: int | None = dataclasses.field(default=151643, compare=False)
+    padding: int = PADDING
+    bos_token_id: int | None = dataclasses.field(default=151643, compare=False)
+    pad_token_id: int | None = dataclasses.field(default=151643, compare=False)
     context_length: int = dataclasses.field(default=40960, compare=False)
     dtype: str = "float32"
     dropout_rate: float = 0.0
@@ -180,7 +183,7 @@ class DecoderConfig:
     @property
     def special_ids(self) -> SpecialIds:
         """The ends, and padding that is no id; the first input is the prompt's last token."""
-        return SpecialIds(start=0, end=self.end_ids[0], padding=PADDING, ends=self.end_ids)
+        return SpecialIds(start=0, end=self.end_ids[0], padding=self.padding, ends=self.end_ids)
 
     @property
     def sizes(self) -> MatrixSizes:
@@ -226,6 +229,17 @@ class DecoderConfig:
           **changes: new values of these fields; None keeps a field.
         """
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+    def with_special_ids(self, padding: int, end: int, ends: tuple[int, ...]) -> DecoderConfig:
+        """Returns the same architecture with a vocabulary's special ids.
+
+        Args:
+          padding: follows the end of rows.
+          end: is appended to targets.
+          ends: all ids that end an output.
+        """
+        ends = tuple(dict.fromkeys((end, *ends)))
+        return dataclasses.replace(self, padding=padding, end_ids=ends)
 
     def describe(self) -> dict[str, Any]:
         """Returns the fields as JSON."""

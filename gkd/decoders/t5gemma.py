@@ -149,6 +149,12 @@ class T5GemmaConfig:
         sides = (side.with_execution(**changes) for side in (self.encoder, self.decoder))
         return T5GemmaConfig(*sides, self.start_id)
 
+    def with_special_ids(self, padding: int, end: int, ends: tuple[int, ...]) -> T5GemmaConfig:
+        """Returns the same architecture with a vocabulary's special ids, see `DecoderConfig`."""
+        sides = (self.encoder, self.decoder)
+        sides = (side.with_special_ids(padding, end, ends) for side in sides)
+        return T5GemmaConfig(*sides, self.start_id)
+
     def describe(self) -> dict[str, Any]:
         """Returns the fields as JSON."""
         return {"architecture": "t5gemma", **dataclasses.asdict(self)}

@@ -57,8 +57,8 @@ def read(
         **known.constants,
         logits_via_embedding=tied,
         end_ids=stacks.read_ends(raw.get("eos_token_id") if ends is None else ends, where),
-        begin_id=raw.get("bos_token_id"),
-        padding_id=raw.get("pad_token_id"),
+        bos_token_id=raw.get("bos_token_id"),
+        pad_token_id=raw.get("pad_token_id"),
         context_length=raw.get("max_position_embeddings") or known.context,
         embedding_copies=find_copies(files, TABLE, (HEAD,), where) if tied else (),
         family=family,
@@ -89,7 +89,11 @@ def write_config(
     """
     del head, tokenizer_class
     ends = config.end_ids[0] if len(config.end_ids) == 1 else list(config.end_ids)
-    ids = {"bos_token_id": config.begin_id, "eos_token_id": ends, "pad_token_id": config.padding_id}
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": ends,
+        "pad_token_id": config.pad_token_id,
+    }
     raw = {
         "architectures": [_CLASSES[config.family]],
         "model_type": config.family,

@@ -62,8 +62,8 @@ def read(
         **known.constants,
         "logits_via_embedding": tied,
         "end_ids": stacks.read_ends(ends, where),
-        "begin_id": begin,
-        "padding_id": raw.get("pad_token_id"),
+        "bos_token_id": begin,
+        "pad_token_id": raw.get("pad_token_id"),
         "family": "t5gemma",
     }
     encoder, decoder = (
@@ -97,9 +97,9 @@ def write_config(
     decoder = config.decoder
     ends = decoder.end_ids[0] if len(decoder.end_ids) == 1 else list(decoder.end_ids)
     ids = {
-        "bos_token_id": decoder.begin_id,
+        "bos_token_id": decoder.bos_token_id,
         "eos_token_id": ends,
-        "pad_token_id": decoder.padding_id,
+        "pad_token_id": decoder.pad_token_id,
     }
     tied = decoder.logits_via_embedding
     sides = {}
