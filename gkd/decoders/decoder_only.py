@@ -96,8 +96,8 @@ class DecoderConfig:
       logits_via_embedding: tied head: the embedding table is the head, too.
       end_ids: ids that end an output; the first is appended to targets.
       padding: follows the end of rows; −1, as no id of these vocabularies is free for it.
-      bos_token_id, pad_token_id, context_length: without effect on the model; its vocabulary's first and
-        padding id and its longest text, written to config.json.
+      bos_token_id, pad_token_id, context_length: without effect on the model, for config.json: the
+        vocabulary's first and padding id, and the longest text.
       dtype: compute dtype, 'float32' or 'bfloat16'; parameters stay as they are.
       dropout_rate: 0; these models have none.
       stacked_layers: run the layers in a `lax.scan` over stacked parameters.

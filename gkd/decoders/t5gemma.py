@@ -28,6 +28,7 @@ from gkd.decoders.blocks import (
 )
 from gkd.decoders.decoder_only import DecoderConfig, head_of, table_parameter
 from gkd.decoders.layer import Place, apply_layer, cross_keys, positions_of
+from gkd.decoders.rotary import Rope
 from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields
 from gkd.models.attention_sharding import row_sharding
@@ -39,9 +40,18 @@ from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 _EXECUTION = ("dtype", "dropout_rate", "stacked_layers", "remat")
 
 
+_SMALL = DecoderConfig(
+    vocab_size=256000, emb_dim=512, num_heads=8, num_kv_heads=8, head_dim=64, mlp_dim=1024,
+    num_layers=8, mlp_activation="gelu", unit_offset_norms=True, post_norms=True, qk_norms=False,
+    scale_embeddings=True, query_scale=64, attention_soft_cap=50.0, logits_soft_cap=30.0,
+    rope=Rope(), layer_windows=(4096, 0), end_ids=(1, 107), bos_token_id=2, pad_token_id=0,
+    context_length=8192, family="t5gemma",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class T5GemmaConfig:
-    """The architecture of a T5Gemma.
+    """The architecture of a T5Gemma. The defaults are T5Gemma S-S.
 
     Attributes:
       encoder, decoder: the two stacks; both have their own embedding table, and the decoder's is
@@ -50,8 +60,8 @@ class T5GemmaConfig:
       configurable: True: the execution fields may be set.
     """
 
-    encoder: DecoderConfig = DecoderConfig(family="t5gemma")
-    decoder: DecoderConfig = DecoderConfig(family="t5gemma")
+    encoder: DecoderConfig = _SMALL
+    decoder: DecoderConfig = _SMALL
     start_id: int = 2
     configurable: ClassVar[bool] = True
 

@@ -24,18 +24,24 @@ def log_probs_of(model, params, tokens, prompts=PROMPTS):
     return jnp.where(tokens >= 0, chosen, 0.0)
 
 
+def sampled(model, params, length, count):
+    """`count` samples of each prompt."""
+    run = jax.jit(
+        lambda params: sample(
+            model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(1),
+            max_length=length, valid=jnp.ones(40, bool), samples=count,
+        )
+    )  # fmt: skip
+    return run(params)
+
+
 @pytest.mark.parametrize("config", MODELS, ids=["plain", "gemma", "t5gemma"])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_sampled_log_probabilities_are_teacher_forced_ones(config, stacked):
     config, params = config.with_execution(stacked_layers=stacked), parameters_of(config)
     params = stack_layers(params) if stacked else params
     model = config.build()
-    samples = jax.jit(
-        lambda params: sample(
-            model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(1), max_length=9,
-            valid=jnp.ones(40, bool), samples=4,
-        )
-    )(params)  # fmt: skip
+    samples = sampled(model, params, 9, 4)
     wanted = jax.jit(lambda tokens: log_probs_of(model, params, tokens))(samples.tokens)
     np.testing.assert_allclose(samples.log_probs, wanted, atol=2e-5)
     assert len(set(map(tuple, np.asarray(samples.tokens).tolist()))) > 6
@@ -44,20 +50,14 @@ def test_sampled_log_probabilities_are_teacher_forced_ones(config, stacked):
 def test_bfloat16_log_probabilities_agree_within_its_rounding():
     config, params = TINY.with_execution(dtype="bfloat16"), parameters_of(TINY)
     model = config.build()
-    samples = sample(
-        model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(1), max_length=9,
-        valid=jnp.ones(40, bool), samples=4,
-    )  # fmt: skip
-    wanted = log_probs_of(model, params, samples.tokens)
+    samples = sampled(model, params, 9, 4)
+    wanted = jax.jit(lambda tokens: log_probs_of(model, params, tokens))(samples.tokens)
     assert np.abs(samples.log_probs - wanted).max() < 0.1
 
 
 def test_every_end_ends_a_row_and_is_kept():
     model, params = TINY.build(), parameters_of(TINY)
-    samples = sample(
-        model, params, model.encode(params, PROMPTS), jax.random.PRNGKey(3), max_length=40,
-        valid=jnp.ones(40, bool), samples=40,
-    )  # fmt: skip
+    samples = sampled(model, params, 40, 40)
     tokens, lengths = np.asarray(samples.tokens), np.asarray(samples.lengths)
     last = tokens[np.arange(len(tokens)), lengths - 1]
     assert {1, 5} == set(last[lengths < 40])
@@ -69,17 +69,30 @@ def test_every_end_ends_a_row_and_is_kept():
 
 
 def test_beams_with_two_ends_are_those_of_all_outputs():
-    """Exhaustive: every output of at most two tokens of a vocabulary of 40."""
+    """Exhaustive: every output of at most three tokens of four ids, of which two end it."""
     model, params = TINY.build(), parameters_of(TINY)
-    encoded = model.encode(params, PROMPTS[:1])
-    found = beam_search(
-        model, params, encoded, max_length=2, valid=jnp.ones(40, bool), beams=20,
-        length_penalty=0.0,
+    valid = jnp.isin(jnp.arange(40), jnp.array([1, 5, 7, 8]))
+    search = jax.jit(
+        lambda params, prompts: beam_search(
+            model, params, model.encode(params, prompts), max_length=3, valid=valid, beams=16,
+            length_penalty=0.0,
+        )
     )  # fmt: skip
-    pairs = np.array([(a, b) for a in range(40) for b in (1, 5) if a not in (1, 5)])
-    outputs = np.concatenate([[[1, -1], [5, -1]], pairs])
-    scores = log_probs_of(
-        model, params, jnp.array(outputs), jnp.repeat(PROMPTS[:1], len(outputs), axis=0)
-    ).sum(axis=1)
-    best = np.sort(np.asarray(scores))[::-1][:6]
-    np.testing.assert_allclose(found.log_probs[0, :6], best, atol=1e-4)
+    found = search(params, PROMPTS[:1])
+    starts = [(), (7,), (8,), (7, 7), (7, 8), (8, 7), (8, 8)]
+    outputs = [(*start, end) for start in starts for end in (1, 5)]
+    rows = jnp.array([[*row, *[-1] * (3 - len(row))] for row in outputs])
+
+    @jax.jit
+    def scores_of(rows):
+        encoded = model.encode(params, PROMPTS[:1])
+        logits = jnp.where(valid, dense(score_tokens(model, params, encoded, rows)), -jnp.inf)
+        chosen = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), jnp.maximum(rows, 0)[..., None], axis=2
+        )
+        return jnp.sum(jnp.where(rows >= 0, chosen[..., 0], 0.0), axis=1)
+
+    scores = np.asarray(scores_of(rows))
+    order = np.argsort(-scores)
+    np.testing.assert_allclose(found.log_probs[0, :14], scores[order], atol=1e-5)
+    np.testing.assert_array_equal(found.tokens[0, :14], np.asarray(rows)[order])
