@@ -237,7 +237,13 @@ def rematerialised(config: Any, layer: Callable) -> Callable:
 
 
 def run_layers(
-    config: Any, stack: Mapping[str, Any], layer: Callable, x: Array, turns: tuple, *per_layer: Any
+    config: Any,
+    stack: Mapping[str, Any],
+    layer: Callable,
+    x: Array,
+    turns: tuple,
+    *per_layer: Any,
+    last: Callable | None = None,
 ) -> tuple[Array, Any]:
     """Applies the layers of a stack, one by one or in a scan.
 
@@ -248,6 +254,7 @@ def run_layers(
       x: [N, L, E], the embedded input.
       turns: from `rotations`.
       *per_layer: further inputs; each is a tuple with an entry per layer, or stacked.
+      last: takes the place of `layer` in the last of layers that are not stacked.
 
     Returns:
       x after the last layer; the results of the layers, as a tuple or stacked.
@@ -258,7 +265,8 @@ def run_layers(
         for i, window in enumerate(windows):
             own = [each[i] for each in per_layer]
             turn = turns[config.is_local(i)]
-            x, result = layer(stack[f"layers_{i}"], x, turn, window, *own)
+            apply = last if last is not None and i == config.num_layers - 1 else layer
+            x, result = apply(stack[f"layers_{i}"], x, turn, window, *own)
             results.append(result)
         return x, tuple(results)
     local = jnp.array([config.is_local(i) for i in range(config.num_layers)])

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from gkd.decoders import cached
 from gkd.decoders.attention import Keys
 from gkd.decoders.blocks import embed, norm, rotations, run_layers
-from gkd.decoders.layer import Place, apply_layer, positions_of
+from gkd.decoders.layer import Place, apply_layer, own_keys, positions_of
 from gkd.models.attention_sharding import row_sharding
 from gkd.models.interface import Encoded, Hidden
 from gkd.parallel.model_sharding import ModelSharding
@@ -43,8 +43,12 @@ def encode(
         place = Place(positions, visible, turn, window)
         return apply_layer(config, sharding, rows, params, x, place)
 
+    def last_layer(params, x, turn, window):  # nothing reads what it makes of them
+        return x, own_keys(config, params, x, turn)
+
     x = rows.scatter(embed(config, params["token_embedder"]["embedding"], tokens))
-    _, hidden = run_layers(config, params["decoder"], layer, x, rotations(config, positions))
+    turns = rotations(config, positions)
+    _, hidden = run_layers(config, params["decoder"], layer, x, turns, last=last_layer)
     # The last token is the continuation's first input, and has its key there.
     return Encoded(hidden, mask & (index != last[:, None]), jnp.maximum(start_tokens, 0))
 

@@ -201,6 +201,7 @@ class DecoderConfig:
             decoder_layers=self.num_layers,
             cross_attention=False,
             attends_in_blocks=True,
+            keys_only=not self.stacked_layers,
         )
 
     def build(self, sharding: ModelSharding = UNSHARDED) -> Seq2SeqModel:

@@ -67,9 +67,9 @@ def apply_layer(
     Returns:
       The layer's result [N, L, E]; the keys and values [N, L, K, D] of its self-attention.
     """
-    own, y = params[SELF], pre_norm(config, params, SELF, x)
-    query, keys = (heads(config, own, name, y, place.turn) for name in ("query", "key"))
-    values = heads(config, own, "value", y, None)
+    y = pre_norm(config, params, SELF, x)
+    query = heads(config, params[SELF], "query", y, place.turn)
+    keys, values = _keys_of(config, params, y, place.turn)
     cap, scale = config.attention_soft_cap, config.attention_scale
     groups = (Keys(keys, values, place.visible, place.positions, place.both_ways),)
     groups = groups if before is None else (before, *groups)
@@ -83,6 +83,16 @@ def apply_layer(
     x = add_mlp(config, params, x, rows)
     x = rows.spread(x) if rows.spread_over else sharding.constrain(x, RESIDUAL)
     return x, (keys, values)
+
+
+def own_keys(config: Any, params: Any, x: Array, turn: Any) -> tuple[Array, Array]:
+    """The keys and values [N, L, K, D] of a layer's self-attention, of its input [N, L, E]."""
+    return _keys_of(config, params, pre_norm(config, params, SELF, x), turn)
+
+
+def _keys_of(config, params, y, turn):
+    own = params[SELF]
+    return heads(config, own, "key", y, turn), heads(config, own, "value", y, None)
 
 
 def cross_keys(config: Any, params: Any, states: Array) -> tuple[Array, Array]:

@@ -129,6 +129,7 @@ class T5GemmaConfig:
             encoder_layers=self.encoder.num_layers,
             cross_attention=True,
             encoder=self.encoder.sizes,
+            keys_only=False,
         )
 
     def build(self, sharding: ModelSharding = UNSHARDED) -> Seq2SeqModel:

@@ -26,6 +26,8 @@ class MatrixSizes:
         all attention in stacked layers, see `gkd.models.layers.attend_in_blocks`.
       key_heads: heads of the keys and values, by which attention is divided; 0: num_heads.
       encoder: sizes of an encoder that differ from the decoder's; None: they are the same.
+      keys_only: True where the last layer of a prompt forms its keys and values only: nothing reads
+        a prefill's last states (in stacked layers it does all the same).
     """
 
     vocab_size: int
@@ -41,6 +43,7 @@ class MatrixSizes:
     attends_in_blocks: bool = False
     key_heads: int = 0
     encoder: MatrixSizes | None = None
+    keys_only: bool = False
 
     @property
     def divided_heads(self) -> int:
@@ -84,7 +87,10 @@ def encoder_flops(
     own = sizes.encoder or sizes
     attention = _projections(own) + 2 * source * own.query_width
     layer = attention / shards.heads + _mlp(own, shards)
-    return 2 * rows * source * sizes.encoder_layers * layer / shards.rows
+    layers = sizes.encoder_layers * layer
+    if sizes.keys_only:
+        layers += 2 * own.emb_dim * own.key_width / shards.heads - layer
+    return 2 * rows * source * layers / shards.rows
 
 
 def cross_flops(

@@ -153,10 +153,11 @@ def _repeated_scores(program, encoded, tokens, shards) -> float:
     encoder = sum(
         repeated_scores(sizes, count, length, length, stacked) for count, length in encoded
     )
-    decoder = repeated_scores(sizes, rows * samples, tokens, tokens, stacked)
+    own = tokens if sizes.cross_attention else tokens + source  # a continuation's prompt too
+    decoder = repeated_scores(sizes, rows * samples, tokens, own, stacked)
     if sizes.cross_attention:
         decoder += repeated_scores(sizes, rows, samples * tokens, source, stacked)
-    layers = encoder * sizes.encoder_layers + decoder * sizes.decoder_layers
+    layers = encoder * (sizes.encoder_layers - sizes.keys_only) + decoder * sizes.decoder_layers
     return 2 * layers / shards.rows / shards.heads
 
 

@@ -1,0 +1,47 @@
+"""The closed form of `plan` for decoder-only models and T5Gemma against the traced step."""
+
+import pytest
+
+from gkd.train.model_flops import step_flops
+from tests.plan.planning import DISTIL
+from tests.products import products
+from tests.step_programs import program_of
+
+GEMMA = "STUDENT_MODEL=@t5gemma.T5GemmaConfig()"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "length"),
+    [
+        ((), None),
+        ((*DISTIL, "LAMBDA=1.0", "SAMPLES=2"), 12),
+        ((*DISTIL, "LAMBDA=1.0", "MICROBATCHES=2", "REMAT=True"), 12),
+        ((*DISTIL, "LAMBDA=0.0", "STUDENT_STACKED=True", "TEACHER_STACKED=True"), None),
+        ((*DISTIL, "LAMBDA=1.0", "INPUT_LENGTH=512", "TARGET_LENGTH=512"), 512),
+        ((GEMMA,), None),
+        ((GEMMA, *DISTIL, "LAMBDA=1.0", "SAMPLES=2"), 12),
+    ],
+)
+def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
+    program = program_of(*overrides, gin_file="tests/decoders/tiny.gin")
+    arguments = program.state.abstract, program.teacher and program.teacher.shapes, program.batch
+    counted = 2 * products(program.step.step, *arguments, loop_trips=length)
+    costs = step_flops(program, length or 12, split=False)
+    assert sum(costs.values()) * program.mesh.size == pytest.approx(counted, rel=0.03)
+
+
+def test_a_prompt_is_prefilled_once_for_sampling_and_loss():
+    """Four samples of a prompt cost three more continuations each, and no prefill."""
+    arguments = []
+    for samples in (1, 4):
+        overrides = (*DISTIL, "LAMBDA=1.0", f"SAMPLES={samples}", "INPUT_LENGTH=256")
+        program = program_of(*overrides, gin_file="tests/decoders/tiny.gin")
+        inputs = program.state.abstract, program.teacher.shapes, program.batch
+        arguments.append(2 * products(program.step.step, *inputs, loop_trips=12))
+    one, four = arguments
+    rows, source, emb, width, mlp = 16, 256, 16, 32, 32
+    layer = 2 * rows * source * (2 * emb * (width + 16) + 2 * source * width + 3 * emb * mlp)
+    keys = 2 * rows * source * 2 * emb * 16
+    prefills = 4 * (layer + keys)  # the student's with its backward pass, the teacher's
+    assert four - one < 3 * (one - prefills) * 1.02
+    assert one > 1.5 * (one - prefills), "the prefill is most of the cost here"
