@@ -15,7 +15,7 @@ import numpy as np
 from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.convert import peft
-from gkd.convert.kept_layers import keep_layers
+from gkd.convert.kept_layers import depths_of, keep_layers
 from gkd.errors import InvalidValue
 from gkd.files.atomic_folders import remove_unfinished
 from gkd.runs import checkpoint_vocabulary, model_loading
@@ -90,10 +90,8 @@ def convert(
 
 
 def _kept(whole: Any, config: Any) -> str:
-    sides = [
-        f"{getattr(config, name)} of {getattr(whole, name)} {side} layers"
-        for side, name in (("encoder", "num_encoder_layers"), ("decoder", "num_decoder_layers"))
-    ]
+    depths = depths_of(config)
+    sides = [f"{depths[side]} of {depth} {side} layers" for side, depth in depths_of(whole).items()]
     return f"{' and '.join(sides)}, "
 
 

@@ -1,4 +1,4 @@
-"""Keeps some layers of a T5: a smaller student that begins with its teacher's own layers."""
+"""Keeps some layers of a model: a smaller student that begins with its teacher's own layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 
 from gkd.checkpoints.tensors import Checkpoint, check_tensors
+from gkd.decoders.decoder_only import DecoderConfig
+from gkd.decoders.t5gemma import T5GemmaConfig
 from gkd.errors import InvalidValue
+from gkd.models.architecture import Architecture
 from gkd.models.t5 import T5Config
 
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
@@ -24,17 +27,17 @@ def keep_layers(opened: Checkpoint, encoder: str | None, decoder: str | None) ->
       encoder, decoder: numbers of the layers from 0, as '0,2,4,7'; None keeps all.
 
     Raises:
-      InvalidValue: the model is no T5, or the numbers are no ascending list of its layers.
+      InvalidValue: the model has no such layers, or the numbers are no ascending list of them.
     """
-    config = opened.config
-    if not isinstance(config, T5Config):
+    depths = depths_of(opened.config)
+    if encoder is not None and "encoder" not in depths:
         raise InvalidValue(
-            f"{opened.path} is a {type(config).__name__}: only the layers of a T5, mT5 or umT5 can "
-            "be chosen"
+            f"keep_encoder_layers is {encoder!r}, but {opened.path} is a decoder-only model: give "
+            "keep_decoder_layers"
         )
+    texts = {"encoder": encoder, "decoder": decoder}
     kept = {
-        "encoder": _numbers("keep_encoder_layers", encoder, config.num_encoder_layers),
-        "decoder": _numbers("keep_decoder_layers", decoder, config.num_decoder_layers),
+        side: _numbers(f"keep_{side}_layers", texts[side], depth) for side, depth in depths.items()
     }
     tensors = {}
     for name, tensor in opened.tensors.items():
@@ -45,13 +48,38 @@ def keep_layers(opened: Checkpoint, encoder: str | None, decoder: str | None) ->
         side, number, rest = layer.group(1), int(layer.group(2)), layer.group(3)
         if number in kept[side]:
             tensors[f"{side}/layers_{kept[side].index(number)}/{rest}"] = tensor
-    config = dataclasses.replace(
-        config,
-        num_encoder_layers=len(kept["encoder"]),
-        num_decoder_layers=len(kept["decoder"]),
-    )
+    config = _with_layers(opened.config, kept)
     check_tensors(tensors, config, opened.path)
     return dataclasses.replace(opened, config=config, tensors=tensors)
+
+
+def depths_of(config: Architecture) -> dict[str, int]:
+    """Returns the number of layers of each of a model's stacks, by its name among the parameters.
+
+    >>> depths_of(T5Config())
+    {'encoder': 8, 'decoder': 8}
+    """
+    if isinstance(config, T5Config):
+        return {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    if isinstance(config, DecoderConfig):
+        return {"decoder": config.num_layers}
+    if isinstance(config, T5GemmaConfig):
+        return {"encoder": config.encoder.num_layers, "decoder": config.decoder.num_layers}
+    raise InvalidValue(f"a {type(config).__name__} has no layers that can be chosen")
+
+
+def _with_layers(config: Architecture, kept: dict[str, Sequence[int]]) -> Architecture:
+    """The architecture with these layers of every stack."""
+    if isinstance(config, T5Config):
+        counts = {f"num_{side}_layers": len(numbers) for side, numbers in kept.items()}
+        return dataclasses.replace(config, **counts)
+    if isinstance(config, DecoderConfig):
+        return config.with_layers(kept["decoder"])
+    return dataclasses.replace(
+        config,
+        encoder=config.encoder.with_layers(kept["encoder"]),
+        decoder=config.decoder.with_layers(kept["decoder"]),
+    )
 
 
 def _numbers(name: str, text: str | None, count: int) -> Sequence[int]:

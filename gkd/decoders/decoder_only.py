@@ -6,7 +6,7 @@ One configuration serves all families; `gkd.decoders.continuation` has the funct
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -231,6 +231,14 @@ class DecoderConfig:
         """
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
+    def with_layers(self, numbers: Sequence[int]) -> DecoderConfig:
+        """Returns the architecture of the model with these layers only, each with its window."""
+        pattern = self.layer_windows
+        windows = [pattern[number % len(pattern)] for number in numbers]
+        return dataclasses.replace(
+            self, num_layers=len(windows), layer_windows=shortest_pattern(windows)
+        )
+
     def with_special_ids(self, padding: int, end: int, ends: tuple[int, ...]) -> DecoderConfig:
         """Returns the same architecture with a vocabulary's special ids.
 
@@ -261,6 +269,17 @@ class DecoderConfig:
                 values[name] = Rope(**rope)
         check_fields(values, DECODER_FIELDS, where, unknown=False)
         return cls(**{**values, "stacked_layers": False, "remat": False})
+
+
+def shortest_pattern(values: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shortest beginning of which the values are repetitions, the last one cut off.
+
+    >>> shortest_pattern([8, 8, 0, 8])
+    (8, 8, 0)
+    """
+    sizes = range(1, len(values) + 1)
+    repeats = lambda size: all(v == values[i % size] for i, v in enumerate(values))  # noqa: E731
+    return tuple(values[: next(filter(repeats, sizes))])
 
 
 def parameters(config: DecoderConfig) -> dict[str, Parameter]:

@@ -7,10 +7,10 @@ The JSON is read in the forms of transformers 4 (`rope_theta`, `rope_scaling`) a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gkd.decoders.decoder_only import DECODER_FIELDS, DecoderConfig
+from gkd.decoders.decoder_only import DECODER_FIELDS, DecoderConfig, shortest_pattern
 from gkd.decoders.rotary import Rope
 from gkd.errors import InvalidFile
 from gkd.files.json_files import Field, check_fields, shown
@@ -206,17 +206,6 @@ def _windows(raw, family, where) -> tuple[int, ...]:
         raise InvalidFile(f"{where}: layer_types has {_KINDS[1]}, but there is no sliding_window")
     windows = [window if kind == _KINDS[1] else 0 for kind in kinds]
     return shortest_pattern(windows)
-
-
-def shortest_pattern(values: Sequence[int]) -> tuple[int, ...]:
-    """Returns the shortest beginning of which the values are repetitions, the last one cut off.
-
-    >>> shortest_pattern([8, 8, 0, 8])
-    (8, 8, 0)
-    """
-    sizes = range(1, len(values) + 1)
-    repeats = lambda size: all(v == values[i % size] for i, v in enumerate(values))  # noqa: E731
-    return tuple(values[: next(filter(repeats, sizes))])
 
 
 def write_stack(config: DecoderConfig) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from gkd.checkpoints import load_hf, save_hf
 from gkd.checkpoints.tensors import as_tensors, nest, read_numpy, tensor_names
 from gkd.cli import command_line
 from gkd.convert.kept_layers import keep_layers
+from gkd.models import teacher_forced_logits
 from gkd.models.t5 import T5, T5Config
 from gkd.runs import model_loading
+from tests.decoders.models import PATTERNED, parameters_of
 
 CONFIG = T5Config(
     vocab_size=40, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_encoder_layers=4,
@@ -157,7 +159,7 @@ def test_adapters_and_other_models_keep_all_layers(tmp_path, capfd):
     assert "--to peft writes the adapters of all layers" in capfd.readouterr().err
     other = copy.copy(opened(CONFIG, random_params(CONFIG)))
     object.__setattr__(other, "config", types.SimpleNamespace())
-    with pytest.raises(ValueError, match="is a SimpleNamespace: only the layers of a T5, mT5 or"):
+    with pytest.raises(ValueError, match="a SimpleNamespace has no layers that can be chosen"):
         keep_layers(other, "0", None)
 
 
@@ -174,3 +176,21 @@ def test_nothing_is_read_to_choose_layers():
         kept.tensors["encoder/layers_1/mlp/wo/kernel"] is tensors["encoder/layers_2/mlp/wo/kernel"]
     )
     assert len(tensors) - len(kept.tensors) == 2 * 9
+
+
+def test_a_decoder_only_model_keeps_each_layers_window():
+    """Layers 1, 2 and 4 of a pattern of 3, 0; the rest computes as if the others did nothing."""
+    whole = dataclasses.replace(PATTERNED, num_layers=5)
+    params = parameters_of(whole)
+    kept = keep_layers(opened(whole, params), None, "1,2,4")
+    assert kept.config.windows == tuple(whole.windows[i] for i in (1, 2, 4))
+    silent = jax.tree.map(jnp.copy, params)
+    for i in (0, 3):  # norms of 1 + scale: −1 makes a block's result 0
+        layer = silent["decoder"][f"layers_{i}"]
+        for name in ("post_self_attention_layer_norm", "post_mlp_layer_norm"):
+            layer[name]["scale"] = jnp.full(16, -1.0)
+    tokens = jnp.array([[3, 4, 7, 8, 9]]), jnp.array([[5, 6, 2]]), jnp.array([5])
+    got = teacher_forced_logits(kept.config, read_numpy(kept.tensors), *tokens)
+    np.testing.assert_allclose(got, teacher_forced_logits(whole, silent, *tokens), atol=1e-5)
+    with pytest.raises(ValueError, match="decoder-only model: give keep_decoder_layers"):
+        keep_layers(opened(whole, params), "0", None)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gkd.decoders.decoder_only import DecoderConfig
+from gkd.decoders.decoder_only import DecoderConfig, shortest_pattern
 from gkd.decoders.rotary import Rope
-from gkd.hugging_face.stacks import read_stack, shortest_pattern
+from gkd.hugging_face.stacks import read_stack
 
 SIZES = {
     "vocab_size": 8, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8,
