@@ -53,7 +53,7 @@ def layer_parameters(config: Any, context_dim: int | None = None) -> dict[str, P
 
 
 def _attention_parameters(config, context_dim):
-    """Of self-attention; of cross-attention where the keys have another width."""
+    """Parameters of self-attention, or of attention to a context of another width."""
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     found = {
         "query/kernel": _kernel(config.emb_dim, queries, "embed", "joined_kv"),

@@ -37,8 +37,8 @@ class Prompt:
     """What the loop reads of B prompts; of decoder-only models in self-attention.
 
     Attributes:
-      keys_and_values: of every layer, [B, S, K, D] each; a tuple, or stacked along a first axis.
-        None: there is no prompt (the self-attention of an encoder-decoder).
+      keys_and_values: a pair of arrays [B, S, K, D] for every layer; a tuple of pairs, or one pair
+        stacked along a first axis.
       visible: bool [B, S].
       positions: int32 [B, S].
       start: int32 [N], the position of every row's first input.
@@ -58,8 +58,8 @@ class Weights:
       layers: parameters of every layer, in the compute dtype.
       prompt: per layer (keys, values) [B, K, D, S] that self-attention reads beside the cache.
       context: per layer (keys, values) [B, K, D, S] that cross-attention reads; None without it.
-      visible, positions, start: of the prompt.
-      context_visible: bool [B, S], of the context.
+      visible, positions, start: the prompt's, see `Prompt`.
+      context_visible: bool [B, S], false on the context's padding.
       final_norm, embedding: [E], [V, E].
     """
 

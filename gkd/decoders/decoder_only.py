@@ -81,11 +81,11 @@ class DecoderConfig:
       emb_dim, num_heads, head_dim, mlp_dim, num_layers: sizes; head_dim·num_heads need not equal
         emb_dim.
       num_kv_heads: heads of the keys and values, each shared by num_heads / num_kv_heads queries.
-      mlp_activation: of the gate, 'silu' or 'gelu' (by tanh).
+      mlp_activation: the gate's function, 'silu' or 'gelu' (by tanh).
       norm_epsilon: ε of the norms; unit_offset_norms: they multiply by 1 + scale (Gemma).
       post_norms: attention and feed-forward blocks also norm their results (Gemma).
       qk_norms: queries and keys are normed per head, before they are rotated (Qwen3, Gemma 3).
-      attention_biases: of queries, keys and values (Qwen2).
+      attention_biases: queries, keys and values have biases (Qwen2).
       scale_embeddings: embeddings are multiplied by √emb_dim (Gemma).
       query_scale: scores are divided by its root; None: head_dim.
       attention_soft_cap, logits_soft_cap: c of c · tanh(x / c); None: not capped.
@@ -272,7 +272,7 @@ class DecoderConfig:
 
 
 def shortest_pattern(values: Sequence[int]) -> tuple[int, ...]:
-    """Returns the shortest beginning of which the values are repetitions, the last one cut off.
+    """Returns the shortest pattern that makes the values when it is repeated.
 
     >>> shortest_pattern([8, 8, 0, 8])
     (8, 8, 0)

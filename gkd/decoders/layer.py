@@ -16,13 +16,13 @@ RESIDUAL = ("batch", "length", "activation_embed")
 
 
 class Place(NamedTuple):
-    """Where a layer's input is in its text.
+    """The place of a layer's input in its text.
 
     Attributes:
       positions: int32 [N, L].
       visible: bool [N, L], false on padding.
       turn: rotation of the positions.
-      window: of the layer, in tokens.
+      window: the layer's window, in tokens.
       both_ways: True in an encoder, whose tokens also see those after them.
     """
 

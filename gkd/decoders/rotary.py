@@ -14,7 +14,7 @@ Rotation = tuple[Float[Array, "rows length half"], Float[Array, "rows length hal
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How positions become angles.
+    """The rule by which positions become angles.
 
     Attributes:
       theta: base of the frequencies.
@@ -81,7 +81,7 @@ def rotate(
 
     Args:
       x: [N, L, H, D].
-      turn: from `rotation`, for the same positions.
+      turn: the rotation of the same positions.
 
     Returns:
       [N, L, H, D] in the dtype of `x`.

@@ -82,7 +82,7 @@ def write_config(
       config: the architecture.
       head: nothing.
       dtype: dtype of the weights, None if they have several.
-      tokenizer_class: of no use; the tokenizer's own files name it.
+      tokenizer_class: not used; the tokenizer's own files name it.
 
     Returns:
       The two JSON documents.

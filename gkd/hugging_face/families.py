@@ -21,7 +21,7 @@ def of_model_type(raw: Mapping[str, Any], where: Any) -> Any:
       where: path of the file, for messages.
 
     Raises:
-      ValueError: no module knows the model type.
+      ValueError: no module has the model type.
     """
     named = raw.get("model_type")
     for module in _MODULES:

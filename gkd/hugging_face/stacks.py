@@ -67,7 +67,7 @@ _KINDS = ("full_attention", "sliding_attention")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What config.json leaves out: constants of a family, and defaults of transformers."""
+    """Values that config.json leaves out: constants of a family, and defaults of transformers."""
 
     tied: bool
     head_dim: int | None = None  # None: hidden_size / num_attention_heads

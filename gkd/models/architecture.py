@@ -1,4 +1,4 @@
-"""The protocol of an architecture: what all other code knows of a model's configuration."""
+"""The protocol of an architecture: a model's configuration as all other code sees it."""
 
 from __future__ import annotations
 

@@ -37,6 +37,10 @@ OTHERS = {
     "gkd.sweep.sweep": {"plan"},
     "gkd.configuration.experiment": {"accepts", "table"},
     "gkd.train.train": {"check_experiment"},
+    "gkd.data.prompts": None,
+    "gkd.decoders.decoder_only": None,
+    "gkd.decoders.rotary": None,
+    "gkd.decoders.t5gemma": {"parameters"},
     "gkd.models.lora": None,
     "gkd.models.t5": None,
 }  # None: most functions of it are none
