@@ -252,7 +252,7 @@ def run_layers(
       stack: its parameters.
       layer: (layer's parameters, x, rotation, window, *its own) -> (x, result).
       x: [N, L, E], the embedded input.
-      turns: from `rotations`.
+      turns: rotations of the positions, see `rotations`.
       *per_layer: further inputs; each is a tuple with an entry per layer, or stacked.
       last: takes the place of `layer` in the last of layers that are not stacked.
 

@@ -34,7 +34,7 @@ from gkd.parallel.model_sharding import ModelSharding
 
 @flax.struct.dataclass
 class Prompt:
-    """What the loop reads of B prompts; of decoder-only models in self-attention.
+    """The part of B prompts that the loop reads, of decoder-only models in self-attention.
 
     Attributes:
       keys_and_values: a pair of arrays [B, S, K, D] for every layer; a tuple of pairs, or one pair
