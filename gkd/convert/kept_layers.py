@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from gkd.checkpoints.tensors import Checkpoint, check_tensors
 from gkd.decoders.decoder_only import DecoderConfig
@@ -53,7 +54,7 @@ def keep_layers(opened: Checkpoint, encoder: str | None, decoder: str | None) ->
     return dataclasses.replace(opened, config=config, tensors=tensors)
 
 
-def depths_of(config: Architecture) -> dict[str, int]:
+def depths_of(config: Any) -> dict[str, int]:
     """Returns the number of layers of each of a model's stacks, by its name among the parameters.
 
     >>> depths_of(T5Config())

@@ -38,7 +38,7 @@ class SpecialIds:
             raise InvalidValue(f"SpecialIds: end {self.end} is not among the ends {self.ends}")
         if self.padding in self.ends:
             raise InvalidValue(
-                f"SpecialIds: an end and padding are both {self.padding}, so a row's EOS would "
+                f"SpecialIds: end and padding are both {self.padding}, so a row's EOS would "
                 "look like its padding: choose an id that is never generated as padding"
             )
 

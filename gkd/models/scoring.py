@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gkd.models.architecture import Architecture
@@ -80,9 +82,9 @@ def score_tokens(
 def teacher_forced_logits(
     config: Architecture,
     params: Any,
-    inputs: Int[Array, "batch source"],
-    targets: Int[Array, "batch length"],
-    input_lengths: Int[Array, " batch"],
+    inputs: Int[Array | np.ndarray, "batch source"],
+    targets: Int[Array | np.ndarray, "batch length"],
+    input_lengths: Int[Array | np.ndarray, " batch"],
 ) -> Float[Array, "batch length vocab"]:
     """Computes the logits that predict each target token after its prompt, in one pass.
 
@@ -97,6 +99,8 @@ def teacher_forced_logits(
       float32 [B, T, V], raw: no id is excluded.
     """
     model = config.build()
+    params, inputs, targets = jax.tree.map(jnp.asarray, (params, inputs, targets))
+    input_lengths = jnp.asarray(input_lengths)
     inside = jnp.arange(inputs.shape[1]) < input_lengths[:, None]
     prompts = jnp.where(inside, inputs, model.special_ids.padding)
     encoded = model.encode(params, prompts)

@@ -37,7 +37,6 @@ OTHERS = {
     "gkd.sweep.sweep": {"plan"},
     "gkd.configuration.experiment": {"accepts", "table"},
     "gkd.train.train": {"check_experiment"},
-    "gkd.data.prompts": None,
     "gkd.decoders.decoder_only": None,
     "gkd.decoders.rotary": None,
     "gkd.decoders.t5gemma": {"parameters"},
