@@ -32,7 +32,7 @@ from gkd.distill.rollouts import (
 )
 from gkd.distill.step_functions import StudentTeacher, next_average
 from gkd.distill.types import Batch, Rollout, TrainState
-from gkd.models.interface import Seq2SeqModel
+from gkd.models.interface import Seq2SeqModel, end_ids
 from gkd.models.lora import Base, whole
 from gkd.models.row_parts import encode_rows
 from gkd.models.scoring import score_tokens
@@ -324,7 +324,7 @@ class TrainStep:
         metrics = {
             "loss": (loss, weight),
             **metrics,
-            **rollout_metrics(rollout, ids.ends, ids.padding),
+            **rollout_metrics(rollout, end_ids(ids), ids.padding),
             "gradient_norm": (norm, one),
             **_skip_counters(state),
         }

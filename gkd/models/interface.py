@@ -33,10 +33,9 @@ class SpecialIds:
     ends: tuple[int, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "ends", tuple(self.ends) or (self.end,))
-        if self.end not in self.ends:
+        if self.ends and self.end not in self.ends:
             raise InvalidValue(f"SpecialIds: end {self.end} is not among the ends {self.ends}")
-        if self.padding in self.ends:
+        if self.padding in (self.end, *self.ends):
             raise InvalidValue(
                 f"SpecialIds: end and padding are both {self.padding}, so a row's EOS would "
                 "look like its padding: choose an id that is never generated as padding"
@@ -55,10 +54,10 @@ def is_one_of(tokens: Int[Array, "..."], ids: Sequence[int]) -> Bool[Array, "...
     return functools.reduce(jnp.logical_or, [tokens == each for each in ids])
 
 
-def end_ids(ids: SpecialIds, given: int | Sequence[int] | None) -> tuple[int, ...]:
+def end_ids(ids: SpecialIds, given: int | Sequence[int] | None = None) -> tuple[int, ...]:
     """Returns the ids that end an output: those that are given, or else the model's own."""
     if given is None:
-        return ids.ends
+        return ids.ends or (ids.end,)
     return (given,) if isinstance(given, int) else tuple(given)
 
 
