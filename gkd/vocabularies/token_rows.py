@@ -144,6 +144,8 @@ def check_special_ids(name: str, model_ids: Any, vocabulary: Any) -> None:
     """
     wanted = special_ids(vocabulary)
     found = {key: getattr(model_ids, key) for key in wanted if hasattr(model_ids, key)}
+    if not found.get("ends", True):
+        found["ends"] = (model_ids.end,)
     differing = [key for key, value in found.items() if value != wanted[key]]
     if differing:
         key = differing[0]
