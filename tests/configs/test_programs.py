@@ -40,7 +40,8 @@ def test_a_run_file_of_every_kind_traces_at_full_size(real_vocabulary):
     assert len(found) > 20
 
     def facts(program):
-        return [(name, program[name]) for name in ("DIVERGENCE", "TEACHER_MODEL", "TASK")]
+        # The length of its inputs tells one task from another.
+        return [(name, program[name]) for name in ("DIVERGENCE", "TEACHER_MODEL", "INPUT_LENGTH")]
 
     some = traces.of_every_kind(found, facts)
     assert 3 < len(some) < 6
