@@ -84,7 +84,7 @@ def evaluate(
         models = _load_models(checkpoint, step, dtype, teacher, task, mesh, rules)
         data = evaluations.make_evaluation(
             task, evaluation.split, mesh,
-            model_loading.shared_valid_ids(models["student"], models.get("teacher"), task),
+            model_loading.scored_valid_ids(models["student"], task),
             batch_size=evaluation.batch_size or batches.size, input_length=batches.input_length,
             target_length=batches.target_length, max_examples=evaluation.examples,
             reward=method.reward,
@@ -137,10 +137,12 @@ def _load_models(
         )
     }
     if teacher.checkpoint is not None:
-        models["teacher"] = model_loading.load_model(
+        loaded = model_loading.load_model(
             "TEACHER", mesh, rules, task, None, teacher.checkpoint, teacher.step,
             **model_loading.inference_dtypes(teacher.dtype, mesh),
         )  # fmt: skip
+        size = models["student"].config.vocab_size
+        models["teacher"] = model_loading.with_scored_ids(loaded, size)
     read = {"STUDENT": models["student"].checkpoint, "TEACHER": "None"}
     if "teacher" in models:
         read["TEACHER"] = models["teacher"].checkpoint

@@ -53,7 +53,7 @@ def collective(
     count: float,
     loop: str = "",
 ) -> Collective | None:
-    """Reads an instruction as a collective; of an asynchronous pair, the start counts.
+    """Reads an instruction as a collective; of an asynchronous pair or chain, the start counts.
 
     Args:
       program: the whole program.
@@ -71,7 +71,7 @@ def collective(
     if instruction.opcode == "send" and _RUNTIME in instruction.attributes:
         return _between_slices(computation, instruction, count, loop)
     kind = instruction.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or continues_chain(computation, instruction):
         return None
     operands = [computation.instructions[name].shape for name in instruction.operands]
     sent = sum(array.bytes for shape in operands for array in shape)
@@ -88,6 +88,23 @@ def collective(
         source=instruction.source,
         loop=loop,
     )
+
+
+def is_chained(instruction: Instruction) -> bool:
+    """True if an instruction is a piece of a collective that libtpu spreads over many fusions.
+
+    The first piece feeds a custom call AsyncCollectiveStart, the last one AsyncCollectiveDone;
+    those between lie in fusions that compute something else meanwhile. Each has the whole
+    collective's shape, and they share its channel.
+    """
+    return instruction.opcode in COLLECTIVES and 'chain_id="' in instruction.attributes
+
+
+def continues_chain(computation: Computation, instruction: Instruction) -> bool:
+    """True for the pieces of a chained collective but the first."""
+    users = computation.users[instruction.name]
+    starts = any('custom_call_target="AsyncCollectiveStart"' in user.attributes for user in users)
+    return is_chained(instruction) and not starts
 
 
 def collective_results(instruction: Instruction) -> tuple[Array, ...]:

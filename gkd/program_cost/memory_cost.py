@@ -6,7 +6,12 @@ import math
 import re
 from collections.abc import Iterable
 
-from gkd.program_cost.collectives import COLLECTIVES, collective_results
+from gkd.program_cost.collectives import (
+    COLLECTIVES,
+    collective_results,
+    continues_chain,
+    is_chained,
+)
 from gkd.program_cost.hlo import Array, Computation, Instruction, Program
 
 _FREE = {
@@ -17,6 +22,7 @@ _FREE = {
     *(f"{name}-done" for name in COLLECTIVES),
 }  # fmt: skip
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"}
+_CHAIN_CALL = re.compile('custom_call_target="AsyncCollective(Start|Done)"')
 _RENAMES = {"bitcast", "reshape"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
@@ -101,6 +107,8 @@ def _read(program, computation, value):
                 total += _read_by(program, computation, user, index, full)
     if not computation.users[value.name]:
         return full if value.is_root else 0.0
+    if _is_handed_on(computation, value):
+        return 0.0
     return min(total, full)
 
 
@@ -129,17 +137,43 @@ def _leaves(computation, value):
     return bool(users) and passes and all(_leaves(computation, user) for user in users)
 
 
+def _is_handed_on(computation, value):
+    """True if a parameter is a buffer of a chained collective that began in an earlier fusion."""
+    pieces = [piece for piece in computation.instructions.values() if is_chained(piece)]
+    if not any(continues_chain(computation, piece) for piece in pieces):
+        return False
+    return all(
+        user.opcode == "tuple" or is_chained(user) or _CHAIN_CALL.search(user.attributes)
+        for user in computation.users[value.name]
+    )
+
+
 def _split_result(inner, fusion):
     """(computation, instruction, array in the fusion's layout) for every array of the result."""
+    if _CHAIN_CALL.search(inner.root.attributes):
+        return _chain_result(inner, fusion)
     if inner.root.opcode != "tuple":
         return [(inner, inner.root, array) for array in fusion.shape]
     roots = [inner.instructions[name] for name in inner.root.operands]
     return list(zip([inner] * len(roots), roots, fusion.shape, strict=True))
 
 
+def _chain_result(inner, fusion):
+    """What the first or last piece of a chained collective writes: its result, at the first."""
+    if "AsyncCollectiveDone" in inner.root.attributes:
+        return []
+    piece = inner.operand(inner.root)
+    arrays = fusion.shape[len(piece.operands) :]  # the operands come first, as they are
+    return [(inner, inner.root, array) for array in arrays]
+
+
 def _written(program, computation, value, array):
     """Bytes written to one array of a fusion's result."""
     if array.space != 0:
+        return 0.0
+    if is_chained(value):  # counted where it starts
+        return 0.0
+    if value.opcode == "parameter" and _is_handed_on(computation, value):
         return 0.0
     if value.opcode in _RENAMES:
         return _written(program, computation, computation.operand(value), array)

@@ -48,7 +48,7 @@ def build_step_program(
     if experiment.student.lora is not None and not from_shapes:
         student, checksums = adapters.read_base(student)
     trained = _trained(experiment, student, mesh, rules)
-    valid = model_loading.shared_valid_ids(student, teacher, task)
+    valid = model_loading.scored_valid_ids(student, task)
     schedule = _learning_rate(experiment)
     optimizer = (experiment.optimisation.optimizer or optimizers.adafactor)(
         learning_rate=_per_update(schedule, method.updates_per_rollout),
@@ -101,6 +101,7 @@ def _load_models(experiment, mesh, rules, from_shapes):
         teacher = dataclasses.replace(student, opened=None)
     elif methods.needs_teacher(method) and experiment.teacher.top_k_file is None:
         teacher = _frozen_teacher(experiment, load, student, mesh, from_shapes)
+        teacher = model_loading.with_scored_ids(teacher, student.config.vocab_size)
     reward_model = load_reward_model(
         method.reward, None if from_shapes and method.reward_architecture else method.reward_model,
         method.reward_architecture, mesh, rules, task, with_params=not from_shapes,

@@ -1,5 +1,7 @@
 """Collectives between slices as libtpu writes them: kinds, bytes and sources, by hand."""
 
+import re
+
 import pytest
 
 from gkd.program_cost.program_cost import program_cost
@@ -131,3 +133,64 @@ def test_the_networks_bandwidth_is_what_the_chips_pages_say():
         assert CHIPS[name].dcn == bits / 8
     assert CHIPS["v5e"].dcn == 6.4e12 / 256 / 8
     assert CHIPS["v6e"].dcn == 25.6e12 / 256 / 8
+
+
+# One gather of bf16[8,128] (S) into bf16[128,128] (L) by 16 chips, as libtpu spreads it: a fusion
+# starts it, one computes meanwhile (X, in and out), one ends it; buffers are handed on.
+CHAIN = """HloModule m, num_partitions=16
+
+%start (p: S) -> (S, L, FLAG) {
+  %p = S parameter(0)
+  %piece.0 = L all-gather(%p), GATHER
+  ROOT %begin = (S, L, FLAG) custom-call(%piece.0), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (x: X, p: S, b: L, flag: FLAG) -> (X, S, L, L, FLAG) {
+  %x = X parameter(0)
+  %y = X negate(%x)
+  %p = S parameter(1)
+  %b = L parameter(2)
+  %flag = FLAG parameter(3)
+  %piece.1 = L all-gather(%p), GATHER
+  ROOT %all = (X, S, L, L, FLAG) tuple(%y, %p, %b, %piece.1, %flag)
+}
+
+%end (p: S, b: L, flag: FLAG) -> L {
+  %p = S parameter(0)
+  %b = L parameter(1)
+  %flag = FLAG parameter(2)
+  %piece.2 = L all-gather(%p), GATHER
+  ROOT %e = L custom-call(%p, %b, %piece.2, %flag), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: S, x: X) -> L {
+  %p = S parameter(0)
+  %x = X parameter(1)
+  %s = (S, L, FLAG) fusion(%p), kind=kCustom, calls=%start
+  %s.0 = S get-tuple-element(%s), index=0
+  %s.1 = L get-tuple-element(%s), index=1
+  %s.2 = FLAG get-tuple-element(%s), index=2
+  %m = (X, S, L, L, FLAG) fusion(%x, %s.0, %s.1, %s.2), kind=kCustom, calls=%meanwhile
+  %m.1 = S get-tuple-element(%m), index=1
+  %m.2 = L get-tuple-element(%m), index=2
+  %m.4 = FLAG get-tuple-element(%m), index=4
+  ROOT %d = L fusion(%m.1, %m.2, %m.4), kind=kCustom, calls=%end
+}
+"""
+SHAPES = {
+    "GATHER": "channel_id=118, replica_groups=[1,16]<=[16], dimensions={0}, CHAINED",
+    "CHAINED": 'frontend_attributes={chain_id="3"}',
+    "S": "bf16[8,128]{1,0}", "L": "bf16[128,128]{1,0}", "X": "f32[16,128]{1,0}",
+    "FLAG": "u32[]{:S(2)}",
+}  # fmt: skip
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+    text = CHAIN
+    for name, shape in SHAPES.items():
+        text = re.sub(rf"\b{name}\b", lambda _, shape=shape: shape, text)
+    cost = program_cost(text)
+    operand, gathered, computed = 2 * 8 * 128, 2 * 128 * 128, 2 * 4 * 16 * 128
+    assert cost.by_kind() == {"all-gather": (1, gathered)}
+    assert cost.wire_bytes == gathered * 15 / 16
+    assert cost.bytes == operand + gathered + computed

@@ -5,12 +5,14 @@ import types
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gkd.checkpoints import formats, hashes
 from gkd.checkpoints.run_format import save_run_checkpoint
 from gkd.data.task_spec import TaskSpec
+from gkd.models import interface
 from gkd.models.t5 import T5Config
 from gkd.models.t5x_adapter import T5XModel
 from gkd.parallel import mesh as meshes
@@ -143,3 +145,23 @@ def test_a_t5x_module_runs_itself_with_the_checkpoints_parameters(run):
     assert isinstance(loaded.config, Unchecked) and loaded.config.module is module
     with pytest.raises(ValueError, match="^STUDENT_MODEL: .*T5X module: set its dtype"):
         load(own, run[0], dtype="bfloat16")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [400, 512, 600])
+def test_a_model_scores_as_many_ids_as_the_other(size, tied):
+    """Its logits of the vocabulary's ids are NumPy's products with the head's rows or columns."""
+    config = dataclasses.replace(CONFIG, logits_via_embedding=tied)
+    model = model_loading.with_scored_ids(load(config), size).model
+    params = random_params(load(config).model)
+    hidden = np.random.default_rng(1).normal(size=(2, 3, 32)).astype(np.float32)
+    found = np.asarray(interface.project(jnp.asarray(hidden), model.head(params)))
+    kernel = (
+        np.asarray(params["token_embedder"]["embedding"]).T / np.sqrt(32)
+        if tied
+        else np.asarray(params["decoder"]["logits_dense"]["kernel"])
+    )
+    own = min(size, 512)
+    assert found.shape == (2, 3, size) == (2, 3, model.vocab_size)
+    np.testing.assert_allclose(found[..., :own], hidden @ kernel[:, :own], rtol=1e-4, atol=1e-4)
+    assert not found[..., own:].any()
