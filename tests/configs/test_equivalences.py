@@ -45,6 +45,7 @@ def run(folder, *arguments):
     return jax.tree.map(np.asarray, params)
 
 
+@pytest.mark.slow
 def test_seqkd_is_fine_tuning_on_what_the_teacher_wrote(tmp_path):
     """A file of outputs, and a data set of the same words: the same weights, bit for bit."""
     rows = [

@@ -55,7 +55,7 @@ def steps(overrides, buckets, count=3):
             (*TAUGHT, "LAMBDA=0.5", "MIXING='example'", "SAMPLES=2", "MICROBATCHES=2",
              "BATCH_SIZE=32"), 8, 2, id="distillation",
         ),
-        pytest.param(REWARDED, 1, 4, id="rewards"),
+        pytest.param(REWARDED, 1, 4, id="rewards", marks=pytest.mark.slow),
         pytest.param(
             (*TAUGHT, "LAMBDA=1.0", "MODEL_PARALLELISM=2", "FULLY_SHARDED=True"), 8, 4,
             id="sharded", marks=pytest.mark.slow,
@@ -102,6 +102,7 @@ def test_what_saves_padding_follows_the_run():
         assert saves_padding(program_of(*MIXED, *overrides)) == saves, overrides
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_continues_without_them(tmp_path, no_evaluations, capfd):
     """Its log is that of a run that has none all the time, but for the padding."""
     settings = (*MIXED, "EVALUATE_EVERY=0", "CHECKPOINT_EVERY=3")

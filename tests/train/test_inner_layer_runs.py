@@ -76,6 +76,7 @@ def test_a_wrong_value_is_a_mistake_of_the_command(setting, message, capfd):
     assert message in fails(capfd, "unused", *OISD, setting, code=2)
 
 
+@pytest.mark.slow
 def test_a_run_continues_bit_for_bit(tmp_path, no_evaluations):
     rows, _, _ = train_whole_and_in_parts(tmp_path, *OISD, "LEARNING_RATE=0.03")
     names = ("inner_divergence", "signed_inner_divergence", "attention_divergence")

@@ -21,6 +21,7 @@ def test_a_run_continues_with_the_very_teacher_it_had(weights, tmp_path):
     assert rows[0]["train/loss"] > 1e-3  # it reads what the student does not
 
 
+@pytest.mark.slow
 def test_the_start_of_a_checkpoint_is_the_teacher_also_after_a_resume(tmp_path, teacher):
     """And the run records which step it was, though the student's own checkpoints have moved on."""
     run = tmp_path / "run"

@@ -22,6 +22,7 @@ def test_a_run_that_ends_with_losses_that_are_not_finite_is_not_complete(tmp_pat
     assert not saved_steps(run) and not (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_overflows_is_named_and_not_the_learning_rate(tmp_path, capfd):
     """Every parameter is finite; the products are not: 1e25 · 1e25 > 3.4e38."""
     teacher = tmp_path / "teacher"

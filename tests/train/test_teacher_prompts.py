@@ -61,6 +61,7 @@ def test_an_offline_teacher_scores_with_its_own_prompts(folder, teacher, online,
     np.testing.assert_allclose(*losses, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_replay_goes_on_with_the_teachers_prompts(folder, teacher, no_evaluations):
     run = folder / "replay"
     options = (

@@ -17,6 +17,7 @@ WITNESS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path, no_evaluations):
     settings = (*WITNESS, "TIME_PARTS=True", "MICROBATCHES=2")
     rows, _, _ = train_whole_and_in_parts(tmp_path, *settings)
