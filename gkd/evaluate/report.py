@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -74,8 +75,9 @@ def all_metrics(outputs: Outputs, divergences: Divergences | None) -> dict[str, 
         for made in by_decoding.values():
             if made.reference_log_probs is not None:
                 scores = [score for row in made.reference_log_probs for score in row]
+                mean = sum(scores) / len(scores)
                 measured[model]["references"] = {
-                    "reference_log_prob": sum(scores) / len(scores)
+                    "reference_log_prob": mean, "reference_perplexity": math.exp(min(-mean, 700.0)),
                 }  # fmt: skip
     if divergences is not None:
         measured["divergences"] = divergences.metrics

@@ -65,6 +65,7 @@ _EVALUATION = {
     "output_length": "Mean length of the outputs in tokens.",
     "unfinished": "Percentage of truncated outputs: they reached TARGET_LENGTH without an end.",
     "reference_log_prob": "Mean log-probability of the references' tokens, in nats.",
+    "reference_perplexity": "Perplexity per token of the references, given their prompts.",
 }
 _DIVERGENCES = {
     "forward_kl": "KL(P‖Q) of teacher P and student Q, nats per token",

@@ -21,9 +21,9 @@ GREEDY = Generated(
 
 def test_metrics_by_model_and_the_mean_over_all_reference_tokens():
     found = report.all_metrics({"student": {"greedy": GREEDY}}, None)
-    assert found == {
-        "student": {"greedy": {"bleu": 50.0}, "references": {"reference_log_prob": -3}}
-    }
+    perplexity = pytest.approx(20.0855, abs=1e-4)  # e³
+    references = {"reference_log_prob": -3, "reference_perplexity": perplexity}
+    assert found == {"student": {"greedy": {"bleu": 50.0}, "references": references}}
 
 
 def test_a_signature_names_every_tokenizer_once():
