@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from gkd.decoders import cached
 from gkd.decoders.attention import Keys
 from gkd.decoders.blocks import embed, norm, rotations, run_layers
-from gkd.decoders.layer import Place, apply_layer, own_keys, positions_of
+from gkd.decoders.layer import Place, apply_layer, own_keys, positions_of, text_of
 from gkd.models.attention_sharding import row_sharding
 from gkd.models.interface import Encoded, Hidden
+from gkd.models.row_parts import RowParts
 from gkd.parallel.model_sharding import ModelSharding
 
 
@@ -26,29 +28,32 @@ def encode(
     sharding: ModelSharding,
     params: Any,
     tokens: Int[Array, "batch source"],
+    parts: RowParts | None = None,
     dropout_rng: Any = None,
 ) -> Encoded:
-    """Prefills prompts, which are padded on the right or on the left."""
+    """Prefills prompts, see `text_of`."""
     del dropout_rng  # these models have no dropout
     params = nn.meta.unbox(params)
-    rows = row_sharding(sharding, config.num_kv_heads, len(tokens))
+    text = text_of(tokens, config.special_ids.padding, parts)
+    rows = row_sharding(sharding, config.num_kv_heads, len(text.tokens))
     mask = tokens != config.special_ids.padding
-    positions = positions_of(mask)
     index = jnp.arange(tokens.shape[1])
     last = jnp.max(jnp.where(mask, index, 0), axis=1)
     start_tokens = jnp.take_along_axis(tokens, last[:, None], axis=1)[:, 0]
-    visible = rows.scatter(mask)
+    visible = rows.scatter(text.mask)
 
     def layer(params, x, turn, window):
-        place = Place(positions, visible, turn, window)
+        place = Place(text.positions, visible, turn, window, lengths=text.lengths)
         return apply_layer(config, sharding, rows, params, x, place)
 
     def last_layer(params, x, turn, window):  # nothing reads what it makes of them
         return x, own_keys(config, params, x, turn)
 
-    x = rows.scatter(embed(config, params["token_embedder"]["embedding"], tokens))
-    turns = rotations(config, positions)
+    x = rows.scatter(embed(config, params["token_embedder"]["embedding"], text.tokens))
+    turns = rotations(config, text.positions)
     _, hidden = run_layers(config, params["decoder"], layer, x, turns, last=last_layer)
+    whole = jax.vmap(text.whole) if config.stacked_layers else text.whole
+    hidden = jax.tree.map(whole, hidden)
     # The last token is the continuation's first input, and has its key there.
     return Encoded(hidden, mask & (index != last[:, None]), jnp.maximum(start_tokens, 0))
 

@@ -209,6 +209,7 @@ class DecoderConfig:
         return Seq2SeqModel(
             init=lambda rng: initialise(parameters(self), rng),
             encode=partial(continuation.encode, self, sharding),
+            encode_parts=partial(continuation.encode, self, sharding),
             decode_hidden=partial(continuation.decode_hidden, self, sharding),
             init_cache=partial(continuation.init_cache, self, sharding),
             decode_step=partial(cached.decode_step, self, sharding),

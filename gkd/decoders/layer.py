@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 from gkd.decoders.attention import Keys, attend
 from gkd.decoders.blocks import CROSS, SELF, add_attention, add_mlp, heads, pre_norm
 from gkd.models.attention_sharding import RowSharding
+from gkd.models.row_parts import RowParts, apart, divided, joined, side_by_side
 from gkd.parallel.model_sharding import ModelSharding
 
 RESIDUAL = ("batch", "length", "activation_embed")
@@ -24,6 +26,7 @@ class Place(NamedTuple):
       turn: rotation of the positions.
       window: the layer's window, in tokens.
       both_ways: True in an encoder, whose tokens also see those after them.
+      lengths: tokens of the texts that lie side by side on the length axis; () for one text.
     """
 
     positions: Any
@@ -31,6 +34,46 @@ class Place(NamedTuple):
     turn: Any
     window: Any
     both_ways: bool = False
+    lengths: tuple[int, ...] = ()
+
+
+class Text(NamedTuple):
+    """Prompts; where they are in parts, a row of every part lies beside the others.
+
+    Attributes:
+      tokens: int32 [N, L], L the sum of the parts' lengths.
+      mask: bool [N, L], false on padding.
+      positions: int32 [N, L], from 0 in every part.
+      lengths: tokens of the rows of each part.
+      whole: a function that undoes the layout, [N, L, …] -> [B, S, …].
+    """
+
+    tokens: Any
+    mask: Any
+    positions: Any
+    lengths: tuple[int, ...]
+    whole: Callable
+
+
+def text_of(
+    tokens: Int[Array, "batch source"], padding: int, parts: RowParts | None = None
+) -> Text:
+    """Lays prompts out, which are padded on the right or on the left; those in parts on the right.
+
+    Args:
+      tokens: the prompts.
+      padding: id of the padding.
+      parts: the division of their rows; None leaves them as they are.
+    """
+    each = (tokens,) if parts is None else divided(tokens, parts)
+    masks = [part != padding for part in each]
+    lengths = tuple(part.shape[1] for part in each)
+
+    def whole(x):
+        return x if parts is None else joined(apart(x, lengths), tokens.shape[1], parts.shards)
+
+    positions = side_by_side([positions_of(mask) for mask in masks])
+    return Text(side_by_side(each), side_by_side(masks), positions, lengths, whole)
 
 
 def positions_of(mask: Bool[Array, "rows length"]) -> Int[Array, "rows length"]:
@@ -70,19 +113,33 @@ def apply_layer(
     y = pre_norm(config, params, SELF, x)
     query = heads(config, params[SELF], "query", y, place.turn)
     keys, values = _keys_of(config, params, y, place.turn)
-    cap, scale = config.attention_soft_cap, config.attention_scale
-    groups = (Keys(keys, values, place.visible, place.positions, place.both_ways),)
-    groups = groups if before is None else (before, *groups)
-    mixed = attend(query, place.positions, groups, scale=scale, soft_cap=cap, window=place.window)
+    mixed = _attend_to_own(config, query, keys, values, place, before)
     x = add_attention(config, params, SELF, x, mixed)
     if context is not None:
         query = heads(config, params[CROSS], "query", pre_norm(config, params, CROSS, x), None)
         group = Keys(*cross_keys(config, params, context[0]), context[1])
+        cap, scale = config.attention_soft_cap, config.attention_scale
         mixed = attend(query, place.positions, (group,), scale=scale, soft_cap=cap)
         x = add_attention(config, params, CROSS, x, mixed)
     x = add_mlp(config, params, x, rows)
     x = rows.spread(x) if rows.spread_over else sharding.constrain(x, RESIDUAL)
     return x, (keys, values)
+
+
+def _attend_to_own(config, query, keys, values, place, before):
+    """Self-attention, of texts that lie side by side each to itself: [N, L, H·D]."""
+    arrays = (query, place.positions, keys, values, place.visible)
+    mixed = []
+    for query, positions, *own in zip(*(apart(x, place.lengths) for x in arrays), strict=True):
+        groups = (Keys(*own, positions, place.both_ways),)
+        mixed.append(
+            attend(
+                query, positions, groups if before is None else (before, *groups),
+                scale=config.attention_scale, soft_cap=config.attention_soft_cap,
+                window=place.window,
+            )
+        )  # fmt: skip
+    return side_by_side(mixed)
 
 
 def own_keys(config: Any, params: Any, x: Array, turn: Any) -> tuple[Array, Array]:

@@ -27,7 +27,7 @@ from gkd.decoders.blocks import (
     stack_parameters,
 )
 from gkd.decoders.decoder_only import DecoderConfig, head_of, table_parameter
-from gkd.decoders.layer import Place, apply_layer, cross_keys, positions_of
+from gkd.decoders.layer import Place, apply_layer, cross_keys, positions_of, text_of
 from gkd.decoders.rotary import Rope
 from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields
@@ -35,6 +35,7 @@ from gkd.models.attention_sharding import row_sharding
 from gkd.models.cached import unstack
 from gkd.models.flops import MatrixSizes
 from gkd.models.interface import Encoded, Hidden, Seq2SeqModel, SpecialIds
+from gkd.models.row_parts import RowParts
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 
 _EXECUTION = ("dtype", "dropout_rate", "stacked_layers", "remat")
@@ -137,6 +138,7 @@ class T5GemmaConfig:
         return Seq2SeqModel(
             init=lambda rng: initialise(parameters(self), rng),
             encode=partial(_encode, self, sharding),
+            encode_parts=partial(_encode, self, sharding),
             decode_hidden=partial(_decode_hidden, self, sharding),
             init_cache=partial(_init_cache, self, sharding),
             decode_step=partial(cached.decode_step, self.decoder, sharding),
@@ -217,22 +219,25 @@ def _encode(
     sharding: ModelSharding,
     params: Any,
     tokens: Int[Array, "batch source"],
+    parts: RowParts | None = None,
     dropout_rng: Any = None,
 ) -> Encoded:
-    """Encodes prompts, which are padded on the right or on the left."""
+    """Encodes prompts, see `text_of`."""
     del dropout_rng  # these models have no dropout
     params, stack = nn.meta.unbox(params)["encoder"], config.encoder
-    rows = row_sharding(sharding, stack.num_kv_heads, len(tokens))
-    mask = tokens != config.special_ids.padding
-    positions, visible = positions_of(mask), rows.scatter(mask)
+    padding = config.special_ids.padding
+    text = text_of(tokens, padding, parts)
+    rows = row_sharding(sharding, stack.num_kv_heads, len(text.tokens))
+    visible = rows.scatter(text.mask)
 
     def layer(params, x, turn, window):
-        place = Place(positions, visible, turn, window, both_ways=True)
+        place = Place(text.positions, visible, turn, window, both_ways=True, lengths=text.lengths)
         return apply_layer(stack, sharding, rows, params, x, place)[0], None
 
-    x = rows.scatter(embed(stack, params["token_embedder"]["embedding"], tokens))
-    x, _ = run_layers(stack, params, layer, x, rotations(stack, positions))
-    return Encoded(norm(stack, x, params["encoder_norm"]["scale"]), mask)
+    x = rows.scatter(embed(stack, params["token_embedder"]["embedding"], text.tokens))
+    x, _ = run_layers(stack, params, layer, x, rotations(stack, text.positions))
+    hidden = norm(stack, x, params["encoder_norm"]["scale"])
+    return Encoded(text.whole(hidden), tokens != padding)
 
 
 def _decode_hidden(

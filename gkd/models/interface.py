@@ -246,9 +246,8 @@ class Seq2SeqModel:
       special_ids: start, end and padding.
       inner_layers: decoder layers below the last that `decode_hidden` can return, as the keyword
         inner_layer: 1 … inner_layers; 0 for a model without that keyword.
-      encode_parts: (params, tuple of encoder_input_tokens [B/K, S_k], dropout_rng=None) -> tuple of
-        Encoded [B/K, S_k, …], those of `encode`, without `start_tokens`; see `row_parts`. None:
-        padding is encoded.
+      encode_parts: (params, encoder_input_tokens [B, S], `row_parts.RowParts`, dropout_rng=None) ->
+        Encoded, that of `encode` but for zeros after the end of a part. None: padding is encoded.
     """
 
     init: Callable

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -57,7 +56,7 @@ def shorter_parts(lengths: Sequence[int], longest: int, shards: int = 1) -> RowP
 
 def apart(x: Array, lengths: Sequence[int], axis: int = 1) -> list[Array]:
     """Splits rows that are side by side; inverts `side_by_side`."""
-    return [x] if len(lengths) == 1 else jnp.split(x, np.cumsum(lengths)[:-1], axis)
+    return [x] if len(lengths) <= 1 else jnp.split(x, np.cumsum(lengths)[:-1], axis)
 
 
 def side_by_side(parts: Sequence[Array], axis: int = 1) -> Array:
@@ -102,29 +101,31 @@ def encode_rows(
     options = {} if dropout_rng is None else {"dropout_rng": dropout_rng}
     if parts is None or model.encode_parts is None:
         return model.encode(params, tokens, **options)
-    return _joined(
-        model.encode_parts(params, _divided(tokens, parts), **options),
-        tokens.shape[1],
-        parts.shards,
-    )
+    return model.encode_parts(params, tokens, parts, **options)
 
 
-def _divided(tokens, parts):
-    """The tokens of every part [B/K, s]."""
+def divided(tokens: Int[Array, "batch source"], parts: RowParts) -> tuple[Array, ...]:
+    """Divides prompts [B, S] into the tokens of every part, [B/K, s]."""
     blocks = tokens.reshape(parts.shards, len(parts.lengths), -1, tokens.shape[1])  # [D, K, n, S]
     return tuple(
         blocks[:, k, :, :length].reshape(-1, length) for k, length in enumerate(parts.lengths)
     )
 
 
-def _joined(encoded, length, shards):
-    """The states of all rows in their order, padded to one length."""
+def joined(arrays: Sequence[Array], length: int, shards: int) -> Array:
+    """Joins the arrays of all parts, [B/K, s, …], to one of rows in their order; inverts `divided`.
 
-    def padded(leaf):
-        return jnp.pad(leaf, [(0, 0), (0, length - leaf.shape[1])] + [(0, 0)] * (leaf.ndim - 2))
+    Args:
+      arrays: one of every part.
+      length: S, to which they are padded with zeros.
+      shards: number of shards of the rows, see `RowParts`.
 
-    def join(*leaves):
-        blocks = [padded(leaf).reshape(shards, -1, length, *leaf.shape[2:]) for leaf in leaves]
-        return jnp.stack(blocks, axis=1).reshape(-1, length, *leaves[0].shape[2:])  # [B, S, …]
+    Returns:
+      An array [B, S, …].
+    """
 
-    return jax.tree.map(join, *encoded)
+    def padded(x):
+        return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+    blocks = [padded(x).reshape(shards, -1, length, *x.shape[2:]) for x in arrays]
+    return jnp.stack(blocks, axis=1).reshape(-1, length, *arrays[0].shape[2:])

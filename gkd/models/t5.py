@@ -18,7 +18,7 @@ from gkd.models import cached
 from gkd.models.flops import MatrixSizes
 from gkd.models.interface import T5_IDS, Encoded, Head, Hidden, Seq2SeqModel, SpecialIds, project
 from gkd.models.layers import Embed
-from gkd.models.row_parts import apart, side_by_side
+from gkd.models.row_parts import apart, divided, joined, side_by_side
 from gkd.models.t5_stacks import Decoder, Encoder
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
 
@@ -262,6 +262,10 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         variables = {"params": params}
         return module.apply(variables, *inputs, not active, rngs=rngs, method=method, **options)
 
+    def encode_parts(params, tokens, parts, **options):
+        encoded = apply(T5.encode_parts, params, divided(tokens, parts), **options)
+        return jax.tree.map(lambda *each: joined(each, tokens.shape[1], parts.shards), *encoded)
+
     return Seq2SeqModel(
         init=init,
         encode=partial(apply, T5.encode),
@@ -273,7 +277,7 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         dtype=config.dtype,
         special_ids=config.special_ids,
         inner_layers=config.num_decoder_layers - 1,
-        encode_parts=partial(apply, T5.encode_parts),
+        encode_parts=encode_parts,
     )
 
 

@@ -159,7 +159,7 @@ def _split_result(inner, fusion):
 
 
 def _chain_result(inner, fusion):
-    """What the first or last piece of a chained collective writes: its result, at the first."""
+    """The arrays that the first or last piece of a chained collective writes: the first, its result."""
     if "AsyncCollectiveDone" in inner.root.attributes:
         return []
     piece = inner.operand(inner.root)

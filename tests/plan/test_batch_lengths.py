@@ -12,6 +12,7 @@ from gkd.plan import batch_lengths, programs
 from gkd.program_cost.program_cost import program_cost
 from tests.plan.counting import LAYERS, STACKED
 from tests.plan.planning import DISTIL, plan, traced
+from tests.step_programs import program_of
 
 LONG = ("INPUT_LENGTH=96", "TARGET_LENGTH=24", "LENGTH_BUCKETS='batches'")
 
@@ -194,3 +195,15 @@ def test_a_step_in_parts_counts_as_its_closed_form_and_sends_no_more(optimized, 
     assert cost.flops < 0.8 * plain.flops
     assert cost.by_kind().keys() == plain.by_kind().keys()
     assert cost.wire_bytes < 1.02 * plain.wire_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gemma", [False, True])
+def test_a_prefill_in_parts_counts_as_its_closed_form(optimized, gemma):
+    student = ("STUDENT_MODEL=@t5gemma.T5GemmaConfig()",) if gemma else ()
+    settings = (*DISTIL, *student, *IN_PARTS, "LAMBDA=1.0")
+    whole = program_of(*settings, gin_file="tests/decoders/tiny.gin")
+    parts = batch_lengths.of_shape(whole, {"inputs": (96, 48, 32, 16), "targets": 24})
+    (cost, closed_form), (plain, _) = map(counted, (parts, whole))
+    assert cost.flops == pytest.approx(closed_form, rel=0.03)
+    assert cost.flops < 0.9 * plain.flops

@@ -13,6 +13,7 @@ from gkd.runs.metrics_log import read_metrics
 from gkd.train.batch_layout import part_sizes, saves_padding
 from gkd.train.train import _training_data
 from tests.compilation import devices
+from tests.paths import TINY
 from tests.plan.planning import DISTIL
 from tests.step_programs import program_of
 from tests.teacher_prompts import OVERRIDES
@@ -20,6 +21,7 @@ from tests.train.training import train
 
 # Problems of one to ten operations: 9 to 36 tokens of 48.
 MIXED = ("STEPS=10", "tasks.arithmetic.minimum_steps=1", "INPUT_LENGTH=48")
+DECODER_ONLY = "tests/decoders/tiny.gin"
 # Updates that are proportional to the gradient: a small one's sign does not matter.
 EXACT = (*MIXED, "optimizers.adamw.eps=1.0", "LEARNING_RATE=1.0")
 TAUGHT = (
@@ -33,9 +35,10 @@ REWARDED = (
 )  # fmt: skip
 
 
-def steps(overrides, buckets, count=3):
+def steps(overrides, buckets, gin_file=TINY, count=3):
     """A run's first steps: the metrics of each, the parameters at last, the parts of each batch."""
-    program = program_of(*EXACT, *overrides, f"LENGTH_BUCKETS={buckets!r}", read=True)
+    settings = (*EXACT, *overrides, f"LENGTH_BUCKETS={buckets!r}")
+    program = program_of(*settings, gin_file=gin_file, read=True)
     data, _ = _training_data(program)
     step, state, rows, parts = program.compile(), program.state.make(), [], []
     frozen = program.frozen_teacher and program.frozen_teacher.params
@@ -67,9 +70,27 @@ def test_parts_change_no_step(overrides, count, parts):
         (got, got_params, used), (want, want_params, none) = (
             steps(overrides, buckets) for buckets in ("parts", None)
         )
+    check_alike(got, got_params, want, want_params)
     assert {len(own.lengths) for own, _ in used if own} == {parts}
     assert TAUGHT[0] not in overrides or any(teacher for _, teacher in used)
     assert set(none) == {(None, None)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gemma", [False, True])
+def test_parts_change_no_step_of_a_decoder_only_model(gemma):
+    overrides = (*TAUGHT, "LAMBDA=0.5", "MIXING='example'", "SAMPLES=2")
+    if gemma:
+        overrides = (*overrides, "STUDENT_MODEL=@t5gemma.T5GemmaConfig()")
+    with devices(1):
+        (*got, used), (*want, _) = (
+            steps(overrides, buckets, DECODER_ONLY) for buckets in ("parts", None)
+        )
+    check_alike(*got, *want)
+    assert all(own and teacher for own, teacher in used)
+
+
+def check_alike(got, got_params, want, want_params):
     for row, expected in zip(got, want, strict=True):
         assert row == pytest.approx(expected, rel=2e-4, abs=1e-5)
     assert got[0]["gradient_norm"] > 1e-3
