@@ -159,7 +159,7 @@ def _split_result(inner, fusion):
 
 
 def _chain_result(inner, fusion):
-    """The arrays that the first or last piece of a chained collective writes: the first, its result."""
+    """The arrays that a chained collective writes: the result, at its first piece."""
     if "AsyncCollectiveDone" in inner.root.attributes:
         return []
     piece = inner.operand(inner.root)

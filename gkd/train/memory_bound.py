@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gkd.errors import InvalidValue
+from gkd.models.layers import query_block
 from gkd.train.batch_layout import part_sizes
 from gkd.train.model_flops import prompt_length, taught_shape
 from gkd.train.step_program import StepProgram
@@ -35,16 +36,19 @@ def needed(program: StepProgram) -> float:
 
 
 def _attention(program, loaded) -> float:
-    """The largest layer's attention weights [rows, heads, query, key] of a microbatch.
+    """The largest layer's attention weights [rows, heads, queries, keys] of a microbatch.
 
-    Of the rows' parts, one may be as long as the batch.
+    Of long rows, as many queries as a block has. Of the rows' parts, one may be as long as the
+    batch.
     """
     rows, target = program.batch.decoder_target_tokens.shape
     together = rows // part_sizes(program).parts
     source, written = prompt_length(program, loaded), rows * program.method.samples
     if loaded is program.teacher:
         written, target, source = taught_shape(program)
-    weights = max(together * source**2, written * target**2, written * target * source)
+    encoding = together * query_block(source) * source
+    decoding = written * query_block(target) * max(target, source)
+    weights = max(encoding, decoding)
     heads = loaded.config.sizes.num_heads
     return 4.0 * heads * weights / program.experiment.batches.microbatches
 
