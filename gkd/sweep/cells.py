@@ -106,6 +106,8 @@ class Cell:
             if not self.path.exists() or size not in (None, self.path.stat().st_size):
                 return None
             return record
+        if self.arguments[0] == "convert":  # the folder appears complete or not at all
+            return {} if self.path.is_dir() and any(self.path.iterdir()) else None
         result = _read_json(self.path)
         if self.run is None:
             return result if result.get("steps") == self.train_steps else None
@@ -125,6 +127,8 @@ class Cell:
             words = launches[-1].get("command_line", ["gkd", *self.arguments])[1:]
             before = command_line.parse_arguments(words).arguments
             return setting_changes.of_arguments(before, self.settings)
+        if self.arguments[0] == "convert":
+            return []
         record = _read_json(self.path) if self.run else self._launch_of_result()
         return setting_changes.of_bindings(record.get("bindings"), self.settings, self.arguments[0])
 
@@ -136,7 +140,7 @@ class Cell:
         """
         if self.arguments[0] == "infer":
             return None, len(self._infer_record().get("launches", [])) or None, None
-        if self.run is not None:
+        if self.run is not None or self.arguments[0] == "convert":
             return None, None, None
         directory = self.path.parent
         rows = _tail_rows(directory / METRICS_FILE)

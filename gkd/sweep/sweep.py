@@ -30,7 +30,8 @@ AVERAGE_OVER = "seed"  # by default the table averages over this axis, where the
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _TRAIN = "/gkd.train.train.train."  # how bindings of the verb `train` begin
 _SCHEDULE = "/gkd.configuration.experiment.Schedule."
-_PREREQUISITE_VERBS = ("train", "infer")
+# Verbs of prerequisites beside train, with the argument that names their result.
+_RESULTS = {"infer": "output", "convert": "target"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,9 @@ def sweep(
         each complete run is evaluated. The table then shows these evaluations, not the last one
         during training.
       prerequisites: by name, commands whose results several cells need, run once and before them:
-        ['train', gin files and overrides] or ['infer', '--NAME=VALUE', …]. A cell waits for those
-        whose MODEL_DIR or output its configuration names; those that no incomplete cell needs are
-        not run.
+        ['train', gin files and overrides], ['infer', '--NAME=VALUE', …] or ['convert', source,
+        target, '--NAME=VALUE', …]. A cell waits for those whose MODEL_DIR, output or target its
+        configuration names; those that no incomplete cell needs are not run.
       results: columns and rows of the table.
       max_parallel: greatest number of cells that run at the same time.
       retries: number of restarts of a cell that crashed or was preempted.
@@ -268,11 +269,11 @@ def _prerequisite(
     if (
         not texts
         or not all(isinstance(t, str) for t in texts)
-        or texts[0] not in _PREREQUISITE_VERBS
+        or texts[0] not in ("train", *_RESULTS)
     ):
         raise InvalidValue(
-            f"prerequisite {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …] or "
-            "['infer', '--NAME=VALUE', …]"
+            f"prerequisite {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …], "
+            "['infer', '--NAME=VALUE', …] or ['convert', 'SOURCE', 'TARGET', '--NAME=VALUE', …]"
         )
     labels = {"prerequisite": "prerequisite", "name": name}
     _check_options({"prerequisite": {name: []}})
@@ -284,12 +285,13 @@ def _prerequisite(
         arguments = command_line.parse_arguments(texts).arguments
     except UserError as error:
         raise InvalidValue(f"prerequisite {name}: {error}") from error
-    if arguments["allow_module"]:
+    if arguments.get("allow_module"):
         raise InvalidValue(f"prerequisite {name}: give --allow_module to the sweep itself")
-    texts += [f"--allow_module={module}" for module in allowed]
-    arguments = {**arguments, "allow_module": list(allowed) or None}
+    if texts[0] == "infer":
+        texts += [f"--allow_module={module}" for module in allowed]
+        arguments = {**arguments, "allow_module": list(allowed) or None}
     needs = _needed(list(arguments.values()), ready)
-    result = arguments["output"]
+    result = arguments[_RESULTS[texts[0]]]
     return result, Cell(labels, tuple(texts), result, arguments, needs=needs)
 
 

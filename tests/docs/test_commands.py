@@ -113,6 +113,8 @@ def check_bash(words, environment):
         claims = {path.stem for path in (REPOSITORY / "configs/sweeps/claims").glob("*.gin")}
         named = re.search(r"all=\(([a-z_ ]+)\)", path.read_text())[1].split()
         assert set(named) == claims and set(arguments) <= claims
+    elif script in ("launch/flan_t5_small.sh", "launch/smollm2_135m.sh"):
+        assert len(arguments) == 1  # the model's folder
     elif script == "launch/quickstart.sh":
         check_script(REPOSITORY / "gkd/quickstart/quickstart.py", arguments)
     elif script == "launch/test.sh":

@@ -11,7 +11,7 @@ import pytest
 
 from gkd.cli import command_line
 from gkd.runs import setting_changes
-from gkd.sweep import cells
+from gkd.sweep import cells, sweep
 from tests.paths import TINY
 from tests.sweep.sweeping import launches, rows_of
 
@@ -214,3 +214,21 @@ def test_outputs_that_were_made_otherwise_are_refused(grid, capsys):
     capsys.readouterr()
     assert grid(*(text.replace("--model=shared", "--seed=3', '--model=shared") for text in first()))
     assert "another configuration: prerequisite/outputs (seed 0 → 3)" in capsys.readouterr().err
+
+
+def test_a_conversion_is_made_before_the_runs_that_begin_from_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prerequisites = {
+        "teacher": ["train", str(TINY), "MODEL_DIR='shared/teacher'"],
+        "layers": ["convert", "shared/teacher", "shared/layers", "--keep_decoder_layers=0"],
+    }
+    student = ["STUDENT='shared/layers'", "STUDENT_MODEL=None"]
+    axes = {"method": {"sft": student}, "seed": {"0": ["SEED=0"]}}
+    teacher, layers, cell = sweep.plan("out", [str(TINY)], axes, prerequisites=prerequisites)
+    assert (layers.needs, cell.needs) == ((teacher,), (layers,))
+    assert layers.arguments == tuple(prerequisites["layers"])
+    place = pathlib.Path("shared/layers")
+    place.mkdir(parents=True)
+    assert layers.outcome() is None and layers.progress() == (None, None, None)
+    (place / "config.json").touch()
+    assert layers.outcome() is not None and layers.changes() == []
