@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import unflatten_dict
 
 from gkd.errors import InvalidFile
 from gkd.models.architecture import Architecture
@@ -84,14 +85,7 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
     >>> nest({"encoder/encoder_norm/scale": 1.0})
     {'encoder': {'encoder_norm': {'scale': 1.0}}}
     """
-    tree: dict[str, Any] = {}
-    for name, value in named.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
+    return unflatten_dict(dict(named), sep="/")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: Architecture, where: Any) -> None:

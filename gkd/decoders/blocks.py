@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float, Int
 
 from gkd.decoders.rotary import Rotation, inverse_frequencies, rotate, rotation
@@ -95,18 +96,6 @@ def stack_parameters(config: Any, context_dim: int | None = None) -> dict[str, P
     }
 
 
-def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Nests values by the parts of their names, which '/' divides."""
-    tree: dict[str, Any] = {}
-    for name, value in named.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
-
-
 def initialise(parameters: Mapping[str, Parameter], rng: Any) -> dict[str, Any]:
     """Makes parameters at random, boxed with their logical axes.
 
@@ -118,12 +107,11 @@ def initialise(parameters: Mapping[str, Parameter], rng: Any) -> dict[str, Any]:
       A nested dictionary of float32 arrays.
     """
     keys = jax.random.split(rng, len(parameters))
-    return nested(
-        {
-            name: nn.LogicallyPartitioned(init(key, shape, jnp.float32), axes)
-            for (name, (shape, axes, init)), key in zip(parameters.items(), keys, strict=True)
-        }
-    )
+    drawn = {
+        name: nn.LogicallyPartitioned(init(key, shape, jnp.float32), axes)
+        for (name, (shape, axes, init)), key in zip(parameters.items(), keys, strict=True)
+    }
+    return unflatten_dict(drawn, sep="/")
 
 
 def norm(config: Any, x: Float[Array, "*rows width"], scale: Float[Array, " width"]) -> Array:
