@@ -37,6 +37,7 @@ class Workload:
 
 
 WORKLOADS = {"xsum-lite": Workload(256, 64), "gsm-lite": Workload(128, 128)}
+CHATS = {"chats": Workload(128, 128)}  # of decoder-only models
 
 
 @dataclasses.dataclass(frozen=True)

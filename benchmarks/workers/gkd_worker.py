@@ -14,7 +14,6 @@ from benchmarks.workloads import STUDENT, TEACHER, USABLE, VOCABULARY
 from gkd.decode import sampling
 from gkd.distill import divergences, losses, optimizers, step_functions, train_step
 from gkd.distill.types import Batch
-from gkd.models.interface import T5_IDS
 from gkd.models.t5 import T5Config, as_seq2seq
 from gkd.parallel import mesh as meshes
 
@@ -27,8 +26,20 @@ def make(work, prompts, targets, sizes=(STUDENT, TEACHER), vocabulary=VOCABULARY
     )
     usable = np.zeros(vocabulary, bool)
     usable[1:USABLE] = True
+    return parts_of(student, teacher, usable, prompts, targets)
+
+
+def parts_of(student, teacher, usable, prompts, targets):
+    """The parts for two models: sample, step and supervised.
+
+    Args:
+      student, teacher: `Seq2SeqModel`s, with random parameters.
+      usable: bool [V], the ids of the vocabulary.
+      prompts, targets: int32 [B, S], [B, T].
+    """
     writable = usable.copy()
-    writable[T5_IDS.end] = False  # no output ends early
+    ids = student.special_ids
+    writable[list(ids.ends or (ids.end,))] = False  # no output ends early
     mesh = meshes.make_mesh()
     batch = meshes.place_batch(Batch(prompts, targets, np.ones(len(prompts), np.float32)), mesh)
     counter = itertools.count()

@@ -7,11 +7,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, Workload
 
 _USED_IDS = (3, 32000)
 
@@ -28,7 +28,7 @@ def answer_commands(answer: Callable[[dict], dict]) -> None:
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
 
-def serve(make: Callable) -> None:
+def serve(make: Callable, workloads: Mapping[str, Workload] = WORKLOADS) -> None:
     """Runs parts of workloads until standard input ends.
 
     A command {"workload", "rows", "part", "runs"} runs one part of one workload, once to warm up
@@ -38,6 +38,7 @@ def serve(make: Callable) -> None:
     Args:
       make: (workload, prompts int32 [B, S], targets int32 [B, T]) -> {part: () -> None}, each
         blocking until its result is there.
+      workloads: the workloads by name.
     """
     parts: dict = {}
 
@@ -45,7 +46,7 @@ def serve(make: Callable) -> None:
         key = (command["workload"], command["rows"])
         if key not in parts:
             parts.clear()  # the models of one workload at a time
-            parts[key] = make(WORKLOADS[key[0]], *tokens(*key))
+            parts[key] = make(workloads[key[0]], *tokens(workloads[key[0]], key[1]))
         run, first = parts[key].get(command["part"]), None
         if run is None:
             return {"missing": command["part"]}
@@ -73,9 +74,9 @@ class _Warm:
         self.run()
 
 
-def tokens(workload: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def tokens(work: Workload, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Random full prompts and outputs, the same in every worker."""
-    work, generator = WORKLOADS[workload], np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     return tuple(
         generator.integers(*_USED_IDS, (rows, length)).astype(np.int32)
         for length in (work.source, work.target)
