@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
             )
             stack.callback(worker.close)
             workers[name] = worker
-        for part in PARTS:
+        for part in given.parts:
             results["parts"][part] = _part(workers, part, given)
             print(_table(part, results["parts"][part], given.rows), flush=True)
     (directory / "decoder_only.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -90,6 +90,7 @@ def _parser():
     participants.add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--eager", action="store_true", help="leave out the compiled peer")
     return parser
 
