@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
-from gkd.parallel.model_sharding import ModelSharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,17 +123,6 @@ class Head:
     scale: float = flax.struct.field(pytree_node=False, default=1.0)
     transposed: bool = flax.struct.field(pytree_node=False, default=False)
     soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
-
-    def split_by_vocabulary(self, sharding: ModelSharding) -> Head:
-        """The same head, its kernel split over the vocabulary only.
-
-        A fully sharded kernel is split over the width too; used as it is, the devices would
-        exchange it again in every block of positions and at every decoding step.
-        """
-        axes = ("vocab", "activation_embed")
-        ordered = axes if self.transposed else axes[::-1]
-        whole = sharding.constrain(self.kernel, ordered)
-        return self.replace(kernel=jax.lax.optimization_barrier(whole))
 
     def with_size(self, size: int) -> Head:
         """The same head for the first `size` ids; those that it lacks get logits of 0."""
