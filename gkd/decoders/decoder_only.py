@@ -213,7 +213,7 @@ class DecoderConfig:
             decode_hidden=partial(continuation.decode_hidden, self, sharding),
             init_cache=partial(continuation.init_cache, self, sharding),
             decode_step=partial(cached.decode_step, self, sharding),
-            head=partial(head_of, self),
+            head=partial(head_of, self, sharding=sharding),
             vocab_size=self.vocab_size,
             dtype=self.dtype,
             special_ids=self.special_ids,
@@ -300,10 +300,12 @@ def table_parameter(config: DecoderConfig) -> Parameter:
     return (config.vocab_size, config.emb_dim), ("vocab", "embed"), nn.initializers.normal(0.02)
 
 
-def head_of(config: DecoderConfig, params: Any) -> Head:
+def head_of(config: DecoderConfig, params: Any, sharding: ModelSharding = UNSHARDED) -> Head:
     """Returns a parameter tree's head: a kernel [E, V], or the tied embedding table [V, E]."""
     cap = config.logits_soft_cap
     if config.logits_via_embedding:
         table = nn.meta.unbox(params["token_embedder"]["embedding"])
-        return Head(table, transposed=True, soft_cap=cap)
-    return Head(nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"]), soft_cap=cap)
+        head = Head(table, transposed=True, soft_cap=cap)
+    else:
+        head = Head(nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"]), soft_cap=cap)
+    return head.split_by_vocabulary(sharding)

@@ -142,7 +142,7 @@ class T5GemmaConfig:
             decode_hidden=partial(_decode_hidden, self, sharding),
             init_cache=partial(_init_cache, self, sharding),
             decode_step=partial(cached.decode_step, self.decoder, sharding),
-            head=partial(head_of, self.decoder),
+            head=partial(head_of, self.decoder, sharding=sharding),
             vocab_size=self.vocab_size,
             dtype=self.dtype,
             special_ids=self.special_ids,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
+from gkd.parallel.model_sharding import ModelSharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,18 @@ class Head:
     scale: float = flax.struct.field(pytree_node=False, default=1.0)
     transposed: bool = flax.struct.field(pytree_node=False, default=False)
     soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
+
+    def split_by_vocabulary(self, sharding: ModelSharding) -> Head:
+        """The same head, on a mesh with its kernel split over the vocabulary only.
+
+        A fully sharded kernel is split over the width too; used as it is, the devices of a TPU
+        slice exchange it again for every block of positions of the loss.
+        """
+        if sharding.mesh is None:
+            return self
+        axes = ("vocab", "activation_embed")
+        ordered = axes if self.transposed else axes[::-1]
+        return self.replace(kernel=sharding.constrain(self.kernel, ordered))
 
     def with_size(self, size: int) -> Head:
         """The same head for the first `size` ids; those that it lacks get logits of 0."""

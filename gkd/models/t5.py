@@ -229,12 +229,15 @@ class T5(nn.Module):
         return project(hidden.last, head_of(self.config, self.variables["params"]))
 
 
-def head_of(config: T5Config, params) -> Head:
+def head_of(config: T5Config, params, sharding: ModelSharding = UNSHARDED) -> Head:
     """Returns a parameter tree's head: a kernel [E, V], or the tied embedding table [V, E]."""
     if config.logits_via_embedding:
         table = nn.meta.unbox(params["token_embedder"]["embedding"])
-        return Head(table, scale=config.logits_scale, transposed=True)
-    return Head(nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"]), config.logits_scale)
+        head = Head(table, scale=config.logits_scale, transposed=True)
+    else:
+        kernel = nn.meta.unbox(params["decoder"]["logits_dense"]["kernel"])
+        head = Head(kernel, config.logits_scale)
+    return head.split_by_vocabulary(sharding)
 
 
 def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2SeqModel:
@@ -269,7 +272,7 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         decode_hidden=partial(apply, T5.decode_hidden),
         init_cache=partial(cached.init_cache, config, sharding),
         decode_step=partial(cached.decode_step, config, sharding),
-        head=partial(head_of, config),
+        head=partial(head_of, config, sharding=sharding),
         vocab_size=config.vocab_size,
         dtype=config.dtype,
         special_ids=config.special_ids,

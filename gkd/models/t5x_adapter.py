@@ -85,7 +85,7 @@ class T5XModel:
             decode_hidden=on_mesh(partial(_with_dropout_rate, _decode_hidden, self.dropout_rate)),
             init_cache=on_mesh(_init_cache),
             decode_step=on_mesh(_decode_step),
-            head=partial(head_of, self.config),
+            head=partial(head_of, self.config, sharding=sharding),
             vocab_size=self.vocab_size,
             dtype=self.dtype,
             special_ids=self.special_ids,

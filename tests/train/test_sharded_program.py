@@ -8,6 +8,7 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from gkd.cli import command_line
+from gkd.distill import fused
 from gkd.plan import program_report, report_lines
 from gkd.plan.memory import resident
 from gkd.program_cost.hlo import parse
@@ -120,6 +121,20 @@ def test_the_students_rows_leave_the_teachers_as_they_are_on_a_tpu(optimized):
     gathers = [one for one in collectives if one.kind == "all-gather"]
     assert any("gkd_sampling" in one.source for one in gathers)
     assert not [one for one in gathers if "gkd_teacher" in one.source]
+
+
+@pytest.mark.slow
+def test_a_fully_sharded_head_is_gathered_once_on_a_tpu(optimized, monkeypatch):
+    """And not for every block of positions; CPUs hoist the gather out of the loop by themselves."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu")
+    monkeypatch.setattr(fused, "_BLOCK_BYTES", 4 * ROWS // 8 * 65536)  # a position a block
+    wide = ("t5.T5Config.vocab_size=65536", "t5.T5Config.emb_dim=256", "FULLY_SHARDED=True")
+    program = traced(
+        *DISTIL, *wide, "LAMBDA=0.0", "BATCH_SIZE=16", devices=topology_devices("v5e:2x4")
+    )
+    collectives = program_cost(program.lower()["step"]().compile().as_text()).collectives
+    head = [one for one in collectives if one.kind == "all-gather" and one.bytes >= 2 * 65536 * 256]
+    assert head and sum(one.count for one in head) <= 4, head  # two models, a table and a head each
 
 
 def test_fully_sharded_parameters_are_on_one_chip_only():

@@ -39,10 +39,10 @@ def test_the_teacher_scores_one_sample_per_prompt():
     program = program_of(*WITNESS)  # of 16 prompts of 24 tokens, targets of 12
     assert taught_shape(program) == (16, 6, 24 + 12)
     assert taught_shape(program_of(*WITNESS, "ROLLOUT_LENGTH=4")) == (16, 4, 24 + 12)
-    long = program_of(*WITNESS, "witness.WitnessLoss.input_length=1000")
+    long = program_of(*WITNESS, "witness.WitnessLoss.input_length=500")
     more = needed(long) - needed(program)
     # Attention of 16 prompts, not of their 64 samples: the student's were 64 rows of 12 by 24.
-    assert more == pytest.approx(4 * 2 * (16 * 1000**2 - max(16 * 36**2, 64 * 12 * 24)))
+    assert more == pytest.approx(4 * 2 * (16 * 500**2 - max(16 * 36**2, 64 * 12 * 24)))
 
 
 @pytest.mark.parametrize(
