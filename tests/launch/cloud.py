@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from gkd.configuration.gin_files import REPOSITORY
+from tests.waiting import wait_until
 
 # Notes its arguments, and plays a cloud with one slice (the file `slice` holds its state).
 # `codes` has what the slice answers when it is asked for the run's exit code, the next of each:
@@ -125,11 +125,9 @@ class Cloud:
         """Starts, sends SIGTERM once it follows the run, and returns the exit code."""
         self.write(wait="")
         process = self.start(script, *arguments)
-        deadline = time.monotonic() + 30
-        while not (self.folder / "waiting").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until((self.folder / "waiting").exists)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         return process.returncode
 
     def calls(self):

@@ -5,11 +5,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from gkd.configuration.gin_files import REPOSITORY
+from tests.waiting import wait_until
 
 TRAIN = ["train", "--gin_file=a b.gin", "--gin.MODEL_DIR='gs://b-1/a'", '--gin.NOTE="$HOME & more"']
 
@@ -80,11 +80,8 @@ def test_stop_lets_the_run_save_and_another_waits_for_it(cloud):
         return subprocess.run(["bash", "-c", command], cwd=cloud.folder, timeout=60).returncode
 
     def wait_for(name, text):
-        deadline = time.monotonic() + 30
         path = cloud.folder / "gkd" / name
-        while time.monotonic() < deadline and not (path.exists() and path.read_text() == text):
-            time.sleep(0.05)
-        assert path.read_text() == text
+        wait_until(lambda: path.exists() and path.read_text() == text)
 
     run = cloud.command("nohup")
     assert host(run) == 0

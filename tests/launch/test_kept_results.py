@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from gkd.configuration.gin_files import REPOSITORY
+from tests.waiting import wait_until
 
 TRAIN = ["train", "--gin_file=configs/runs/xsum/small.gin"]
 IN_BUCKET = [*TRAIN, "--gin.MODEL_DIR='gs://b-1/a'"]
@@ -238,8 +239,7 @@ def test_delete_lets_a_run_save_first(cloud):
 def test_two_launches_of_one_machine_do_not_share_a_slice(cloud):
     cloud.write(wait="")
     first = cloud.start("tpu_vm.sh", "all", *IN_BUCKET)
-    while not (cloud.folder / "waiting").exists():
-        pass
+    wait_until((cloud.folder / "waiting").exists)
     done = cloud("tpu_vm.sh", "all", *IN_BUCKET, code=2)
     assert f"in use by another launch (process {first.pid} of this machine)" in done.stderr
     cloud.write(asked="")

@@ -17,7 +17,7 @@ class Store:
         if call in self.faults:
             self.faults.remove(call)
             raise SystemExit("no network") if call == "exit" else ConnectionError("no network")
-        if f"hang in {call}" in self.faults:
+        if {f"hang in {call}", f"hang in {call} {self.calls[call]}"} & {*self.faults}:
             self.hang.wait(30)
 
     def values(self, run_id):

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from gkd.configuration.gin_files import REPOSITORY
 from gkd.runs import lease, lease_owner
 from tests.sweep.sweeping import launches
+from tests.waiting import wait_until
 
 # The fixture's runner, in a process that can be killed.
 PYTHON = sys.executable  # the fixture replaces it
@@ -70,9 +70,7 @@ def test_a_signal_stops_the_running_cell_after_it_saved(grid, number, capfd):
     pathlib.Path("wait").touch()
 
     def send():
-        deadline = time.monotonic() + 30
-        while not pathlib.Path("started").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(pathlib.Path("started").exists)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send)
@@ -90,14 +88,10 @@ def test_a_killed_runner_takes_its_cells_along_and_the_next_starts_each_once(gri
         [PYTHON, "-c", RUNNER], cwd=os.getcwd(),
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    while not pathlib.Path("started").exists() and runner.poll() is None:
-        time.sleep(0.05)
+    wait_until(pathlib.Path("started").exists)
     runner.kill()
     runner.wait()
-    deadline = time.monotonic() + 20
-    while not pathlib.Path("saved").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert pathlib.Path("saved").exists()  # the cell was asked to stop
+    wait_until(pathlib.Path("saved").exists)  # the cell was asked to stop
     pathlib.Path("wait").unlink()
     assert launches() == ["out/sft/0"]
     assert grid() == 0  # at once: the runner is known to be dead
@@ -131,8 +125,7 @@ def test_a_cell_that_another_process_runs_is_waited_for(grid, capfd):
     owned(pathlib.Path("out/sft/1/run"), other)
 
     def finish():  # the other process completes the cell and ends, once the rest has run
-        while len(launches()) < 3:
-            time.sleep(0.05)
+        wait_until(lambda: len(launches()) >= 3)
         pathlib.Path("out/sft/1/summary.json").write_text('{"steps": 30, "evaluation": {}}')
         other.kill()
         other.wait()
@@ -153,8 +146,7 @@ def test_a_cell_whose_other_process_dies_is_started(grid):
     owned(pathlib.Path("out/sft/1/run"), other)
 
     def end():  # the others have run, and this one was passed over
-        while len(launches()) < 3:
-            time.sleep(0.05)
+        wait_until(lambda: len(launches()) >= 3)
         other.kill()
         other.wait()
 
