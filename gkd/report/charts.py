@@ -1,4 +1,4 @@
-"""The figures of a report as data: lines with intervals, points, heat maps and stacked bars."""
+"""The figures of a report as data: lines with intervals, heat maps, stacked bars, differences."""
 
 from __future__ import annotations
 
@@ -123,4 +123,50 @@ class StackedBars:
         return f"{self.x_label}. {'; '.join(bars)}."
 
 
-Chart = LineChart | HeatMap | StackedBars
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A row of a `DifferenceChart`.
+
+    Attributes:
+      label: one line above it.
+      verdict: a word or two at its end.
+      values: the difference for each seed.
+      mean, interval: their mean and half the width of its 95% interval; None where there is none.
+      bounds: the thresholds that decide.
+    """
+
+    label: str
+    verdict: str
+    values: Sequence[float | int]
+    mean: float | None
+    interval: float | None
+    bounds: Sequence[float | int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DifferenceChart:
+    """Differences one below the other, each with its interval and its thresholds.
+
+    Attributes:
+      name, title, note: as for `LineChart`.
+      x_label: name of the axis with its unit.
+      rows: the differences.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    rows: Sequence[Difference]
+    note: str = ""
+
+    def description(self) -> str:
+        """Describes the figure in words."""
+        rows = []
+        for row in self.rows:
+            mean = "no value" if row.mean is None else f"{row.mean:+.3g}"
+            mean += "" if row.interval is None else f" ± {row.interval:.2g}"
+            rows.append(f"{row.label}: {mean}, {row.verdict}")
+        return f"{self.x_label}. {'; '.join(rows)}."
+
+
+Chart = LineChart | HeatMap | StackedBars | DifferenceChart

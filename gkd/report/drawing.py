@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gkd.files.atomic_files import replacing
-from gkd.report.charts import Chart, HeatMap, LineChart, StackedBars
+from gkd.report.charts import Chart, DifferenceChart, HeatMap, LineChart, StackedBars
 
 # Colours of arms that differ for every colour vision (after Okabe and Ito), with a contrast of 3:1
 # on white; markers differ too, since there may be more arms than colours.
@@ -31,7 +31,7 @@ _STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
 }  # fmt: skip
 _SIZE = (4.2, 3.2)  # inches: legible in a column of 360 pixels
-_LONGEST, _WIDE = 36, 56  # characters of a name, and of a title or an axis
+_LONGEST, _BESIDE, _WIDE = 36, 44, 56  # characters of a name; beside a verdict; of a title or axis
 LONGEST_LEGEND = 14  # lines; with more, the figure has no legend
 _MOST_MARKERS = 25  # points of a line that are marked
 
@@ -194,6 +194,33 @@ def _draw_bars(chart: StackedBars, figure: Any, axes: Any) -> None:
     figure.legend(loc="outside lower center", ncols=3)
 
 
+def _draw_differences(chart: DifferenceChart, figure: Any, axes: Any) -> None:
+    labels = {"seed": "each seed", "mean": "mean, 95% interval", "bound": "threshold"}
+    for i, row in enumerate(chart.rows):
+        of_row = {"y": i - 0.3, "transform": axes.get_yaxis_transform(), "va": "bottom"}
+        axes.text(0, s=_plain(row.label, _BESIDE), fontsize=8, **of_row)
+        axes.text(1, s=row.verdict, ha="right", fontsize=8, fontweight="bold", **of_row)
+        axes.plot(
+            row.values, [i] * len(row.values), linestyle="none", marker="o", color=_INK,
+            fillstyle="none", label=labels.pop("seed", None),
+        )  # fmt: skip
+        for bound in row.bounds:
+            axes.plot(
+                [bound, bound], [i - 0.22, i + 0.22], color=COLORS[1], linestyle="--",
+                label=labels.pop("bound", None),
+            )  # fmt: skip
+        if row.mean is not None:
+            axes.errorbar(
+                row.mean, i, xerr=row.interval, fmt="D", color=COLORS[0], capsize=4, markersize=6,
+                label=labels.pop("mean", None),
+            )  # fmt: skip
+    axes.set_ylim(len(chart.rows) - 0.5, -0.8)
+    axes.set_yticks([])
+    axes.set_xlabel(_plain(chart.x_label, _WIDE))
+    figure.legend(loc="outside lower center", ncols=3)
+
+
 _DRAW: Mapping[type, Any] = {
     LineChart: _draw_lines, HeatMap: _draw_heat_map, StackedBars: _draw_bars,
+    DifferenceChart: _draw_differences,
 }  # fmt: skip

@@ -25,7 +25,7 @@ from gkd.report.tables import (
     speed_table,
 )
 from gkd.report.training_charts import time_chart, training_charts
-from gkd.report.verdicts import verdicts_table
+from gkd.report.verdicts import verdict_charts, verdicts_table
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -60,6 +60,7 @@ class Report:
         training = training_charts(self.arms, self.metrics)
         score = [c for c in training if c.name.endswith(("-by-step", "-by-time"))]
         return {
+            "claim_figures": verdict_charts(self.verdicts),
             "result_figures": [*score, *result_charts(self.arms, self.metrics)],
             "training_figures": [chart for chart in training if chart not in score],
             "speed_figures": [times] if times else [],

@@ -1,4 +1,4 @@
-"""Reads the verdicts on claims that sweeps have written."""
+"""The verdicts on claims that sweeps have written, as a table and as figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.errors import InvalidFile, one_line
-from gkd.files.json_files import Field, check_fields, read_json
+from gkd.files.json_files import Field, check_fields, check_value, read_json
+from gkd.report.charts import Difference, DifferenceChart
 from gkd.report.run_records import folders_below
 from gkd.report.tables import Table, mean_text
 
@@ -22,6 +23,10 @@ _COMPARISON = {
     "mean": Field(kinds=(float,), required=True, none=True),
     "interval": Field(kinds=(float,), required=True, none=True),
     "verdict": Field(kinds=(str,), required=True),
+    "values": Field(kinds=(list,), required=True),
+    "metric": Field(kinds=(str,)),
+    "above": Field(kinds=(float,)),
+    "below": Field(kinds=(float,)),
 }
 
 
@@ -60,6 +65,8 @@ def _decided(path: pathlib.Path) -> Mapping[str, Any]:
             raise InvalidFile(f"{path}: {name} is no object")
         known = {key: comparison[key] for key in _COMPARISON if key in comparison}
         check_fields(known, _COMPARISON, f"{path}: {name}")
+        for value in comparison["values"]:
+            check_value(value, Field(kinds=(float,)), f"{path}: {name}: values")
     return decided
 
 
@@ -80,3 +87,31 @@ def verdicts_table(decided: Sequence[Mapping[str, Any]]) -> Table | None:
         "A comparison holds where its whole 95% interval is on the right side of its threshold"
     )
     return Table(caption, ["claim", "verdict", "difference"], rows, [2])
+
+
+def verdict_charts(decided: Sequence[Mapping[str, Any]]) -> list[DifferenceChart]:
+    """Draws each claim's comparisons: every seed's difference, their interval, the thresholds.
+
+    Args:
+      decided: the decided claims.
+    """
+    charts = []
+    for number, claim in enumerate(decided, start=1):
+        comparisons = claim["comparisons"]
+        metrics = {each.get("metric", "metric") for each in comparisons.values()}
+        rows = [
+            Difference(
+                label if len(metrics) == 1 else f"{label} ({each.get('metric', 'metric')})",
+                each["verdict"], each["values"], each["mean"], each["interval"],
+                [each[bound] for bound in ("above", "below") if bound in each],
+            )
+            for label, each in comparisons.items()
+        ]  # fmt: skip
+        of_metric = f"difference in {metrics.pop().replace('_', ' ')}" if len(metrics) == 1 else ""
+        charts.append(
+            DifferenceChart(
+                f"claim-{number}", f"Claim: {claim['verdict']}", of_metric or "difference", rows,
+                note=f"{claim['claim']}.",
+            )
+        )  # fmt: skip
+    return charts

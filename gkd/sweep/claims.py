@@ -45,7 +45,8 @@ def decide(
       average_over: the axis of the seeds.
 
     Returns:
-      {"claim", "verdict", "comparisons": {name: {"values", "mean", "interval", "verdict"}}}.
+      {"claim", "verdict", "comparisons": {name: {"metric", "above", "below", "values", "mean",
+      "interval", "seeds", "verdict"}}}; a comparison has the bounds that it was given.
 
     Raises:
       InvalidValue: a comparison is malformed, its options choose no row or several, or no run has
@@ -67,7 +68,8 @@ def decide(
         found = mean_interval(list(values.values()))
         complete = len(values) == len({labels.get(average_over) for labels, _ in runs})
         verdict = _verdict(found, comparison) if complete else INCOMPLETE
-        decided[name] = {**found, "seeds": list(values), "verdict": verdict}
+        given = {key: comparison[key] for key in ("metric", "above", "below") if key in comparison}
+        decided[name] = {**given, **found, "seeds": list(values), "verdict": verdict}
     verdicts = [each["verdict"] for each in decided.values()]
     return {
         "claim": claim,

@@ -113,8 +113,10 @@ def check_bash(words, environment):
         claims = {path.stem for path in (REPOSITORY / "configs/sweeps/claims").glob("*.gin")}
         named = re.search(r"all=\(([a-z_ ]+)\)", path.read_text())[1].split()
         assert set(named) == claims and set(arguments) <= claims
-    elif script in ("launch/flan_t5_small.sh", "launch/smollm2_135m.sh"):
-        assert len(arguments) == 1  # the model's folder
+    elif script == "launch/pretrained.sh":
+        name, _ = arguments  # and the model's folder
+        assert name in re.search(r"choose (\w+ or \w+)", path.read_text())[1].split(" or ")
+        assert (REPOSITORY / f"configs/sweeps/{name}.gin").exists()
     elif script == "launch/quickstart.sh":
         check_script(REPOSITORY / "gkd/quickstart/quickstart.py", arguments)
     elif script == "launch/test.sh":

@@ -5,7 +5,14 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from gkd.report.charts import HeatMap, Line, LineChart, StackedBars
+from gkd.report.charts import (
+    Difference,
+    DifferenceChart,
+    HeatMap,
+    Line,
+    LineChart,
+    StackedBars,
+)
 from gkd.report.drawing import COLORS, save, svg
 
 NAME = "</text><script>$x_{1}$</script>&<b>"
@@ -21,6 +28,14 @@ CHARTS = [
     ),
     HeatMap("map", NAME, NAME, "λ", [NAME, "b"], ["1", "0"], [[1.0, None], [-2.0, 0.0]]),
     StackedBars("bars", NAME, "ms", [NAME, "b"], {NAME: [1.0, 2.0], "update": [2.0, 1.0]}),
+    DifferenceChart(
+        "differences", NAME, "points",
+        [
+            Difference(NAME, "holds", [1.0, 3.0], 2.0, 12.7, [0.0, 5]),
+            Difference("b", "inconclusive", [1.0], 1.0, None, [0]),
+            Difference("c", "incomplete", [], None, None),
+        ],
+    ),
 ]  # fmt: skip
 
 
@@ -54,6 +69,7 @@ def test_long_names_leave_room_for_the_figure():
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of axes without any room
+        svg(DifferenceChart("d", LONG, LONG, [Difference(LONG, "does not hold", [1.0], 1.0, None)]))
         assert "long/long/long/lon…" in svg(bars) and "…" in svg(lines)
 
 

@@ -5,6 +5,7 @@ import html.parser
 import pytest
 
 from gkd.report.report import report
+from gkd.sweep import claims
 from tests.report.run_folders import write_run
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>{{ 7*7 }}"
@@ -42,10 +43,16 @@ def page(tmp_path_factory):
         outputs=outputs, settings={"prefix": repr(EVIL)},
     )  # fmt: skip
     write_run(folder / "going", scores={0: 1.0, 9: 2.0}, complete=False, samples=samples)
+    comparison = {"values": [1.0], "mean": 1.0, "interval": None, "verdict": EVIL, "metric": EVIL}
+    claims.write(folder, {"claim": EVIL, "verdict": EVIL, "comparisons": {EVIL: comparison}})
     (folder / "broken").mkdir()
     (folder / "broken" / "metrics.jsonl").write_text("<script>\n")
     path = report([folder], output=folder / "out")
     return Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_claim_has_its_figure(page):
+    assert ("figure", "id", "claim-1") in page.attributes
 
 
 def test_outputs_stay_text(page):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from gkd.report.verdicts import find_verdicts, verdicts_table
+from gkd.report.charts import Difference
+from gkd.report.verdicts import find_verdicts, verdict_charts, verdicts_table
 from gkd.sweep import claims
 
 
@@ -30,6 +31,7 @@ def test_every_verdict_below_the_folders_is_listed_once(tmp_path):
         "half", "[]", "{}", json.dumps({**decided(), "verdict": 3}),
         json.dumps({**decided(), "comparisons": {"x": {"mean": "<b>"}}}),
         json.dumps({**decided(), "comparisons": {"x": 3}}),
+        json.dumps(decided()).replace("[1.0]", '["<b>"]'),
     ],
 )  # fmt: skip
 def test_a_damaged_verdict_is_one_line(tmp_path, content):
@@ -37,3 +39,27 @@ def test_a_damaged_verdict_is_one_line(tmp_path, content):
     found, problems = find_verdicts([tmp_path])
     assert found == [] and len(problems) == 1
     assert "verdict.json" in problems[0] and "\n" not in problems[0]
+
+
+def test_a_claim_is_a_figure_with_its_seeds_intervals_and_thresholds(tmp_path):
+    runs = [
+        ({"method": m, "seed": str(s)}, {"bleu": s + 2.0 * (m == "b"), "rouge2": s})
+        for m in "ab"
+        for s in (0, 1)
+    ]
+    ahead = {"plus": [{"method": "b"}], "minus": [{"method": "a"}]}
+    comparisons = {
+        "ahead": {**ahead, "metric": "bleu", "above": 1.5},
+        "as good": {**ahead, "metric": "rouge2", "above": -1, "below": 1},
+    }
+    claims.write(tmp_path, claims.decide(runs, "b is better", comparisons))
+    (found,), problems = find_verdicts([tmp_path])
+    (chart,) = verdict_charts([found])
+    assert problems == [] and chart.rows == [
+        Difference("ahead (bleu)", "holds", [2.0, 2.0], 2.0, 0.0, [1.5]),
+        Difference("as good (rouge2)", "holds", [0, 0], 0.0, 0.0, [-1, 1]),
+    ]
+    assert (chart.title, chart.note) == ("Claim: holds", "b is better.")
+    claims.write(tmp_path, claims.decide(runs, "b", {"ahead": comparisons["ahead"]}))
+    (chart,) = verdict_charts(find_verdicts([tmp_path])[0])
+    assert chart.x_label == "difference in bleu" and chart.rows[0].label == "ahead"
