@@ -114,6 +114,8 @@ def sweep(
             f"AVERAGE_OVER is {average_over!r}, but the axes are {', '.join(axes)}: choose one"
         )
     _check_launch_names(cells, launcher)
+    measured = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
+    _check_results(measured, results)
     if action == "list":
         for cell in cells:
             print(shlex.join(cell.command(launcher)))
@@ -125,7 +127,9 @@ def sweep(
         status.console(stderr=False).print(status.table(cells))
     elif action in ("table", "verdict"):
         write = _write_table if action == "table" else _write_verdict
-        write(place, _measured(cells, evaluations, others), results)
+        if others:
+            print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
+        write(place, measured, results)
     elif others:
         raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
@@ -137,11 +141,12 @@ def sweep(
             Runner(cells, launcher, max_parallel, retries, place / "logs", lease).run()
 
 
-def _measured(cells, evaluations, others) -> list[Cell]:
-    """The cells that hold results: the evaluations, where there are some, else the runs."""
-    if others:
-        print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
-    return [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
+def _check_results(rows, results) -> None:
+    """Refuses a baseline or a comparison without its rows before hours of runs."""
+    outcomes = [(cell.labels, None) for cell in rows]
+    table.averages(outcomes, ["any"], results.average_over, results.baseline)
+    if results.claim and results.comparisons:
+        _decide(outcomes, results)
 
 
 def _write_table(place, rows, results) -> None:
@@ -155,11 +160,13 @@ def _write_table(place, rows, results) -> None:
 def _write_verdict(place, rows, results) -> None:
     if not results.claim or not results.comparisons:
         raise InvalidValue("this sweep has no CLAIM with COMPARISONS: there is nothing to decide")
-    decided = claims.decide(
-        [(cell.labels, cell.outcome()) for cell in rows],
-        results.claim, results.comparisons, results.at_least, results.average_over,
-    )  # fmt: skip
-    claims.write(place, decided)
+    claims.write(place, _decide([(cell.labels, cell.outcome()) for cell in rows], results))
+
+
+def _decide(outcomes, results) -> dict[str, Any]:
+    return claims.decide(
+        outcomes, results.claim, results.comparisons, results.at_least, results.average_over
+    )
 
 
 def plan(

@@ -12,7 +12,8 @@ from gkd.files.atomic_files import replace_file
 from gkd.metrics.intervals import CONFIDENCE, mean_interval
 from gkd.runs import tables
 
-_UNNAMED = ("evaluation", "metrics", "student", "greedy")  # left out of the names of metrics
+# left out of the names of metrics
+_UNNAMED = ("evaluation", "metrics", "student", "greedy", "divergences")
 
 
 def averages(
@@ -26,7 +27,7 @@ def averages(
     Args:
       runs: each run's options by axis, and its result as JSON (None while it is incomplete).
       metrics: names of metrics in the results: `rouge2` (the student's greedy completions),
-        `temperature_0.5/rouge2`, `teacher/rouge2`, `divergences/…`.
+        `temperature_0.5/rouge2`, `teacher/rouge2`, `on_policy_forward_kl`.
       average_over: the axis to average over; without an axis of that name every run is a row.
       baseline: options, by axis, that turn a row into the one that it is compared with, e.g.
         {"method": "sft"}; None compares no rows.
@@ -146,7 +147,8 @@ def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str,
       path: beginning of their names.
 
     Yields:
-      (name, number): the name is its path without the words evaluation, metrics, student, greedy.
+      (name, number): the name is its path without the words evaluation, metrics, student, greedy,
+        divergences.
     """
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -168,3 +168,17 @@ def test_the_verdict_decides_what_the_runs_wrote(grid, capsys):
     assert json.loads(pathlib.Path("out/verdict.json").read_text())["verdict"] == "holds"
     assert grid("ACTION='verdict'") == 1
     assert "this sweep has no CLAIM with COMPARISONS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting, error",
+    [
+        ("EVALUATIONS={'a': [], 'b': []}", "2 runs have {'method': 'jsd_0.1', 'seed': '0'}"),
+        ("BASELINE={'method': 'none'}", "BASELINE is {'method': 'none'}, which no row"),
+    ],
+)
+def test_results_without_their_rows_are_refused_before_any_run(grid, capsys, setting, error):
+    claim = ("CLAIM='longer'", "COMPARISONS={'x': {'plus': [{'method': 'jsd_0.1'}], "
+             "'metric': 'exact_match', 'above': 3.5}}")  # fmt: skip
+    assert grid(*claim, setting) == 1
+    assert error in capsys.readouterr().err and launches() == []
