@@ -12,7 +12,7 @@ from gkd.checkpoints.saved_adapters import SavedAdapters, with_checksums
 from gkd.checkpoints.store import CheckpointStore
 from gkd.checkpoints.tensors import read_numpy
 from gkd.models.lora import LoRA, new_adapters
-from gkd.models.t5 import T5Config, as_seq2seq
+from gkd.models.t5 import T5Config
 from tests.random_params import random_params
 
 CONFIG = T5Config(
@@ -23,14 +23,17 @@ SETTINGS = LoRA(rank=3, alpha=12, targets=("query", "decoder/layers_0/mlp/wo"))
 
 
 def base_params(seed=1, config=CONFIG):
-    return random_params(as_seq2seq(config), seed)
+    return random_params(config.build(), seed)
 
 
-def save_run(tmp_path, lora=SETTINGS, stacked=False, config=CONFIG):
-    """A base in Hugging Face's format and a run of adapters on it; returns the adapters."""
+def save_run(tmp_path, lora=SETTINGS, stacked=False, config=CONFIG, ends=None):
+    """A base in Hugging Face's format and a run of adapters on it; returns the adapters.
+
+    `ends` are those of the run's vocabulary, where they are not the base's.
+    """
     base, run = tmp_path / "base", tmp_path / "runs" / "adapted"
     save_hf(base, config, base_params(config=config))
-    model = as_seq2seq(config.with_execution(stacked_layers=stacked))
+    model = config.with_execution(stacked_layers=stacked).build()
     boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0))
     random = np.random.default_rng(2)
     new = functools.partial(new_adapters, boxed, lora)
@@ -42,8 +45,11 @@ def save_run(tmp_path, lora=SETTINGS, stacked=False, config=CONFIG):
     tensors, checksums = with_checksums(opened.tensors)
     read_numpy(tensors)
     saved = SavedAdapters.of_base(lora, opened, checksums, run)
+    bound = opened.config
+    if ends is not None:
+        bound = bound.with_special_ids(padding=-1, end=ends[0], ends=ends)
     description = {
-        "model": opened.config.describe(),
+        "model": bound.describe(),
         "vocabulary": None,
         "adapters": saved.describe(),
     }

@@ -136,7 +136,8 @@ def save_hf(
 
     Raises:
       FileExistsError: the directory exists and is not empty.
-      ValueError: parameters do not fit the architecture, or values are not finite.
+      ValueError: parameters do not fit the architecture, or values are not finite, or no
+        config.json of the family describes the architecture.
       OSError: writing failed, e.g. because the disk is full; `directory` is not created.
     """
     tensors = as_tensors(params)
@@ -152,20 +153,20 @@ def save_hf(
         theirs[copy] = theirs[family.TABLE]
     if not any(tensor.stack for tensor in tensors.values()):
         theirs = dict(sorted(theirs.items()))  # as transformers writes them
+    tokenizer_class = "ByT5Tokenizer" if bytes_vocabulary else "T5Tokenizer"
+    dtypes = {tensor.dtype.name for tensor in theirs.values()}
+    raw, generation = family.write_config(
+        config, head, dtypes.pop() if len(dtypes) == 1 else None, tokenizer_class
+    )
     with atomic_folders.new_folder(directory) as folder:
         _write_weights(folder, theirs, largest_file)
         if tokenizer_from is not None:
             atomic_folders.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, folder)
-        tokenizer_class = "ByT5Tokenizer" if bytes_vocabulary else "T5Tokenizer"
         if sentencepiece is not None and not (folder / VOCABULARY_FILE).exists():
             (folder / VOCABULARY_FILE).write_bytes(epath.Path(sentencepiece).read_bytes())
         if sentinels is not None and not (folder / TOKENIZER_CONFIG_FILE).exists():
             tokenizer = {"tokenizer_class": tokenizer_class, "extra_ids": sentinels}
             (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(tokenizer, indent=2) + "\n")
-        dtypes = {tensor.dtype.name for tensor in theirs.values()}
-        raw, generation = family.write_config(
-            config, head, dtypes.pop() if len(dtypes) == 1 else None, tokenizer_class
-        )
         (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2) + "\n")
         (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n")
 

@@ -31,7 +31,12 @@ from gkd.files import atomic_folders
 from gkd.files.json_files import Field, check_fields
 from gkd.models.architecture import Architecture
 from gkd.tensor_files.tensor import Tensor
-from gkd.vocabularies.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILE, read_tokenizer
+from gkd.vocabularies.tokenizer_files import (
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    VOCABULARY_FILE,
+    read_tokenizer,
+)
 
 _DESCRIPTION_FIELDS = {
     "model": Field(kinds=(dict,), required=True),
@@ -142,7 +147,8 @@ def save_run_checkpoint(
         folders.write_item(step, "metrics", {})
         hashes.write_hashes(step)
         if tokenizer_from is not None:
-            atomic_folders.copy_files(epath.Path(tokenizer_from), TOKENIZER_FILES, run)
+            names = (*TOKENIZER_FILES, GENERATION_FILE)
+            atomic_folders.copy_files(epath.Path(tokenizer_from), names, run)
         if vocabulary is not None and not (run / VOCABULARY_FILE).exists():
             (run / VOCABULARY_FILE).write_bytes(epath.Path(vocabulary).read_bytes())
 

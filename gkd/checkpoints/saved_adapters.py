@@ -14,6 +14,7 @@ from etils import epath
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.errors import InvalidFile, MissingFile
 from gkd.files.json_files import Field, check_fields
+from gkd.models.architecture import with_ids_of
 from gkd.models.lora import LoRA
 from gkd.tensor_files.tensor import Tensor
 
@@ -163,7 +164,8 @@ def whole(adapters: Checkpoint, open_base: Callable[[str], Checkpoint]) -> Check
     """
     saved = adapters.adapters
     base = open_base(saved.find_base(adapters.path.parent.parent))
-    if base.config != adapters.config.with_execution(dtype=base.config.dtype):
+    wanted = adapters.config.with_execution(dtype=base.config.dtype)
+    if with_ids_of(base.config, wanted) != wanted:
         raise InvalidFile(
             f"{adapters.path} holds adapters of another architecture than {base.path}, which is at "
             "the place of their base"

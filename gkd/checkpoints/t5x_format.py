@@ -29,9 +29,10 @@ from gkd.checkpoints.tensors import (
     read_finite,
     read_numpy,
 )
-from gkd.errors import InvalidFile
+from gkd.errors import InvalidFile, InvalidValue
 from gkd.files import atomic_folders
 from gkd.hugging_face.t5_heads import with_own_head
+from gkd.models.architecture import Architecture
 from gkd.models.t5 import T5Config
 from gkd.tensor_files.orbax_arrays import StoredArray
 from gkd.tensor_files.tensor import Tensor
@@ -208,7 +209,7 @@ def _depth(tensors: Mapping[str, Tensor], side: str, folder: epath.Path) -> int:
 
 def save_t5x(
     directory: epath.PathLike,
-    config: T5Config,
+    config: Architecture,
     params: Any,
     step: int = 0,
     sentencepiece: epath.PathLike | None = None,
@@ -225,7 +226,7 @@ def save_t5x(
 
     Args:
       directory: path of the new folder, e.g. …/checkpoint_1000, which must be missing or empty.
-      config: the architecture.
+      config: the architecture, a T5Config.
       params: a nested dictionary of arrays, layers stacked or not, or `Tensor`s by name.
       step: training step to record in the checkpoint.
       sentencepiece: path of a sentencepiece model that is copied as spiece.model.
@@ -235,9 +236,15 @@ def save_t5x(
 
     Raises:
       FileExistsError: the directory exists and is not empty.
-      ValueError: parameters do not fit the architecture, or values are not finite.
+      ValueError: the architecture is another one, parameters do not fit it, or values are not
+        finite.
       OSError: writing failed, e.g. because the disk is full; `directory` is not created.
     """
+    if not isinstance(config, T5Config):
+        raise InvalidValue(
+            f"a {config.family} is not written in T5X's format, which holds T5 alone: choose "
+            "gkd or huggingface"
+        )
     tensors = as_tensors(params)
     check_tensors(tensors, config, "to be written")
     if config.scale_logits is not None:  # T5X scales tied heads and no others

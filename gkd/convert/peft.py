@@ -13,9 +13,11 @@ from etils import epath
 
 from gkd.checkpoints.hugging_face import is_hugging_face
 from gkd.checkpoints.tensors import Checkpoint, read_finite
+from gkd.decoders.decoder_only import DecoderConfig
 from gkd.errors import InvalidValue
 from gkd.files import atomic_folders
-from gkd.hugging_face.t5 import parameter_names
+from gkd.hugging_face import families
+from gkd.models.t5 import T5Config
 from gkd.tensor_files.safetensors_files import converted, write_safetensors
 from gkd.tensor_files.tensor import Tensor
 
@@ -52,12 +54,13 @@ def save_peft(
       FileExistsError: the directory exists and is not empty.
       OSError: writing failed, e.g. because the disk is full; `directory` is not created.
     """
-    known = parameter_names(opened.config)
+    known = families.of_architecture(opened.config).parameter_names(opened.config)
+    head_scale = opened.config.logits_scale if isinstance(opened.config, T5Config) else 1.0
     tensors, modules = {}, []
     for name in sorted(adapters):
         kernel, half = name.rsplit("/", 1)
         module = known[kernel][0].removesuffix(".weight")
-        scale = opened.config.logits_scale if (kernel, half) == (_HEAD, "b") else 1.0
+        scale = head_scale if (kernel, half) == (_HEAD, "b") else 1.0
         written = f"base_model.model.{module}.lora_{half.upper()}.weight"
         tensors[written] = _transposed(adapters[name], scale)
         modules += [module] * (half == "a")
@@ -90,7 +93,7 @@ def _configuration(opened: Checkpoint, modules: list[str]) -> dict[str, Any]:
         base, revision = opened.adapters.base, ""
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": "CAUSAL_LM" if isinstance(opened.config, DecoderConfig) else "SEQ_2_SEQ_LM",
         "base_model_name_or_path": base,
         "revision": revision or None,
         "r": lora.rank,

@@ -53,7 +53,7 @@ DECODER_FIELDS = {
     "logits_via_embedding": _SWITCH,
     "end_ids": Field(kinds=(tuple, list), least=1, most=100),
     "padding": Field(kinds=(int,), least=-1, most=1 << 24),
-    "bos_token_id": Field(kinds=(int,), least=0, most=1 << 24, none=True),
+    "bos_token_id": Field(kinds=(int,), least=-1, most=1 << 24, none=True),
     "pad_token_id": Field(kinds=(int,), least=-1, most=1 << 24, none=True),
     "context_length": Field(kinds=(int,), least=1, most=1 << 30),
     "dtype": Field(kinds=(str,), choices=("float32", "bfloat16")),

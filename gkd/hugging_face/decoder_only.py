@@ -20,7 +20,7 @@ _CLASSES = {
     "llama": "LlamaForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
-_ID = Field(kinds=(int,), least=0, most=1 << 24, none=True)
+_ID = Field(kinds=(int,), least=-1, most=1 << 24, none=True)  # −1: no such token
 _FIELDS = {
     "model_type": Field(kinds=(str,), choices=FAMILIES, required=True),
     **stacks.STACK_FIELDS,
@@ -86,13 +86,16 @@ def write_config(
 
     Returns:
       The two JSON documents.
+
+    Raises:
+      InvalidValue: config.json of the family cannot describe the architecture.
     """
     del head, tokenizer_class
     ends = config.end_ids[0] if len(config.end_ids) == 1 else list(config.end_ids)
     ids = {
-        "bos_token_id": config.bos_token_id,
+        "bos_token_id": stacks.written_id(config.bos_token_id, config.vocab_size),
         "eos_token_id": ends,
-        "pad_token_id": config.pad_token_id,
+        "pad_token_id": stacks.written_id(config.pad_token_id, config.vocab_size),
     }
     raw = {
         "architectures": [_CLASSES[config.family]],
@@ -112,6 +115,7 @@ def write_config(
         raw["rope_local_base_freq"] = float((config.local_rope or config.rope).theta)
     if dtype is not None:
         raw["torch_dtype"] = dtype
+    stacks.check_written(config, read(raw, ids, {}, "config.json")[0])
     return raw, ids
 
 

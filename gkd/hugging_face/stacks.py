@@ -12,8 +12,9 @@ from typing import Any
 
 from gkd.decoders.decoder_only import DECODER_FIELDS, DecoderConfig, shortest_pattern
 from gkd.decoders.rotary import Rope
-from gkd.errors import InvalidFile
+from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields, shown
+from gkd.models.architecture import EXECUTION_FIELDS
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 _SIZES = {
@@ -78,6 +79,7 @@ class Family:
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_SCALED = ("gemma3_text", "t5gemma")  # whose configurations have soft caps and a query scale
 _NONE = {"qk_norms": False}
 _GEMMA = {"unit_offset_norms": True, "post_norms": True, "scale_embeddings": True}
 FAMILIES = {
@@ -128,15 +130,16 @@ def read_stack(raw: Mapping[str, Any], family: str, where: Any) -> dict[str, Any
         )
     rope, local = _ropes(raw, family, where)
     heads = raw["num_attention_heads"]
+    scaled = raw if family in _SCALED else {}  # other families ignore these fields
     return {
         **{ours: raw[name] for name, ours in _SIZES.items()},
         "num_kv_heads": raw.get("num_key_value_heads") or heads,
         "head_dim": raw.get("head_dim") or known.head_dim or raw["hidden_size"] // heads,
         "mlp_activation": _ACTIVATIONS[activation],
         "norm_epsilon": raw.get("rms_norm_eps") or 1e-6,
-        "query_scale": raw.get("query_pre_attn_scalar") or known.query_scale,
-        "attention_soft_cap": raw.get("attn_logit_softcapping"),
-        "logits_soft_cap": raw.get("final_logit_softcapping"),
+        "query_scale": scaled.get("query_pre_attn_scalar") or known.query_scale,
+        "attention_soft_cap": scaled.get("attn_logit_softcapping"),
+        "logits_soft_cap": scaled.get("final_logit_softcapping"),
         "rope": rope,
         "local_rope": local,
         "layer_windows": _windows(raw, family, where),
@@ -145,20 +148,18 @@ def read_stack(raw: Mapping[str, Any], family: str, where: Any) -> dict[str, Any
 
 def _ropes(raw, family, where) -> tuple[Rope, Rope | None]:
     """Positions of layers that see everything, and of those with a window where they differ."""
-    given = raw.get("rope_parameters")
-    if given is None:
-        given = {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
-        if family == "gemma3_text":
-            local = {"rope_theta": raw.get("rope_local_base_freq")}
-            given = {"full_attention": given, "sliding_attention": local}
-    theta = FAMILIES[family].theta
+    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = raw.get("rope_theta") or FAMILIES[family].theta
     if not any(kind in given for kind in _KINDS):
-        return _rope(given, theta, where), None
+        if family != "gemma3_text":
+            return _rope(given, theta, where), None
+        given = {"full_attention": given, "sliding_attention": {}}
     full, local = (given.get(kind) for kind in _KINDS)
     for kind, each in zip(_KINDS, (full, local), strict=True):
         if not isinstance(each, dict):
             raise InvalidFile(f"{where}: rope_parameters has {shown(each)} for {kind}")
-    ropes = _rope(full, theta, where), _rope(local, 10000.0, where)
+    near = raw.get("rope_local_base_freq") or 10000.0
+    ropes = _rope(full, theta, where), _rope(local, near, where)
     return ropes[0], None if ropes[0] == ropes[1] else ropes[1]
 
 
@@ -188,13 +189,15 @@ def _windows(raw, family, where) -> tuple[int, ...]:
     """The shortest pattern of windows that repeats over the layers."""
     depth, window = raw["num_hidden_layers"], raw.get("sliding_window")
     kinds = raw.get("layer_types")
-    if family in ("gemma3_text", "t5gemma"):
+    if family in _SCALED:
         window = window or 4096
-    if kinds is None and family == "gemma3_text":
-        every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
+    if kinds is None and family in _SCALED:
+        every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern")
+        every = every or (6 if family == "gemma3_text" else 2)
         kinds = [_KINDS[(i + 1) % every > 0] for i in range(depth)]
     elif kinds is None and raw.get("use_sliding_window") and window:
-        first = raw.get("max_window_layers", 28)
+        first = raw.get("max_window_layers")
+        first = 28 if first is None else first
         kinds = [_KINDS[i >= first] for i in range(depth)]
     elif kinds is None:
         return (0,)
@@ -230,18 +233,60 @@ def write_stack(config: DecoderConfig) -> dict[str, Any]:
         "rope_theta": float(rope.theta),
         "rope_scaling": scaling,
     }
+    scale = config.query_scale or (config.head_dim if config.family in _SCALED else None)
     optional = {
-        "query_pre_attn_scalar": config.query_scale,
+        "query_pre_attn_scalar": scale,
         "attn_logit_softcapping": config.attention_soft_cap,
         "final_logit_softcapping": config.logits_soft_cap,
     }
     raw.update({name: value for name, value in optional.items() if value is not None})
     locals_ = [config.is_local(i) for i in range(config.num_layers)]
-    if any(locals_):
+    if any(locals_) or config.family in _SCALED:
         raw["layer_types"] = [_KINDS[each] for each in locals_]
+    if any(locals_):
         raw["sliding_window"] = max(config.layer_windows)
         raw["use_sliding_window"] = True
     return raw
+
+
+def written_id(number: int | None, vocab_size: int) -> int | None:
+    """Returns a special id for config.json: none where the table has no such row."""
+    return None if number is None or number >= vocab_size else number
+
+
+def check_written(config: DecoderConfig, found: DecoderConfig) -> None:
+    """Refuses a model that its family's config.json cannot describe.
+
+    Args:
+      config: the architecture.
+      found: the one that is read back from the written JSON.
+
+    Raises:
+      InvalidValue: they compute different things.
+    """
+    wanted, got = (_computed(each) for each in (config, found))
+    for name, value in wanted.items():
+        if value != got[name]:
+            raise InvalidValue(
+                f"a {config.family} of Hugging Face's format has no {name}={value}: it would be "
+                f"read as {got[name]}; save a gkd run, or choose the family that has it"
+            )
+
+
+def _computed(config: DecoderConfig) -> dict[str, Any]:
+    """The values that the computation depends on, whatever their form."""
+    spelled = ("query_scale", "layer_windows", "rope", "local_rope", "padding", "end_ids")
+    values = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.compare and field.name not in (*spelled, *EXECUTION_FIELDS)
+    }
+    ropes = {(config.local_rope or config.rope) if config.is_local(i) else config.rope
+             for i in range(config.num_layers)}  # fmt: skip
+    return values | {
+        "attention_scale": config.attention_scale, "windows": config.windows,
+        "rope": sorted(map(str, ropes)),
+    }  # fmt: skip
 
 
 def unused(files: Iterable[str]) -> frozenset[str]:

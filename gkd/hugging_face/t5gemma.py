@@ -24,7 +24,7 @@ _FIELDS = {
     "decoder": _STACK,
     "tie_word_embeddings": Field(kinds=(bool,), none=True),
     "bos_token_id": _ID,
-    "pad_token_id": _ID,
+    "pad_token_id": dataclasses.replace(_ID, least=-1),
     "decoder_start_token_id": _ID,
     "eos_token_id": Field(kinds=(int, list), none=True),
 }
@@ -97,16 +97,15 @@ def write_config(
     decoder = config.decoder
     ends = decoder.end_ids[0] if len(decoder.end_ids) == 1 else list(decoder.end_ids)
     ids = {
-        "bos_token_id": decoder.bos_token_id,
+        "bos_token_id": stacks.written_id(decoder.bos_token_id, config.vocab_size),
         "eos_token_id": ends,
-        "pad_token_id": decoder.pad_token_id,
+        "pad_token_id": stacks.written_id(decoder.pad_token_id, config.vocab_size),
     }
     tied = decoder.logits_via_embedding
     sides = {}
     for name, stack in (("encoder", config.encoder), ("decoder", decoder)):
-        own = stacks.write_stack(
-            dataclasses.replace(stack, logits_soft_cap=decoder.logits_soft_cap)
-        )
+        cap = decoder.logits_soft_cap
+        own = stacks.write_stack(dataclasses.replace(stack, logits_soft_cap=cap, family="t5gemma"))
         own["hidden_activation"] = own.pop("hidden_act")
         own.pop("use_sliding_window", None)
         sides[name] = {
@@ -135,7 +134,12 @@ def write_config(
     }
     if dtype is not None:
         raw["torch_dtype"] = dtype
-    return raw, {"decoder_start_token_id": config.start_id, **ids}
+    generation = {"decoder_start_token_id": config.start_id, **ids}
+    found, _ = read(raw, generation, {}, "config.json")
+    for stack, other in ((config.encoder, found.encoder), (decoder, found.decoder)):
+        cap = None if stack is config.encoder else stack.logits_soft_cap
+        stacks.check_written(dataclasses.replace(stack, logits_soft_cap=cap), other)
+    return raw, generation
 
 
 def parameter_names(config: T5GemmaConfig) -> dict[str, tuple[str, bool]]:

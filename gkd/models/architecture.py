@@ -81,6 +81,21 @@ class Architecture(Protocol):
         """Returns JSON from which `from_description` makes an equal architecture."""
 
 
+def with_ids_of(config: Architecture, other: Architecture) -> Architecture:
+    """Returns an architecture with the padding and ends of another one of its kind.
+
+    These are the vocabulary's, and may differ between two uses of the same weights.
+
+    Args:
+      config: the architecture.
+      other: the one whose ids are taken; of another kind it changes nothing.
+    """
+    if type(config) is not type(other) or not hasattr(config, "with_special_ids"):
+        return config
+    ids = other.special_ids
+    return config.with_special_ids(ids.padding, ids.end, ids.ends)
+
+
 def check_architecture(value: Any, name: str) -> Architecture:
     """Returns an architecture, or raises InvalidValue for anything else.
 

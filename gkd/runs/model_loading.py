@@ -17,7 +17,12 @@ from gkd.checkpoints import formats
 from gkd.checkpoints.tensors import Checkpoint, check_tensors, read_onto
 from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidValue, MissingPackage
-from gkd.models.architecture import EXECUTION_FIELDS, Architecture, check_architecture
+from gkd.models.architecture import (
+    EXECUTION_FIELDS,
+    Architecture,
+    check_architecture,
+    with_ids_of,
+)
 from gkd.models.interface import Seq2SeqModel
 from gkd.parallel import mesh as meshes
 from gkd.parallel.model_sharding import UNSHARDED, ModelSharding
@@ -256,6 +261,7 @@ def _check_agrees(role, opened, architecture) -> None:
             f"{_macro(role)} is a {kinds[0]}, but the checkpoint {opened.path} a {kinds[1]}: leave "
             f"{_macro(role)} at None, or choose the checkpoint it describes"
         )
+    architecture = with_ids_of(architecture, opened.config)
     for field in dataclasses.fields(architecture):
         if field.name in EXECUTION_FIELDS or not field.compare:
             continue

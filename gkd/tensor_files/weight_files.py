@@ -26,6 +26,13 @@ KINDS = (SAFETENSORS, FLAX, TORCH)
 INDEX_SUFFIX = ".index.json"
 # Names of the embedding table, of which a file has one or more.
 TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# And of tied heads and tables of other families; an index may name copies that no file holds.
+_COPIES = (
+    *TABLES,
+    "lm_head.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+)
 _LONGEST_NAME = 255  # bytes of a file name on most file systems
 ADAPTER_CONFIG = "adapter_config.json"
 # Endings of files that hold weights in forms that are not read.
@@ -134,7 +141,7 @@ def _open_kind(directory: epath.Path, kind: str, name: str) -> dict[str, Tensor]
         held.update(dict.fromkeys(shard, file))
     lost = [name for name in sorted(places) if held.get(name) != places[name]]
     # Converters to safetensors keep one of equal tensors, and the index as it was.
-    lost = next((name for name in lost if name not in TABLES or name in held), None)
+    lost = next((name for name in lost if name not in _COPIES or name in held), None)
     if lost is not None:
         raise InvalidFile(f"{index} places {lost} in {places[lost]}, which does not hold it")
     return tensors

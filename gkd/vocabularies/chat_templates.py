@@ -55,6 +55,13 @@ class ChatFormat:
     system: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
+    def __post_init__(self):
+        for name in ("template", "messages", "add_generation_prompt"):
+            if name in dict(self.options):
+                raise InvalidValue(
+                    f"CHAT_OPTIONS has {name!r}, which the task itself sets: leave it out"
+                )
+
     def render(self, prompts: Sequence[str]) -> list[str]:
         """Renders every prompt through the start of the assistant's turn.
 

@@ -70,9 +70,12 @@ def encode_options(
 
 
 def continued(vocabulary: Any, text: str, after_text: bool = True) -> str:
-    """Returns a text as it continues a plain prompt: after a space, except in T5's family."""
+    """Returns a text as it continues a plain prompt: after a space, except in T5's family.
+
+    Tokenizers such as Llama 2's put a space before every text themselves.
+    """
     spaced = not after_text or text[:1].isspace() or ends_prompts(vocabulary)
-    return text if spaced else f" {text}"
+    return text if spaced or getattr(vocabulary, "adds_space", False) else f" {text}"
 
 
 def shortened_prompt(vocabulary: Any, row: Any, length: int) -> Any:

@@ -27,6 +27,7 @@ _IMAGE_TOKEN = "<image_soft_token>"
 # Classes of transformers in which add_bos_token of tokenizer_config.json counts.
 _WITH_BOS_OPTION = ("Llama", "CodeLlama", "Gemma")
 _REPLY = "zxqreplyqxz"
+_SPACES = ("▁", "Ġ")  # a space within a piece, of sentencepiece and of byte-level BPE
 
 
 class TokenizersVocabulary(FolderVocabulary):
@@ -86,8 +87,9 @@ class TokenizersVocabulary(FolderVocabulary):
 
     @property
     def ends_prompts(self) -> bool:
-        """True for T5's family: EOS ends prompts too, and id 0 is padding."""
-        return self.named_ids == T5_IDS and not self.begin_ids
+        """True for T5's family: EOS ends prompts too, id 0 is padding, and there is no BOS."""
+        bos = self.files.bos and self._tokenizer.token_to_id(self.files.bos)
+        return self.named_ids == T5_IDS and not self.begin_ids and bos in (None, "")
 
     @property
     def pad_id(self) -> int:
@@ -117,6 +119,12 @@ class TokenizersVocabulary(FolderVocabulary):
         places = range(len(whole) - len(alone) + 1)
         first = next((i for i in places if whole[i : i + len(alone)] == alone), 0)
         return tuple(whole[:first])
+
+    @functools.cached_property
+    def adds_space(self) -> bool:
+        """True if the tokenizer puts a space before every text, as Llama 2's does."""
+        first = self._raw_ids(["a"])[0][:1]
+        return bool(first) and (self._pieces[first[0]] or "").startswith(_SPACES)
 
     @functools.cached_property
     def end_ids(self) -> tuple[int, ...]:
@@ -182,7 +190,7 @@ class TokenizersVocabulary(FolderVocabulary):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without cached properties: gin copies vocabularies deeply."""
-        cached = ("_pieces", "_tokenizer", "begin_ids", "end_ids", "named_ids")
+        cached = ("_pieces", "_tokenizer", "adds_space", "begin_ids", "end_ids", "named_ids")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
 

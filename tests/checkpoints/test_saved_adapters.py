@@ -1,15 +1,19 @@
 """Checkpoints of adapters as whole models, against NumPy in float64 and with faulty bases."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from gkd.checkpoints import formats, save_hf
 from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.tensors import read_numpy, tensor_names
+from gkd.decoders.rotary import Rope
 from gkd.errors import InvalidFile, MissingFile
 from gkd.models.lora import LoRA
 from gkd.models.t5 import T5Config
 from tests.adapter_runs import CONFIG, SETTINGS, base_params, save_run
+from tests.decoders.models import TINY
 
 
 def by_hand(adapters, kernel, layer=None):
@@ -36,6 +40,22 @@ def test_a_run_of_adapters_is_opened_as_the_whole_model(tmp_path):
         assert np.abs(found[name] - base[name]).max() > 0.1, name
     for name in base.keys() - adapted:
         np.testing.assert_array_equal(found[name], base[name])
+
+
+@pytest.mark.parametrize("ends", [(5, 1), (7,)])
+def test_a_vocabulary_with_other_ends_leaves_the_base_what_it_is(tmp_path, ends):
+    """A task's vocabulary chooses the ends; Gemma's and Llama's chats end in another order."""
+    config = dataclasses.replace(TINY, family="llama")
+    lora = LoRA(rank=3, alpha=12, targets=("query",))
+    run, _ = save_run(tmp_path, lora, config=config, ends=ends)
+    opened = formats.open_checkpoint(run)
+    assert opened.config.end_ids == ends and read_numpy(opened.tensors)
+    other = dataclasses.replace(config, rope=Rope(50.0))
+    save_hf(tmp_path / "other", other, base_params(config=other))
+    (tmp_path / "base").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "base")
+    with pytest.raises(InvalidFile, match="adapters of another architecture"):
+        formats.open_checkpoint(run)
 
 
 def test_adapters_of_stacked_layers_too(tmp_path):

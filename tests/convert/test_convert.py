@@ -18,6 +18,7 @@ from gkd.parallel import mesh as meshes
 from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.vocabularies import vocabularies
 from tests import hub_server
+from tests.vocabularies.tokenizer_folders import byte_bpe
 
 NAME = "t5v11_tiny"
 
@@ -117,6 +118,18 @@ def test_no_other_vocabulary_takes_a_tokenizers_place(source, capfd, tmp_path, m
     assert "has its tokenizer in vocab.json, which is not read" in error
     assert error.count("\n") == 1
     convert(capfd, source, tmp_path / "run", "--vocabulary", file)
+
+
+def test_a_decoder_only_model_keeps_its_ends_and_is_no_t5x(shared, tmp_path, capfd):
+    source = shutil.copytree(shared / "golden/decoders/llama_tiny", tmp_path / "source")
+    byte_bpe(source, ends=[1, 125])
+    assert convert(capfd, source, tmp_path / "run") is not None
+    run = formats.open_checkpoint(tmp_path / "run")
+    assert run.config.end_ids == (1, 125)
+    assert checkpoint_vocabulary.vocabulary_of(run).end_ids == (1, 125)
+    for to in ("t5x", "t5x_orbax"):
+        error = convert(capfd, source, tmp_path / to, f"--to={to}", code=1)
+        assert "a llama is not written in T5X's format" in error and error.count("\n") == 1
 
 
 def test_dtype(source, tmp_path, capfd):

@@ -13,6 +13,7 @@ from gkd.convert import peft
 from gkd.models.lora import LoRA
 from gkd.models.t5 import T5Config
 from tests.adapter_runs import CONFIG, SETTINGS, save_run
+from tests.decoders.models import TINY
 
 # A head of its own whose logits are scaled: Hugging Face's has the scale in its kernel.
 SCALED = T5Config(**{**CONFIG.describe(), "scale_logits": True})
@@ -47,6 +48,24 @@ def test_adapters_have_the_names_and_orientation_of_pytorch(tmp_path):
     assert {settings[name] for name in ("r", "lora_alpha")} == {SETTINGS.rank, SETTINGS.alpha}
     assert len(settings["target_modules"]) == 7 and settings["peft_type"] == "LORA"
     assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def test_adapters_of_a_decoder_only_model_are_a_causal_models(tmp_path):
+    config = dataclasses.replace(TINY, family="llama")
+    lora = LoRA(rank=3, alpha=12, targets=("query", "wi_0"))
+    folder, adapters = converted(tmp_path, "peft", lora=lora, config=config, ends=(5, 1))
+    written = load_file(folder / "adapter_model.safetensors")
+    layer = adapters["decoder"]["layers_1"]
+    place = "base_model.model.model.layers.1"
+    for module, ours in (
+        ("self_attn.q_proj", layer["self_attention"]["query"]["kernel"]),
+        ("mlp.gate_proj", layer["mlp"]["wi_0"]["kernel"]),
+    ):
+        for half in ("a", "b"):
+            values = written[f"{place}.{module}.lora_{half.upper()}.weight"]
+            np.testing.assert_array_equal(values, ours[half].T)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["task_type"] == "CAUSAL_LM" and len(written) == 8
 
 
 @pytest.mark.slow

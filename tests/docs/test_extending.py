@@ -94,4 +94,4 @@ def test_the_task_has_the_rows_and_lengths_that_it_says(place):
 def test_the_page_names_what_an_addition_to_the_repository_touches():
     text = pages.read(PAGE)
     named = re.findall(r"`(gkd/[\w/]+\.py)`", text)
-    assert "gkd/distill/divergences.py" in named and "gkd/cli/command_line.py" in named
+    assert "gkd/distill/divergences.py" in named and "gkd/cli/arguments.py" in named

@@ -21,7 +21,7 @@ def chat(run, tmp_path):
     def go(rows, template=CHATML, **options):
         folder = byte_bpe(
             tmp_path / "tokenizer", first=("<pad>", "</s>"), eos_token="</s>", pad_token="<pad>",
-            chat_template=template,
+            bos_token=None, chat_template=template,
         )  # fmt: skip
         path = run.write("chats.jsonl", rows)
         code = run(path, vocabulary=folder, **options)
@@ -98,7 +98,7 @@ def test_inputs_of_a_decoder_only_model_are_continued(tmp_path):
 def test_a_tasks_chats_are_read_and_its_plain_prompts_written(run, tmp_path):
     folder = byte_bpe(
         tmp_path / "tokenizer", first=("<pad>", "</s>"), eos_token="</s>", pad_token="<pad>",
-        chat_template=CHATML,
+        bos_token=None, chat_template=CHATML,
     )  # fmt: skip
     rows = run.write("rows.jsonl", [{"input": "Hi there!", "target": "A"}])
     task = run.write("task.gin", [

@@ -1,6 +1,7 @@
 """The description in a checkpoint, and errors that name the role."""
 
 import dataclasses
+import functools
 import types
 from unittest import mock
 
@@ -12,6 +13,7 @@ import pytest
 from gkd.checkpoints import formats, hashes
 from gkd.checkpoints.run_format import save_run_checkpoint
 from gkd.data.task_spec import TaskSpec
+from gkd.decoders.rotary import Rope
 from gkd.models import interface
 from gkd.models.t5 import T5Config
 from gkd.models.t5x_adapter import T5XModel
@@ -19,7 +21,9 @@ from gkd.parallel import mesh as meshes
 from gkd.parallel.model_sharding import UNSHARDED
 from gkd.runs import model_loading
 from gkd.vocabularies import vocabularies
+from tests.decoders.models import TINY
 from tests.random_params import random_params
+from tests.vocabularies.tokenizer_folders import byte_bpe
 
 
 def test_an_architecture_is_described_field_by_field():
@@ -128,6 +132,23 @@ def test_an_architecture_beside_a_checkpoint_must_be_its_own(run):
     assert load(dataclasses.replace(CONFIG, dropout_rate=0.1), run[0]).config == CONFIG
     with pytest.raises(ValueError, match="STUDENT_MODEL has mlp_dim=64, but the checkpoint .* 640"):
         load(dataclasses.replace(CONFIG, mlp_dim=64), run[0])
+
+
+def test_the_ends_of_a_model_file_need_not_be_the_checkpoints(tmp_path):
+    """They are the vocabulary's, whose chats may end with another id of the same list."""
+    config = dataclasses.replace(TINY, vocab_size=512)
+    vocabulary = vocabularies.from_folder(byte_bpe(tmp_path / "vocabulary", ends=[256, 258]))
+    task = dataclasses.replace(TASK, vocabulary=vocabulary)
+    description = model_loading.describe(config, vocabulary)
+    folder = tmp_path / "run"
+    save_run_checkpoint(folder, config, random_params(config.build()), description)
+    rules = meshes.rules_for()
+    load = functools.partial(
+        model_loading.load_model, "STUDENT", meshes.make_mesh(), rules, task, checkpoint=str(folder)
+    )
+    assert load(dataclasses.replace(config, end_ids=(5, 1))).config.end_ids == (256, 258)
+    with pytest.raises(ValueError, match="STUDENT_MODEL has rope="):
+        load(dataclasses.replace(config, rope=Rope(3.0), end_ids=(5, 1)))
 
 
 def test_a_t5x_module_runs_itself_with_the_checkpoints_parameters(run):

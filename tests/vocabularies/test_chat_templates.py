@@ -111,6 +111,12 @@ def test_a_vocabulary_of_no_folder_has_no_template():
         chat_template_of(vocabularies.byte_level())
 
 
+@pytest.mark.parametrize("name", ["template", "messages", "add_generation_prompt"])
+def test_options_cannot_replace_what_the_task_sets(name):
+    with pytest.raises(ValueError, match=f"CHAT_OPTIONS has '{name}', which the task itself sets"):
+        ChatFormat(ChatTemplate("folder", CHATML), options=((name, False),))
+
+
 def test_a_prompt_becomes_one_user_message():
     template = ChatTemplate("folder", CHATML + "{{ thinking }}")
     plain = ChatFormat(template).render(["Hi"])

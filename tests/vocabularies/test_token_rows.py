@@ -1,11 +1,13 @@
 """Prompts and targets as rows of ids, their ends and truncation."""
 
+import json
+
 import numpy as np
 import pytest
 
 from gkd.models.interface import SpecialIds
 from gkd.vocabularies import token_rows, vocabularies
-from tests.vocabularies.tokenizer_folders import byte_bpe
+from tests.vocabularies.tokenizer_folders import byte_bpe, unigram
 
 
 @pytest.fixture
@@ -51,6 +53,16 @@ def test_options_continue_a_plain_prompt(bpe):
     assert options(vocabularies.byte_level(), ["A"]) == [[68, 1]]
     assert options(bpe, ["A"]) == [[space, 32]]
     assert options(bpe, ["A"], after_text=False) == [[32]]
+
+
+def test_a_tokenizer_that_adds_a_space_itself_gets_no_second_one(tmp_path, bpe):
+    """Llama 2's: its pieces begin with the space."""
+    unigram(tmp_path, ["<unk>", "</s>", "<pad>", "▁", "▁A", "A"])
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    spaced = vocabularies.from_folder(str(tmp_path))
+    assert spaced.adds_space and not bpe.adds_space
+    assert [spaced.pieces()[i] for i in token_rows.encode_options(spaced, ["A"])[0]] == ["▁A"]
 
 
 def test_the_text_of_a_prompt_holds_the_ends_of_its_turns(with_bos):

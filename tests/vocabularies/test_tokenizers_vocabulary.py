@@ -73,6 +73,22 @@ def test_the_end_of_targets_is_the_first_of_several_ids(tmp_path, ends, config, 
         assert vocabularies.decode_tokens(vocabulary, [[32, end, 33]]) == ["A"]
 
 
+def test_a_vocabulary_with_a_begin_is_no_t5s_whatever_its_ids(tmp_path):
+    """Gemma's pad and EOS have T5's ids, and a folder may say that no BOS is to be added."""
+    names = {
+        "first": ("<pad>", "</s>"),
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "ends": [1, 260],
+    }
+    gemma = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": False}
+    vocabulary = vocabularies.from_folder(byte_bpe(tmp_path / "gemma", **names, **gemma))
+    assert not vocabulary.ends_prompts and vocabulary.begin_ids == ()
+    assert (vocabulary.pad_id, vocabulary.end_ids) == (-1, (1, 260))
+    t5 = vocabularies.from_folder(byte_bpe(tmp_path / "t5", **names, bos_token=None))
+    assert t5.ends_prompts and (t5.pad_id, t5.end_ids) == (0, (1,))
+
+
 def test_without_any_end_of_sequence_the_files_to_mend_are_named(tmp_path):
     folder = byte_bpe(tmp_path, ends=[999], eos_token="<|none|>")
     vocabulary = vocabularies.from_folder(folder)
