@@ -26,5 +26,5 @@ for claim in "${claims[@]}"; do
 done
 for claim in "${claims[@]}"; do
     echo
-    sweep "$claim" "--gin.ACTION='verdict'"
+    sweep "$claim" "$@" "--gin.ACTION='verdict'"
 done

@@ -41,4 +41,4 @@ if [ -n "${file:-}" ] && [ ! -f "$vocabulary" ]; then
     gkd gkd.data.train_sentencepiece "$vocabulary" 2000 "$fields" "$file"
 fi
 gkd gkd sweep --gin_file="configs/sweeps/$sweep.gin" "${@:2}"
-gkd gkd sweep --gin_file="configs/sweeps/$sweep.gin" "--gin.ACTION='table'"
+gkd gkd sweep --gin_file="configs/sweeps/$sweep.gin" "${@:2}" "--gin.ACTION='table'"

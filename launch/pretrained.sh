@@ -36,10 +36,12 @@ bash launch/setup.sh
 gkd() { .venv/bin/python -m gkd "$@"; }
 
 mkdir -p runs/public
-[ -e "runs/public/$name" ] || ln -s "$model" "runs/public/$name"
+[ -e "runs/public/$name" ] || ln -sfn "$model" "runs/public/$name"
+[ "runs/public/$name" -ef "$model" ] ||
+    fail "runs/public/$name is another folder than $model: the runs there have begun from it; move $runs and it away"
 gkd sweep "$sweep" "${@:3}"
-gkd sweep "$sweep" "--gin.ACTION='table'"
-gkd sweep "$sweep" "--gin.ACTION='verdict'"
+gkd sweep "$sweep" "${@:3}" "--gin.ACTION='table'"
+gkd sweep "$sweep" "${@:3}" "--gin.ACTION='verdict'"
 gkd report "$runs/methods"
 student="$runs/methods/gkd_forward_kl/0"
 [ -d "$runs/hugging_face" ] || gkd convert "$student" "$runs/hugging_face"

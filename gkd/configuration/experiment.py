@@ -25,6 +25,7 @@ from gkd.configuration.setting_values import (
     text,
     whole,
 )
+from gkd.metrics.descriptions import smaller_is_better
 from gkd.step_names import NAMES
 
 LENGTH = whole(1, LONGEST_SEQUENCE)
@@ -250,6 +251,11 @@ class Optimisation:
     __post_init__ = _check_fields
 
 
+def best_mode_of(metric: str | None) -> str:
+    """Returns 'min' for a metric of which a smaller value is better, else 'max'."""
+    return "min" if metric is not None and smaller_is_better(metric) else "max"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The length of a run and what happens when; in steps, an interval of 0 is the end only.
@@ -258,7 +264,8 @@ class Schedule:
       train_steps: the step at which the run is complete.
       log_every, evaluate_every, checkpoint_every: intervals.
       keep_last, keep_best: numbers of checkpoints to keep, the newest and the best.
-      best_metric, best_mode: evaluation metric that decides which is best, and 'max' or 'min'.
+      best_metric, best_mode: evaluation metric that decides which is best, and 'max' or 'min';
+        None is 'min' for divergences, perplexity and truncation, else 'max'.
       stop_after_skipped: non-finite updates in a row that end the run.
     """
 
@@ -269,10 +276,15 @@ class Schedule:
     keep_last: int = accepts(whole(1), 2)
     keep_best: int = accepts(whole(0), 1)
     best_metric: str | None = accepts(text(none=True), None)
-    best_mode: str = accepts(choice("max", "min"), "max")
+    best_mode: str | None = accepts(choice("max", "min", none=True), None)
     stop_after_skipped: int = accepts(whole(1), 10)
 
     __post_init__ = _check_fields
+
+    @property
+    def mode_of_best(self) -> str:
+        """'max' or 'min'."""
+        return self.best_mode or best_mode_of(self.best_metric)
 
     def due(self, step: int, every: int) -> bool:
         """Returns whether `step` is a multiple of the interval `every`, or the last step."""

@@ -81,7 +81,7 @@ def mmlu(
         name=name, vocabulary=vocabulary, splits=files, read=read,
         exemplars_of=_lookup(subjects, exemplars), shots=shots, scoring=scoring,
         input_length=input_length, max_examples=max_examples, metric_fns=metric_fns,
-        answers={"answer_of": metrics.chosen_letter},
+        answers={"answer_of": metrics.chosen_letter}, before=tuple,
     )  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def bbh(
         name=name, vocabulary=vocabulary, splits=files, read=read, exemplars_of=exemplars_of,
         shots=shots, scoring=scoring, input_length=input_length, max_examples=max_examples,
         metric_fns=metric_fns, answers={"answer_of": metrics.stated_answer},
+        before=lambda: ("Q:",),
     )  # fmt: skip
 
 
@@ -197,7 +198,7 @@ def mgsm(
         name=name, vocabulary=vocabulary, splits=files, read=read,
         exemplars_of=_lookup(languages, exemplars), shots=shots, scoring="generation",
         input_length=input_length, max_examples=max_examples, metric_fns=metric_fns,
-        answers=NUMBERS,
+        answers=NUMBERS, before=lambda: tuple(each.before for each in languages().values()),
     )  # fmt: skip
 
 
@@ -223,6 +224,7 @@ def _few_shot_task(
     max_examples: int | None,
     metric_fns: Sequence[Callable[..., Any]],
     answers: Mapping[str, Callable[[str], Any]],
+    before: Callable[[], tuple[str, ...]],
 ) -> TaskSpec:
     if scoring not in SCORINGS:
         raise InvalidValue(f"{name}: scoring={scoring!r} is not one of {', '.join(SCORINGS)}")
@@ -277,6 +279,7 @@ def _few_shot_task(
         metric_fns,
         choices=choices if scoring == "options" else None,
         group_of=lambda text, _: row_of(text).group,
+        completion_of=lambda text: few_shot.without_next_question(text, before()),
         **answers,
     )
 

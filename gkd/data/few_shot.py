@@ -94,6 +94,25 @@ def fitted_prompt(
     return fit(SEPARATOR.join([*sections, *examples, last]))
 
 
+_NEXT_OF_MMLU = re.compile(rf"{SEPARATOR}(?=[^\n]+\nA\. (?:.*\n)+?Answer:)")
+
+
+def without_next_question(text: str, before: Sequence[str]) -> str:
+    """Returns a completion up to the next question, which a base model may go on to write.
+
+    Args:
+      text: the completion of a few-shot prompt.
+      before: words before a question in the examples, see `Exemplars`; none for MMLU's form.
+
+    >>> without_next_question(" True\n\nQ: not ( True ) is\nA: False", ["Q:"])
+    ' True'
+    """
+    following = _NEXT_OF_MMLU
+    if before:
+        following = re.compile(rf"\s*(?:^|\n)\s*(?:{'|'.join(map(re.escape, before))})")
+    return following.split(text, maxsplit=1)[0]
+
+
 def checked(exemplars: Exemplars, shots: int, group: str) -> Exemplars:
     """Returns the exemplars of a group after checking their number.
 

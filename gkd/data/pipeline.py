@@ -22,6 +22,7 @@ from gkd.data.part_lengths import (
     Profile,
     choose_layout,
     parts_by_field,
+    parts_of,
 )
 from gkd.data.sources import permutation
 from gkd.data.task_spec import BATCH_COLUMNS
@@ -243,7 +244,7 @@ def training_batches(
     own_rows: np.ndarray | None = None,
     buckets: str | Sequence[int] | None = None,
     buckets_targets: bool = False,
-    part_sizes: PartSizes = PartSizes(),  # noqa: B008 (frozen)
+    part_sizes: PartSizes | None = None,
 ) -> TrainingBatches:
     """Makes endless batches of a split, each epoch in another order.
 
@@ -260,7 +261,7 @@ def training_batches(
         its own; lengths of inputs form batches of rows of similar length; "batches" chooses these
         lengths by the data; None encodes all padding.
       buckets_targets: with batches of similar length, group by the length of targets too.
-      part_sizes: the parts that a batch can be laid out in.
+      part_sizes: the parts that a batch can be laid out in; None is those of a single device.
 
     Returns:
       An iterator of dictionaries, R = own rows: encoder_input_tokens int32 [R, S],
@@ -304,7 +305,7 @@ def training_batches(
         shuffle=shuffle,
         own_rows=own,
         shapes=shapes,
-        parts=part_sizes if buckets == "parts" else None,
+        parts=(part_sizes or PartSizes(parts_of(batch_size, 1))) if buckets == "parts" else None,
     )
 
 

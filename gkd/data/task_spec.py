@@ -42,6 +42,8 @@ class TaskSpec:
       choices: for tasks whose options are scored by log-likelihood: function of a row's input and
         target text to (texts of the options, index of the correct one or -1). The prediction is the
         text of the most likely option.
+      completion_of: function of a generated text to the part that the metrics read: up to the next
+        question of a few-shot prompt; None for the whole text.
       answer_of: function of a generated text to its answer, compared by ==, for majority votes and
         rewards; None for a text without an answer.
       reference_answer_of: the same function for references; by default `answer_of`.
@@ -62,6 +64,7 @@ class TaskSpec:
     task: Any
     texts: Callable[[Any], Any]
     choices: Callable[[str, str], tuple[tuple[str, ...], int]] | None = None
+    completion_of: Callable[[str], str] | None = None
     answer_of: Callable[[str], Any] | None = None
     reference_answer_of: Callable[[str], Any] | None = None
     group_of: Callable[[str, str], str] | None = None
@@ -145,6 +148,7 @@ class TaskSpec:
         Raises:
           ValueError: there are no texts, their numbers differ, or the task has no metrics.
         """
+        predictions = self._completions(predictions)
         values: dict[str, float] = {}
         for metric in self.task.metric_fns:
             options = {}
@@ -158,6 +162,9 @@ class TaskSpec:
                 f"task {self.name} has no metrics over all its rows: give the inputs as well"
             )
         return values
+
+    def _completions(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts if self.completion_of is None else [self.completion_of(t) for t in texts]
 
     def _evaluate_groups(self, targets, predictions, inputs) -> dict[str, float]:
         rows: dict[str, list[int]] = {}
@@ -186,6 +193,7 @@ class TaskSpec:
           distinct_1, distinct_2, distinct_samples; self_bleu, if k is 2 or more; maj@k and
           pass@1, pass@2, … pass@k, if the task has answers.
         """
+        samples = [self._completions(texts) for texts in samples]
         values = sample_metrics.distinct(samples)
         if len(samples[0]) > 1:
             values.update(sample_metrics.self_bleu(samples, self.tokenize))

@@ -356,6 +356,19 @@ def mixture(
         chosen = chosen or mixtures.proportional_rates(sizes, maximum, temperature)
         return mixtures.row_counts(sizes, chosen, rows)
 
+    component_of = mixtures.component_finder(components)
+    scored = [task for task in tasks if task.choices is not None]
+    if 0 < len(scored) < len(tasks):
+        raise InvalidValue(
+            f"mixture {name}: the options of {scored[0].name} are scored, while other components "
+            "generate text: evaluate them apart, or choose one SCORING"
+        )
+
+    def choices(text: str, target: str) -> tuple[tuple[str, ...], int]:
+        return components[component_of(text, target)].choices(text, target)
+
+    same_answers = all(task.answer_of is tasks[0].answer_of for task in tasks)
+    answers = {key: getattr(tasks[0], key) for key in NUMBERS} if same_answers else {}
     return make_task(
         name,
         mixtures.mixed_source(read, sorted({s for t in tasks for s in t.splits}), counts_of),
@@ -363,7 +376,9 @@ def mixture(
         tasks[0].vocabulary,
         metric_fns,
         features=tasks[0].features,
-        group_of=mixtures.component_finder(components),
+        group_of=component_of,
+        choices=choices if scored else None,
+        **answers,
         components=components,
         teacher_input_length=tasks[0].teacher_input_length,
         chat=tasks[0].chat,

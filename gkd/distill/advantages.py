@@ -63,10 +63,12 @@ def advantages(
     total = jnp.sum(reward, axis=1, keepdims=True)
     count = jnp.sum(weight, axis=1, keepdims=True)
     if kind == "group_standardised":
-        centred = (reward - total / jnp.maximum(count, 1)) * weight
+        mean = total / jnp.maximum(count, 1)
+        centred = (reward - mean) * weight
         variance = jnp.sum(centred**2, axis=1, keepdims=True) / jnp.maximum(count, 1)
         # Equal rewards teach nothing: their tiny differences by rounding must not be blown up.
-        relative = centred / jnp.where(variance > 1e-12, jnp.sqrt(variance), 1.0)
-        return jnp.where(variance > 1e-12, relative, 0.0).reshape(-1)
+        differ = variance > 1e-12 * jnp.maximum(mean**2, 1.0)
+        relative = centred / jnp.where(differ, jnp.sqrt(variance), 1.0)
+        return jnp.where(differ, relative, 0.0).reshape(-1)
     others = (total - reward) / jnp.maximum(count - 1, 1)
     return jnp.where((weight > 0) & (count > 1), reward - others, 0.0).reshape(-1)

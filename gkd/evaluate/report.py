@@ -40,7 +40,7 @@ def signatures(outputs: Outputs | None = None) -> dict[str, str]:
         "rouge": metrics.rouge_signature(),
         **{metric: "; ".join(dict.fromkeys(found)) for metric, found in used.items()},
         "samples": "task metrics are means over a prompt's samples",
-        "options": "sum of an option's token log-probabilities with EOS, raw logits",
+        "options": "sum of an option's token log-probabilities, with T5's EOS, raw logits",
         "reference_log_prob": "mean over all tokens with EOS, raw logits, natural log",
         "divergences": (
             "nats at temperature 1 over valid ids; mean over a sequence's tokens, then over "

@@ -189,13 +189,13 @@ def _decoding_facts(decoding: Decoding) -> dict[str, Any]:
 
 
 def _open_inputs(source: InputSource, score: bool, top_k_log_probs: int | None) -> Any:
-    from gkd.infer import inputs
+    from gkd.infer import inputs, task_inputs
     from gkd.tables.delimited import TsvFormat
 
     if top_k_log_probs is not None and not score:
         raise InvalidValue("top_k_log_probs belong to the targets' tokens: give --score too")
     if _is_task(source):
-        return inputs.open_split(
+        return task_inputs.open_split(
             source.task, source.gin or (), source.split or "train", score,
             source.allow_module or (), teacher=top_k_log_probs is not None,
         )  # fmt: skip

@@ -1,24 +1,21 @@
-"""Opens and checks the inputs of `infer`: files, and splits of tasks."""
+"""Opens and checks files of inputs of `infer`."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import itertools
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gkd.configuration.task_files import read_task
-from gkd.data import mixtures
-from gkd.data.tasks import TaskSpec
 from gkd.errors import InvalidFile, InvalidValue, MissingFile
 from gkd.tables import fields, text_files
 from gkd.tables.delimited import TsvFormat
 from gkd.tables.rows import data_files, placed_rows
-from gkd.vocabularies import vocabularies
+from gkd.vocabularies import token_rows
 from gkd.vocabularies.chat_templates import (
     ChatTemplate,
     chat_template_of,
@@ -88,8 +85,16 @@ class Source:
             "target_field": self.target_field,
             "delimiter": self.form.delimiter,
             "quoting": self.form.quoting,
-            **({"chat_template": _sha256(self.template.text or "")} if self.template else {}),
+            **self._chat_settings(),
         }
+
+    def _chat_settings(self) -> dict[str, str]:
+        """A hash of the template, and today's date where it may write that."""
+        if self.template is None:
+            return {}
+        text = self.template.text or ""
+        dated = {"chat_date": datetime.date.today().isoformat()} if "strftime_now" in text else {}
+        return {"chat_template": sha256_of(text), **dated}
 
     def describe(self) -> None:
         """Prints the number and the fields of the inputs."""
@@ -108,9 +113,11 @@ class Source:
 
         Raises:
           MissingFile: the inputs are chats, and the model has no chat template.
-          ValueError: the template refuses a chat (the text names its line), or has a prefix.
+          ValueError: the template refuses a chat (the text names its line), or has a prefix; an
+            input is empty, which a decoder-only model cannot continue.
         """
         if not self.is_chat:
+            check_prompts(self, vocabulary, prefix, _read_rows(self.path, self.form))
             return self
         if prefix:
             raise InvalidValue(f"prefix {prefix!r} belongs to inputs as text, not to messages")
@@ -121,163 +128,6 @@ class Source:
             except ValueError as error:
                 raise InvalidFile(f"{where}: {error}") from error
         return source
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitSource:
-    """A split of a task, whose row n is input n, with the interface of `Source`.
-
-    Attributes:
-      path: path of the task's gin file.
-      task: the task.
-      split: name of the split.
-      inputs, targets: texts in UTF-8; inputs include the task's own prefix.
-      teacher_inputs: the teacher's prompts, which the model reads instead; None where it reads the
-        inputs.
-      input_field, target_field: names of the fields; no target field unless targets are scored.
-    """
-
-    path: str
-    task: TaskSpec
-    split: str
-    inputs: Sequence[bytes]
-    targets: Sequence[bytes]
-    input_field: str
-    target_field: str | None
-    teacher_inputs: Sequence[bytes] | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of inputs."""
-        return len(self.inputs)
-
-    @property
-    def is_chat(self) -> bool:
-        """True where the task's prompts become chats."""
-        return self.task.chat is not None
-
-    @property
-    def prompt_field(self) -> str:
-        """The field that the model reads."""
-        return self.input_field if self.teacher_inputs is None else "teacher_input"
-
-    def rows(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
-        """Iterates over the rows from `start` on."""
-        columns = {"input": self.inputs, "target": self.targets}
-        if self.teacher_inputs is not None:
-            columns["teacher_input"] = self.teacher_inputs
-        for texts in zip(*(column[start:] for column in columns.values()), strict=True):
-            yield {name: text.decode() for name, text in zip(columns, texts, strict=True)}
-
-    def prompt_of(self, row: Mapping[str, Any]) -> str:
-        """Returns the text of a row that the model reads."""
-        text = row[self.prompt_field]
-        return self.task.chat.render([text])[0] if self.is_chat else text
-
-    def input_of(self, row: Mapping[str, Any]) -> str:
-        """Returns the student's prompt of a row."""
-        return row["input"]
-
-    def target_of(self, row: Mapping[str, Any]) -> str:
-        """Returns the target of a row."""
-        return row["target"]
-
-    def others_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the fields of a row that are copied to the output: all but the input."""
-        return {name: text for name, text in row.items() if name != "input"}
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the facts about the input that the output depends on."""
-        digest, size = hashlib.sha256(), 0
-        for row in self.rows():
-            line = json.dumps(row).encode() + b"\n"
-            digest.update(line)
-            size += len(line)
-        return {
-            "task": self.task.name,
-            "split": self.split,
-            "input_bytes": size,
-            "input_sha256": digest.hexdigest(),
-            "input_field": self.input_field,
-            "target_field": self.target_field,
-            **self._chat_settings(),
-        }
-
-    def _chat_settings(self) -> dict[str, str]:
-        """A hash of the chat's form, wherever its template lies."""
-        chat = self.task.chat
-        if chat is None:
-            return {}
-        return {"chat": _sha256(repr((chat.template.text, chat.system, chat.options)))}
-
-    def describe(self) -> None:
-        """Prints the number, task and split of the inputs."""
-        scored = ", with targets" if self.target_field else ""
-        scored += "" if self.teacher_inputs is None else "; the model reads the teacher's prompts"
-        print(
-            f"{self.path}: {self.count} inputs of task {self.task.name}, split {self.split}{scored}"
-        )
-
-    def check_vocabulary(self, vocabulary: Any) -> None:
-        """Checks that the task has the vocabulary of the model.
-
-        Args:
-          vocabulary: the model's vocabulary.
-
-        Raises:
-          ValueError: they differ.
-        """
-        difference = vocabularies.same_vocabulary(vocabulary, self.task.vocabulary)
-        if difference:
-            raise InvalidValue(
-                f"{self.path}: the model's ids are not those of task {self.task.name} "
-                f"({difference}): its top-k cannot teach that task"
-            )
-
-    def for_vocabulary(self, vocabulary: Any, prefix: str = "") -> SplitSource:
-        """Returns the split; its prompts are already those of its task."""
-        return self
-
-
-def open_split(
-    path: str,
-    overrides: Sequence[str],
-    split: str,
-    score: bool,
-    allowed: Sequence[str] = (),
-    teacher: bool = False,
-) -> SplitSource:
-    """Reads the texts of a task's split, in order.
-
-    Args:
-      path: path of the gin file that defines the task.
-      overrides: overrides NAME=VALUE of its macros.
-      split: name of one of the task's splits.
-      score: true if targets are scored.
-      allowed: modules that the gin file may import besides gkd's own.
-      teacher: the model is a teacher, and reads the task's `teacher_inputs` where there are any.
-
-    Returns:
-      The split.
-
-    Raises:
-      ValueError: the configuration is wrong, or the task has no such split.
-    """
-    task = read_task(path, overrides, allowed)
-    if split not in task.splits:
-        raise InvalidValue(f"{path}: no split {split!r}; the task has {', '.join(task.splits)}")
-    texts = mixtures.read_texts(task.task.source, task.texts, split)
-    columns = {name: column.tolist() for name, column in texts.items()}
-    return SplitSource(
-        path=path,
-        task=task,
-        split=split,
-        inputs=columns["inputs"],
-        targets=columns["targets"],
-        input_field="input",
-        target_field="target" if score else None,
-        teacher_inputs=columns.get("teacher_inputs") if teacher else None,
-    )
 
 
 def open_source(
@@ -335,6 +185,29 @@ def open_source(
     return Source(path, input_field, target_field, count, size, digest.hexdigest(), form, is_chat)
 
 
+def check_prompts(
+    source: Any, vocabulary: Any, prefix: str, placed: Iterable[tuple[str, Mapping[str, Any]]]
+) -> None:
+    """Refuses empty prompts of a model that needs one token to continue.
+
+    Args:
+      source: the inputs.
+      vocabulary: the model's vocabulary.
+      prefix: text before every input.
+      placed: the rows with their places.
+
+    Raises:
+      InvalidFile: a prompt is empty.
+    """
+    if token_rows.ends_prompts(vocabulary) or token_rows.begin_ids(vocabulary) or prefix:
+        return
+    for where, row in placed:
+        if not source.prompt_of(row):
+            raise InvalidFile(
+                f"{where} is empty: a decoder-only model without a BOS needs one token to continue"
+            )
+
+
 def _check_chat(messages: Any, where: str) -> None:
     check_messages(messages, where)
     if messages[-1]["role"] == "assistant":
@@ -344,7 +217,8 @@ def _check_chat(messages: Any, where: str) -> None:
         )
 
 
-def _sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
+    """Returns the SHA-256 of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

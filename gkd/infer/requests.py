@@ -13,8 +13,9 @@ from typing import Any
 
 from gkd.errors import NotFinite
 from gkd.infer.generator import Generator, encode_inputs, encode_targets
-from gkd.infer.inputs import Source, SplitSource
+from gkd.infer.inputs import Source
 from gkd.infer.output_files import OutputFiles
+from gkd.infer.task_inputs import SplitSource
 from gkd.runs.lease import Lease
 from gkd.runs.progress import Progress
 from gkd.runs.signals import Stopped, StopRequest

@@ -78,6 +78,22 @@ _DIVERGENCES = {
 _WRITERS = {"on_policy": "the student's own samples", "reference": "the references"}
 
 
+def smaller_is_better(metric: str) -> bool:
+    """Checks if a smaller value of an evaluation metric is the better one.
+
+    Args:
+      metric: its name, perhaps after that of a group of the task.
+
+    >>> smaller_is_better("on_policy_forward_kl"), smaller_is_better("snli/accuracy")
+    (True, False)
+    """
+    name = metric.rpartition("/")[2]
+    if name in ("unfinished", "reference_perplexity"):
+        return True
+    divergence = name.startswith(tuple(f"{writer}_" for writer in _WRITERS))
+    return divergence and name != "reference_log_prob"
+
+
 def description_of(name: str) -> str | None:
     """Describes a number of the log.
 

@@ -19,17 +19,18 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
       values: one value per run, e.g. of each seed, or one difference per pair of runs.
 
     Returns:
-      {"values", "mean", "interval"}: `mean` is None for no value; `interval` is t·s/√n with n−1
-      degrees of freedom, None for fewer than two values.
+      {"values", "mean", "interval"}: `mean` is None for no value and where one is not finite;
+      `interval` is t·s/√n with n−1 degrees of freedom, None without a mean and for fewer than two
+      values.
 
     Two values have a mean of 2 and s = √2, t(0.975, 1) = 12.71:
 
     >>> mean_interval([1.0, 3.0])["mean"], round(mean_interval([1.0, 3.0])["interval"], 2)
     (2.0, 12.71)
     """
-    mean = statistics.fmean(values) if values else None
+    mean = statistics.fmean(values) if values and all(map(math.isfinite, values)) else None
     interval = None
-    if len(values) > 1:
+    if mean is not None and len(values) > 1:
         quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
         interval = float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
     return {"values": list(values), "mean": mean, "interval": interval}

@@ -112,6 +112,7 @@ _GOES_ON = re.compile(
 )
 _CHAIN = re.compile(r"(?:[\d.,'+\-*/()%^= ]|x(?= ?\d)|" + _CURRENCY + ")*")
 _SENTENCE_END = re.compile(r"[.,;:!?]\s")
+_LATER = re.compile(r"[.!?]\s|\n")  # what comes after the sentence of an answer
 _LEAD = re.compile(
     r"[\s*_`\"'“”:=≈>]*(?:\$(?=[\\$])\$?|\\[(\[]\s*)?"
     r"(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*|[A-Za-z]\w{0,20}\s*=\s*"
@@ -241,9 +242,9 @@ def stated_number(text: str) -> Fraction | None:
             return value
     if box is not None:
         return read_number(box)
-    last_equation = text.rfind("=")  # "the answer is 15 gallons * 8 = 120" ends in its answer
     for match in reversed(list(ANSWER_IS.finditer(text))):
-        if match.end() <= last_equation:
+        sentence = _LATER.split(text[match.end() :], maxsplit=1)[0]
+        if "=" in sentence:  # "the answer is 15 gallons * 8 = 120" ends in its answer
             break
         begins, value = _stated(text[match.end() : match.end() + _LONGEST])
         if begins:

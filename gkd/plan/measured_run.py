@@ -63,7 +63,7 @@ def measured_run(directory: str | os.PathLike[str]) -> MeasuredRun | None:
     if not launches or not (path / SPEED_FILE).is_file():
         return None
     rows = [row for row in read_rows(path / SPEED_FILE) if "seconds_per_step" in row]
-    last = [row for row in rows if row["step"] > (launches[-1]["continues_from"] or 0)]
+    last = [row for row in rows if row["step"] > (launches[-1].get("continues_from") or 0)]
     if not last:
         return None
     seconds = statistics.median(row["seconds_per_step"] for row in last)

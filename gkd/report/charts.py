@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
+
+
+def stem_of(name: str) -> str:
+    """Returns a metric's or a setting's name as part of the name of a file and of ids in HTML.
+
+    >>> stem_of("long/exact_match")
+    'long-exact_match'
+    """
+    return re.sub(r"[^\w.]+", "-", name)
 
 
 @dataclasses.dataclass(frozen=True)

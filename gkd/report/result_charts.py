@@ -8,7 +8,7 @@ from typing import Any
 
 from gkd.metrics.intervals import mean_interval
 from gkd.report.arms import Arm, Arms, value_text
-from gkd.report.charts import Chart, HeatMap, Line, LineChart
+from gkd.report.charts import Chart, HeatMap, Line, LineChart, stem_of
 from gkd.report.training_charts import teacher_levels
 
 PARAMETERS = "parameters of the student"
@@ -67,9 +67,9 @@ def _by_setting(arms: Arms, metric: str, name: str) -> LineChart | None:
     if not lines or max(len(line.x) for line in lines) < 2:
         return None
     values = [x for line in lines for x in line.x]
-    stem = re.sub(r"\W+", "-", name).lower()
+    stem = stem_of(name).lower()
     return LineChart(
-        f"{metric}-by-{stem}", f"{metric.replace('_', ' ')} by {name}", name,
+        f"{stem_of(metric)}-by-{stem}", f"{metric.replace('_', ' ')} by {name}", name,
         metric.replace("_", " "), lines, teacher_levels(arms, metric),
         log_x=min(values) > 0 and max(values) > _OVER_TEN * min(values),
         note="The newest evaluation of each run; intervals of 95% over seeds.",
@@ -111,7 +111,7 @@ def _gains(arms: Arms, metric: str) -> HeatMap | None:
         for row in rows
     ]
     return HeatMap(
-        f"{metric}-gain", f"Gain in {metric.replace('_', ' ')}", "divergence", "λ",
+        f"{stem_of(metric)}-gain", f"Gain in {metric.replace('_', ' ')}", "divergence", "λ",
         columns, rows, values,
         note="The newest evaluation minus that of the student before the run; mean over seeds.",
     )  # fmt: skip
@@ -158,7 +158,7 @@ def _diversity(arms: Arms, metric: str) -> LineChart | None:
         x, y, texts = zip(*sorted(rows), strict=True)
         lines.append(Line(f"temperature {temperature:g}", x, y, (), color, texts=texts))
     return LineChart(
-        f"{metric}-diversity", f"{metric.replace('_', ' ')} against Self-BLEU",
+        f"{stem_of(metric)}-diversity", f"{metric.replace('_', ' ')} against Self-BLEU",
         "Self-BLEU (100: all samples of a prompt are equal)", metric.replace("_", " "), lines,
         note="One line per temperature, one point per arm; further left is more diverse.",
     )  # fmt: skip
@@ -211,7 +211,7 @@ def _of_several_samples(arms: Arms) -> list[LineChart]:
             lines.append(Line(label, sorted(by_k), y, intervals, color, dashed))
         charts.append(
             LineChart(
-                f"samples-{decoding}", f"Several samples, {decoding.replace('_', ' ')}",
+                f"samples-{stem_of(decoding)}", f"Several samples, {decoding.replace('_', ' ')}",
                 "k, samples per prompt", "% of prompts", lines,
                 note="pass@k: one of k samples is right; maj@k: their most frequent answer is.",
             )

@@ -310,7 +310,7 @@ def _evaluation(file: pathlib.Path) -> dict[str, Any]:
         curve: {
             name: values
             for name, values in curves.items()
-            if isinstance(values, list) and all(map(_is_number, values))
+            if isinstance(values, list) and all(_is_number(v) and _is_finite(v) for v in values)
         }
         for curve, curves in (found.get("by_position") or {}).items()
         if isinstance(curves, dict)

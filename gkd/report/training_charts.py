@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gkd.metrics.descriptions import description_of
 from gkd.metrics.intervals import mean_interval
 from gkd.report.arms import Arm, Arms
-from gkd.report.charts import Line, LineChart, StackedBars
+from gkd.report.charts import Line, LineChart, StackedBars, stem_of
 
 # Figures that follow the scores: file name, metric, label of the y axis, title.
 _FOLLOWED = (
@@ -40,11 +40,14 @@ def training_charts(arms: Arms, metrics: Sequence[str]) -> list[LineChart]:
         levels = teacher_levels(arms, metric)
         about = description_of(name) or ""
         charts.append(
-            _chart(arms, f"{metric}-by-step", name, title, f"{title} by step", levels, about)
+            _chart(
+                arms, f"{stem_of(metric)}-by-step", name, title, f"{title} by step", levels, about
+            )
         )
         charts.append(
             _chart(
-                arms, f"{metric}-by-time", name, title, f"{title} by training time", levels,
+                arms, f"{stem_of(metric)}-by-time", name, title, f"{title} by training time",
+                    levels,
                 "Seconds of training steps, without compilation, evaluation and saving.", True,
             )
         )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 from gkd.cli import command_line
 from gkd.configuration import buckets
+from gkd.configuration.experiment import best_mode_of
 from gkd.configuration.gin_files import references_in
 from gkd.configuration.setting_values import check_call
 from gkd.configuration.verb_settings import SWEEP
@@ -262,7 +263,7 @@ def _cell(verb, labels, settings, result, ready, allowed) -> Cell:
         settings=set_by,
         train_steps=steps,
         best_metric=metric,
-        best_mode=mode or "max",
+        best_mode=mode or best_mode_of(metric),
         dry_run=bool(dry),
         needs=needs,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ class Best:
         if self.metric is None or self.metric not in values:
             return
         value = values[self.metric]
+        if not math.isfinite(value):
+            return
         if self.value is None or better_or_equal(value, self.value, self.mode):
             self.value, self.step = value, step
 

@@ -30,11 +30,12 @@ def part_seconds(
     Returns:
       sampling_seconds, and teacher_seconds where there is a teacher.
     """
-    step = program.step
+    step = getattr(program.step, "train_step", program.step)  # of a step with replay
+    scorer = program.reward_model and program.reward_model.params
     rows = meshes.batch_sharding(program.mesh)
     rollout = jax.jit(
-        lambda state, batch, base: step.rollout(
-            state, batch, mixing.step_key(state.seed, state.step), base=base
+        lambda state, batch, scorer, base: step.rollout(
+            state, batch, mixing.step_key(state.seed, state.step), scorer, base
         ),
         out_shardings=rows,
     )
@@ -47,7 +48,7 @@ def part_seconds(
             seconds.append(time.perf_counter() - begin)
         return statistics.median(seconds[1:]), result
 
-    taken, written = timed(rollout, state, batch, program.base)
+    taken, written = timed(rollout, state, batch, scorer, program.base)
     found = {"sampling_seconds": taken}
     if program.teacher is not None:
         if program.method.reward is not None and written.rewards is None:  # of the host

@@ -12,8 +12,10 @@ from gkd.runs import model_loading
 TEACHER_FILE = "teacher.json"
 
 
-def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) -> str | None:
-    """The teacher's step folder: on a resume the one the run began with, else the newest."""
+def pinned_teacher(
+    directory: pathlib.Path, teacher: str | None, step: int | str | None, resumes: bool
+) -> tuple[str | None, int | str | None]:
+    """The teacher's checkpoint and step: on a resume the step folder that the run began with."""
     path = directory / TEACHER_FILE
     if resumes and path.exists():
         then = (
@@ -23,17 +25,22 @@ def pinned_teacher(directory: pathlib.Path, teacher: str | None, resumes: bool) 
         try:
             saved = read_json(path, dict)
             text = Field(kinds=(str,), required=True, none=True)
-            check_fields(saved, {"teacher": text, "step_folder": text}, path)
+            number = Field(kinds=(int, str), none=True)
+            check_fields(saved, {"teacher": text, "step_folder": text, "step": number}, path)
         except InvalidFile as error:
             raise InvalidFile(f"{error}; {then}") from error
-        if saved["teacher"] == teacher:
-            return saved["step_folder"]
-    return teacher
+        if saved["teacher"] == teacher and saved.get("step") == step:
+            return saved["step_folder"], None
+    return teacher, step
 
 
 def pin_teacher(
-    directory: pathlib.Path, teacher: str | None, loaded: model_loading.LoadedModel | None
+    directory: pathlib.Path,
+    teacher: str | None,
+    step: int | str | None,
+    loaded: model_loading.LoadedModel | None,
 ) -> None:
     """Records which step of the teacher's run this run learns from."""
     if loaded is not None:
-        write_json(directory / TEACHER_FILE, {"teacher": teacher, "step_folder": loaded.checkpoint})
+        record = {"teacher": teacher, "step": step, "step_folder": loaded.checkpoint}
+        write_json(directory / TEACHER_FILE, record)

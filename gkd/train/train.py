@@ -120,7 +120,7 @@ def train(
     if resumes and student.lora is not None:
         adapters.check_base(directory, program.student, program.base_checksums)
     memory_bound.check_fits(program)
-    return _launch(program, directory, _named_teacher(experiment))
+    return _launch(program, directory, (_named_teacher(experiment), teacher.step))
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -215,8 +215,8 @@ def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -
     student, teacher = experiment.student, experiment.teacher
     named = _named_teacher(experiment)
     if named is not None:
-        pinned = pinned_teacher(directory, named, resumes)
-        teacher = dataclasses.replace(teacher, checkpoint=pinned)
+        checkpoint, step = pinned_teacher(directory, named, teacher.step, resumes)
+        teacher = dataclasses.replace(teacher, checkpoint=checkpoint, step=step)
     if resumes and student.lora is not None:
         base = adapters.base_of(directory, student.lora)
         student = dataclasses.replace(student, checkpoint=base)
@@ -262,13 +262,15 @@ def _evaluation(program: StepProgram) -> evaluations.Evaluation:
     )  # fmt: skip
 
 
-def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) -> dict[str, Any]:
+def _launch(
+    program: StepProgram, directory: pathlib.Path, teacher: tuple[str | None, int | str | None]
+) -> dict[str, Any]:
     """Runs the training loop on the run directory; returns the summary.
 
     Args:
       program: the step, built.
       directory: the run directory.
-      teacher: the teacher's checkpoint as the user named it.
+      teacher: the teacher's checkpoint and step as the user named them.
     """
     experiment = program.experiment
     schedule, execution = experiment.schedule, experiment.execution
@@ -280,13 +282,13 @@ def _launch(program: StepProgram, directory: pathlib.Path, teacher: str | None) 
 
         def record(step):
             run.record(step, _checkpoints(program))
-            pin_teacher(run.path, teacher, program.frozen_teacher)
+            pin_teacher(run.path, *teacher, program.frozen_teacher)
             _keep_what_is_read_again(program, run.path)
             checkpoint_vocabulary.save_vocabulary(task.vocabulary, run.path)
 
         store = CheckpointStore(
             run.path.resolve() / CHECKPOINTS, schedule.keep_last, schedule.keep_best,
-            schedule.best_metric, schedule.best_mode,
+            schedule.best_metric, schedule.mode_of_best,
             description=_description(program, run.path),
         )  # fmt: skip
         restored = store.restore(program.state.abstract)

@@ -90,7 +90,7 @@ class TrainingLoop:
             )
         # A fresh start writes everything again, also what it measured before its first step.
         self.log.truncate_after(-1 if restored_step is None else first)
-        self._best = Best(self.schedule.best_metric, self.schedule.best_mode)
+        self._best = Best(self.schedule.best_metric, self.schedule.mode_of_best)
         logged = (self.directory / METRICS_FILE).exists() and processes.is_primary_process()
         if restored_step is not None and logged:
             self._best.add_rows(read_metrics(self.directory))

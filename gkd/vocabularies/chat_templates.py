@@ -23,6 +23,8 @@ LEGACY_FILE = "chat_template.json"  # of processors of images and text
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LARGEST_TEMPLATE = 1_000_000  # characters; published ones have at most tens of thousands
 LARGEST_TEXT = 10_000_000  # characters of a rendered chat
+# Prompts of a task stay what they are from day to day, or no run could be continued.
+TASK_DATE = datetime.datetime(2024, 7, 26)  # that of Llama 3's template where there is no clock
 _MOST_ITEMS = 1_000_000  # of all ranges of one rendering, and of a product
 
 
@@ -56,7 +58,7 @@ class ChatFormat:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
-        for name in ("template", "messages", "add_generation_prompt"):
+        for name in ("template", "messages", "add_generation_prompt", "date"):
             if name in dict(self.options):
                 raise InvalidValue(
                     f"CHAT_OPTIONS has {name!r}, which the task itself sets: leave it out"
@@ -74,6 +76,7 @@ class ChatFormat:
                 self.template,
                 [*before, {"role": "user", "content": prompt}],
                 add_generation_prompt=True,
+                date=TASK_DATE,
                 **dict(self.options),
             )
             for prompt in prompts
@@ -150,6 +153,7 @@ def render_chat(
     template: ChatTemplate | str,
     messages: Any,
     add_generation_prompt: bool = False,
+    date: datetime.datetime | None = None,
     **variables: Any,
 ) -> str:
     """Renders a chat as transformers' `apply_chat_template` does.
@@ -158,6 +162,7 @@ def render_chat(
       template: the template, or its text.
       messages: the turns, a list of mappings with `role` and `content`.
       add_generation_prompt: also write the start of the assistant's turn.
+      date: the date that a template may write; None is today.
       **variables: further variables of the template, e.g. enable_thinking.
 
     Returns:
@@ -183,6 +188,7 @@ def render_chat(
         "tools": None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
+        "strftime_now": (datetime.datetime.now() if date is None else date).strftime,
         **variables,
     }
     try:
@@ -279,7 +285,6 @@ def _environment() -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
 
 

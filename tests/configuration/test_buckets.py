@@ -7,7 +7,7 @@ import pytest
 
 from gkd.cli import command_line
 from gkd.configuration import buckets
-from gkd.infer import inputs
+from gkd.infer import task_inputs
 from tests.paths import TINY
 
 
@@ -57,10 +57,10 @@ def test_the_data_of_a_task_may_be_in_a_bucket(mount, monkeypatch):
     options = ["FILES={'train': 'train.jsonl'}", "VOCABULARY=@vocabularies.byte_level()"]
     buckets.translate_environment()
     file = "configs/tasks/local_text.gin"
-    assert inputs.open_split(file, options, "train", False).inputs == [b"x"]
+    assert task_inputs.open_split(file, options, "train", False).inputs == [b"x"]
     monkeypatch.delenv("GKD_DATA")
     options += ["DATA='gs://b'"]
-    assert inputs.open_split(file, options, "train", False).inputs == [b"x"]
+    assert task_inputs.open_split(file, options, "train", False).inputs == [b"x"]
 
 
 def test_an_unmounted_bucket_is_one_line(mount, monkeypatch, capsys):

@@ -40,3 +40,17 @@ def test_an_interval_is_due_at_its_multiples_and_at_the_end():
     schedule = Schedule(train_steps=10)
     assert [step for step in range(1, 11) if schedule.due(step, 4)] == [4, 8, 10]
     assert [step for step in range(1, 11) if schedule.due(step, 0)] == [10]
+
+
+@pytest.mark.parametrize(
+    "metric, mode",
+    [
+        (None, "max"), ("rouge2", "max"), ("reference_log_prob", "max"), ("output_length", "max"),
+        ("on_policy_forward_kl", "min"), ("reference_jsd_0.1", "min"), ("unfinished", "min"),
+        ("long/on_policy_total_variation", "min"), ("reference_perplexity", "min"),
+    ],
+)  # fmt: skip
+def test_the_best_of_a_divergence_is_the_smallest(metric, mode):
+    assert Schedule(train_steps=1, best_metric=metric).mode_of_best == mode
+    other = {"min": "max", "max": "min"}[mode]
+    assert Schedule(train_steps=1, best_metric=metric, best_mode=other).mode_of_best == other

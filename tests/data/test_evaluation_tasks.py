@@ -262,3 +262,21 @@ def test_real_mgsm_exemplars(shared):
     german = few_shot.mgsm_exemplars(text)["de"]
     assert len(german.examples) == 8
     assert (german.before, german.after) == ("Frage:", "Schritt-für-Schritt-Antwort:")
+
+
+@pytest.mark.parametrize(
+    "make, target, text, metric",
+    [
+        (bbh, "True", " True\n\nQ: not ( True ) is\nA: False", "exact_match"),
+        (bbh, "True", " True\nQ: not ( True ) is\nA: False", "exact_match"),
+        (mmlu, "B", " B\n\nWhich?\nA. x\nB. y\nAnswer: C", "accuracy"),
+        (mmlu, "B", "I think.\n\nA is wrong.\nAnswer: B", "accuracy"),
+        (mgsm, "11", " The answer is 11.\n\nQuestion: More? The answer is 7.", "exact_match"),
+        (mgsm, "11", " Die Antwort ist 11.\n\nFrage: Mehr? Die Antwort ist 7.", "exact_match"),
+        (mgsm, "11", "First.\n\nThen.\n\nThe answer is 11.", "exact_match"),
+    ],
+)
+def test_a_base_models_next_question_is_no_part_of_its_answer(folder, make, target, text, metric):
+    task = make(BYTES, **({"scoring": "generation"} if make is mmlu else {}))
+    assert task.evaluate([target], [text])[metric] == 100.0
+    assert task.evaluate_samples([target], [[text, text]])["pass@1"] == 100.0

@@ -1,5 +1,6 @@
 """Mixtures: T5's rates, exact counts, an even order; rows, resumes and metrics of mixed tasks."""
 
+import dataclasses
 import functools
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from gkd.data import mixtures, pipeline, prompts, sources, tasks
-from gkd.data.task_spec import make_task
+from gkd.data.task_spec import NUMBERS, make_task
 from gkd.metrics import metrics
 from gkd.vocabularies import vocabularies
 from gkd.vocabularies.tensorflow_host import seqio
@@ -204,3 +205,18 @@ def test_one_component_may_have_several_references(tmp_path):
     found = task.evaluate(data.references, ["2" if i == "p" else "3" for i in data.inputs],
                           data.inputs)  # fmt: skip
     assert (found["local_text/rouge1"], found["b/exact_match"]) == (100, 0)
+
+
+def test_options_and_answers_of_the_components_are_the_mixtures():
+    def scored(name):
+        return dataclasses.replace(made(name, 2), choices=lambda text, _: ((text, name), 0))
+
+    mixed = tasks.mixture([scored("a"), scored("b")], [1, 1], name="mixed")
+    assert mixed.choices("at1", "1") == (("at1", "a"), 0)
+    assert mixed.choices("bt0", "0") == (("bt0", "b"), 0)
+    with pytest.raises(ValueError, match="mixture mixed: the options of a are scored, while other"):
+        tasks.mixture([scored("a"), made("b", 2)], [1, 1], name="mixed")
+    numbers = [dataclasses.replace(made(name, 2), **NUMBERS) for name in "ab"]
+    assert tasks.mixture(numbers, name="mixed").evaluate_samples(["3"], [["3", "3"]])["maj@2"]
+    other = tasks.mixture([numbers[0], made("b", 2)], name="mixed")
+    assert other.answer_of is None and other.choices is None

@@ -128,3 +128,5 @@ def test_rows_that_fill_their_length_are_not_laid_out(tmp_path):
     task = tasks.local_text({"train": str(path)}, vocabulary=BYTES)
     stream = pipeline.training_batches(task, "train", 4, 41, 4, 0, buckets="parts")
     assert not {"places", "input_parts"} & set(next(stream))
+    odd = pipeline.training_batches(task, "train", 2, 41, 4, 0, buckets="parts")
+    assert next(odd)["encoder_input_tokens"].shape == (2, 41)  # of rows that four do not divide

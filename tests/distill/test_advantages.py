@@ -40,10 +40,15 @@ def test_advantages_of_few_and_of_three_rows_by_hand(rewards, counted, samples, 
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_equal_rewards_have_no_advantage():
-    rewards = jnp.full(4, 0.1, jnp.float32)
+@pytest.mark.parametrize("reward", [0.1, 97.3, -12345.6])
+@pytest.mark.parametrize("samples", [2, 3])
+def test_equal_rewards_have_no_advantage(reward, samples):
+    """The mean of three equal numbers differs from them by rounding, in proportion to them."""
+    rewards, counted = jnp.full(6, reward, jnp.float32), jnp.ones(6, bool)
     for kind in ("batch", "group", "group_standardised"):
-        np.testing.assert_allclose(advantages(rewards, jnp.ones(4, bool), 2, kind), 0, atol=1e-7)
+        got = advantages(rewards, counted, samples, kind)
+        np.testing.assert_allclose(got, 0, atol=1e-6 * max(1, abs(reward)))
+    np.testing.assert_array_equal(advantages(rewards, counted, samples, "group_standardised"), 0)
 
 
 def test_unknown_advantages_are_refused():

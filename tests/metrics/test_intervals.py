@@ -15,3 +15,9 @@ def test_the_interval_of_five_values_is_the_tables():
 def test_one_value_has_no_interval_and_none_has_no_mean():
     assert mean_interval([7.0]) == {"values": [7.0], "mean": 7.0, "interval": None}
     assert mean_interval([]) == {"values": [], "mean": None, "interval": None}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_has_no_mean(value):
+    found = mean_interval([1.0, value])
+    assert (found["mean"], found["interval"]) == (None, None) and len(found["values"]) == 2

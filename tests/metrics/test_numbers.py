@@ -93,7 +93,11 @@ def test_a_stated_answer_that_is_no_number_is_none(written):
         ("the final answer is: **1,234**, not 7.", 1234), ("Die Antwort lautet 29, nicht 3.", 29),
         ("The answer is -5.", -5), ("答案是5。", 5),
         ("the answer is 15 gallons * 8 pints = 120 pints", 120),
-        ("The answer is found with 3 and 4: 7", 7),
+        ("The answer is found with 3 and 4: 7", 7), ("The answer is:\n15 * 8 = 120", 120),
+        ("The answer is **18**.\n\nCheck: 9 * 2 = 18 dollars a day, 7 days a week.", 18),
+        ("The final answer is 18.\nVerification: 16 - 7 = 9 eggs, sold at $2.", 18),
+        ("Answer: 18\n(where n = 3)", 18), ("The answer is 4. (n = 18)", 4),
+        ("The answer is 4 * 2 = 8. The answer is 7.", 7),
         # Otherwise the last number.
         ("it is −3", -3), ("so she has −$1,200", -1200), ("from 5-3", 3), ("districts 1 - 3", 3),
         ("it was - 7 degrees", -7), ("N = - 51", -51), ("left (4 + 5 = 8)", 8), ("(costs $5)", 5),

@@ -1,5 +1,6 @@
 """Step times of saved runs, by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -26,6 +27,14 @@ def test_the_last_launch_counts(tmp_path):
     assert found == MeasuredRun(str(tmp_path), 2.5, 3, "1 cpu (cpu)")
     assert measured_run(tmp_path / "none") is None
     assert measured_run(saved(tmp_path, [])) is None
+
+
+def test_a_launch_that_does_not_say_where_it_began_began_at_zero(tmp_path):
+    launches = saved(tmp_path, [3.0, 1.0, 2.5]) / "launches.jsonl"
+    rows = [json.loads(line) for line in launches.read_text().splitlines()]
+    del rows[-1]["continues_from"]
+    launches.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert dataclasses.astuple(measured_run(tmp_path))[1:3] == (2.75, 4)  # the one of 100 s too
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,22 @@ def test_the_title_names_the_folders(tmp_path):
     both = verb.report([tmp_path / "runs/a", tmp_path / "runs/b"]).read_text(encoding="utf-8")
     assert "<h1>Runs in runs: a, b</h1>" in both
     assert "<h1>Runs in a</h1>" in verb.report([tmp_path / "runs/a"]).read_text(encoding="utf-8")
+
+
+def test_a_metric_of_a_group_has_figures_too(tmp_path):
+    """A name with a slash is no folder."""
+    rows = [{"step": step, "evaluation/long/bleu": 1.0 * step} for step in (0, 9)]
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), scores={}, rows=rows, seed=seed)
+    path = verb.report([tmp_path], metric=["long/bleu"])
+    names = {file.name for file in (path.parent / "figures").iterdir()}
+    assert "long-bleu-by-step.png" in names and 'id="long-bleu-by-step"' in path.read_text("utf-8")
+
+
+def test_an_evaluation_that_is_not_finite_is_left_out(tmp_path):
+    curves = {"forward_kl": [0.5, float("nan")], "reverse_kl": [0.5, 0.25]}
+    evaluation = {"metrics": {}, "by_position": {"free_running": curves}}
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), scores={9: 1.0}, seed=seed, evaluation=evaluation)
+    page = verb.report([tmp_path]).read_text("utf-8")
+    assert "reverse KL by position" in page and "forward KL by position" not in page

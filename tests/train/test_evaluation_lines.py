@@ -39,6 +39,13 @@ def test_the_best_is_by_its_mode_and_the_newest_of_equals():
     assert (best.value, best.step) == (1.0, 20)
 
 
+def test_what_is_not_finite_is_not_the_best():
+    best = Best("loss", "max")
+    for step, value in enumerate((float("nan"), 0.5, float("inf"), 0.25)):
+        best.add(step, {"loss": value})
+    assert (best.value, best.step) == (0.5, 1)
+
+
 def test_a_run_prints_its_files_and_its_best_also_when_it_continues(tmp_path, capfd, one_device):
     run = tmp_path / "run"
     arguments = [

@@ -1,5 +1,6 @@
 """Chat templates: rendering, and what a template or a chat may not do."""
 
+import datetime
 import json
 
 import pytest
@@ -111,10 +112,20 @@ def test_a_vocabulary_of_no_folder_has_no_template():
         chat_template_of(vocabularies.byte_level())
 
 
-@pytest.mark.parametrize("name", ["template", "messages", "add_generation_prompt"])
+@pytest.mark.parametrize("name", ["template", "messages", "add_generation_prompt", "date"])
 def test_options_cannot_replace_what_the_task_sets(name):
     with pytest.raises(ValueError, match=f"CHAT_OPTIONS has '{name}', which the task itself sets"):
         ChatFormat(ChatTemplate("folder", CHATML), options=((name, False),))
+
+
+def test_prompts_of_a_task_are_the_same_on_every_day():
+    """Else a run could not be continued tomorrow; a chat is told today's date."""
+    template = ChatTemplate("folder", "{{ strftime_now('%d %b %Y') }}")
+    assert ChatFormat(template).render(["Hi"]) == ["26 Jul 2024"]
+    days = [render_chat(template, HELLO)]
+    days.insert(0, datetime.datetime.now().strftime("%d %b %Y"))
+    days.append(datetime.datetime.now().strftime("%d %b %Y"))
+    assert days[1] in (days[0], days[2])
 
 
 def test_a_prompt_becomes_one_user_message():
