@@ -26,7 +26,6 @@ WITHOUT_TESTS = {
     "train/build.py": "train/wiring.py builds its programs",
     "train/model_flops.py": "plan/test_programs.py counts its figures in compiled programs",
     "train/step_program.py": "train/wiring.py and configs/traces.py build them",
-    "train/teacher_record.py": "runs/test_damaged_files.py",
     "train/training_loop.py": "train/test_train.py",
 }
 MODULES = sorted((REPOSITORY / "gkd").rglob("*.py"))

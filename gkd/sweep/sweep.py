@@ -127,10 +127,7 @@ def sweep(
     if action == "status":
         status.console(stderr=False).print(status.table(cells))
     elif action in ("table", "verdict"):
-        write = _write_table if action == "table" else _write_verdict
-        if others:
-            print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
-        write(place, measured, results)
+        _write(action, place, measured, others, results)
     elif others:
         raise InvalidValue(
             f"{_made_otherwise(others)}; nothing was run: set it back, choose another "
@@ -140,6 +137,12 @@ def sweep(
         place.mkdir(parents=True, exist_ok=True)
         with Lease(place / "sweep", f"the sweep's directory {directory}") as lease:
             Runner(cells, launcher, max_parallel, retries, place / "logs", lease).run()
+
+
+def _write(action, place, rows, others, results) -> None:
+    if others:
+        print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
+    (_write_table if action == "table" else _write_verdict)(place, rows, results)
 
 
 def _check_results(rows, results) -> None:
