@@ -239,8 +239,10 @@ def _few_shot_task(
 
     @functools.cache
     def length_of(text: str) -> int:
-        separated = rule.fit(f"{text}{few_shot.SEPARATOR}.")[:-1]  # with a separator, not stripped
-        return len(vocabularies.encode_texts(vocabulary, [separated])[0])
+        # Before a further text: at the end of all, line breaks may be fewer tokens.
+        whole = rule.fit(f"{text}{few_shot.SEPARATOR}Q")
+        rows = vocabularies.encode_texts(vocabulary, [whole, "Q"])
+        return len(rows[0]) - len(rows[1])
 
     @functools.cache
     def questions(split: str) -> list[Question]:

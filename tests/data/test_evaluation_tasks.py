@@ -7,6 +7,7 @@ import pytest
 
 from gkd.data import evaluation_tasks, few_shot, pipeline
 from gkd.vocabularies import vocabularies
+from tests.vocabularies.tokenizer_folders import byte_bpe
 
 BYTES = vocabularies.byte_level()
 SMALL = vocabularies.arithmetic()  # has no line breaks, as T5's
@@ -280,3 +281,22 @@ def test_a_base_models_next_question_is_no_part_of_its_answer(folder, make, targ
     task = make(BYTES, **({"scoring": "generation"} if make is mmlu else {}))
     assert task.evaluate([target], [text])[metric] == 100.0
     assert task.evaluate_samples([target], [[text, text]])["pass@1"] == 100.0
+
+
+def test_line_breaks_count_as_they_are_within_a_prompt(folder, tmp_path):
+    """GPT-2's rule takes two line breaks as one text at the end, and as two before a word."""
+    path = tmp_path / "tokenizer"
+    byte_bpe(path)
+    raw = json.loads((path / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["ĊĊ"] = 256  # and the special tokens after it
+    raw["model"]["merges"] = ["Ċ Ċ"]
+    raw["added_tokens"] = [{**each, "id": each["id"] + 1} for each in raw["added_tokens"]]
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    vocabulary = vocabularies.from_folder(str(path))
+    assert [len(vocabulary.encode(text)) for text in ("a\n\n", "a\n\nQ")] == [2, 4]
+    ((whole, _), *_) = texts(mmlu(vocabulary))
+    length = len(vocabulary.encode(whole))
+    for room in range(length - 2, length + 4):
+        ((prompt, _), *_) = texts(mmlu(vocabulary, input_length=room))
+        assert len(vocabulary.encode(prompt)) <= room and "d0" in prompt
+    assert prompt == whole and "d1" in whole
