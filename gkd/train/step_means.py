@@ -14,6 +14,25 @@ _SUMS = Field(kinds=(list,), least=3, most=3)
 _NUMBER = Field(kinds=(float,))
 
 
+def steps_updated(number: int, metrics: Mapping[str, Any], updates: int = 1) -> int:
+    """Returns how many steps the optimizer has counted when it takes this one.
+
+    It counts no update that was skipped, so that its learning rate is that of an earlier step.
+
+    Args:
+      number: this step, from 1.
+      metrics: its `skipped` and `skipped_in_a_row`, with their weights.
+      updates: updates of a step.
+
+    Of five steps, the second was skipped:
+
+    >>> steps_updated(5, {"skipped": (1, 1.0), "skipped_in_a_row": (0, 1.0)})
+    3
+    """
+    skipped, streak = (int(metrics[name][0]) for name in ("skipped", "skipped_in_a_row"))
+    return ((number - 1) * updates - skipped + min(streak, updates)) // updates
+
+
 class StepMeans:
     """Adds up (sum, weight) pairs step by step; a row holds Σ sum / Σ weight.
 

@@ -38,7 +38,7 @@ from gkd.runs.signals import Stopped, StopRequest
 from gkd.runs.tables import markdown_table
 from gkd.train import soundness
 from gkd.train.evaluation_lines import Best, end_line, evaluation_line, start_line
-from gkd.train.step_means import StepMeans
+from gkd.train.step_means import StepMeans, steps_updated
 from gkd.train.step_program import StepProgram
 
 
@@ -233,7 +233,8 @@ class TrainingLoop:
         if self.schedule.due(number, self.schedule.log_every):
             sampled_length = self.means.sampled_length()
             values = self.means.take()
-            values["train/learning_rate"] = float(self.program.learning_rate(number - 1))
+            done = steps_updated(number, pairs, self.program.method.updates_per_rollout)
+            values["train/learning_rate"] = float(self.program.learning_rate(done))
             self.log.write(number, values)
             row = self.monitor.write(number, sampled_length)
             self.log.write_events(number, {f"speed/{key}": row[key] for key in row})

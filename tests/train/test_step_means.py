@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from gkd.train.step_means import StepMeans
+from gkd.train.step_means import StepMeans, steps_updated
 
 
 def pairs(loss, weight=1.0, **others):
@@ -84,3 +84,18 @@ def test_saved_anywhere_the_row_is_the_same_to_the_bit():
 def test_other_sums_are_one_line(sums):
     with pytest.raises(ValueError, match=r"sums of the metric loss is"):
         StepMeans().restore({"loss": sums})
+
+
+@pytest.mark.parametrize(
+    "number, skipped, streak, updates, done",
+    [
+        (1, 0, 0, 1, 0), (4, 0, 0, 1, 3), (4, 1, 1, 1, 3), (4, 2, 2, 1, 2), (5, 2, 0, 1, 2),
+        (3, 0, 0, 4, 2), (3, 4, 0, 4, 1), (3, 4, 4, 4, 2),
+    ],
+)  # fmt: skip
+def test_the_learning_rate_is_that_of_the_updates_that_counted(
+    number, skipped, streak, updates, done
+):
+    """Of 4 steps, the first 3 were taken and the fourth is skipped: its rate is the fourth's."""
+    metrics = {"skipped": (skipped, 1.0), "skipped_in_a_row": (streak, 1.0)}
+    assert steps_updated(number, metrics, updates) == done
