@@ -58,7 +58,7 @@ def mark_in_use(folder: epath.PathLike, user: Any) -> None:
       user: path of the run that reads it.
     """
     folder = epath.Path(folder)
-    if not folder.name.isdigit() or folder.parent.name != CHECKPOINTS_FOLDER:
+    if not folder.name.isdecimal() or folder.parent.name != CHECKPOINTS_FOLDER:
         return
     try:
         place = folder.parent / IN_USE_FOLDER
@@ -77,7 +77,7 @@ def steps_in_use(directory: epath.PathLike) -> set[int]:
     place = epath.Path(directory) / IN_USE_FOLDER
     if not place.is_dir():
         return set()
-    return {int(path.name) for path in place.iterdir() if path.name.isdigit()}
+    return {int(path.name) for path in place.iterdir() if path.name.isdecimal()}
 
 
 def step_numbers(directory: epath.PathLike) -> list[int]:

@@ -119,7 +119,7 @@ def _check_trained(checkpoint: str) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.is_dir() and names and not names & {CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE}:
         return  # another format, whose reader explains what is missing
-    if folder.is_file() or any(p.name.isdigit() for p in folder.glob(f"{CHECKPOINTS_FOLDER}/*")):
+    if folder.is_file() or any(p.name.isdecimal() for p in folder.glob(f"{CHECKPOINTS_FOLDER}/*")):
         return
     raise MissingFile(
         f"MODEL_DIR {checkpoint} {'has no checkpoint yet' if folder.is_dir() else 'is no folder'}: "
@@ -255,6 +255,6 @@ def _outputs(evaluation, role, loaded, decode_options) -> dict[str, evaluations.
 
 def _default_output(checkpoint, split) -> pathlib.Path:
     folder = pathlib.Path(checkpoint)
-    while folder.name.isdigit() or folder.name == "checkpoints":
+    while folder.name.isdecimal() or folder.name == "checkpoints":
         folder = folder.parent
     return folder / f"evaluation-{split}.json"

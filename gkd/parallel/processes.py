@@ -70,7 +70,7 @@ def start_seconds(environment: Mapping[str, str]) -> int:
 
 def _seconds(environment, name, default):
     value = environment.get(name, str(default))
-    if not value.isdigit() or not int(value):
+    if not value.isdecimal() or not int(value):
         raise InvalidValue(f"{name} is {value!r}: use whole seconds, 1 or more")
     return int(value)
 
@@ -103,7 +103,7 @@ def coordinator_from_environment(environment: Mapping[str, str]) -> dict[str, An
         raise InvalidValue(
             f"{COORDINATOR} is {address!r}: use HOST:PORT of process 0, a port that is free there"
         )
-    if not (count.isdigit() and number.isdigit()) or int(number) >= int(count):
+    if not (count.isdecimal() and number.isdecimal()) or int(number) >= int(count):
         raise InvalidValue(
             f"{COORDINATOR} is set, {PROCESSES} is {count!r} and {PROCESS_ID} {number!r}: set a "
             "number of processes, and this one's below it"

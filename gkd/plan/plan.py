@@ -130,7 +130,7 @@ def _names(programs):
 def _model_axis(mesh: str, chips: int) -> int:
     """Parses the size of the model axis in 'data:64,model:4'; the axes must cover all chips."""
     parts = dict(part.partition(":")[::2] for part in mesh.split(","))
-    if not set(parts) <= {"data", "model"} or not all(size.isdigit() for size in parts.values()):
+    if not set(parts) <= {"data", "model"} or not all(size.isdecimal() for size in parts.values()):
         raise InvalidValue(f"--mesh is {mesh!r}: write it as data:64,model:4")
     model = int(parts.get("model", 1))
     data = int(parts.get("data", chips // max(model, 1)))

@@ -55,7 +55,7 @@ def _parts(name):
             f"topology is {name!r}: use GENERATION:SHAPE, v5e:4x4 or 2*v5e:4x4 for two such "
             f"slices, of {known}"
         )
-    if several and (not slices.isdigit() or not int(slices) or generation in ON_FAKE_DEVICES):
+    if several and (not slices.isdecimal() or not int(slices) or generation in ON_FAKE_DEVICES):
         raise InvalidValue(f"topology is {name!r}: use a number of TPU slices, as 2*v5e:4x4")
     return int(slices or 1), generation, shape
 
@@ -104,7 +104,7 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def _fake(generation, count):
-    if not count.isdigit() or not int(count):
+    if not count.isdecimal() or not int(count):
         raise InvalidValue(
             f"topology is {generation}:{count}: use a number of devices, as {generation}:8"
         )

@@ -201,7 +201,7 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
 
 def _run_of(path: pathlib.Path) -> pathlib.Path:
     """The run directory of a path, which may be its checkpoints folder or a step folder."""
-    folder = path.parent if path.name.isdigit() else path
+    folder = path.parent if path.name.isdecimal() else path
     if folder.name == folders.CHECKPOINTS_FOLDER:
         return folder.parent
     return path

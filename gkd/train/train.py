@@ -207,7 +207,7 @@ def _check_writable(model_dir: str) -> None:
 
 def _has_checkpoint(directory: pathlib.Path) -> bool:
     folder = directory.resolve() / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
 def _continued(experiment: Experiment, directory: pathlib.Path, resumes: bool) -> Experiment:

@@ -15,11 +15,13 @@ def make_step(directory, step, metrics=None):
 
 
 def test_only_whole_numbers_as_they_are_written_are_steps(tmp_path):
-    for name in ("10", "9", "07", "-1", "1.5", "٣", "12.orbax-checkpoint-tmp", "damaged"):
+    for name in ("10", "9", "07", "-1", "1.5", "٣", "²", "12.orbax-checkpoint-tmp", "damaged"):
         (tmp_path / name).mkdir()
     (tmp_path / "11").write_text("a file")
     assert folders.step_numbers(tmp_path) == [9, 10]
     assert folders.step_numbers(tmp_path / "none") == []
+    (tmp_path / folders.IN_USE_FOLDER / "²").mkdir(parents=True)
+    assert folders.steps_in_use(tmp_path) == set()
 
 
 def test_the_best_step_is_the_newest_of_the_best_finite_values(tmp_path):
