@@ -173,6 +173,7 @@ def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
     [
         (("--topology=v9:4x4",), "topology is 'v9:4x4': use GENERATION:SHAPE"),
         (("--topology=cpu:no",), "topology is cpu:no: use a number of devices"),
+        (("--topology=cpu:²",), "topology is cpu:²: use a number of devices"),
         (("--topology=cpu:8", "--mesh=data:3,model:2"), "data × model is 6, the chips are 8"),
         (("--topology=cpu:8", "--mesh=rows:8"), "write it as data:64,model:4"),
         (("--topology=cpu:8", "--mesh=data:²"), "write it as data:64,model:4"),

@@ -56,7 +56,6 @@ def test_chips_are_as_their_pages_have_them():
         ("0*v5e:4x4", "use a number of TPU slices"),
         ("*v5e:4x4", "use a number of TPU slices"),
         ("²*v5e:4x4", "use a number of TPU slices"),
-        ("cpu:²", "use a number of devices"),
         ("2*cpu:4", "topology is '2.cpu:4': use a number of TPU slices"),
         ("2*h100:8", "topology is '2.h100:8': use a number of TPU slices"),
     ],
