@@ -104,7 +104,7 @@ def without_next_question(text: str, before: Sequence[str]) -> str:
       text: the completion of a few-shot prompt.
       before: words before a question in the examples, see `Exemplars`; none for MMLU's form.
 
-    >>> without_next_question(" True\n\nQ: not ( True ) is\nA: False", ["Q:"])
+    >>> without_next_question(" True\\n\\nQ: not ( True ) is\\nA: False", ["Q:"])
     ' True'
     """
     following = _NEXT_OF_MMLU
