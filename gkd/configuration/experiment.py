@@ -25,7 +25,7 @@ from gkd.configuration.setting_values import (
     text,
     whole,
 )
-from gkd.metrics.descriptions import smaller_is_better
+from gkd.metrics.descriptions import best_mode_of
 from gkd.step_names import NAMES
 
 LENGTH = whole(1, LONGEST_SEQUENCE)
@@ -249,11 +249,6 @@ class Optimisation:
     max_gradient_norm: float | int | None = accepts(number(above=0, none=True), None)
 
     __post_init__ = _check_fields
-
-
-def best_mode_of(metric: str | None) -> str:
-    """Returns 'min' for a metric of which a smaller value is better, else 'max'."""
-    return "min" if metric is not None and smaller_is_better(metric) else "max"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,20 +78,19 @@ _DIVERGENCES = {
 _WRITERS = {"on_policy": "the student's own samples", "reference": "the references"}
 
 
-def smaller_is_better(metric: str) -> bool:
-    """Checks if a smaller value of an evaluation metric is the better one.
+def best_mode_of(metric: str | None) -> str:
+    """Returns 'min' for an evaluation metric of which a smaller value is better, else 'max'.
 
     Args:
       metric: its name, perhaps after that of a group of the task.
 
-    >>> smaller_is_better("on_policy_forward_kl"), smaller_is_better("snli/accuracy")
-    (True, False)
+    >>> best_mode_of("on_policy_forward_kl"), best_mode_of("snli/accuracy")
+    ('min', 'max')
     """
-    name = metric.rpartition("/")[2]
-    if name in ("unfinished", "reference_perplexity"):
-        return True
+    name = (metric or "").rpartition("/")[2]
     divergence = name.startswith(tuple(f"{writer}_" for writer in _WRITERS))
-    return divergence and name != "reference_log_prob"
+    divergence = divergence and name != "reference_log_prob"
+    return "min" if divergence or name in ("unfinished", "reference_perplexity") else "max"
 
 
 def description_of(name: str) -> str | None:

@@ -14,12 +14,12 @@ from typing import Any
 
 from gkd.cli import command_line
 from gkd.configuration import buckets
-from gkd.configuration.experiment import best_mode_of
 from gkd.configuration.gin_files import references_in
 from gkd.configuration.setting_values import check_call
 from gkd.configuration.verb_settings import SWEEP
 from gkd.errors import InvalidValue, UserError
 from gkd.files.json_files import shown
+from gkd.metrics.descriptions import best_mode_of
 from gkd.runs import setting_changes
 from gkd.runs.lease import Lease
 from gkd.runs.run_directory import SUMMARY_FILE
