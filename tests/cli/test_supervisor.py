@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from gkd.cli import supervisor
 from gkd.runs.signals import EXIT_LOST
 from tests.paths import REPOSITORY
+from tests.waiting import wait_until
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent is gone")
@@ -31,10 +31,7 @@ supervisor.main([])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     watcher = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
     for file, after in (("started", watcher.kill), ("saved", lambda: None)):
-        deadline = time.monotonic() + 60
-        while not (tmp_path / file).exists():
-            assert time.monotonic() < deadline, f"not {file}"
-            time.sleep(0.02)
+        wait_until((tmp_path / file).exists)
         after()
     watcher.wait()
 
