@@ -1,6 +1,7 @@
 """Test session set-up: eight fake CPU devices, runtime shape checks, the shared fixtures."""
 
 import contextlib
+import gc
 import os
 import pathlib
 
@@ -40,6 +41,10 @@ from gkd.distill import divergence_records  # noqa: E402
 from tests import compilation  # noqa: E402
 
 compilation.compile_quickly()
+
+# Tracing makes many objects that stay: looking through them for garbage is a twentieth of the time.
+gc.freeze()
+gc.set_threshold(100_000)
 
 # Programs that tests start: collecting doctests would run them.
 collect_ignore = ["checkpoints/saving_program.py", "parallel/rows_program.py"]

@@ -92,8 +92,9 @@ def step_numbers(directory: epath.PathLike) -> list[int]:
     directory = epath.Path(directory)
     if not directory.is_dir():
         return []
-    names = [path.name for path in directory.iterdir() if path.is_dir()]
-    return sorted(int(name) for name in names if _is_step_name(name))
+    places = [path for path in directory.iterdir() if _is_step_name(path.name) and path.is_dir()]
+    # The runs of a sweep's row may be numbered too: they have checkpoints of their own.
+    return sorted(int(path.name) for path in places if not (path / CHECKPOINTS_FOLDER).exists())
 
 
 def _is_step_name(name: str) -> bool:
@@ -110,6 +111,17 @@ def is_run(path: epath.PathLike) -> bool:
     places = (path, path / CHECKPOINTS_FOLDER)
     is_step = (path / STATE_ITEM).is_dir() and _is_step_name(path.name)
     return is_step or any(step_numbers(place) for place in places)
+
+
+def run_of(path: epath.PathLike) -> epath.Path:
+    """Finds the run directory of a path.
+
+    Args:
+      path: path of a run directory, of its checkpoints folder or of one of its step folders.
+    """
+    path = epath.Path(path)
+    folder = path.parent if _is_step_name(path.name) else path
+    return folder.parent if folder.name == CHECKPOINTS_FOLDER else path
 
 
 def read_item(folder: epath.PathLike, item: str) -> dict[str, Any]:

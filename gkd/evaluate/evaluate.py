@@ -8,9 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import gin
-
-from gkd.checkpoints.folders import CHECKPOINTS_FOLDER
+from gkd.checkpoints.folders import CHECKPOINTS_FOLDER, run_of
 from gkd.configuration import setting_values
 from gkd.configuration.experiment import Batches, Evaluation, Execution, Method, Teacher
 from gkd.configuration.verb_settings import EVALUATE
@@ -19,7 +17,7 @@ from gkd.errors import InvalidValue, MissingFile
 from gkd.evaluate import evaluation as evaluations
 from gkd.evaluate import report
 from gkd.evaluate.reward_scoring import load_reward_model
-from gkd.files.atomic_files import write_json
+from gkd.files.atomic_files import check_folder_of, write_json
 from gkd.infer.decode_options import Decoding
 from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
@@ -27,7 +25,7 @@ from gkd.runs import model_loading
 from gkd.runs.lease import job_lease
 from gkd.runs.metrics_log import METRICS_FILE
 from gkd.runs.provenance import provenance
-from gkd.runs.run_directory import CONFIG_FILE, config_bindings
+from gkd.runs.run_directory import CONFIG_FILE, current_bindings
 from gkd.step_names import BEST_OR_NEWEST
 
 
@@ -74,10 +72,8 @@ def evaluate(
     if output is None:
         _check_trained(checkpoint)
     decode_options = decodings(task, batches.target_length, evaluation, seed)
-    path = pathlib.Path(output) if output else _default_output(checkpoint, evaluation.split)
+    path = _output(checkpoint, output, evaluation.split)
     outputs = path.with_suffix(".jsonl")
-    if not path.parent.is_dir():
-        raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
     with job_lease(path, f"output {path}") as lease:
         mesh = meshes.make_mesh(model=execution.model_parallelism)
         rules = meshes.rules_for(execution.fully_sharded)
@@ -102,7 +98,7 @@ def evaluate(
             "seed": seed,
             "samples": data.sample_table(measured.first_texts(), evaluation.sample_rows),
             "outputs": outputs.name,
-            "bindings": config_bindings(gin.config_str()),
+            "bindings": current_bindings(),
             **provenance(),
         }
         lease.check()
@@ -253,8 +249,10 @@ def _outputs(evaluation, role, loaded, decode_options) -> dict[str, evaluations.
     return made
 
 
-def _default_output(checkpoint, split) -> pathlib.Path:
-    folder = pathlib.Path(checkpoint)
-    while folder.name.isdecimal() or folder.name == "checkpoints":
-        folder = folder.parent
-    return folder / f"evaluation-{split}.json"
+def _output(checkpoint, output, split) -> pathlib.Path:
+    """The path of the result, by default in the run directory; checked."""
+    path = pathlib.Path(output or run_of(checkpoint) / f"evaluation-{split}.json")
+    if path.suffix != ".json":
+        raise InvalidValue(f"output {path} holds JSON: give it a name in .json")
+    check_folder_of(path)
+    return path

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from gkd.errors import StorageError
+from gkd.errors import NotAFolder, StorageError
 from gkd.parallel import processes
 
 _TAIL_BYTES = 1 << 16
@@ -108,18 +108,49 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       OSError: writing failed; the temporary file is removed, and the message names `path`.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    place = path.resolve()  # a link stays a link
+    temporary = place.with_name(f".{place.name}.being_written")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def check_folder_of(path: pathlib.Path) -> None:
+    """Checks that a file's folder exists, or can be made by `make_folder_of`.
+
+    Args:
+      path: path of a file that is to be written.
+
+    Raises:
+      NotADirectoryError: what would be one of its folders is a file.
+    """
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise NotAFolder(f"{folder} is no folder: {path} cannot be written there")
+
+
+def make_folder_of(path: pathlib.Path) -> None:
+    """Makes the folder of a file that is to be written, with its parents.
+
+    Args:
+      path: path of the file.
+
+    Raises:
+      OSError: the folder could not be made; the message names it.
+    """
+    check_folder_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> StorageError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from gkd.errors import ExistingFile, StorageError
+from gkd.errors import ExistingFile, StorageError, UserError
 
 _UNFINISHED = ".unfinished-"
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
@@ -43,12 +43,21 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         temporary.rename(final)
     except BaseException as error:
         temporary.rmtree(missing_ok=True)
-        reason = isinstance(error, Exception) and storage_reason(error)
-        if reason or (isinstance(error, OSError) and not isinstance(error, FileExistsError)):
-            raise StorageError(
-                f"{path} could not be written and was removed: {reason or error}"
-            ) from error
-        raise
+        if not isinstance(error, Exception) or not _is_of(error, temporary):
+            raise
+        raise StorageError(
+            f"{path} could not be written and was removed: {storage_reason(error) or error}"
+        ) from error
+
+
+def _is_of(error: Exception, folder: epath.Path) -> bool:
+    """Returns True if an error is of the storage of a folder, not of what is copied into it."""
+    name = getattr(error, "filename", None)
+    if name is not None and not str(name).startswith(str(folder)):
+        return False
+    if isinstance(error, UserError | FileExistsError):
+        return isinstance(error, StorageError)
+    return isinstance(error, OSError) or storage_reason(error) is not None
 
 
 def storage_reason(error: BaseException | None) -> str | None:

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from gkd.errors import ExistingFile, InvalidFile, InvalidValue, MissingFile
+from gkd.errors import ExistingFile, InvalidFile, InvalidValue
 from gkd.files.atomic_files import (
     append_lines,
     cannot_write,
+    check_folder_of,
+    make_folder_of,
     remove_unfinished_line,
     replace_file,
     write_json,
@@ -64,18 +66,18 @@ class OutputFiles:
         """Checks that the output can be written.
 
         Raises:
-          FileNotFoundError: its folder does not exist.
+          NotADirectoryError: what would be its folder is a file.
           ValueError: the name does not end in .jsonl, or belongs to a folder.
         """
         if self.output.suffix != ".jsonl":
             raise InvalidValue(f"output {self.output} holds JSON lines: give it a name in .jsonl")
-        if not self.output.parent.is_dir():
-            raise MissingFile(f"output {self.output}: {self.output.parent} is no folder")
+        check_folder_of(self.output)
         if self.output.is_dir():
             raise InvalidValue(f"output {self.output} is a folder: give the name of a file")
 
     def lease(self) -> Lease:
-        """Builds the lease under which one launch at a time writes the output."""
+        """Builds the lease under which one launch at a time writes the output; makes its folder."""
+        make_folder_of(self.output)
         return Lease(self.output, f"output {self.output}")
 
     def is_complete(self, settings: Mapping[str, Any]) -> bool:

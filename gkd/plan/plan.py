@@ -14,8 +14,8 @@ from gkd.configuration import setting_values
 from gkd.configuration.experiment import Experiment
 from gkd.configuration.verb_settings import PLAN
 from gkd.configuration.verb_settings import PROGRAMS as PROGRAM_NAMES
-from gkd.errors import InvalidValue, MissingFile
-from gkd.files.atomic_files import write_json
+from gkd.errors import InvalidValue
+from gkd.files.atomic_files import check_folder_of, make_folder_of, write_json
 from gkd.plan import batch_lengths, program_report, report_lines
 from gkd.plan.mesh_search import search_meshes
 from gkd.plan.program_reports import PROGRAMS, ProgramReports
@@ -62,7 +62,7 @@ def plan(
 
     Raises:
       ValueError: settings contradict one another, or a count of FLOPs cannot be trusted.
-      FileNotFoundError: the folder of `output` does not exist.
+      NotADirectoryError: what would be the folder of `output` is a file.
     """
     setting_values.check_call(PLAN, locals())
     chip = topology_chip(topology)
@@ -70,8 +70,8 @@ def plan(
     if devices[0].platform != jax.default_backend():  # cached programs could not be loaded here
         jax.config.update("jax_enable_compilation_cache", False)
     path = output and pathlib.Path(output)
-    if path and not path.parent.is_dir():
-        raise MissingFile(f"{path.parent} is no folder: {path} cannot be written there")
+    if path:
+        check_folder_of(path)
     experiment = _placed(experiment, topology, mesh, len(devices))
     build = functools.partial(build_step_program, devices=devices, from_shapes=True)
     console = rich.console.Console(soft_wrap=True, highlight=False)
@@ -89,6 +89,7 @@ def plan(
     def save(found):
         result.update(found)
         if path:
+            make_folder_of(path)
             write_json(path, result)
 
     if search:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,19 +33,19 @@ class Arm:
     runs: tuple[RunRecord, ...]
 
     def by_seed(self, metric: str, first: bool = False) -> dict[Any, float | int]:
-        """Returns the newest value of an evaluation metric in each run, by seed.
+        """Returns the newest value of an evaluation metric by seed: the mean over its runs.
 
         Args:
           metric: name after `evaluation/`.
           first: return the value at step 0 instead: of the student before this run.
         """
-        found = {}
+        found: dict[Any, list[float | int]] = {}
         for run in self.runs:
             series = run.series(f"evaluation/{metric}")
             value = series.get(0) if first else next(reversed(series.values()), None)
             if value is not None:
-                found[run.seed] = value
-        return found
+                found.setdefault(run.seed, []).append(value)
+        return {seed: statistics.mean(values) for seed, values in found.items()}
 
     def result(self, metric: str) -> dict[str, Any]:
         """Averages the newest values over seeds, see `mean_interval`."""
@@ -116,6 +117,12 @@ def _with_parents(path: str) -> list[pathlib.PurePath]:
     return [pathlib.PurePath(path), *pathlib.PurePath(path).parents]
 
 
+def teacher_of(run: RunRecord) -> str:
+    """Names a run's teacher by its path, without the seed; a self-teacher by the student's."""
+    name = "teacher" if run.setting("teacher") is not None else "student"
+    return _without_seed(run, name)
+
+
 def value_text(value: Any) -> str:
     """Writes a setting's value as a user reads it.
 
@@ -173,7 +180,9 @@ def _arms(records: Sequence[RunRecord]) -> tuple[Arm, ...]:
     names = differing(records)
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in records:
-        groups.setdefault(tuple(_without_seed(run, name) for name in names), []).append(run)
+        own = () if run.settings else (run.path.as_posix(),)  # nothing tells which runs are alike
+        key = (*(_without_seed(run, name) for name in names), *own)
+        groups.setdefault(key, []).append(run)
     options = [
         {shown_name(records, name): run[0].setting(name) for name in names}
         for run in groups.values()

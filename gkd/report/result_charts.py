@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.metrics.intervals import mean_interval
 from gkd.report.arms import Arm, Arms, value_text
 from gkd.report.charts import Chart, HeatMap, Line, LineChart, stem_of
+from gkd.report.measurements import measurements
 from gkd.report.training_charts import teacher_levels
 
 PARAMETERS = "parameters of the student"
@@ -125,38 +127,25 @@ def _sort_key(text: str) -> tuple[bool, float, str]:
         return (False, 0.0, text)
 
 
-def decodings(arm: Arm, model: str = "student") -> Iterator[tuple[str, Mapping[str, float]]]:
-    """Yields the metrics of every evaluation of an arm's runs.
-
-    Args:
-      arm: the arm.
-      model: 'student' or 'teacher'.
-
-    Yields:
-      (name of the decoding, its metrics), several times for one decoding of several runs.
-    """
-    for run in arm.runs:
-        for evaluation in run.evaluations.values():
-            yield from evaluation["metrics"].get(model, {}).items()
-
-
 def _diversity(arms: Arms, metric: str) -> LineChart | None:
     """Quality against Self-BLEU: a line for each temperature, a point for each arm."""
-    points: dict[float, list[tuple[float, float, str]]] = {}
-    for arm in arms.arms:
-        found: dict[str, list[Mapping[str, float]]] = {}
-        for decoding, numbers in decodings(arm):
+    found: dict[tuple[float, str], dict[str, list[Mapping[str, float]]]] = {}
+    for measurement in measurements(arms):
+        for arm, _, decoding, numbers in measurement.decodings():
             if decoding.startswith("temperature_") and {metric, "self_bleu"} <= numbers.keys():
-                found.setdefault(decoding.removeprefix("temperature_"), []).append(numbers)
-        for temperature, several in found.items():
-            x, y = (sum(n[key] for n in several) / len(several) for key in ("self_bleu", metric))
-            points.setdefault(float(temperature), []).append((x, y, arm.name))
-    if not points:
+                temperature = float(decoding.removeprefix("temperature_"))
+                line = temperature, measurement.label(f"temperature {temperature:g}")
+                found.setdefault(line, {}).setdefault(arm.name, []).append(numbers)
+    if not found:
         return None
     lines = []
-    for color, (temperature, rows) in enumerate(sorted(points.items())):
+    for color, ((_, label), by_arm) in enumerate(sorted(found.items())):
+        rows = [
+            (*(statistics.fmean(n[key] for n in several) for key in ("self_bleu", metric)), name)
+            for name, several in by_arm.items()
+        ]
         x, y, texts = zip(*sorted(rows), strict=True)
-        lines.append(Line(f"temperature {temperature:g}", x, y, (), color, texts=texts))
+        lines.append(Line(label, x, y, (), color, texts=texts))
     return LineChart(
         f"{stem_of(metric)}-diversity", f"{metric.replace('_', ' ')} against Self-BLEU",
         "Self-BLEU (100: all samples of a prompt are equal)", metric.replace("_", " "), lines,
@@ -166,21 +155,21 @@ def _diversity(arms: Arms, metric: str) -> LineChart | None:
 
 def _by_position(arms: Arms, name: str) -> LineChart | None:
     """KL by token position on the student's own samples and on the references."""
+    found: dict[tuple[int, str, bool], list[Sequence[float]]] = {}
+    for measurement in measurements(arms):
+        for arm, evaluation in measurement.evaluations:
+            for curve, dashed in (("free_running", False), ("teacher_forced", True)):
+                values = evaluation["by_position"].get(curve, {}).get(name)
+                if values:
+                    label = f"{arm.name}, {measurement.label(curve)}"
+                    line = arms.arms.index(arm), label, dashed
+                    found.setdefault(line, []).append(values)
     lines = []
-    for color, arm in enumerate(arms.arms):
-        for curve, dashed in (("free_running", False), ("teacher_forced", True)):
-            found = [
-                evaluation["by_position"][curve][name]
-                for run in arm.runs
-                for evaluation in run.evaluations.values()
-                if evaluation["by_position"].get(curve, {}).get(name)
-            ]
-            if found:
-                length = min(map(len, found))
-                means = [mean_interval([each[i] for each in found]) for i in range(length)]
-                y, intervals = zip(*((m["mean"], m["interval"]) for m in means), strict=True)
-                label = f"{arm.name}, {curve.replace('_', ' ')}"
-                lines.append(Line(label, list(range(1, length + 1)), y, intervals, color, dashed))
+    for (color, label, dashed), several in found.items():
+        length = min(map(len, several))
+        means = [mean_interval([each[i] for each in several]) for i in range(length)]
+        y, intervals = zip(*((m["mean"], m["interval"]) for m in means), strict=True)
+        lines.append(Line(label, list(range(1, length + 1)), y, intervals, color, dashed))
     if not lines:
         return None
     return LineChart(
@@ -193,25 +182,27 @@ def _by_position(arms: Arms, name: str) -> LineChart | None:
 
 def _of_several_samples(arms: Arms) -> list[LineChart]:
     """pass@k and majority vote by the number of samples; a chart for each way of decoding."""
-    found: dict[str, dict[tuple[int, str], dict[int, list[float]]]] = {}
-    for color, arm in enumerate(arms.arms):
-        for decoding, numbers in decodings(arm):
+    found: dict[tuple[str, str], dict[tuple[int, str], dict[int, list[float]]]] = {}
+    for measurement in measurements(arms):
+        for arm, _, decoding, numbers in measurement.decodings():
             for name, value in numbers.items():
                 match = _OF_SEVERAL.fullmatch(name)
                 if match:
-                    by_line = found.setdefault(decoding, {}).setdefault((color, match[1]), {})
+                    line = arms.arms.index(arm), match[1]
+                    chart = measurement.label(decoding), f"{measurement.name}-{decoding}".strip("-")
+                    by_line = found.setdefault(chart, {}).setdefault(line, {})
                     by_line.setdefault(int(match[2]), []).append(value)
     charts = []
-    for decoding, by_line in found.items():
+    for (label, stem), by_line in found.items():
         lines = []
         for (color, kind), by_k in by_line.items():
             means = [mean_interval(by_k[k]) for k in sorted(by_k)]
             y, intervals = zip(*((m["mean"], m["interval"]) for m in means), strict=True)
-            label, dashed = f"{arms.arms[color].name}, {kind}@k", kind == "maj"
-            lines.append(Line(label, sorted(by_k), y, intervals, color, dashed))
+            name, dashed = f"{arms.arms[color].name}, {kind}@k", kind == "maj"
+            lines.append(Line(name, sorted(by_k), y, intervals, color, dashed))
         charts.append(
             LineChart(
-                f"samples-{stem_of(decoding)}", f"Several samples, {decoding.replace('_', ' ')}",
+                f"samples-{stem_of(stem)}", f"Several samples, {label}",
                 "k, samples per prompt", "% of prompts", lines,
                 note="pass@k: one of k samples is right; maj@k: their most frequent answer is.",
             )

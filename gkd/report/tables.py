@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gkd.errors import InvalidValue
-from gkd.metrics.intervals import mean_interval
+from gkd.metrics.intervals import mean_interval, mean_text, number_text
 from gkd.report.arms import Arm, Arms, differing, shown_name, value_text
-from gkd.report.result_charts import decodings
+from gkd.report.measurements import measurements
 from gkd.report.run_records import RunRecord
 
 _MOST_COLUMNS = 12  # of metrics in the table of evaluations
@@ -47,18 +47,6 @@ class Reproduction:
     name: str
     command: str
     facts: Sequence[tuple[str, str]]
-
-
-def mean_text(mean: Mapping[str, Any], sign: str = "") -> str:
-    """Writes a mean and its interval.
-
-    >>> mean_text({"mean": 2.0, "interval": 0.5}, "+"), mean_text({"mean": None, "interval": None})
-    ('+2.00 ± 0.50', '–')
-    """
-    if mean["mean"] is None:
-        return "–"
-    interval = "" if mean["interval"] is None else f" ± {mean['interval']:.2f}"
-    return f"{mean['mean']:{sign}.2f}{interval}"
 
 
 def find_baseline(arms: Arms, name: str | None) -> Arm | None:
@@ -111,7 +99,7 @@ def results_table(arms: Arms, metric: str, baseline: Arm | None) -> Table:
         value = run.last(f"evaluation/{metric}")
         if value is not None:
             row = [f"teacher: {run.name}", *[""] * (len(head) - 1)]
-            row[head.index(metric)] = f"{value:.2f}"
+            row[head.index(metric)] = number_text(value)
             rows.append(row)
     caption = (
         f"{metric}: the newest evaluation of each run, mean over seeds ± 95% interval (Student's "
@@ -126,15 +114,18 @@ def results_table(arms: Arms, metric: str, baseline: Arm | None) -> Table:
 def evaluations_table(arms: Arms) -> Table | None:
     """Lists the results of `python -m gkd evaluate` by arm, model and decoding."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    seen: set[tuple[str, str]] = set()
+    measured = measurements(arms)
+    teachers = {_teacher(evaluation) for each in measured for _, evaluation in each.evaluations}
     for model in ("student", "teacher"):
-        for arm in arms.arms:
-            name = arm.name if model == "student" else model
-            for decoding, numbers in decodings(arm, model):
-                if decoding == "references" or (model == "teacher" and (model, decoding) in seen):
+        for measurement in measured:
+            for arm, evaluation, decoding, numbers in measurement.decodings(model):
+                name = arm.name
+                if model == "teacher":
+                    name = f"teacher {_teacher(evaluation)}" if len(teachers) > 1 else "teacher"
+                row = name, measurement.label(decoding)
+                if decoding == "references" or (model == "teacher" and row in found):
                     continue  # the same teacher in every run
-                seen.add((model, decoding))
-                by_name = found.setdefault((name, decoding.replace("_", " ")), {})
+                by_name = found.setdefault(row, {})
                 for metric, value in numbers.items():
                     if "/" not in metric:
                         by_name.setdefault(metric, []).append(float(value))
@@ -147,6 +138,10 @@ def evaluations_table(arms: Arms) -> Table | None:
         for (arm, decoding), numbers in found.items()
     ]
     return Table("Evaluations", ["arm", "decoding", *names], rows, range(2, 2 + len(names)))
+
+
+def _teacher(evaluation: Mapping[str, Any]) -> str:
+    return str((evaluation.get("teacher") or {}).get("step_folder", ""))
 
 
 def runs_table(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -169,7 +164,7 @@ def runs_table(records: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
         for metric in metrics:
             series = run.series(f"evaluation/{metric}")
             last = next(reversed(series.values()), None)
-            row.append("–" if last is None else f"{last:.2f}")
+            row.append("–" if last is None else number_text(last))
         row += [value_text(run.setting(name)) for name in names]
         rows.append(row)
     head = ["run", "state", "step", "SEED", *metrics, *titles]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from gkd.metrics.descriptions import description_of
 from gkd.metrics.intervals import mean_interval
-from gkd.report.arms import Arm, Arms
+from gkd.report.arms import Arm, Arms, teacher_of
 from gkd.report.charts import Line, LineChart, StackedBars, stem_of
 
 # Figures that follow the scores: file name, metric, label of the y axis, title.
@@ -58,14 +59,21 @@ def training_charts(arms: Arms, metrics: Sequence[str]) -> list[LineChart]:
 
 
 def teacher_levels(arms: Arms, metric: str) -> dict[str, float | int]:
-    """Returns the teacher's own score as a horizontal line, where the runs measured it.
+    """Returns the score of each teacher as a horizontal line, where the runs measured it.
 
     Args:
       arms: the arms.
       metric: the metric's name.
     """
-    found = {run.teacher[metric] for arm in arms.arms for run in arm.runs if metric in run.teacher}
-    return {"teacher": sum(found) / len(found)} if found else {}
+    found: dict[str, list[float]] = {}
+    for arm in arms.arms:
+        for run in arm.runs:
+            if metric in run.teacher:
+                found.setdefault(teacher_of(run), []).append(run.teacher[metric])
+    return {
+        "teacher" if len(found) == 1 else f"teacher {name}": statistics.fmean(values)
+        for name, values in found.items()
+    }
 
 
 def _chart(arms, stem, name, label, title, levels, note, by_time=False) -> LineChart | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from gkd.errors import InvalidFile, one_line
 from gkd.files.json_files import Field, check_fields, check_value, read_json
+from gkd.metrics.intervals import mean_text
 from gkd.report.charts import Difference, DifferenceChart
 from gkd.report.run_records import folders_below
-from gkd.report.tables import Table, mean_text
+from gkd.report.tables import Table
 
 VERDICT_FILE = "verdict.json"
 _FIELDS = {

@@ -155,7 +155,7 @@ def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
     launches = read_launches(model_dir) if processes.is_primary_process() else []
     if allow or not launches:
         return
-    bindings = config_bindings(gin.config_str())
+    bindings = current_bindings()
     changes = setting_changes.of_launches(launches[-1].get("bindings", {}), bindings)
     if changes:
         raise InvalidValue(
@@ -179,7 +179,7 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
     for name, source in sources.items():
         if source is None:
             continue
-        run = _run_of(pathlib.Path(source).resolve())
+        run = pathlib.Path(folders.run_of(pathlib.Path(source).resolve()))
         inside = run == path or run / folders.CHECKPOINTS_FOLDER in (path, *path.parents)
         if inside or (run.exists() and path.exists() and run.samefile(path)):
             raise InvalidValue(
@@ -197,14 +197,6 @@ def check_model_dir(model_dir: str | os.PathLike[str], **sources: str | None) ->
             f"MODEL_DIR {model_dir} holds a checkpoint of another format: choose a separate "
             "directory for the run"
         )
-
-
-def _run_of(path: pathlib.Path) -> pathlib.Path:
-    """The run directory of a path, which may be its checkpoints folder or a step folder."""
-    folder = path.parent if path.name.isdecimal() else path
-    if folder.name == folders.CHECKPOINTS_FOLDER:
-        return folder.parent
-    return path
 
 
 def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -262,6 +254,11 @@ def step_spans(launches: Sequence[Mapping[str, Any]], last_step: int) -> list[di
             spans.append({"first_step": begin + 1, "last_step": end, "launch": number})
             end = begin
     return spans[::-1]
+
+
+def current_bindings() -> dict[str, str]:
+    """Returns the bindings of the present configuration, see `config_bindings`."""
+    return config_bindings(gin.config_str())
 
 
 def config_bindings(config: str) -> dict[str, str]:

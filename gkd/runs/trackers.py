@@ -25,15 +25,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gin
-
 from gkd.errors import InvalidFile, one_line
 from gkd.files.atomic_files import write_json
 from gkd.files.json_files import Field, check_fields, check_value, read_json
 from gkd.parallel import processes
 from gkd.runs.flat_settings import parsed_bindings
 from gkd.runs.provenance import provenance
-from gkd.runs.run_directory import RunDirectory, config_bindings
+from gkd.runs.run_directory import RunDirectory, current_bindings
 
 TRACKER_FILE = "tracker.json"
 PROJECT = "gkd"  # unless the tracker's own environment variable names another
@@ -387,7 +385,7 @@ def tracker_of(kind: str | None, run: RunDirectory) -> Tracker | None:
     """
     if kind is None or not processes.is_primary_process():
         return None
-    bindings = parsed_bindings(config_bindings(gin.config_str()))
+    bindings = parsed_bindings(current_bindings())
     plain = (bool, int, float, str, type(None))
     settings = {
         name: value if isinstance(value, plain) else str(value) for name, value in bindings.items()

@@ -11,7 +11,7 @@ from typing import Any
 from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
 from gkd.files.json_files import shown
-from gkd.metrics.intervals import mean_interval
+from gkd.metrics.intervals import mean_interval, mean_text
 from gkd.runs import tables
 from gkd.sweep.table import numbers_of
 
@@ -84,6 +84,10 @@ def _check(name: str, comparison: Any) -> None:
         raise InvalidValue(
             f"{where} is {shown(comparison)}: give plus, minus, metric, above, below"
         )
+    for side in ("plus", "minus"):
+        rows = comparison.get(side, [])
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+            raise InvalidValue(f"{where} has {side} {shown(rows)}: give a list of options by axis")
     bounds = [comparison[key] for key in ("above", "below") if key in comparison]
     if not bounds or not all(isinstance(bound, int | float) for bound in bounds):
         raise InvalidValue(f"{where} has the bounds {bounds}: give a number above, below, or both")
@@ -157,8 +161,7 @@ def write(directory: pathlib.Path, decided: Mapping[str, Any]) -> None:
     """
     lines = []
     for name, each in decided["comparisons"].items():
-        mean = "–" if each["mean"] is None else f"{each['mean']:+.2f}"
-        mean += "" if each["interval"] is None else f" ± {each['interval']:.2f}"
+        mean = mean_text(each, "+")
         lines.append([name, str(len(each["values"])), mean, each["verdict"]])
     table = tables.markdown(["comparison", "seeds", "mean ± 95%", "verdict"], lines)
     text = f"{decided['claim']}: **{decided['verdict']}**\n\n{table}\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 from gkd.errors import InvalidValue
 from gkd.files.atomic_files import replace_file
-from gkd.metrics.intervals import CONFIDENCE, mean_interval
+from gkd.metrics.intervals import CONFIDENCE, mean_interval, mean_text
 from gkd.runs import tables
 
 # left out of the names of metrics
@@ -36,8 +36,9 @@ def averages(
       {"average_over", "confidence", "rows": [{"options", "complete", "runs", "metrics": {name:
       {"values", "mean", "interval"}}}]}. `interval` is half the width of the 95% confidence
       interval of the mean, t·s/√n with n−1 degrees of freedom, and None for fewer than two runs;
-      `mean` is None for no run. With a baseline, each row also has "differences", of the same form:
-      its runs minus the baseline's of the same option of `average_over` (a paired comparison).
+      `mean` is None for no run, and where a complete run lacks the metric. With a baseline, each
+      row also has "differences", of the same form: its runs minus the baseline's of the same option
+      of `average_over` (a paired comparison).
 
     Raises:
       ValueError: no metric is given, no complete run has one of them, or no row has the baseline's
@@ -100,9 +101,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     for row in table["rows"]:
         line = [*row["options"].values(), f"{row['complete']}/{row['runs']}"]
         for name, value in row["metrics"].items():
-            line.append(_shown(value))
+            line.append(mean_text(value))
             if paired:
-                line.append(_shown(row["differences"][name], "+"))
+                line.append(mean_text(row["differences"][name], "+"))
         lines.append(line)
     return tables.markdown(head, lines) + "\n"
 
@@ -122,11 +123,9 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
 
 
 def _values(outcomes: Sequence[dict[str, float]], name: str) -> list[float]:
-    """The metric's value in every run of a row; empty if the task of the row lacks the metric."""
+    """The metric's value in every run of a row; empty if a run lacks it: no mean is of some."""
     values = [numbers[name] for numbers in outcomes if name in numbers]
-    if len(values) not in (0, len(outcomes)):
-        raise InvalidValue(f"{len(values)} of {len(outcomes)} runs of one row have {name!r}")
-    return values
+    return values if len(values) == len(outcomes) else []
 
 
 def _pairs(group: Any, other: Any) -> list[tuple[dict[str, float], dict[str, float]]]:
@@ -155,10 +154,3 @@ def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str,
             yield from numbers_of(value, path if key in _UNNAMED else f"{path}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield path + key, float(value)
-
-
-def _shown(value: Mapping[str, Any], sign: str = "") -> str:
-    if value["mean"] is None:
-        return "–"
-    interval = "" if value["interval"] is None else f" ± {value['interval']:.2f}"
-    return f"{value['mean']:{sign}.2f}{interval}"

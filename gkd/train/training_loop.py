@@ -23,6 +23,7 @@ from gkd.files.atomic_files import write_json
 from gkd.files.json_files import Field, check_fields, read_json
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
+from gkd.runs import setting_changes
 from gkd.runs.compilations import Compilations
 from gkd.runs.lease import Lease
 from gkd.runs.metrics_log import METRICS_FILE, MetricsLog, read_metrics
@@ -31,6 +32,7 @@ from gkd.runs.progress import Progress
 from gkd.runs.run_directory import (
     SUMMARY_FILE,
     TEACHER_EVALUATION_FILE,
+    current_bindings,
     read_launches,
     step_spans,
 )
@@ -312,13 +314,15 @@ class TrainingLoop:
         }
         kinds = {"about": dict, "metrics": dict, "outputs": list}
         saved = self._read_or_mend(path, kinds) if processes.is_primary_process() else {}
-        if processes.broadcast_from_primary(saved.get("about") != about):
+        bindings = current_bindings()
+        changes = setting_changes.of_launches(saved.get("bindings", {}), bindings)  # of metrics too
+        if processes.broadcast_from_primary(saved.get("about") != about or bool(changes)):
             rows = len(self.evaluation.examples.inputs)
             self._progress.print(f"evaluating the teacher on {rows} rows")
             generate = self.evaluation.generator(self.teacher, teacher=True)
             generated = generate(self.teacher.params)
             saved = {"about": about, "metrics": generated.metrics, "outputs": list(generated.texts)}
-            write_json(path, saved)
+            write_json(path, saved | {"bindings": bindings})
         elif not processes.is_primary_process():  # only the primary process reports
             return []
         if step is not None:

@@ -51,3 +51,18 @@ def test_an_item_comes_back_from_plain_json(tmp_path):
     folders.write_item(tmp_path, folders.DATA_ITEM, {"0": "é"})
     assert json.loads((tmp_path / "data" / "metadata").read_text()) == {"0": "é"}
     assert folders.read_item(tmp_path, folders.DATA_ITEM) == {"0": "é"}
+
+
+def test_the_runs_of_a_sweeps_row_are_no_steps(tmp_path):
+    """Its folders are named by the seeds."""
+    for seed in "012":
+        (tmp_path / "gkd" / seed / "checkpoints/4/state").mkdir(parents=True)
+    assert folders.step_numbers(tmp_path / "gkd") == []
+    assert folders.step_numbers(tmp_path / "gkd/1/checkpoints") == [4]
+    with pytest.raises(ValueError, match="gkd is not a checkpoint: give a run directory"):
+        folders.locate_steps(tmp_path / "gkd")
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/4"])
+def test_the_run_of_a_path_may_have_a_number_as_its_name(tmp_path, below):
+    assert folders.run_of(tmp_path / "gkd/0" / below) == tmp_path / "gkd/0"

@@ -1,6 +1,7 @@
 """The verb `evaluate`: every way of decoding, what it writes, and what it refuses."""
 
 import json
+import pathlib
 import re
 import types
 
@@ -11,7 +12,7 @@ import pytest
 from gkd.cli import command_line
 from gkd.configuration.experiment import Evaluation
 from gkd.evaluate import report
-from gkd.evaluate.evaluate import decodings
+from gkd.evaluate.evaluate import _output, decodings
 from gkd.infer import generator
 from gkd.infer.decode_options import Decoding
 from gkd.infer.generator import Output
@@ -227,6 +228,16 @@ def test_before_training_one_line_tells_to_train(evaluate, names, reason):
     code, text = evaluate(**{"MODEL_DIR": str(folder), "evaluate.evaluate.output": None})
     assert code == 1 and text.count("\n") == 1
     assert f"MODEL_DIR {folder} {reason}: train first, by `python -m gkd train`" in text
+
+
+def test_the_output_is_beside_its_run_and_named_json():
+    """The runs of a sweep's row are numbered: each has results of its own."""
+    for place in ("runs/gkd/0", "runs/gkd/0/checkpoints", "runs/gkd/0/checkpoints/8"):
+        path = _output(place, None, "test")
+        assert path == pathlib.Path("runs/gkd/0/evaluation-test.json")
+    for name in ("eval-t0.3", "eval.jsonl"):
+        with pytest.raises(ValueError, match=f"output {name} holds JSON: give it a name in .json"):
+            _output("runs/gkd/0", name, "test")
 
 
 def test_a_folder_of_another_format_is_explained_by_its_reader(evaluate):

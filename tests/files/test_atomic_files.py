@@ -68,3 +68,21 @@ def test_a_folder_or_a_file_in_the_way_is_one_line(tmp_path):
             write(tmp_path / "rows.jsonl", "a\n")
     with pytest.raises(OSError, match="cannot write .*No such file or directory"):
         atomic_files.append_lines(tmp_path / "no" / "rows", "a\n")
+
+
+def test_a_users_file_beside_it_and_a_link_stay(tmp_path):
+    (tmp_path / "a.json.tmp").write_text("mine")
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "a.json").symlink_to("real.json")
+    atomic_files.replace_file(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").is_symlink() and (tmp_path / "real.json").read_text() == "new"
+    assert (tmp_path / "a.json.tmp").read_text() == "mine"
+
+
+def test_the_folder_of_an_output_is_made_unless_it_is_a_file(tmp_path):
+    atomic_files.make_folder_of(tmp_path / "a/b/c.json")
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").touch()
+    for check in (atomic_files.check_folder_of, atomic_files.make_folder_of):
+        with pytest.raises(NotADirectoryError, match="file is no folder: .*file/b/c.json cannot"):
+            check(tmp_path / "file/b/c.json")

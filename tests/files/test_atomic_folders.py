@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from gkd.errors import InvalidFile, MissingFile
 from gkd.files.atomic_folders import new_folder, remove_unfinished, storage_reason
 
 
@@ -48,3 +49,17 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".other").mkdir()
     remove_unfinished(tmp_path / "a")
     assert os.listdir(tmp_path) == [".other"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "/source/weights"),
+        InvalidFile("/source/weights is damaged"),
+        MissingFile("/source/weights: there is no such file"),
+    ],
+)
+def test_a_fault_of_the_source_is_not_called_one_of_the_target(tmp_path, error):
+    with pytest.raises(type(error)) as seen, new_folder(tmp_path / "a"):
+        raise error
+    assert seen.value is error and os.listdir(tmp_path) == []

@@ -296,7 +296,7 @@ def test_a_launch_that_was_taken_over_writes_nothing_more(run, small_windows, mo
         ),
         ("in.jsonl", b'{"input": "a", "t": ""}\n', {"target_field": "t"}, ["only with --score"]),
         ("in.tsv", b"input\tb\na\n", {}, ["in.tsv:2: 1 columns, needs 2"]),
-        ("in.txt", b"a\n", {"output": "no/such/out.jsonl"}, ["no/such is no folder"]),
+        ("in.txt", b"a\n", {"output": "/dev/null/out.jsonl"}, ["/dev/null is no folder"]),
         ("in.txt", b"a\n", {"output": "out.txt"}, ["out.txt holds JSON lines"]),
         ("in.txt", b"a\n", {"samples": 3, "beams": 2}, ["samples is 3 and beams 2"]),
         ("in.txt", b"a\n", {"samples": 2}, ["2 greedy samples are all the same"]),

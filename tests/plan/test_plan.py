@@ -179,8 +179,8 @@ def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
         (("--topology=cpu:8", "--mesh=data:²"), "write it as data:64,model:4"),
         (("--topology=cpu:8", "--programs=steps"), "choose of step, sft, evaluation, generation"),
         (
-            ("--topology=cpu:8", "--output=/no/such/folder/plan.json"),
-            "/no/such/folder is no folder",
+            ("--topology=cpu:8", "--output=README.md/plan.json"),
+            "README.md is no folder: README.md/plan.json cannot be written there",
         ),
         (
             ("--topology=cpu:8", "--expected_length=13"),

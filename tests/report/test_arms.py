@@ -1,5 +1,7 @@
 """Arms, their names and their differences, by hand."""
 
+import json
+
 import pytest
 
 from gkd.report.arms import group_runs, value_text
@@ -42,6 +44,25 @@ def test_seeds_that_only_one_arm_has_are_left_out_of_a_difference(tmp_path):
     write_run(tmp_path / "on/1", scores={9: 99.0}, seed=1, settings=ON)
     off, on = groups(tmp_path).arms
     assert on.difference(off, "bleu")["values"] == [1]
+
+
+def test_two_runs_of_one_seed_are_averaged_before_the_seeds(tmp_path):
+    scores = [("a", 0, 20.0), ("b", 0, 30.0), ("c", 1, 45.0)]
+    for name, seed, score in scores:
+        write_run(tmp_path / name, scores={0: 10.0, 9: score}, seed=seed)
+    (arm,) = groups(tmp_path).arms
+    assert arm.by_seed("bleu") == {0: 25, 1: 45} and arm.result("bleu")["mean"] == 35
+
+
+def test_runs_without_settings_are_arms_of_their_own(tmp_path):
+    """Called from Python, a run records no settings: nothing tells which are alike."""
+    for name, score in (("sft", 20.0), ("gkd", 40.0)):
+        run = write_run(tmp_path / name, scores={9: score})
+        launch = json.loads((run / "launches.jsonl").read_text())
+        (run / "launches.jsonl").write_text(json.dumps(launch | {"bindings": {}}) + "\n")
+    assert {arm.name: arm.result("bleu")["mean"] for arm in groups(tmp_path).arms} == {
+        "gkd": 40, "sft": 20,
+    }  # fmt: skip
 
 
 def test_teachers_and_starts_are_set_apart(tmp_path):

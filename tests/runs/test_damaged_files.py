@@ -1,6 +1,7 @@
 """Small files of a run that are damaged: mended and reported, or one line with the name."""
 
 import json
+import shutil
 
 import pytest
 
@@ -23,11 +24,15 @@ def train(place, *overrides):
     )
 
 
+def method_of(folder):
+    return "DIVERGENCE=@divergences.forward_kl", f"TEACHER='{folder / 'teacher'}'"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, one_device):
     """A finished run with a teacher, and the function that starts it again."""
     folder = tmp_path_factory.mktemp("runs")
-    method = ("DIVERGENCE=@divergences.forward_kl", f"TEACHER='{folder / 'teacher'}'")
+    method = method_of(folder)
     assert train(folder / "teacher") == 0
     assert train(folder / "student", *method) == 0
     return folder / "student", lambda: train(folder / "student", *method)
@@ -63,6 +68,20 @@ def test_what_can_be_measured_again_is_mended_and_reported(runs, kinds, capfd):
         assert f"{path}" in errors
         mended = json.loads(path.read_text())
         assert {n: mended.get(n) for n in same} == {n: before.get(n) for n in same}
+
+
+def test_a_teacher_is_measured_again_where_what_is_measured_changes(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    path = run / "teacher_evaluation.json"
+    before = path.read_bytes()
+    same = method_of(runs[0].parent)
+    assert train(run, *same) == 0 and path.read_bytes() == before
+    reward = "REWARD=@reward_functions.exact_number"
+    assert train(run, *same, reward, "LAMBDA=1.0", "ALLOW_CHANGES=True") == 0
+    found = json.loads(path.read_text())["metrics"]
+    assert found["reward"] == found["exact_match"]
+    assert "reward" not in json.loads(before)["metrics"]
 
 
 def test_metrics_that_were_deleted_are_reported(runs, capfd):
