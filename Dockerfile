@@ -3,8 +3,7 @@ FROM python:3.11-slim
 WORKDIR /gkd
 COPY requirements.txt constraints.txt ./
 RUN pip install --no-cache-dir --requirement requirements.txt 'jax[tpu]' --constraint constraints.txt
-COPY gkd gkd
-COPY configs configs
+COPY . .
 # gs://NAME/path is /buckets/NAME/path; the log is read while it is written.
 ENV GKD_BUCKETS=/buckets PYTHONUNBUFFERED=1
 ENTRYPOINT []

@@ -19,7 +19,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MOUNTS = "/buckets/"  # launch/cloud.sh: where the hosts mount buckets
-IN_BUCKET = re.compile(rf"(?:gs://|{MOUNTS})([a-z0-9][a-z0-9._-]+)(?:/|$)")
+IN_BUCKET = re.compile(rf"(?:gs://|{MOUNTS})([a-z0-9][a-z0-9._-]+)(?:/(?!/|(?:.*/)?\.\.(?:/|$))|$)")
 # Settings of the output of a verb with gin files: the first one that is set counts.
 PLACES = {
     "train": ("train.model_dir", "%MODEL_DIR"),
@@ -162,7 +162,7 @@ def check_kept(verb: str, arguments: tuple[str, ...], bindings: dict[str, str]) 
     elif verb == "infer":
         place, shown = option(arguments, "--output"), "--output"
     elif verb == "convert":
-        words = [word for word in arguments if not word.startswith("--")]
+        words = positional(arguments)
         place, shown = (words[1] if len(words) > 1 else None), "DST"
     else:
         return ""  # it writes nothing, or there is no such verb
@@ -174,6 +174,16 @@ def check_kept(verb: str, arguments: tuple[str, ...], bindings: dict[str, str]) 
             "(gs://BUCKET/…), or KEEP_NOTHING=1 if the results may be lost"
         )
     return bucket[1]
+
+
+def positional(arguments: tuple[str, ...]) -> list[str]:
+    """Returns the words that are neither options nor their values: every option has a value."""
+    words, follows = [], False
+    for argument in arguments:
+        if not follows and not argument.startswith("--"):
+            words.append(argument)
+        follows = not follows and argument.startswith("--") and "=" not in argument
+    return words
 
 
 def option(arguments: tuple[str, ...], name: str) -> str | None:

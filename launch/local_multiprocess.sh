@@ -34,7 +34,7 @@ trap stop TERM INT HUP
 for ((number = 0; number < count; number++)); do
     if $dry_run; then
         echo "JAX_PLATFORMS=cpu XLA_FLAGS=$XLA_FLAGS GKD_COORDINATOR=$GKD_COORDINATOR" \
-            "GKD_PROCESSES=$count GKD_PROCESS_ID=$number $python -m gkd $*"
+            "GKD_PROCESSES=$count GKD_PROCESS_ID=$number$(printf ' %q' "$python" -m gkd "$@")"
         continue
     fi
     GKD_PROCESS_ID="$number" "$python" -m gkd "$@" &

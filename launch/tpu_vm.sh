@@ -14,6 +14,7 @@
 # (GKD_VOCABULARY=gs://…; no secrets).
 # Exit code of `run` and `all`: the run's (0 done, 1 failed, 2 wrong configuration, 75 stopped), 255
 # where the slice does not answer.
+[ "${BASH_VERSINFO[0]}" -ge 4 ] || { echo "gkd: error: bash is older than 4: install a newer one" >&2 && exit 2; }
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/cloud.sh"
 stopped=75 lost=76 # the run's exit codes, when it saved, and when a process was lost
@@ -110,7 +111,8 @@ gkd/.venv/bin/python -m pip install --quiet 'jax[tpu]' --constraint gkd/constrai
 mount_all() {
     local bucket
     [ $# -eq 0 ] || echo -n "{ command -v gcsfuse >/dev/null || \
-{ curl -fsSLo /tmp/gcsfuse.deb $gcsfuse && sudo dpkg -i /tmp/gcsfuse.deb; }; } && "
+{ curl -fsSLo /tmp/gcsfuse.deb $gcsfuse && \
+sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y /tmp/gcsfuse.deb; }; } && "
     for bucket in "$@"; do
         echo -n "{ mountpoint -q $mounts/$bucket || { sudo mkdir -p $mounts/$bucket && \
 sudo chown \$(id -u) $mounts/$bucket && gcsfuse --implicit-dirs --rename-dir-limit=100000 \
@@ -242,11 +244,14 @@ all() {
         elif [ "$code" != 0 ]; then
             begun=false # there is no slice that could have been preempted
         fi
-        if [ "$code" = "$silent" ] && [ "$(state)" = READY ]; then
-            # The run may go on there, and have something to save.
-            say "slice $TPU_NAME does not answer: it is left as it is; the same command continues"
-            keep=true
-            break
+        if [ "$code" = "$silent" ]; then
+            case "$(state)" in # the run may go on there, and have something to save
+                READY | unknown)
+                    say "slice $TPU_NAME does not answer: it is left as it is; the same command continues"
+                    keep=true
+                    break
+                    ;;
+            esac
         fi
         if $stopping && { [ "$code" -gt 2 ] || ! $begun; }; then code=$stopped; fi
         if $dry_run || $stopping || ! $begun; then break; fi

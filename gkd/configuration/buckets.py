@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gkd.errors import MissingFile
+from gkd.errors import InvalidValue, MissingFile
 
 ENVIRONMENT = "GKD_BUCKETS"  # folder with one mount per bucket, named like the bucket
 SCHEME = "gs://"
@@ -25,12 +25,17 @@ def local(path: str) -> str:
 
     Raises:
       FileNotFoundError: the bucket is not mounted.
+      ValueError: the path leaves the bucket.
     """
     if path.startswith("~/"):
         return os.path.expanduser(path)
     if not path.startswith(SCHEME):
         return path
     bucket, _, rest = path.removeprefix(SCHEME).partition("/")
+    if rest.startswith("/") or ".." in rest.split("/"):
+        raise InvalidValue(
+            f"{path} is no place in a bucket: write gs://BUCKET/NAME, without // or .."
+        )
     root = os.environ.get(ENVIRONMENT, "")
     folder = os.path.join(root, bucket)
     if not root or not bucket or not os.path.isdir(folder):

@@ -32,6 +32,12 @@ def test_a_path_is_below_the_mount(mount, monkeypatch, path, want):
     assert buckets.local(path) == want.format(mount)
 
 
+@pytest.mark.parametrize("path", ["gs://b//etc/x", "gs://b/../../x", "gs://b/a/.."])
+def test_a_path_does_not_leave_its_bucket(mount, path):
+    with pytest.raises(ValueError, match=f"{path} is no place in a bucket"):
+        buckets.local(path)
+
+
 def test_nested_texts_are_found(mount):
     value = {"a": ["gs://b/x", 1], "c": ("gs://b/y", None)}
     assert buckets.local_in(value) == {"a": [f"{mount}/b/x", 1], "c": (f"{mount}/b/y", None)}

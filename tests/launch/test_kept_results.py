@@ -44,6 +44,9 @@ def check(tmp_path, monkeypatch):
         (["infer", "--model=gs://b-1/a", "--output=a.jsonl"], "--output is 'a.jsonl'"),
         (["infer", "--model=gs://b-1/a", "--output", "a.jsonl"], "--output is 'a.jsonl'"),
         (["convert", "gs://b-1/a", "b"], "DST is 'b'"),
+        (["convert", "--to", "huggingface", "gs://b-1/a", "b"], "DST is 'b'"),
+        (["convert", "gs://b-1/a", "gs://b-1//b"], "DST is 'gs://b-1//b'"),
+        (["convert", "gs://b-1/a", "gs://b-1/a/../../b"], "DST is 'gs://b-1/a/../../b'"),
         (["sweep", "--gin_file=configs/sweeps/alpha.gin"], "is 'runs/sweeps/alpha'"),
     ],
 )  # fmt: skip
@@ -202,8 +205,9 @@ def test_without_an_answer_nothing_is_made_or_deleted(cloud):
     assert set(cloud.actions()) == {"describe"}
 
 
-def test_a_slice_that_does_not_answer_is_left(cloud):
-    cloud.write(codes="drop " * 20)
+@pytest.mark.parametrize("network", ["up", "up up up " + "down " * 60])
+def test_a_slice_that_does_not_answer_is_left(cloud, network):
+    cloud.write(codes="drop " * 20, network=network)
     done = cloud("tpu_vm.sh", "all", *IN_BUCKET, code=255)
     assert "does not answer: it is left as it is" in done.stderr
     assert "delete" not in cloud.actions() and (cloud.folder / "slice").read_text() == "READY"
