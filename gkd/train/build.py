@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from gkd.runs import model_loading
 from gkd.train import adapters
 from gkd.train import method as methods
 from gkd.train.step_program import Starting, StepProgram
+
+_SCALE = "multiply_by_parameter_scale"  # parameter of Adafactor
 
 
 def build_step_program(
@@ -50,10 +53,7 @@ def build_step_program(
     trained = _trained(experiment, student, mesh, rules)
     valid = model_loading.scored_valid_ids(student, task)
     schedule = _learning_rate(experiment)
-    optimizer = (experiment.optimisation.optimizer or optimizers.adafactor)(
-        learning_rate=_per_update(schedule, method.updates_per_rollout),
-        max_norm=experiment.optimisation.max_gradient_norm,
-    )
+    optimizer = _optimizer(experiment, _per_update(schedule, method.updates_per_rollout))
     step = methods.make_step(
         experiment, student, teacher, reward_model, optimizer, valid, mesh.shape["data"]
     )
@@ -139,6 +139,14 @@ def _learning_rate(experiment):
         optimisation.learning_rate, optimisation.warmup_steps, experiment.schedule.train_steps,
         optimisation.cooldown_steps,
     )  # fmt: skip
+
+
+def _optimizer(experiment, learning_rate):
+    make, scale = experiment.optimisation.optimizer or optimizers.adafactor, {}
+    if experiment.student.lora is not None and _SCALE in inspect.signature(make).parameters:
+        scale = {_SCALE: False}  # adapters start at 0, and would hardly leave it
+    max_norm = experiment.optimisation.max_gradient_norm
+    return make(learning_rate=learning_rate, max_norm=max_norm, **scale)
 
 
 def _per_update(schedule, updates):

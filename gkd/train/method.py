@@ -50,9 +50,14 @@ def teacher_is_student(experiment: Experiment) -> bool:
     return needs_teacher(method) and held
 
 
+def rewards_weigh(method: Method) -> bool:
+    """Returns whether rewards are in the loss; at α = 1 evaluations alone measure them."""
+    return method.reward is not None and method.alpha < 1
+
+
 def rewards_on_host(method: Method) -> bool:
     """Returns whether rewards are computed from texts, between two compiled programs."""
-    return method.reward is not None and not isinstance(method.reward, ModelReward)
+    return rewards_weigh(method) and not isinstance(method.reward, ModelReward)
 
 
 def student_generates(method: Method) -> bool:
@@ -90,6 +95,7 @@ def check_method(method: Method, teacher: Teacher, dropout_rate: float | int = 0
     Raises:
       ValueError: the first combination that means nothing, in one line.
     """
+    _check_unread(method, teacher)
     _check_rollouts(method)
     _check_divergence(method, teacher)
     if method.reward is not None:
@@ -110,6 +116,22 @@ def check_method(method: Method, teacher: Teacher, dropout_rate: float | int = 0
             "DROPOUT_RATE is above 0, but a policy gradient needs samples of the very "
             "distribution that is trained, and sampling uses no dropout: set it to 0.0"
         )
+
+
+def _check_unread(method, teacher):
+    """Refuses a setting that nothing reads without another one."""
+    for macro, value, default, other, needed in (
+        ("BETA", method.beta, None, "DIVERGENCE", method.divergence),
+        ("TEMPERATURE", method.temperature, 1, "DIVERGENCE", method.divergence),
+        ("ADVANTAGE", method.advantage, "batch", "REWARD", method.reward),
+        ("REWARD_MODEL", method.reward_model, None, "REWARD", method.reward),
+        ("TEACHER_STEP", teacher.step, None, "TEACHER", teacher.checkpoint),
+    ):
+        if needed is None and value != default:
+            raise InvalidValue(
+                f"{macro} is {value!r}, but {other} is not set, and nothing reads it: set {other}, "
+                f"or leave {macro} at {default!r}"
+            )
 
 
 def _check_rollouts(method):
@@ -165,6 +187,8 @@ def _check_no_divergence(method, teacher):
             raise InvalidValue(
                 f"ALPHA is {method.alpha} but DIVERGENCE is not set: set it, or ALPHA to 0"
             )
+        if teacher.checkpoint is not None:
+            raise InvalidValue("TEACHER is set but DIVERGENCE is not: a REWARD reads no teacher")
         return
     if teacher.checkpoint is not None or teacher.top_k_file is not None:
         raise InvalidValue("TEACHER is set but DIVERGENCE is not: SFT would ignore the teacher")
@@ -343,7 +367,7 @@ def _loss_fn(method, valid, data_shards):
 
 def _main_loss_fn(method, valid, data_shards):
     divergence = bound_divergence(method)
-    if method.reward is not None and method.alpha < 1:
+    if rewards_weigh(method):
         return functools.partial(
             losses.reward_and_divergence_loss, alpha=method.alpha, divergence=divergence,
             temperature=method.temperature, valid=valid, policy_loss=method.policy_loss,
@@ -357,7 +381,7 @@ def _main_loss_fn(method, valid, data_shards):
 
 
 def _reward_fn(method, reward_model, vocabulary):
-    if not isinstance(method.reward, ModelReward):
+    if not rewards_weigh(method) or rewards_on_host(method):
         return None
     scorer = method.reward.build(vocabulary)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gkd.distill import mixing
 from gkd.distill.types import Batch
 from gkd.parallel import mesh as meshes
+from gkd.train.method import rewards_on_host
 from gkd.train.step_program import StepProgram
 
 
@@ -51,7 +52,7 @@ def part_seconds(
     taken, written = timed(rollout, state, batch, scorer, program.base)
     found = {"sampling_seconds": taken}
     if program.teacher is not None:
-        if program.method.reward is not None and written.rewards is None:  # of the host
+        if rewards_on_host(program.method):
             written = written.replace(rewards=_any_rewards(written))
         score = jax.jit(lambda *given: _sums(step.teacher_logits_fn(*given)))
         found["teacher_seconds"], _ = timed(score, teacher_params, batch, written)

@@ -46,7 +46,7 @@ from gkd.runs.trackers import tracker_of
 from gkd.train import adapters, memory_bound
 from gkd.train.batch_layout import batch_buckets, part_sizes
 from gkd.train.build import build_step_program
-from gkd.train.method import needs_teacher, teacher_is_student
+from gkd.train.method import needs_teacher, rewards_weigh, teacher_is_student
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
 from gkd.train.step_means import StepMeans
@@ -99,6 +99,8 @@ def train(
         seed=seed,
     )  # fmt: skip
     check_experiment(experiment)
+    if method.reward is not None and not rewards_weigh(method):
+        _LOG.warning("ALPHA is 1: REWARD weighs nothing in the loss, evaluations alone measure it")
     _check_writable(model_dir)
     check_model_dir(
         model_dir, TEACHER=teacher.checkpoint, STUDENT=student.checkpoint,

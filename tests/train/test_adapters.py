@@ -51,6 +51,15 @@ def one_step(*overrides, devices=None):
     return before, names(after.params), jax.device_get(metrics)
 
 
+def test_adapters_leave_zero_at_the_learning_rate(teacher, one_device):
+    """Adafactor's updates have a root mean square of 1 at most; at 0 they were divided by 1000."""
+    settings = (*LORA[:2], "LEARNING_RATE=0.01", "DIVERGENCE=None", "TEACHER=None", "LAMBDA=0.0")
+    before, after, _ = one_step(*settings, f"STUDENT='{teacher}'")
+    moved = {name: np.sqrt(np.mean(value**2)) for name, value in after.items()
+             if not before[name].any()}  # fmt: skip
+    assert moved and all(0.003 < value < 0.0101 for value in moved.values()), moved
+
+
 def test_a_run_of_adapters_continues_bit_for_bit_with_its_base_as_teacher(
     tmp_path, teacher, no_evaluations
 ):

@@ -50,6 +50,17 @@ def checked(dropout_rate=0.0, **settings):
         ({"divergence": None}, "SFT would ignore the teacher"),
         ({"divergence": None, "teacher": None}, "teaches nothing: set DIVERGENCE and TEACHER"),
         ({"alpha": 0.5}, "ALPHA is 0.5, but no REWARD shares the loss"),
+        (
+            {"divergence": None, "teacher": None, "on_policy_fraction": 0.0, "beta": 0.5},
+            "BETA is 0.5, but DIVERGENCE is not set",
+        ),
+        (
+            {"divergence": None, "teacher": None, "temperature": 2.0},
+            "TEMPERATURE is 2.0, but DIVERGENCE is not set",
+        ),
+        ({"advantage": "group"}, "ADVANTAGE is 'group', but REWARD is not set"),
+        ({"reward_model": "runs/r"}, "REWARD_MODEL is 'runs/r', but REWARD is not set"),
+        ({**RL, "alpha": 0.0, "divergence": None}, "a REWARD reads no teacher"),
         ({**RL, "alpha": 1.5}, "alpha is 1.5: use 1 or less"),
         ({**RL, "on_policy_fraction": 0.0}, "a REWARD scores the student's own samples"),
         ({**RL, "normalisation": "token"}, "with a REWARD the loss is equation 5's"),
@@ -91,6 +102,7 @@ def test_what_fits_is_accepted():
     unweighed = checked(**{**GOOD, **RL, "alpha": 0.0})
     assert not needs_teacher(unweighed), "no teacher is loaded for a divergence that weighs nothing"
     assert not rewards_on_host(checked(**GOOD))
+    assert not rewards_on_host(checked(**{**GOOD, **RL, "alpha": 1.0})), "only measured"
     checked(**{**GOOD, **SAMPLED, "temperature": (1.0, 2.0)})
     checked(**{**GOOD, **SAMPLED, "temperature": 0.7, "sampling_temperature": 0.7})
 
