@@ -103,9 +103,10 @@ def _drawn(chart: Chart) -> Iterator[Any]:
 
 
 def _plain(text: str, longest: int = _LONGEST) -> str:
-    """Text of users: of bounded length, and a dollar sign begins no formula."""
+    """Text of users: of bounded length, no formula by a dollar sign, no hidden name by a `_`."""
     if len(text) > longest:
         text = f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
+    text = f" {text}" if text.startswith("_") else text
     return text.replace("\\", "\\\\").replace("$", r"\$") if "$" in text else text
 
 

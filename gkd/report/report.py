@@ -39,7 +39,7 @@ def report(
     Args:
       directories: run directories, sweeps, or folders that hold some at any depth.
       output: the folder to write: report.html, and figures/ with PNG and PDF. None is `report` in
-        the first directory.
+        the first directory that exists.
       metric: names of evaluation metrics that arms are compared by, e.g. rouge2; None takes those
         that the runs choose their best checkpoints by.
       baseline: name of the arm that others are compared with, seed by seed; None is the
@@ -67,7 +67,8 @@ def report(
     unreadable += damaged
     for line in unreadable:
         print(f"gkd: warning: {line}", file=sys.stderr)
-    folder = pathlib.Path(output or pathlib.Path(directories[0]) / "report")
+    first = next(directory for directory in map(pathlib.Path, directories) if directory.is_dir())
+    folder = pathlib.Path(output or first / "report")
     content = Report(
         title=_title(directories),
         records=records,

@@ -189,11 +189,15 @@ def folders_below(
       directory: the folder; one that is absent yields nothing.
 
     Yields:
-      (folder, names of its files), by name; links are not followed.
+      (folder, names of its files), by name; through links too, but each folder once.
     """
-    for path, folders, files in os.walk(directory):
-        yield pathlib.Path(path), set(files)
-        folders[:] = sorted(set(folders) - _WITHOUT_RUNS)
+    seen: set[str] = set()
+    for path, folders, files in os.walk(directory, followlinks=True):
+        place = os.path.realpath(path)
+        folders[:] = [] if place in seen else sorted(set(folders) - _WITHOUT_RUNS)
+        if place not in seen:
+            seen.add(place)
+            yield pathlib.Path(path), set(files)
 
 
 def _with_distinct_names(records: list[RunRecord]) -> list[RunRecord]:

@@ -73,6 +73,12 @@ def test_long_names_leave_room_for_the_figure():
         assert "long/long/long/lon…" in svg(bars) and "…" in svg(lines)
 
 
+def test_a_name_with_a_leading_underscore_is_in_the_legend():
+    """Matplotlib leaves such labels out."""
+    lines = LineChart("a", "a", "step", "BLEU", [Line("_old", [0, 1], [1, 2]), Line("b", [0], [1])])
+    assert "_old" in svg(lines)
+
+
 def test_colours_follow_the_page():
     text = svg(CHARTS[0])
     assert "var(--arm-0)" in text and "var(--ink)" in text

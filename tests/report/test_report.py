@@ -85,3 +85,9 @@ def test_an_evaluation_that_is_not_finite_is_left_out(tmp_path):
         write_run(tmp_path / str(seed), scores={9: 1.0}, seed=seed, evaluation=evaluation)
     page = verb.report([tmp_path]).read_text("utf-8")
     assert "reverse KL by position" in page and "forward KL by position" not in page
+
+
+def test_a_folder_that_is_mistyped_is_not_made(tmp_path):
+    write_run(tmp_path / "runs/gkd", scores={0: 1.0, 9: 2.0})
+    path = verb.report([str(tmp_path / "rums"), str(tmp_path / "runs")])
+    assert path == tmp_path / "runs/report/report.html" and not (tmp_path / "rums").exists()

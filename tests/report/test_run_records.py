@@ -86,3 +86,11 @@ def test_numbers_without_a_value_are_no_points_of_a_curve(tmp_path):
     run = read_run(folder, "a")
     assert run.problems == () and run.series("evaluation/bleu") == {0: 1.0, 30: 2.0}
     assert run.evaluations["test"]["metrics"]["student"] == {"greedy": {"ok": 1}, "x": {}}
+
+
+def test_runs_behind_links_are_found_once(tmp_path):
+    run = write_run(tmp_path / "elsewhere/run", scores={9: 10.0})
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/linked").symlink_to(run)
+    (run / "loop").symlink_to(tmp_path / "sweep")
+    assert [record.name for record in find_runs([tmp_path / "sweep"])[0]] == ["linked"]
