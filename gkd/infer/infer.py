@@ -128,6 +128,7 @@ def infer(
     window = BATCHES_PER_WINDOW * batch_size
     facts = {
         "model": opened.name,
+        "model_digest": opened.digest,
         "format": opened.format,
         "vocabulary": checkpoint_vocabulary.describe_vocabulary(words),
         **inputs.settings(),
