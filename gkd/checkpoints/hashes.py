@@ -21,6 +21,7 @@ _ENTRY = {
 }
 _SMALL_FILE_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
+_DIGEST_LENGTH = 16
 
 
 def _sha256(path: epath.Path) -> str:
@@ -58,6 +59,26 @@ def write_hashes(folder: epath.PathLike) -> None:
         for name, digest in zip(names, digests, strict=True)
     }
     (folder / HASHES_FILE).write_text(json.dumps({"files": files}, indent=1))
+
+
+def digest_of(folder: epath.PathLike | None) -> str | None:
+    """Computes the identity of a step folder's content.
+
+    Args:
+      folder: path of a step folder; None, or a folder without hashes (a missing one, or one of
+        another format), has no digest.
+
+    Returns:
+      The first 16 hexadecimal digits of the SHA-256 of its `hashes.json`; None where there is none.
+      A step that is written again has another digest.
+    """
+    if folder is None:
+        return None
+    try:
+        content = (epath.Path(folder) / HASHES_FILE).read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
 
 
 def _read_hashes(folder: epath.Path) -> dict[str, dict[str, Any]]:

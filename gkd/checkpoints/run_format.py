@@ -101,6 +101,7 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
         description=description,
         chosen=chosen,
         adapters=adapters,
+        digest=hashes.digest_of(folder),
     )
 
 

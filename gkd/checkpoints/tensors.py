@@ -41,6 +41,7 @@ class Checkpoint:
       source: OWNER/NAME@COMMIT of a model of the Hugging Face Hub; empty for others.
       adapters: description of a run's adapters (`saved_adapters.SavedAdapters`), else None.
       adapter_tensors: the adapters' own tensors, where `tensors` are those of the whole model.
+      digest: identity of a run's step when it was opened, see `hashes.digest_of`, else None.
     """
 
     path: epath.Path
@@ -56,6 +57,7 @@ class Checkpoint:
     source: str = ""
     adapters: Any = None
     adapter_tensors: Mapping[str, Tensor] | None = None
+    digest: str | None = None
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from gkd.checkpoints import hugging_face, run_format, t5x_format
 from gkd.checkpoints.tensors import Checkpoint
 from gkd.convert import peft
+from gkd.convert.conversion_record import write_record
 from gkd.convert.kept_layers import depths_of, keep_layers
 from gkd.errors import InvalidValue
 from gkd.files.atomic_folders import remove_unfinished
@@ -40,6 +41,8 @@ def convert(
 ) -> None:
     """Converts a checkpoint atomically: `target` appears complete or not at all.
 
+    A file `conversion.json` in it records these arguments.
+
     Args:
       source: path of a run directory or step folder, a Hugging Face directory, or a T5X checkpoint;
         or the name of a model on the Hugging Face Hub.
@@ -60,6 +63,7 @@ def convert(
       ValueError: a file is damaged, or the format cannot represent the model.
       OSError: writing failed, e.g. because the disk is full.
     """
+    asked = {name: value for name, value in locals().items() if name != "target"}
     opened = model_loading.open_model("SRC", source, step)
     to = to or ("gkd" if opened.format == "huggingface" else "huggingface")
     pieces = _vocabulary(opened, vocabulary)
@@ -80,6 +84,7 @@ def convert(
         remove_unfinished(place)
         tensors = _counted(written, dtype, progress, lease)
         _WRITERS[to](target, opened, tensors, pieces, folder)
+        write_record(place, asked, opened.name, opened.digest)
         chosen = f"{opened.chosen}, " if opened.chosen else ""
         values = sum(int(np.prod(tensor.shape)) for tensor in written.values())
         progress.print(

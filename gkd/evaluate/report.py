@@ -53,6 +53,7 @@ def model_facts(loaded: model_loading.LoadedModel, task: Any) -> dict[str, Any]:
     """Describes the measured model: step folder, size, and its checkpoint's description."""
     return {
         "step_folder": loaded.checkpoint,
+        "digest": loaded.digest,
         "chosen": loaded.chosen,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
         **model_loading.describe(loaded.config, task.vocabulary),

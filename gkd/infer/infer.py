@@ -127,8 +127,7 @@ def infer(
     dtype = dtype or model_loading.default_dtype(mesh)
     window = BATCHES_PER_WINDOW * batch_size
     facts = {
-        "model": opened.name,
-        "format": opened.format,
+        **_model_facts(opened),
         "vocabulary": checkpoint_vocabulary.describe_vocabulary(words),
         **inputs.settings(),
         **_decoding_facts(decoding),
@@ -182,6 +181,10 @@ def _check_one_process() -> None:
 
     if jax.process_count() > 1:
         raise InvalidValue("infer runs in one process: split the input among separate calls")
+
+
+def _model_facts(opened: Any) -> dict[str, Any]:
+    return {"model": opened.name, "model_digest": opened.digest, "format": opened.format}
 
 
 def _decoding_facts(decoding: Decoding) -> dict[str, Any]:

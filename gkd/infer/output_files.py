@@ -26,6 +26,7 @@ from gkd.runs.lease import Lease
 from gkd.runs.provenance import provenance
 
 _READ_BYTES = 1 << 22
+_LATER_SETTINGS = ("model_digest",)  # records of earlier versions lack them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,7 @@ class OutputFiles:
             raise InvalidFile(
                 f"{self.settings} is damaged ({error}): " + new.format(f"{self.output}*")
             ) from error
+        before = {name: settings[name] for name in _LATER_SETTINGS if name in settings} | before
         for name in (*settings, *before):
             if before.get(name) != settings.get(name):
                 raise ExistingFile(

@@ -19,6 +19,7 @@ _FIELDS = {
     "claim": Field(kinds=(str,), required=True),
     "verdict": Field(kinds=(str,), required=True),
     "comparisons": Field(kinds=(dict,), required=True),
+    "warnings": Field(kinds=(list,)),
 }
 _COMPARISON = {
     "mean": Field(kinds=(float,), required=True, none=True),
@@ -61,6 +62,8 @@ def find_verdicts(
 def _decided(path: pathlib.Path) -> Mapping[str, Any]:
     decided = read_json(path, dict)
     check_fields({name: decided[name] for name in _FIELDS if name in decided}, _FIELDS, str(path))
+    for warning in decided.get("warnings", ()):
+        check_value(warning, Field(kinds=(str,)), f"{path}: warnings")
     for name, comparison in decided["comparisons"].items():
         if not isinstance(comparison, dict):
             raise InvalidFile(f"{path}: {name} is no object")
@@ -82,6 +85,7 @@ def verdicts_table(decided: Sequence[Mapping[str, Any]]) -> Table | None:
     rows = []
     for claim in decided:
         rows.append([claim["claim"], claim["verdict"], ""])
+        rows += [["— warning", warning, ""] for warning in claim.get("warnings", ())]
         for name, comparison in claim["comparisons"].items():
             rows.append([f"— {name}", comparison["verdict"], mean_text(comparison, "+")])
     caption = (
@@ -112,7 +116,7 @@ def verdict_charts(decided: Sequence[Mapping[str, Any]]) -> list[DifferenceChart
         charts.append(
             DifferenceChart(
                 f"claim-{number}", f"Claim: {claim['verdict']}", of_metric or "difference", rows,
-                note=f"{claim['claim']}.",
+                note=". ".join([claim["claim"], *claim.get("warnings", ())]) + ".",
             )
         )  # fmt: skip
     return charts

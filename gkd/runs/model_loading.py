@@ -65,6 +65,11 @@ class LoadedModel:
         return None if self.opened is None else self.opened.name
 
     @property
+    def digest(self) -> str | None:
+        """The identity of a run's step when it was opened, see `hashes.digest_of`; else None."""
+        return None if self.opened is None else self.opened.digest
+
+    @property
     def chosen(self) -> str:
         """The step that was chosen of a run and the reason; empty for other formats."""
         return "" if self.opened is None else self.opened.chosen

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -17,7 +17,7 @@ from gkd.checkpoints.t5x_arrays import is_t5x
 from gkd.configuration.gin_files import Binding, Source, parse_statements
 from gkd.errors import InvalidFile, InvalidValue, NotAFolder
 from gkd.files.atomic_files import append_lines, replace_file
-from gkd.files.json_files import Field, check_fields, parse_json
+from gkd.files.json_files import Field, check_fields, parse_json, read_json
 from gkd.parallel import processes
 from gkd.runs import setting_changes
 from gkd.runs.provenance import provenance
@@ -62,7 +62,10 @@ class RunDirectory:
             self.write_operative_config()
 
     def record(
-        self, continues_from: int, checkpoints: Mapping[str, str | None] | None = None
+        self,
+        continues_from: int,
+        checkpoints: Mapping[str, str | None] | None = None,
+        digests: Mapping[str, str | None] | None = None,
     ) -> None:
         """Records this launch as the one that runs the steps after `continues_from`.
 
@@ -73,6 +76,7 @@ class RunDirectory:
           continues_from: the restored step, 0 for a fresh start.
           checkpoints: names by which the checkpoints that this launch reads are opened again (of a
             run its step folder, of the Hugging Face Hub OWNER/NAME@COMMIT), by role.
+          digests: identities of those that are steps of runs, see `hashes.digest_of`, by role.
         """
         self.recorded = True
         if not processes.is_primary_process():
@@ -91,7 +95,8 @@ class RunDirectory:
             "started": self.started,
             "continues_from": continues_from,
             **provenance(self.command_line),
-            "checkpoints": {role: name for role, name in (checkpoints or {}).items() if name},
+            "checkpoints": _known(checkpoints),
+            "digests": _known(digests),
             "bindings": bindings,
         }
         append_lines(self.path / LAUNCHES_FILE, json.dumps(launch, ensure_ascii=False) + "\n")
@@ -111,6 +116,10 @@ class RunDirectory:
         if lines and set(config.splitlines()) <= set(lines):
             return
         replace_file(path, config)
+
+
+def _known(by_role: Mapping[str, str | None] | None) -> dict[str, str]:
+    return {role: value for role, value in (by_role or {}).items() if value}
 
 
 def open_run(
@@ -161,6 +170,29 @@ def check_changes(model_dir: str | os.PathLike[str], allow: bool) -> None:
         raise InvalidValue(
             f"{model_dir} was trained with other settings: {'; '.join(changes)}: restore them, "
             "choose a new MODEL_DIR, or accept them with --gin.ALLOW_CHANGES=True"
+        )
+
+
+def check_nothing_lost(model_dir: str | os.PathLike[str]) -> None:
+    """Refuses to begin a finished run again, whose record the first step would empty.
+
+    A run that was killed before its first checkpoint has no summary, and begins again.
+
+    Args:
+      model_dir: path of a run directory without checkpoints.
+
+    Raises:
+      InvalidValue: its summary is of a run that has trained.
+    """
+    path = pathlib.Path(model_dir)
+    try:
+        summary = read_json(path / SUMMARY_FILE, dict) if processes.is_primary_process() else {}
+    except (OSError, InvalidFile):
+        return
+    if isinstance(steps := summary.get("steps"), int) and steps > 0:
+        raise InvalidValue(
+            f"MODEL_DIR {model_dir} has the record of a run of {steps} steps, but no checkpoint: "
+            "a new run would empty its metrics; choose a new MODEL_DIR, or move the directory away"
         )
 
 
@@ -227,6 +259,31 @@ def read_launches(model_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise InvalidFile(f"{error}; the line is no launch of a run: remove it") from error
         launches.append(launch)
     return launches
+
+
+def read_or_mend(
+    path: pathlib.Path, kinds: Mapping[str, type], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Reads a JSON file that its run can make again.
+
+    Args:
+      path: path of the file.
+      kinds: the types of the fields that it must have.
+      report: is called with a warning where the file is damaged.
+
+    Returns:
+      Its content; nothing where it is missing or damaged.
+    """
+    try:
+        saved = read_json(path, dict)
+        fields = {name: Field(kinds=(kind,), required=True) for name, kind in kinds.items()}
+        check_fields(saved, fields, path)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        report(f"warning: {error}: it is made again")
+        return {}
+    return saved
 
 
 def step_spans(launches: Sequence[Mapping[str, Any]], last_step: int) -> list[dict[str, int]]:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from gkd.checkpoints.hashes import digest_of
 from gkd.configuration import buckets
 from gkd.configuration.gin_files import GinReader
 from gkd.runs.flat_settings import UNSET, FlatSetting, default_of, flattened, parsed_bindings
@@ -13,7 +14,7 @@ from gkd.step_names import BEST, BEST_OR_NEWEST
 
 # Settings that decide how and where a result is computed, not its value.
 WITHOUT_EFFECT = {
-    "model_dir", "checkpoint", "output", "log_every", "checkpoint_every", "keep_last", "keep_best",
+    "model_dir", "output", "log_every", "checkpoint_every", "keep_last", "keep_best",
     "sample_rows", "tensorboard", "tracker", "profile_steps", "stall_seconds", "time_parts",
     "dry_run", "model_parallelism", "fully_sharded", "student_stacked", "teacher_stacked", "remat",
     "microbatches", "evaluation_batch_size", "stop_after_skipped", "allow_changes",
@@ -27,6 +28,7 @@ OF_A_LAUNCH = WITHOUT_EFFECT | {
 _EARLIER_VALUES = {"escapes": True}
 # Values of a setting that give the same results up to rounding.
 _SAME_RESULTS = {"length_buckets": (None, "parts")}
+_MEASURED = "checkpoint"  # of `evaluate`: the model that is measured
 _CHECKPOINTS = {"student", "teacher", "reward_model", "teacher_top_k"}  # paths of any spelling
 
 
@@ -63,9 +65,31 @@ def of_bindings(
         new = settings[key].value if key in settings else default_of(key, verb)
         if name == "step" and (old, new) == (BEST, BEST_OR_NEWEST):
             continue  # the default of earlier versions: what it measured had a best step
+        if key == _MEASURED and verb == "evaluate" and _is_own(before.get(key), settings.get(key)):
+            continue
         if old is not UNSET and new is not UNSET and not _same(old, new, name):
             differences.append(f"{name} {old!r} → {new!r}")
     return sorted(differences)
+
+
+def _is_own(*settings: FlatSetting | None) -> bool:
+    """True where each of the settings is the run's own directory, wherever it is."""
+    return all(setting is not None and setting.shown == "MODEL_DIR" for setting in settings)
+
+
+def of_checkpoints(recorded: Mapping[str, tuple[str, str | None]]) -> list[str]:
+    """Lists the checkpoints whose content has changed: `TEACHER runs/t/checkpoints/2 has …`.
+
+    Args:
+      recorded: by role, the name of a checkpoint that was read and its digest then, see
+        `hashes.digest_of`. One without a digest, and one that is not there now, has not changed.
+    """
+    now = {role: digest_of(name) for role, (name, _) in recorded.items()}
+    return [
+        f"{role} {name} has been trained again"
+        for role, (name, digest) in recorded.items()
+        if None not in (digest, now[role]) and digest != now[role]
+    ]
 
 
 def of_launches(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from gkd.checkpoints import folders
 from gkd.cli import command_line
 from gkd.configuration import buckets
+from gkd.convert.conversion_record import conversion_changes
 from gkd.runs import setting_changes
 from gkd.runs.lease import run_prefix
 from gkd.runs.metrics_log import METRICS_FILE
@@ -39,6 +40,7 @@ class Cell:
       dry_run: true if the cell only traces its program and never completes.
       run: the training run that an evaluation measures.
       needs: the cells that must be complete before this one starts.
+      is_prerequisite: true for a prerequisite of several runs.
     """
 
     labels: Mapping[str, str]
@@ -51,16 +53,12 @@ class Cell:
     dry_run: bool = False
     run: Cell | None = None
     needs: tuple[Cell, ...] = ()
+    is_prerequisite: bool = False
 
     @property
     def name(self) -> str:
         """The labels joined by '/'; for a run, its directory relative to the sweep's."""
         return "/".join(self.labels.values())
-
-    @property
-    def is_prerequisite(self) -> bool:
-        """True for a prerequisite."""
-        return "prerequisite" in self.labels
 
     @property
     def launch_name(self) -> str:
@@ -117,19 +115,22 @@ class Cell:
         return result if measured >= trained else None
 
     def changes(self) -> list[str]:
-        """Compares the configuration with the one that produced a complete cell's result.
+        """Compares a complete cell with what its result was made with.
 
         Returns:
-          One text per setting that differs: 'seed 0 → 3'.
+          One text per setting that differs: 'seed 0 → 3', and per checkpoint with another content.
         """
+        if self.arguments[0] == "convert":
+            return conversion_changes(self.path, self.settings)
+        return self._setting_changes() + setting_changes.of_checkpoints(self._checkpoints_read())
+
+    def _setting_changes(self) -> list[str]:
         if self.arguments[0] == "infer":
             launches = self._infer_record().get("launches") or [{}]
             words = launches[-1].get("command_line", ["gkd", *self.arguments])[1:]
             before = command_line.parse_arguments(words).arguments
             return setting_changes.of_arguments(before, self.settings)
-        if self.arguments[0] == "convert":
-            return []
-        record = _read_json(self.path) if self.run else self._launch_of_result()
+        record = _read_json(self.path) if self.run else self._launches_of_result()[-1]
         return setting_changes.of_bindings(record.get("bindings"), self.settings, self.arguments[0])
 
     def progress(self) -> tuple[int | None, int | None, float | None]:
@@ -159,12 +160,32 @@ class Cell:
     def _launches(self) -> list[dict[str, Any]]:
         return _tail_rows(self.path.parent / LAUNCHES_FILE, whole=True)
 
-    def _launch_of_result(self) -> dict[str, Any]:
-        """The last launch that began before the result was written; later ones changed nothing."""
+    def _checkpoints_read(self) -> dict[str, tuple[str, str | None]]:
+        """The checkpoints that the result was made from: by role, the name and the digest."""
+        if self.arguments[0] == "infer":
+            settings = self._infer_record().get("settings") or {}
+            return {"MODEL": (str(settings.get("model")), settings.get("model_digest"))}
+        if self.run is not None:
+            facts = {role: _read_json(self.path).get(role) or {} for role in ("student", "teacher")}
+            return {
+                role.upper(): (str(of.get("step_folder")), of.get("digest"))
+                for role, of in facts.items()
+            }
+        own, read = self.path.parent.resolve(), {}
+        for launch in self._launches_of_result():
+            names = launch.get("checkpoints") or {}
+            for role, digest in (launch.get("digests") or {}).items():
+                if own not in pathlib.Path(names[role]).parents:  # a resumed run reads its own step
+                    read[role] = (names[role], digest)
+        return read
+
+    def _launches_of_result(self) -> list[dict[str, Any]]:
+        """The launches that began before the result was written; later ones changed nothing."""
         written = datetime.datetime.fromtimestamp(self.path.stat().st_mtime, datetime.UTC)
         launches = self._launches() or [{}]
-        before = [launch for launch in launches if _started(launch) <= written]
-        return (before or launches)[-1]
+        before = [launch for launch in launches if _started(launch) <= written] or launches
+        begun = [number for number, launch in enumerate(before) if not launch.get("continues_from")]
+        return before[begun[-1] if begun else 0 :]  # those before were of a run that began again
 
 
 def _started(launch: Mapping[str, Any]) -> datetime.datetime:

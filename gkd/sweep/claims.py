@@ -13,7 +13,7 @@ from gkd.files.atomic_files import replace_file
 from gkd.files.json_files import shown
 from gkd.metrics.intervals import mean_interval, mean_text
 from gkd.runs import tables
-from gkd.sweep.table import numbers_of
+from gkd.sweep.table import numbers_of, warning_lines
 
 HOLDS, FAILS, INCONCLUSIVE, INCOMPLETE = "holds", "does not hold", "inconclusive", "incomplete"
 _KEYS = {"plus", "minus", "metric", "above", "below"}
@@ -157,14 +157,14 @@ def write(directory: pathlib.Path, decided: Mapping[str, Any]) -> None:
 
     Args:
       directory: the sweep's directory; created if missing.
-      decided: the result of `decide`.
+      decided: the result of `decide`, perhaps with "warnings".
     """
     lines = []
     for name, each in decided["comparisons"].items():
         mean = mean_text(each, "+")
         lines.append([name, str(len(each["values"])), mean, each["verdict"]])
     table = tables.markdown(["comparison", "seeds", "mean ± 95%", "verdict"], lines)
-    text = f"{decided['claim']}: **{decided['verdict']}**\n\n{table}\n"
+    text = f"{decided['claim']}: **{decided['verdict']}**\n\n{table}\n{warning_lines(decided)}"
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / "verdict.md", text)
     replace_file(directory / "verdict.json", json.dumps(decided, indent=1) + "\n")

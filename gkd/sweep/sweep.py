@@ -33,6 +33,7 @@ _TRAIN = "/gkd.train.train.train."  # how bindings of the verb `train` begin
 _SCHEDULE = "/gkd.configuration.experiment.Schedule."
 # Verbs of prerequisites beside train, with the argument that names their result.
 _RESULTS = {"infer": "output", "convert": "target"}
+_PREREQUISITE, _EVALUATION = "prerequisite", "evaluation"  # labels that no axis may have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,8 @@ def sweep(
 def _write(action, place, rows, others, results) -> None:
     if others:
         print(f"sweep: warning: {_made_otherwise(others)}", file=sys.stderr)
-    (_write_table if action == "table" else _write_verdict)(place, rows, results)
+    warnings = [_made_otherwise([other]) for other in others]
+    (_write_table if action == "table" else _write_verdict)(place, rows, results, warnings)
 
 
 def _check_results(rows, results) -> None:
@@ -153,18 +155,19 @@ def _check_results(rows, results) -> None:
         _decide(outcomes, results)
 
 
-def _write_table(place, rows, results) -> None:
+def _write_table(place, rows, results, warnings) -> None:
     best = dict.fromkeys(cell.best_metric for cell in rows if cell.best_metric)
     outcomes = [(dict(cell.labels), cell.outcome()) for cell in rows]
     names = list(results.metrics or best)
     averages = table.averages(outcomes, names, results.average_over, results.baseline)
-    table.write(place, averages)
+    table.write(place, {**averages, "warnings": warnings})
 
 
-def _write_verdict(place, rows, results) -> None:
+def _write_verdict(place, rows, results, warnings) -> None:
     if not results.claim or not results.comparisons:
         raise InvalidValue("this sweep has no CLAIM with COMPARISONS: there is nothing to decide")
-    claims.write(place, _decide([(cell.labels, cell.outcome()) for cell in rows], results))
+    decided = _decide([(cell.labels, cell.outcome()) for cell in rows], results)
+    claims.write(place, {**decided, "warnings": warnings})
 
 
 def _decide(outcomes, results) -> dict[str, Any]:
@@ -197,7 +200,11 @@ def plan(
     """
     if not axes:
         raise InvalidValue("sweep.axes is empty: give at least one axis")
-    _check_options({**axes, **({"evaluation": evaluations} if evaluations else {})})
+    evaluated = {_EVALUATION: evaluations} if evaluations else {}
+    for axis in axes:
+        if axis == _PREREQUISITE or axis in evaluated:
+            raise InvalidValue(f"axis {axis!r} of the sweep: the name is reserved; choose another")
+    _check_options({**axes, **evaluated})
     ready: list[tuple[str, Cell]] = []
     for name, words in (prerequisites or {}).items():
         place, cell = _prerequisite(name, words, ready, allow_module)
@@ -224,7 +231,7 @@ def plan(
             file = f"{path}/evaluation-{label}.json"
             texts = [*gin_files, *settings, *overrides, place, *more]
             texts.append(f"evaluate.evaluate.output={file!r}")
-            names = {**chosen, "evaluation": label}
+            names = {**chosen, _EVALUATION: label}
             cell = _cell("evaluate", names, texts, file, ready, allow_module)
             needs = tuple(dict.fromkeys((*cell.needs, run)))
             cells.append(dataclasses.replace(cell, run=run, needs=needs))
@@ -286,12 +293,12 @@ def _prerequisite(
             f"prerequisite {name} is {words!r}: write ['train', 'FILE.gin', 'NAME=VALUE', …], "
             "['infer', '--NAME=VALUE', …] or ['convert', 'SOURCE', 'TARGET', '--NAME=VALUE', …]"
         )
-    labels = {"prerequisite": "prerequisite", "name": name}
-    _check_options({"prerequisite": {name: []}})
+    labels = {_PREREQUISITE: _PREREQUISITE, "name": name}
+    _check_options({_PREREQUISITE: {name: []}})
     if texts[0] == "train":
-        _check_options({"prerequisite": {name: texts[1:]}})
+        _check_options({_PREREQUISITE: {name: texts[1:]}})
         cell = _cell("train", labels, texts[1:], None, ready, allowed)
-        return os.path.dirname(cell.result), cell
+        return os.path.dirname(cell.result), dataclasses.replace(cell, is_prerequisite=True)
     try:
         arguments = command_line.parse_arguments(texts).arguments
     except UserError as error:
@@ -303,7 +310,8 @@ def _prerequisite(
         arguments = {**arguments, "allow_module": list(allowed) or None}
     needs = _needed(list(arguments.values()), ready)
     result = arguments[_RESULTS[texts[0]]]
-    return result, Cell(labels, tuple(texts), result, arguments, needs=needs)
+    cell = Cell(labels, tuple(texts), result, arguments, needs=needs, is_prerequisite=True)
+    return result, cell
 
 
 def _needed(named: Any, ready: Sequence[tuple[str, Cell]]) -> tuple[Cell, ...]:

@@ -90,7 +90,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     With a baseline each metric has a second column, the mean of the differences from it.
 
     Args:
-      table: the result of `averages`.
+      table: the result of `averages`, perhaps with "warnings", which follow it.
     """
     first = table["rows"][0]
     paired = "differences" in first
@@ -105,7 +105,16 @@ def markdown(table: Mapping[str, Any]) -> str:
             if paired:
                 line.append(mean_text(row["differences"][name], "+"))
         lines.append(line)
-    return tables.markdown(head, lines) + "\n"
+    return tables.markdown(head, lines) + "\n" + warning_lines(table)
+
+
+def warning_lines(result: Mapping[str, Any]) -> str:
+    """Renders the "warnings" of a table or a verdict as paragraphs of Markdown.
+
+    >>> warning_lines({"warnings": ["a", "b"]})
+    '\\nWarning: a\\n\\nWarning: b\\n'
+    """
+    return "".join(f"\nWarning: {text}\n" for text in result.get("warnings", ()))
 
 
 def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
@@ -113,7 +122,7 @@ def write(directory: pathlib.Path, table: Mapping[str, Any]) -> None:
 
     Args:
       directory: the sweep's directory; created if missing.
-      table: the result of `averages`.
+      table: the result of `averages`, perhaps with "warnings".
     """
     text = markdown(table)
     directory.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ from gkd.runs import checkpoint_vocabulary, model_loading
 from gkd.runs.lease import run_lease
 from gkd.runs.metrics_log import MetricsLog
 from gkd.runs.monitor import Monitor
-from gkd.runs.run_directory import check_changes, check_model_dir, open_run
+from gkd.runs.run_directory import check_changes, check_model_dir, check_nothing_lost, open_run
 from gkd.runs.signals import StopRequest
 from gkd.runs.trackers import tracker_of
 from gkd.train import adapters, memory_bound
@@ -118,6 +118,8 @@ def train(
     resumes = processes.broadcast_from_primary(has_checkpoint)
     if resumes:
         check_changes(model_dir, execution.allow_changes)
+    else:
+        check_nothing_lost(model_dir)
     program = build_step_program(_continued(experiment, directory, resumes))
     if resumes and student.lora is not None:
         adapters.check_base(directory, program.student, program.base_checksums)
@@ -283,7 +285,7 @@ def _launch(
     with run_lease(directory) as lease, open_run(directory) as run, StopRequest() as stop:
 
         def record(step):
-            run.record(step, _checkpoints(program))
+            run.record(step, _checkpoints(program), _digests(program))
             pin_teacher(run.path, *teacher, program.frozen_teacher)
             _keep_what_is_read_again(program, run.path)
             checkpoint_vocabulary.save_vocabulary(task.vocabulary, run.path)
@@ -372,9 +374,17 @@ def _check_same_in_all_processes(program: StepProgram, batches, evaluation) -> N
 
 def _checkpoints(program: StepProgram) -> dict[str, str | None]:
     """The names of the checkpoints that were opened, by role."""
-    models = {
+    return {role: loaded and loaded.checkpoint for role, loaded in _models(program).items()}
+
+
+def _digests(program: StepProgram) -> dict[str, str | None]:
+    """The identities of these checkpoints."""
+    return {role: loaded and loaded.digest for role, loaded in _models(program).items()}
+
+
+def _models(program: StepProgram) -> dict[str, model_loading.LoadedModel | None]:
+    return {
         "STUDENT": program.student,
         "TEACHER": program.teacher,
         "REWARD_MODEL": program.reward_model,
     }
-    return {role: loaded and loaded.checkpoint for role, loaded in models.items()}

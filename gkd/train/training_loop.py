@@ -20,10 +20,8 @@ from gkd.distill.types import TopK
 from gkd.errors import InvalidValue, NotFinite
 from gkd.evaluate import evaluation as evaluations
 from gkd.files.atomic_files import write_json
-from gkd.files.json_files import Field, check_fields, read_json
 from gkd.parallel import mesh as meshes
 from gkd.parallel import processes
-from gkd.runs import setting_changes
 from gkd.runs.compilations import Compilations
 from gkd.runs.lease import Lease
 from gkd.runs.metrics_log import METRICS_FILE, MetricsLog, read_metrics
@@ -34,6 +32,7 @@ from gkd.runs.run_directory import (
     TEACHER_EVALUATION_FILE,
     current_bindings,
     read_launches,
+    read_or_mend,
     step_spans,
 )
 from gkd.runs.signals import Stopped, StopRequest
@@ -42,6 +41,7 @@ from gkd.train import soundness
 from gkd.train.evaluation_lines import Best, end_line, evaluation_line, start_line
 from gkd.train.step_means import StepMeans, steps_updated
 from gkd.train.step_program import StepProgram
+from gkd.train.teacher_record import is_measured
 
 
 @dataclasses.dataclass
@@ -309,14 +309,15 @@ class TrainingLoop:
         path = self.directory / TEACHER_EVALUATION_FILE
         about = {
             "teacher": self.teacher.checkpoint,
+            "digest": self.teacher.digest,
             "dtype": self.teacher.config.dtype,
             "evaluation": self.evaluation.fingerprint(),
         }
         kinds = {"about": dict, "metrics": dict, "outputs": list}
-        saved = self._read_or_mend(path, kinds) if processes.is_primary_process() else {}
-        bindings = current_bindings()
-        changes = setting_changes.of_launches(saved.get("bindings", {}), bindings)  # of metrics too
-        if processes.broadcast_from_primary(saved.get("about") != about or bool(changes)):
+        saved, bindings = {}, current_bindings()
+        if processes.is_primary_process():
+            saved = read_or_mend(path, kinds, self._progress.print)
+        if processes.broadcast_from_primary(not is_measured(saved, about, bindings)):
             rows = len(self.evaluation.examples.inputs)
             self._progress.print(f"evaluating the teacher on {rows} rows")
             generate = self.evaluation.generator(self.teacher, teacher=True)
@@ -330,19 +331,6 @@ class TrainingLoop:
             self.log.write(step, named)
         self._progress.print(evaluation_line("teacher", saved["metrics"]))
         return saved["outputs"]
-
-    def _read_or_mend(self, path: pathlib.Path, kinds: dict[str, type]) -> dict[str, Any]:
-        """A JSON file that this run can make again: nothing where it is missing or damaged."""
-        try:
-            saved = read_json(path, dict)
-            fields = {name: Field(kinds=(kind,), required=True) for name, kind in kinds.items()}
-            check_fields(saved, fields, path)
-        except FileNotFoundError:
-            return {}
-        except (ValueError, OSError) as error:
-            self._progress.print(f"warning: {error}: it is made again")
-            return {}
-        return saved
 
     def _report_cuts(self):
         """Reports truncated and unknown text at the start, where it can still be changed."""
@@ -366,7 +354,7 @@ class TrainingLoop:
         path = self.directory / SUMMARY_FILE
         if not self._shapes:  # a finished run, started again
             kinds = {"steps": int, "evaluation": dict, "parameters": int}
-            saved = self._read_or_mend(path, kinds)
+            saved = read_or_mend(path, kinds, self._progress.print)
             if processes.broadcast_from_primary(saved.get("steps") == int(state.step)):
                 return saved
         if not self._last_evaluation:  # killed between its last checkpoint and its summary

@@ -235,3 +235,15 @@ def test_what_restoring_does_not_need_may_be_damaged_silently(
     (two_steps / "6" / "commit_success.txt").unlink()
     same_bits(CheckpointStore(two_steps).restore(make_state(0)).state, make_state(6))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_digest_is_the_sha256_of_the_hashes_and_changes_with_the_content(two_steps, tmp_path):
+    (tmp_path / "hashes.json").write_text("{}")
+    assert hashes.digest_of(tmp_path) == "44136fa355b3678a"  # `printf '{}' | sha256sum`
+    before = {step: hashes.digest_of(two_steps / step) for step in ("4", "6")}
+    assert len({*before.values(), None}) == 3
+    flip_bit(largest_file(two_steps / "6" / "state"), 9)
+    assert hashes.digest_of(two_steps / "6") == before["6"]  # damage is found otherwise
+    hashes.write_hashes(two_steps / "6")  # as a run does that trains this step again
+    assert hashes.digest_of(two_steps / "6") not in (None, before["6"])
+    assert hashes.digest_of(None) is hashes.digest_of(tmp_path / "no") is None

@@ -344,3 +344,24 @@ def test_help_is_quick():
         assert word in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"jax", "tensorflow", "seqio", "numpy"}
+
+
+def test_another_content_of_the_model_does_not_continue(tmp_path):
+    """One path, two trainings; the record of an earlier version has no digest, a folder may."""
+    files = output_files.OutputFiles(tmp_path / "out.jsonl", count=1)
+    settings = {"model": "runs/t/checkpoints/2", "model_digest": "a" * 16, "seed": 0}
+    assert files.resume(settings) == 0
+    files.append('{"index": 0, "sample": 0}\n')
+    retrained = {**settings, "model_digest": "b" * 16}
+    with pytest.raises(FileExistsError, match="was begun with model_digest 'aaaaaaaaaaaaaaaa', th"):
+        files.resume(retrained)
+    files.finish()
+    assert files.is_complete(settings)
+    with pytest.raises(FileExistsError, match="this is 'bbbbbbbbbbbbbbbb': give the same"):
+        files.is_complete(retrained)
+    record = json.loads(files.settings.read_text())
+    del record["settings"]["model_digest"]
+    files.settings.write_text(json.dumps(record))
+    assert files.is_complete(settings) and files.is_complete(retrained)
+    with pytest.raises(FileExistsError, match="seed 0, this is 1"):
+        files.is_complete({**settings, "seed": 1})

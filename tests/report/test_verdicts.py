@@ -25,12 +25,25 @@ def test_every_verdict_below_the_folders_is_listed_once(tmp_path):
     assert verdicts_table([]) is None
 
 
+def test_the_warnings_of_a_verdict_are_shown_beside_it(tmp_path):
+    claims.write(tmp_path, {**decided(), "warnings": ["made otherwise: sft/0"]})
+    found, problems = find_verdicts([tmp_path])
+    assert problems == [] and verdicts_table(found).rows == [
+        ["b is better", "holds", ""],
+        ["— warning", "made otherwise: sft/0", ""],
+        ["— b − a", "holds", "+1.50 ± 0.25"],
+    ]
+    (chart,) = verdict_charts(found)
+    assert chart.note == "b is better. made otherwise: sft/0."
+
+
 @pytest.mark.parametrize(
     "content",
     [
         "half", "[]", "{}", json.dumps({**decided(), "verdict": 3}),
         json.dumps({**decided(), "comparisons": {"x": {"mean": "<b>"}}}),
         json.dumps({**decided(), "comparisons": {"x": 3}}),
+        json.dumps({**decided(), "warnings": [3]}), json.dumps({**decided(), "warnings": "x"}),
         json.dumps(decided()).replace("[1.0]", '["<b>"]'),
     ],
 )  # fmt: skip

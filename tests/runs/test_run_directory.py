@@ -7,11 +7,14 @@ import sys
 import jax
 import pytest
 
+from gkd.errors import InvalidValue
 from gkd.runs.run_directory import (
     changed_bindings,
     check_model_dir,
+    check_nothing_lost,
     open_run,
     read_launches,
+    read_or_mend,
     step_spans,
 )
 
@@ -32,7 +35,8 @@ def open_after(fake_verb, tmp_path):
         assert fake_verb(run, *overrides) == (0, "")
         opened = open_run(tmp_path / "run", ["gkd", "fake", *overrides])
         if continues_from is not None:
-            opened.record(continues_from, {"STUDENT": None, "TEACHER": "google/tiny@0123"})
+            names = {"STUDENT": None, "TEACHER": "google/tiny@0123"}
+            opened.record(continues_from, names, {"STUDENT": None, "TEACHER": "0123456789abcdef"})
         return opened
 
     return open_after
@@ -53,6 +57,7 @@ def test_a_launch_records_what_is_needed_to_repeat_it(open_after, tmp_path):
     assert launch["bindings"]["STEPS"] == "7"
     assert launch["continues_from"] == 0
     assert launch["checkpoints"] == {"TEACHER": "google/tiny@0123"}
+    assert launch["digests"] == {"TEACHER": "0123456789abcdef"}
     assert "STEPS = 7" in (run.path / "config.gin").read_text().splitlines()
 
 
@@ -197,3 +202,28 @@ def test_a_folder_in_place_of_the_operative_configuration_is_one_clear_line(tmp_
     (tmp_path / "operative_config.gin").mkdir()
     with pytest.raises(OSError, match="cannot write .*operative_config.gin .*Is a directory"):
         open_run(tmp_path).write_operative_config()
+
+
+@pytest.mark.parametrize("content", ['{"steps": 24}', '{"steps": 0}', "{", None])
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tmp_path, content):
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    if content != '{"steps": 24}':  # killed before its first checkpoint, or nothing has trained
+        check_nothing_lost(tmp_path)
+        return
+    with pytest.raises(InvalidValue) as raised:
+        check_nothing_lost(tmp_path)
+    assert str(raised.value) == (
+        f"MODEL_DIR {tmp_path} has the record of a run of 24 steps, but no checkpoint: a new run "
+        "would empty its metrics; choose a new MODEL_DIR, or move the directory away"
+    )
+
+
+def test_a_file_that_can_be_made_again_is_left_out_where_it_is_damaged(tmp_path):
+    path, warnings = tmp_path / "a.json", []
+    assert read_or_mend(path, {"steps": int}, warnings.append) == {} and warnings == []
+    path.write_text('{"steps": 3, "more": 1}')
+    assert read_or_mend(path, {"steps": int}, warnings.append) == {"steps": 3, "more": 1}
+    path.write_text('{"steps": "3"}')
+    assert read_or_mend(path, {"steps": int}, warnings.append) == {}
+    assert len(warnings) == 1 and warnings[0].startswith("warning: ") and "\n" not in warnings[0]

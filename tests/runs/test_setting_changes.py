@@ -7,7 +7,7 @@ import pytest
 
 from gkd.cli import command_line
 from gkd.runs.run_directory import config_bindings
-from gkd.runs.setting_changes import of_bindings, of_launches, settings_of
+from gkd.runs.setting_changes import of_bindings, of_checkpoints, of_launches, settings_of
 from tests.paths import TINY
 
 BEFORE = (
@@ -118,3 +118,41 @@ def test_a_record_without_a_later_parameter_means_what_that_version_did(verb):
     assert "tasks.instructions.escapes" in now
     assert changes(now) == changes(earlier) == []
     assert changes(without) == ["escapes False → True"]
+
+
+def evaluated(*overrides):
+    """The command of an evaluation, its settings, and the bindings that its result records."""
+    options = [f"--gin.{value}" for value in overrides]
+    command = command_line.parse_arguments(["evaluate", f"--gin_file={TINY}", *options])
+    command_line.configure(command)
+    return settings_of(command_line.read_configuration(command), "evaluate"), config_bindings(
+        gin.config_str()
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changes"),
+    [
+        (["MODEL_DIR='a'"], ["MODEL_DIR='b'"], []),  # a sweep whose directory was renamed
+        (["MODEL_DIR='a'"], ["MODEL_DIR='a'", "%='t'"], ["checkpoint 'a' → 't'"]),
+        (["MODEL_DIR='a'", "%='t'"], ["MODEL_DIR='b'", "%='t'"], []),
+        (["MODEL_DIR='a'", "%='t'"], ["MODEL_DIR='a'", "%='u'"], ["checkpoint 't' → 'u'"]),
+        (["MODEL_DIR='a'", "%='a'"], ["MODEL_DIR='a'"], []),
+    ],
+)
+def test_another_model_that_is_measured_is_a_change(before, now, changes):
+    recorded, settings = (
+        evaluated(*(text.replace("%", "evaluate.evaluate.checkpoint") for text in texts))
+        for texts in (before, now)
+    )
+    assert of_bindings(recorded[1], settings[0], "evaluate") == changes
+
+
+def test_a_checkpoint_has_changed_where_its_content_is_another(tmp_path):
+    (tmp_path / "hashes.json").write_text("{}")  # `printf '{}' | sha256sum` begins with 44136fa…
+    there, digest = str(tmp_path), "44136fa355b3678a"
+    recorded = {
+        "STUDENT": (there, digest), "TEACHER": (there, "0" * 16), "REWARD_MODEL": (there, None),
+        "MODEL": (f"{there}/moved", digest), "SOURCE": ("google/tiny@0123", None),
+    }  # fmt: skip
+    assert of_checkpoints(recorded) == [f"TEACHER {there} has been trained again"]

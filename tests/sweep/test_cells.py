@@ -232,3 +232,82 @@ def test_a_conversion_is_made_before_the_runs_that_begin_from_it(tmp_path, monke
     assert layers.outcome() is None and layers.progress() == (None, None, None)
     (place / "config.json").touch()
     assert layers.outcome() is not None and layers.changes() == []
+    arguments = {**layers.settings, "keep_decoder_layers": "0,1"}
+    record = {"arguments": arguments, "source": "gone", "digest": None}
+    (place / "conversion.json").write_text(json.dumps(record))
+    assert layers.changes() == ["keep_decoder_layers '0,1' → '0'"]
+
+
+def step_of(name, content):
+    """Writes a step folder whose digest is of this content; returns the folder and the digest."""
+    folder = pathlib.Path(name).absolute() / "checkpoints" / "2"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hashes.json").write_text(content)
+    return str(folder), hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def write_launches(run, *launches):
+    text = "".join(json.dumps(launch) + "\n" for launch in launches)
+    pathlib.Path(run, "launches.jsonl").write_text(text)
+
+
+def launch_from(step, **read):
+    """A launch's row, of the names and digests that it read by role."""
+    return {
+        "continues_from": step,
+        "checkpoints": {role: name for role, (name, _) in read.items()},
+        "digests": {role: digest for role, (_, digest) in read.items()},
+    }
+
+
+def test_a_run_whose_teacher_or_start_was_trained_again_is_reported(grid, capsys):
+    assert grid() == 0
+    teacher, start, own = (
+        step_of(name, name) for name in ("teacher", "start", "out/jsd_0.1/0")
+    )  # fmt: skip
+    run = "out/jsd_0.1/0"
+    resumed = launch_from(2, STUDENT=own, TEACHER=teacher)
+    write_launches(run, launch_from(0, STUDENT=start, TEACHER=teacher), resumed)
+    capsys.readouterr()
+    assert grid("ACTION='table'") == 0 and capsys.readouterr().err == ""
+    step_of(run, "trained further")  # its own step is no source
+    assert grid("ACTION='table'") == 0 and capsys.readouterr().err == ""
+    step_of("teacher", "again")
+    assert grid() == 1
+    error = capsys.readouterr().err
+    assert f"jsd_0.1/0 (TEACHER {teacher[0]} has been trained again); nothing was run" in error
+    step_of("teacher", "teacher")
+    step_of("start", "again")
+    assert grid() == 1
+    assert f"(STUDENT {start[0]} has been trained again)" in capsys.readouterr().err
+    # A run that began again did not read it; without a record, or moved, it has not changed.
+    write_launches(run, launch_from(0, STUDENT=start), launch_from(0, TEACHER=teacher))
+    assert grid() == 0
+    write_launches(run, {"continues_from": 0, "checkpoints": {"STUDENT": start[0]}})
+    assert grid() == 0
+    write_launches(run, launch_from(0, STUDENT=start))
+    shutil.rmtree("start")
+    assert grid() == 0
+
+
+def test_an_evaluation_and_outputs_of_what_was_trained_again_are_reported(grid, capsys):
+    evaluations = "EVALUATIONS={'all': []}"
+    assert grid(*first(evaluations)) == 0
+    teacher, digest = step_of("other", "first")
+    path = pathlib.Path("out/sft/evaluation-all.json")
+    measured = json.loads(path.read_text())
+    measured["teacher"] = {"step_folder": teacher, "digest": digest}
+    path.write_text(json.dumps({**measured, "student": {"step_folder": "gone", "digest": "1"}}))
+    path = pathlib.Path("shared/outputs.jsonl.settings.json")
+    record = json.loads(path.read_text())
+    record["settings"] = {"model": teacher, "model_digest": digest}
+    path.write_text(json.dumps(record))
+    assert grid(*first(evaluations)) == 0
+    step_of("other", "again")
+    capsys.readouterr()
+    assert grid(*first(evaluations, "ACTION='table'")) == 0
+    warnings = json.loads(pathlib.Path("out/table.json").read_text())["warnings"]
+    assert [text.partition("configuration: ")[2] for text in warnings] == [
+        f"prerequisite/outputs (MODEL {teacher} has been trained again)",
+        f"sft/all (TEACHER {teacher} has been trained again)",
+    ]

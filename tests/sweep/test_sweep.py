@@ -123,11 +123,16 @@ def test_evaluations_follow_their_run_and_fill_the_table(grid, capsys):
         ("sweep.sweep.axes={'seed': {'0': ['SEED']}}", "option 0: 'SEED' in place of a list"),
         ("sweep.sweep.axes={'seed': {'0': ['SEDE=0']}}", "cell 0: --gin.SEDE=0: nothing uses"),
         ("sweep.sweep.axes={'a': {'0': ['no.gin']}}", "cell 0: --gin_file=no.gin: no such file"),
+        ("sweep.sweep.axes={'prerequisite': {'0': []}}", "axis 'prerequisite' of the sweep: the n"),
+        (
+            "EVALUATIONS={'a': []}\nsweep.sweep.axes={'evaluation': {'0': []}}",
+            "axis 'evaluation' of the sweep: the name is reserved; choose another",
+        ),
         ("OVERRIDES=['MODEL_DIR=\"x\"']", 'MODEL_DIR="x": a cell\'s MODEL_DIR is'),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_runs(grid, override, part, capsys):
-    assert grid(override) in (1, 2)
+    assert grid(*override.split("\n")) in (1, 2)
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and part in errors
     assert launches() == []
@@ -168,6 +173,28 @@ def test_the_verdict_decides_what_the_runs_wrote(grid, capsys):
     assert json.loads(pathlib.Path("out/verdict.json").read_text())["verdict"] == "holds"
     assert grid("ACTION='verdict'") == 1
     assert "this sweep has no CLAIM with COMPARISONS" in capsys.readouterr().err
+
+
+def test_results_of_another_configuration_are_marked_in_what_is_written(grid, capsys):
+    claim = ("CLAIM='longer'", "COMPARISONS={'x': {'plus': [{'method': 'jsd_0.1'}], 'minus': "
+             "[{'method': 'sft'}], 'metric': 'exact_match', 'above': 3.5}}")  # fmt: skip
+    assert grid() == 0
+    assert grid("ACTION='table'", *claim) == 0 and grid("ACTION='verdict'", *claim) == 0
+    for name in ("table", "verdict"):
+        assert json.loads(pathlib.Path(f"out/{name}.json").read_text())["warnings"] == []
+        assert "Warning" not in pathlib.Path(f"out/{name}.md").read_text()
+    for seed in "01":
+        launch = {"bindings": {"SEED": "7", "train.train.seed": "%SEED"}}
+        pathlib.Path(f"out/sft/{seed}/launches.jsonl").write_text(json.dumps(launch) + "\n")
+    capsys.readouterr()
+    for name in ("table", "verdict"):
+        assert grid(f"ACTION='{name}'", *claim) == 0
+        out, errors = capsys.readouterr()
+        assert errors.startswith("sweep: warning: complete, but with another configuration: sft/0 ")
+        warnings = json.loads(pathlib.Path(f"out/{name}.json").read_text())["warnings"]
+        assert len(warnings) == 2 and "sft/1 (" in warnings[1] and "seed 7 → 1" in warnings[1]
+        text = pathlib.Path(f"out/{name}.md").read_text()
+        assert text == out and text.endswith(f"\nWarning: {warnings[1]}\n")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Whole runs through the command line: interrupted, damaged, misconfigured, and evaluated."""
 
+import hashlib
 import json
 import os
+import pathlib
 import shutil
 import signal
 
@@ -223,6 +225,9 @@ def test_evaluate_measures_the_best_step_beside_its_teacher(uninterrupted, teach
         for row in read_metrics(uninterrupted)
         if "evaluation/exact_match" in row and row["step"] in (12, 24)
     )
+    for name in ("student", "teacher"):
+        hashes = pathlib.Path(result[name]["step_folder"], "hashes.json").read_bytes()
+        assert result[name]["digest"] == hashlib.sha256(hashes).hexdigest()[:16]
     measured = result["metrics"]
     assert measured["student"]["greedy"]["exact_match"] == pytest.approx(best)
     teacher_rows = [row for row in read_metrics(uninterrupted) if "teacher/exact_match" in row]
@@ -343,6 +348,15 @@ def test_a_longer_run_does_not_report_the_shorter_ones_summary(folder, teacher, 
     shutil.copytree(teacher, copy)
     assert train(copy, "TRAIN_STEPS=5") == 0  # one step: no time a step, yet a new summary
     assert json.loads((copy / "summary.json").read_text())["steps"] == 5
+
+
+def test_a_run_without_its_checkpoints_is_refused_and_its_metrics_are_kept(folder, teacher, capfd):
+    copy = folder / "bare"
+    shutil.copytree(teacher, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    before = (copy / "metrics.jsonl").read_bytes()
+    line = fails(capfd, copy, "TRAIN_STEPS=5")
+    assert f"MODEL_DIR {copy} has the record of a run of 4 steps, but no checkpoint" in line
+    assert before and (copy / "metrics.jsonl").read_bytes() == before
 
 
 def test_what_does_not_fit_is_cut_weighs_nothing_and_is_counted(
