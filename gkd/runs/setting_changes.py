@@ -28,6 +28,8 @@ OF_A_LAUNCH = WITHOUT_EFFECT | {
 _EARLIER_VALUES = {"escapes": True}
 # Values of a setting that give the same results up to rounding.
 _SAME_RESULTS = {"length_buckets": (None, "parts")}
+# The share of a replay follows the step's number among all, and evaluations of so many rows.
+_OF_A_REPLAY = {"train_steps", "evaluate_every", "evaluation_batch_size"}
 _MEASURED = "checkpoint"  # of `evaluate`: the model that is measured
 _CHECKPOINTS = {"student", "teacher", "reward_model", "teacher_top_k"}  # paths of any spelling
 
@@ -108,7 +110,7 @@ def of_launches(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
     settings = [flattened(parsed_bindings(bindings), "train") for bindings in (before, after)]
     free = OF_A_LAUNCH
     if any("replay" in flat and flat["replay"].value is not None for flat in settings):
-        free = OF_A_LAUNCH - {"evaluate_every"}  # the replay's share follows the evaluations
+        free = OF_A_LAUNCH - _OF_A_REPLAY
     differences = []
     for key in sorted(settings[0].keys() | settings[1].keys()):
         name = key.rpartition(".")[2]

@@ -214,22 +214,21 @@ def plan(
     cells = [cell for _, cell in ready]
     for labels in itertools.product(*axes.values()):
         chosen = dict(zip(axes, labels, strict=True))
-        settings = [
-            _filled(text, chosen) for axis, label in chosen.items() for text in axes[axis][label]
-        ]
+        settings = [text for axis, label in chosen.items() for text in axes[axis][label]]
+        settings = _filled([*settings, *overrides], chosen)
         path = "/".join([str(directory), *labels])
-        moved = [text for text in (*settings, *overrides) if text.startswith("MODEL_DIR")]
+        moved = [text for text in settings if text.startswith("MODEL_DIR")]
         if moved:
             raise InvalidValue(f"{moved[0]}: a cell's MODEL_DIR is the sweep's directory/options")
         place = f"MODEL_DIR={path!r}"
         summary = f"{path}/{SUMMARY_FILE}"
-        texts = [*gin_files, *settings, *overrides, place]
+        texts = [*gin_files, *settings, place]
         run = _cell("train", chosen, texts, summary, ready, allow_module)
         cells.append(run)
         ready.append((path, run))
         for label, more in (evaluations or {}).items():
             file = f"{path}/evaluation-{label}.json"
-            texts = [*gin_files, *settings, *overrides, place, *more]
+            texts = [*gin_files, *settings, place, *_filled(more, chosen)]
             texts.append(f"evaluate.evaluate.output={file!r}")
             names = {**chosen, _EVALUATION: label}
             cell = _cell("evaluate", names, texts, file, ready, allow_module)
@@ -238,11 +237,11 @@ def plan(
     return cells
 
 
-def _filled(text: str, chosen: Mapping[str, str]) -> str:
+def _filled(texts: Sequence[str], chosen: Mapping[str, str]) -> list[str]:
     """Replaces {axis} by the option that is chosen on the axis."""
     for axis, label in chosen.items():
-        text = text.replace(f"{{{axis}}}", label)
-    return text
+        texts = [text.replace(f"{{{axis}}}", label) for text in texts]
+    return list(texts)
 
 
 def _cell(verb, labels, settings, result, ready, allowed) -> Cell:

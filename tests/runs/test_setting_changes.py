@@ -89,10 +89,18 @@ def test_method_data_and_optimisation_may_not(before, override, change):
     assert len(changes) == 1 and changes[0].startswith(change), changes
 
 
-def test_a_replay_follows_the_evaluations(before):
-    with_replay = bindings("REPLAY=@replay.Replay()", "LAMBDA=0.0")
-    changed = bindings("REPLAY=@replay.Replay()", "LAMBDA=0.0", "EVALUATE_EVERY=7")
-    assert of_launches(with_replay, changed) == ["EVALUATE_EVERY 20 → 7"]
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("EVALUATE_EVERY=7", "EVALUATE_EVERY 20 → 7"),
+        ("TRAIN_STEPS=77", "TRAIN_STEPS 40 → 77"),
+        ("EVALUATION_BATCH_SIZE=77", "EVALUATION_BATCH_SIZE None → 77"),
+    ],
+)
+def test_a_replay_follows_the_evaluations_and_the_number_of_steps(before, override, change):
+    replay = "REPLAY=@replay.Replay()", "LAMBDA=0.0"
+    assert of_launches(bindings(*replay), bindings(*replay, override)) == [change]
+    assert of_launches(before, bindings(override)) == []
 
 
 def test_without_gin_files_nothing_is_compared(before):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from gkd.sweep import sweep
 from tests.paths import TINY
 from tests.sweep.sweeping import launches
 
@@ -209,3 +210,13 @@ def test_results_without_their_rows_are_refused_before_any_run(grid, capsys, set
              "'metric': 'exact_match', 'above': 3.5}}")  # fmt: skip
     assert grid(*claim, setting) == 1
     assert error in capsys.readouterr().err and launches() == []
+
+
+def test_an_option_is_filled_into_overrides_and_evaluations_too(grid):
+    run, evaluation = sweep.plan(
+        "out", [str(TINY)], {"seed": {"3": ["SEED={seed}"]}}, overrides=["STUDENT='starts/{seed}'"],
+        evaluations={"all": ["EVALUATION_SAMPLES={seed}"]},
+    )  # fmt: skip
+    for cell in (run, evaluation):
+        assert {"--gin.SEED=3", "--gin.STUDENT='starts/3'"} <= set(cell.arguments)
+    assert "--gin.EVALUATION_SAMPLES=3" in evaluation.arguments
