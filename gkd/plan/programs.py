@@ -21,7 +21,7 @@ from gkd.program_cost.roofline import Chip, roofline
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
 from gkd.train.build import abstract_batch
-from gkd.train.method import student_generates
+from gkd.train.method import rollout_length, student_generates
 from gkd.train.model_flops import (
     UPDATE,
     generation_flops,
@@ -97,7 +97,7 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
     """
     method, target = program.method, program.batch.decoder_target_tokens.shape[1]
     rows = program.batch.encoder_input_tokens.shape[0]
-    bound = method.rollout_length or target
+    bound = rollout_length(method, target)
     samples = student_generates(method)
     microbatch = rows // program.experiment.batches.microbatches
     cache = cache_bytes(program, program.student, microbatch, bound, method.samples)
@@ -133,17 +133,18 @@ def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
     """
     both = {"student": program.student, "teacher": program.teacher}
     writes = program.task.choices is None
+    held, valid = resident(program), program.valid
     programs = {
-        f"evaluation: {name}": _generator(program, loaded, 0.0, True, resident(program))
+        f"evaluation: {name}": _generator(program, loaded, 0.0, True, held, valid)
         for name, loaded in both.items()
         if loaded is not None and writes
     }
     if program.teacher is not None:
-        meter = DivergenceMeter(program.student, program.teacher, program.mesh, program.valid)
+        meter = DivergenceMeter(program.student, program.teacher, program.mesh, valid)
         source, target = _lengths(program)
         batch = abstract_batch(program.task, program.evaluation_rows, source, target)
         programs["evaluation: divergences"] = Planned(
-            lambda: meter.lower(batch), resident(program),
+            lambda: meter.lower(batch), held,
             cache_bytes(program, program.student, program.evaluation_rows, target), target,
             lambda length: meter_flops(program, length), batch="EVALUATION_BATCH_SIZE",
         )  # fmt: skip
@@ -164,7 +165,8 @@ def generation_programs(program: StepProgram) -> dict[str, Planned]:
         if loaded is not None:
             alone = _alone(program, loaded)
             held = {"parameters": share(alone.shapes)}
-            programs[f"generation: {name}"] = _generator(program, alone, 1.0, False, held)
+            valid = model_loading.scored_valid_ids(alone, program.task)
+            programs[f"generation: {name}"] = _generator(program, alone, 1.0, False, held, valid)
     return programs
 
 
@@ -172,17 +174,17 @@ def _alone(program, loaded) -> LoadedModel:
     """A model as `infer` loads it: its parameters too in the dtype of inference."""
     return model_loading.load_model(
         "MODEL", program.mesh, meshes.rules_for(), program.task, loaded.config, None,
-        **model_loading.inference_dtypes(None, program.mesh),
+        **model_loading.inference_dtypes(None, program.mesh, loaded.config),
     )  # fmt: skip
 
 
-def _generator(program, loaded, temperature, score, held) -> Planned:
+def _generator(program, loaded, temperature, score, held, valid) -> Planned:
     """One output to each of `evaluation_rows` prompts."""
     source, target = prompt_length(program, loaded), _lengths(program)[1]
     program_of_outputs = generator.Generator(
         loaded=loaded,
         mesh=program.mesh,
-        valid=program.valid,
+        valid=valid,
         decoding=Decoding(max_length=target, temperature=temperature),
         buckets=(source,),
         batch_size=program.evaluation_rows,

@@ -21,7 +21,12 @@ from gkd.models.flops import (
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.train import adapter_flops
-from gkd.train.method import rewards_on_host, student_generates, teacher_is_student
+from gkd.train.method import (
+    rewards_on_host,
+    rollout_length,
+    student_generates,
+    teacher_is_student,
+)
 from gkd.train.step_program import StepProgram
 
 UPDATE = "update"
@@ -49,7 +54,7 @@ def step_flops(
     target = program.batch.decoder_target_tokens.shape[1]
     method = program.method
     samples = method.samples
-    written = method.rollout_length or target  # tokens of an output
+    written = rollout_length(method, target)
     student = program.student.config
     on_policy = student_generates(method)
 
@@ -213,7 +218,7 @@ def taught_shape(program: StepProgram) -> tuple[int, int, int]:
     rows, source = program.batch.encoder_input_tokens.shape
     target = program.batch.decoder_target_tokens.shape[1]
     sampled = student_generates(method) and method.on_policy_fraction == 1
-    tokens = min(method.rollout_length or target, target) if sampled else target
+    tokens = rollout_length(method, target) if sampled else target
     if isinstance(method.auxiliary, WitnessLoss):
         settings = method.auxiliary
         return rows, min(settings.tokens, tokens), settings.prompt_length(source, target)

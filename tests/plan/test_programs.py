@@ -1,10 +1,17 @@
 """The closed form of `plan` against counts of the traced step and of compiled programs."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from gkd.distill import train_step
+from gkd.evaluate.reward_scoring import load_reward_model
+from gkd.metrics import reward_functions
+from gkd.models.t5x_adapter import T5XModel
+from gkd.parallel.model_sharding import UNSHARDED
 from gkd.plan import programs
+from gkd.plan.batch_lengths import of_shape
 from gkd.program_cost import roofline
 from gkd.program_cost.collectives import Collective
 from gkd.program_cost.program_cost import Part, ProgramCost, program_cost
@@ -42,6 +49,16 @@ def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
     costs = step_flops(program, length or 12, split=False)
     assert sum(costs.values()) * program.mesh.size == pytest.approx(counted, rel=0.01)
     assert (costs[train_step.Part.SAMPLING] > 0) == (length is not None)
+
+
+def test_samples_are_no_longer_than_the_targets_of_a_shorter_batch():
+    program = traced(*DISTIL, "LAMBDA=1.0", "ROLLOUT_LENGTH=10")
+    program = of_shape(program, {"inputs": 24, "targets": 6})
+    arguments = program.state.abstract, program.teacher.shapes, program.batch
+    counted = 2 * products(program.step.step, *arguments, loop_trips=6)
+    assert sum(step_flops(program, 6).values()) == pytest.approx(counted / 8, rel=0.01)
+    (planned,) = programs.step_programs(program).values()
+    assert planned.bound == 6
 
 
 def test_sampling_that_ends_early_costs_less():
@@ -108,6 +125,31 @@ def test_a_run_without_a_teacher_measures_no_divergence():
     program = traced()
     assert list(programs.evaluation_programs(program)) == ["evaluation: student"]
     assert list(programs.generation_programs(program)) == ["generation: student"]
+
+
+def test_models_whose_tables_differ_generate_the_ids_of_their_own():
+    big = "TEACHER_MODEL=@big/t5.T5Config()", "big/t5.T5Config.vocab_size=80"
+    program = traced(*DISTIL, *big)
+    planned = programs.generation_programs(program)
+    for name, size in (("student", 64), ("teacher", 80)):
+        assert f"tensor<{size}xi1>" in planned[f"generation: {name}"].lower().as_text()
+
+
+def test_a_t5x_module_generates_in_the_dtype_of_its_own_gin():
+    class InPlaceOfT5X(T5XModel):
+        def build(self, sharding=UNSHARDED):
+            return self.config.build(sharding)
+
+    program = traced()
+    own = InPlaceOfT5X(None, program.student.config)
+    student = dataclasses.replace(program.student, config=own)
+    planned = programs.generation_programs(dataclasses.replace(program, student=student))
+    held = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.student.shapes))
+    assert planned["generation: student"].held["parameters"] == held
+    model = reward_functions.entailment(prompt_prefix="", input_length=8)
+    mesh, rules, task = program.mesh, program.rules, program.task
+    reward = load_reward_model(model, None, own, mesh, rules, task, with_params=False)
+    assert reward.config == own
 
 
 REWARDED = (
