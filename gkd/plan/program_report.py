@@ -172,7 +172,7 @@ def undivided(program: StepProgram) -> list[str]:
     notes = []
     for role, config, prompts in _models(program):
         shards = shard_counts_of(program, config, prompts)
-        heads = f"{config.sizes.divided_heads} heads, nor do {prompts} rows divide over all chips"
+        heads = f"{_heads(config)} heads, nor do {prompts} rows divide over all chips"
         sizes = {
             "attention": (shards.heads, heads),
             "feed-forward layers": (shards.mlp, f"width {config.sizes.mlp_dim}"),
@@ -189,11 +189,17 @@ def undivided(program: StepProgram) -> list[str]:
 def split_by_rows(program: StepProgram) -> list[str]:
     """Lists the models whose attention is split by rows, as their heads cannot be divided."""
     return [
-        f"the {role}'s {config.sizes.divided_heads} heads do not divide over "
+        f"the {role}'s {_heads(config)} heads do not divide over "
         f"model={program.mesh.shape['model']}: its attention is split by rows, over all chips"
         for role, config, prompts in _models(program)
         if rows_are_spread(program, config, prompts)
     ]
+
+
+def _heads(config) -> str:
+    """The heads of the keys, of decoder and encoder where they differ."""
+    stacks = [config.sizes, config.sizes.encoder or config.sizes]
+    return " and ".join(dict.fromkeys(str(own.key_heads or own.num_heads) for own in stacks))
 
 
 def _models(program):
