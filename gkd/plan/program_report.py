@@ -18,6 +18,11 @@ from gkd.train.step_program import StepProgram
 
 TOLERANCE = 0.03
 _HOUR = 3600.0
+_SUMS = (
+    "flops", "closed_form_flops", "bytes", "wire_bytes", "collectives", "dcn_bytes",
+    "dcn_collectives", "dcn_seconds", "seconds", "seconds_without_overlap", "seconds_by_part",
+    "useful_flops", "compile_seconds",
+)  # fmt: skip
 
 
 def completion_length(program: StepProgram, expected: float | int | None) -> float | int:
@@ -110,10 +115,39 @@ def facts(
     }  # fmt: skip
     if planned.useful is not None:
         estimate["seconds_by_part"] = measured.seconds
-    if planned.examples:
         estimate["useful_flops"] = planned.useful(expected_length)
+    if planned.whole_step:
         estimate["run"] = of_run(program, estimate, chip, prices)
     return estimate
+
+
+def whole_step(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Joins the records of a step's programs, which run one after the other.
+
+    Args:
+      parts: the record of `facts` of each.
+
+    Returns:
+      The memory of the larger one, the sums of what both take; refused where either is.
+    """
+    largest = max(parts, key=lambda part: (not part["fits"], part["peak_bytes"]))
+    record = dict(largest)
+    for key in _SUMS:
+        if any(key in part for part in parts):
+            record[key] = _sum([part.get(key) for part in parts])
+    refused = [part["refused"] for part in parts if "refused" in part]
+    return record | ({"refused": refused[0]} if refused else {})
+
+
+def _sum(values):
+    if None in values:
+        return None
+    if isinstance(values[0], Mapping):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _sum([value[key] for value in values if key in value]) for key in keys}
+    if isinstance(values[0], Sequence):
+        return tuple(map(sum, zip(*values, strict=True)))
+    return sum(values)
 
 
 def of_run(
@@ -225,8 +259,8 @@ def of_lengths(
       estimates: the record of `facts` of every shape.
 
     Returns:
-      The shapes, with their shares and times; the mean time, and of whole steps what the run takes;
-      no mean if a shape has no time.
+      The shapes, with their shares and times; the mean time and what the run takes, unless a
+      shape has no time.
     """
     keys = ("seconds", "seconds_without_overlap", "useful_flops")
     record: dict[str, Any] = {
@@ -238,8 +272,5 @@ def of_lengths(
     }
     if any(found["seconds"] is None for found in estimates):
         return record
-    known = [key for key in keys if key in estimates[0]]
-    record |= {key: lengths.mean([found[key] for found in estimates]) for key in known}
-    if "useful_flops" in known:  # of a whole step
-        record["run"] = of_run(program, record, chip, prices)
-    return record
+    record |= {key: lengths.mean([found[key] for found in estimates]) for key in keys}
+    return record | {"run": of_run(program, record, chip, prices)}

@@ -52,7 +52,7 @@ class Planned:
       flops: function of the expected tokens per completion to the closed-form FLOPs per chip.
       useful: the same function without repeated products and divided evenly, as MFU counts them;
         training steps only.
-      examples: rows per training step; 0 for programs that do not train.
+      whole_step: True for a training step in one program.
       batch: name of the setting that holds its batch size.
     """
 
@@ -62,7 +62,7 @@ class Planned:
     bound: int
     flops: Callable[[float], float]
     useful: Callable[[float], float] | None = None
-    examples: int = 0
+    whole_step: bool = False
     batch: str = "BATCH_SIZE"
 
 
@@ -110,7 +110,7 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
 
         return Planned(
             lower, resident(program), cache if samples and part != "update" else 0.0, bound, flops,
-            lambda length: flops(length, split=False, repeats=False), rows if part == "step" else 0,
+            lambda length: flops(length, split=False, repeats=False), part == "step",
         )  # fmt: skip
 
     return {
