@@ -26,6 +26,7 @@ from gkd.runs.model_loading import standing_for
 from gkd.runs.provenance import provenance
 from gkd.train.batch_layout import saves_padding
 from gkd.train.build import build_step_program, check_experiment
+from gkd.train.model_flops import sampled_steps
 
 
 def plan(
@@ -160,7 +161,12 @@ def _is_gpu(topology):
 
 def _notes(step, topology, lengths) -> list[str]:
     """Lines about what the figures leave out."""
-    notes = []
+    notes, share = [], sampled_steps(step)
+    if 0 < share < 1:
+        notes.append(
+            f"note: the student samples {share:.0%} of the sequences in the mean: times and MFU "
+            "are means over the steps, FLOPs and traffic those of a step that samples\n"
+        )
     if _is_gpu(topology):
         notes.append(
             "note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "

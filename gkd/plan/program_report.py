@@ -105,16 +105,21 @@ def facts(
     refusal = _refusal(measured, closed_form)
     if refusal:
         return estimate | {"refused": refusal}
-    cost, seconds = measured.cost, sum(measured.seconds.values())
+    cost, seconds = measured.cost, dict(measured.seconds)
+    no_overlap = roofline(cost, chip).no_overlap
+    if planned.sampled < 1:
+        seconds[Part.SAMPLING] *= planned.sampled
+        sampling = roofline(parts(cost)[Part.SAMPLING], chip).no_overlap
+        no_overlap -= (1 - planned.sampled) * sampling
     estimate |= {
         "flops": cost.flops, "closed_form_flops": closed_form, "bytes": cost.bytes,
         "wire_bytes": cost.wire_bytes, "collectives": cost.by_kind(),
         "dcn_bytes": cost.dcn_bytes, "dcn_collectives": cost.by_kind(between_slices=True),
         "dcn_seconds": chip.dcn and roofline(cost, chip).dcn,
-        "seconds": seconds, "seconds_without_overlap": roofline(cost, chip).no_overlap,
+        "seconds": sum(seconds.values()), "seconds_without_overlap": no_overlap,
     }  # fmt: skip
     if planned.useful is not None:
-        estimate["seconds_by_part"] = measured.seconds
+        estimate["seconds_by_part"] = seconds
         estimate["useful_flops"] = planned.useful(expected_length)
     if planned.whole_step:
         estimate["run"] = of_run(program, estimate, chip, prices)

@@ -27,6 +27,7 @@ from gkd.train.model_flops import (
     generation_flops,
     meter_flops,
     prompt_length,
+    sampled_steps,
     step_flops,
 )
 from gkd.train.step_program import StepProgram
@@ -50,9 +51,10 @@ class Planned:
       cache: bytes per chip of the decoding cache, which is part of its temporaries.
       bound: greatest length of a completion in tokens.
       flops: function of the expected tokens per completion to the closed-form FLOPs per chip.
-      useful: the same function without repeated products and divided evenly, as MFU counts them;
-        training steps only.
+      useful: the same function without repeated products and divided evenly, as MFU counts them,
+        in the mean over steps that sample and that do not; training steps only.
       whole_step: True for a training step in one program.
+      sampled: share of the training steps that sample; all do where λ mixes examples.
       batch: name of the setting that holds its batch size.
     """
 
@@ -63,6 +65,7 @@ class Planned:
     flops: Callable[[float], float]
     useful: Callable[[float], float] | None = None
     whole_step: bool = False
+    sampled: float = 1.0
     batch: str = "BATCH_SIZE"
 
 
@@ -101,6 +104,7 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
     samples = student_generates(method)
     microbatch = rows // program.experiment.batches.microbatches
     cache = cache_bytes(program, program.student, microbatch, bound, method.samples)
+    share = sampled_steps(program)
     halves = {"rollout": (Part.SAMPLING,), "update": (Part.TEACHER, UPDATE)}
 
     def planned(part, lower):
@@ -110,7 +114,8 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
 
         return Planned(
             lower, resident(program), cache if samples and part != "update" else 0.0, bound, flops,
-            lambda length: flops(length, split=False, repeats=False), part == "step",
+            lambda length: flops(share * length, split=False, repeats=False), part == "step",
+            1.0 if method.mixing == "example" else share,
         )  # fmt: skip
 
     return {

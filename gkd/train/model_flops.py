@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
+
 from gkd.auxiliary_losses.inner_layer import InnerLayerLoss
 from gkd.auxiliary_losses.witness import WitnessLoss
 from gkd.distill.train_step import Part
@@ -323,6 +326,21 @@ def useful_flops(
     if not sampled_length:
         costs.pop(Part.SAMPLING)
     return sum(costs.values())
+
+
+def sampled_steps(program: StepProgram) -> float:
+    """Computes the expected share of sequences that the student samples: λ, a schedule's mean.
+
+    Args:
+      program: the run's step program; the share of a replay is the one it starts with.
+    """
+    method, steps = program.method, program.experiment.schedule.train_steps
+    if method.replay is not None:
+        return method.replay.share * (steps + 1) / (2 * steps)  # falls from all of it to 1 / T
+    fraction = method.on_policy_fraction
+    return (
+        float(jnp.mean(jax.vmap(fraction)(jnp.arange(steps)))) if callable(fraction) else fraction
+    )
 
 
 def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:

@@ -12,9 +12,10 @@ from gkd.models.t5x_adapter import T5XModel
 from gkd.parallel.model_sharding import UNSHARDED
 from gkd.plan import programs
 from gkd.plan.batch_lengths import of_shape
+from gkd.plan.program_report import facts
 from gkd.program_cost import roofline
 from gkd.program_cost.collectives import Collective
-from gkd.program_cost.program_cost import Part, ProgramCost, program_cost
+from gkd.program_cost.program_cost import Part, ProgramCost, ProgramMemory, program_cost
 from gkd.program_cost.topologies import topology_devices
 from gkd.train.model_flops import UPDATE, step_flops, useful_flops
 from tests.plan.counting import LAYERS, STACKED, counted_step
@@ -152,6 +153,10 @@ def test_a_t5x_module_generates_in_the_dtype_of_its_own_gin():
     assert reward.config == own
 
 
+SCHEDULE = (
+    "LAMBDA=@mixing.linear_schedule()", "mixing.linear_schedule.start=0.0",
+    "mixing.linear_schedule.end=1.0", "mixing.linear_schedule.steps=20",
+)  # fmt: skip
 REWARDED = (
     "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "LAMBDA=1.0",
 )  # fmt: skip
@@ -204,6 +209,42 @@ def test_an_update_on_rewards_costs_its_closed_form(settings):
     costs = step_flops(program, 12)
     parts = (train_step.Part.TEACHER, UPDATE)
     assert sum(costs[part] for part in parts) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "share"),
+    [
+        (("LAMBDA=0.25",), 0.25),
+        (("LAMBDA=0.25", "MIXING='example'"), 0.25),
+        (SCHEDULE, (sum(step / 20 for step in range(20)) + 20) / 40),
+    ],
+)
+def test_sampling_is_weighted_by_the_mean_of_lambda(mixed, share):
+    """Forty steps, of which the schedule rises over twenty."""
+    counted = []
+    for fraction, trips in ((0.0, None), (1.0, 12)):
+        pure = traced(*DISTIL, f"LAMBDA={fraction}")
+        arguments = pure.state.abstract, pure.teacher.shapes, pure.batch
+        counted.append(2 * products(pure.step.step, *arguments, loop_trips=trips) / 8)
+    program = traced(*DISTIL, *mixed)
+    (planned,) = programs.step_programs(program).values()
+    wanted = (1 - share) * counted[0] + share * counted[1]
+    assert planned.useful(12) == pytest.approx(wanted, rel=0.02)
+    chip = roofline.CHIPS["cpu"]
+    sources = {"jit(step)/gkd_sampling/dot": 3e11, "jit(step)/dot": 1e11}
+    parts = [Part("dot", name, "", 1.0, x, x, 0.0, 0.0) for name, x in sources.items()]
+    cost = ProgramCost(tuple(parts), (), ())
+    measured = programs.Measured(
+        ProgramMemory(0, 0, 0, 0, 0), None, cost, {"gkd_sampling": 3.0, "update": 1.0}, 0.0
+    )
+    planned = dataclasses.replace(planned, flops=lambda length: 4e11)
+    found = facts(program, planned, measured, chip, 12, {"price": None, "chips": 8})
+    sampled = 1.0 if "MIXING='example'" in mixed else share
+    assert found["seconds"] == pytest.approx(3 * sampled + 1)
+    assert found["seconds_without_overlap"] == pytest.approx(3 * sampled + 1)
+    assert found["run"]["roofline_lower_bound"]["mfu"] == pytest.approx(
+        found["useful_flops"] / (3 * sampled + 1) / 1e11
+    )
 
 
 def test_copies_and_collectives_of_a_loop_belong_to_the_loops_part():
