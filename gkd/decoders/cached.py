@@ -61,6 +61,7 @@ class Weights:
       visible, positions, start: the prompt's, see `Prompt`.
       context_visible: bool [B, S], false on the context's padding.
       final_norm, embedding: [E], [V, E].
+      divided_heads: heads by which chips divide the model's attention.
     """
 
     layers: Any
@@ -72,6 +73,7 @@ class Weights:
     context_visible: Any
     final_norm: Any
     embedding: Any
+    divided_heads: int = flax.struct.field(pytree_node=False)
 
 
 def init_cache(
@@ -82,6 +84,7 @@ def init_cache(
     context: Prompt | None,
     max_length: int,
     samples: int = 1,
+    divided_heads: int | None = None,
 ) -> tuple[Weights, tuple]:
     """Prepares the weights of the loop and an empty cache.
 
@@ -93,13 +96,15 @@ def init_cache(
       context: B encoded prompts that cross-attention reads; None: there is no cross-attention.
       max_length: T, the greatest number of tokens to decode.
       samples: G, rows per prompt.
+      divided_heads: heads by which chips divide the whole model's attention; None: this stack's.
 
     Returns:
       (weights, cache): per layer (keys, values), each [B·G, K, D, T].
     """
     dtype, decoder = jnp.dtype(config.dtype), unstack(params["decoder"])
     given = prompt if prompt is not None else context
-    rows = row_sharding(sharding, config.num_kv_heads, len(given.visible))
+    divided_heads = divided_heads or config.num_kv_heads
+    rows = row_sharding(sharding, divided_heads, len(given.visible))
 
     def by_layer(source):
         """[B, S, K, D] -> [B, K, D, S]: L, and not D, comes last, as in `gkd.models.cached`."""
@@ -121,6 +126,7 @@ def init_cache(
         context_visible=None if context is None else rows.scatter(context.visible),
         final_norm=decoder["decoder_norm"]["scale"],
         embedding=params["token_embedder"]["embedding"],
+        divided_heads=divided_heads,
     )
     shape = len(given.visible) * samples, config.num_kv_heads, config.head_dim, max_length
     empty = rows.spread(jnp.zeros(shape, dtype))
@@ -158,7 +164,7 @@ def decode_step(
       (hidden [N, E] ready for the head, the cache with this token's keys and values).
     """
     prompts = weights.visible if weights.context is None else weights.context_visible
-    rows = row_sharding(sharding, config.num_kv_heads, len(prompts))
+    rows = row_sharding(sharding, weights.divided_heads, len(prompts))
     x = rows.scatter(embed(config, weights.embedding, tokens[:, None]))  # [N, 1, E]
     turns = rotations(config, (weights.start + position)[:, None])
     updated = []

@@ -227,7 +227,7 @@ def _encode(
     params, stack = nn.meta.unbox(params)["encoder"], config.encoder
     padding = config.special_ids.padding
     text = text_of(tokens, padding, parts)
-    rows = row_sharding(sharding, stack.num_kv_heads, len(text.tokens))
+    rows = row_sharding(sharding, config.sizes.divided_heads, len(text.tokens))
     visible = rows.scatter(text.mask)
 
     def layer(params, x, turn, window):
@@ -251,7 +251,7 @@ def _decode_hidden(
     """Decodes given inputs, G rows per prompt, in one pass."""
     del dropout_rng
     params, stack = nn.meta.unbox(params), config.decoder
-    rows = row_sharding(sharding, stack.num_kv_heads, len(encoded.mask))
+    rows = row_sharding(sharding, config.sizes.divided_heads, len(encoded.mask))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     visible, context = jnp.ones(tokens.shape, bool), rows.spread(encoded.hidden)
     context = context, rows.scatter(encoded.mask)
@@ -267,7 +267,7 @@ def _decode_hidden(
 
 def _init_cache(config, sharding, params, encoded, max_length, samples=1):
     """Prepares the loop, see `gkd.decoders.cached.init_cache`."""
-    params, stack = nn.meta.unbox(params), config.decoder
+    params, stack, heads = nn.meta.unbox(params), config.decoder, config.sizes.divided_heads
     decoder = unstack(params["decoder"])
     pairs = tuple(
         cross_keys(stack, decoder[f"layers_{i}"], encoded.hidden) for i in range(stack.num_layers)
@@ -280,4 +280,4 @@ def _init_cache(config, sharding, params, encoded, max_length, samples=1):
     )
     stack = dataclasses.replace(stack, stacked_layers=False)
     params = {**params, "decoder": decoder}
-    return cached.init_cache(stack, sharding, params, None, context, max_length, samples)
+    return cached.init_cache(stack, sharding, params, None, context, max_length, samples, heads)

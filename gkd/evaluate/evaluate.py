@@ -135,7 +135,7 @@ def _load_models(
     if teacher.checkpoint is not None:
         loaded = model_loading.load_model(
             "TEACHER", mesh, rules, task, None, teacher.checkpoint, teacher.step,
-            **model_loading.inference_dtypes(teacher.dtype, mesh),
+            **model_loading.inference_dtypes(teacher.dtype, mesh, None),
         )  # fmt: skip
         size = models["student"].config.vocab_size
         models["teacher"] = model_loading.with_scored_ids(loaded, size)

@@ -31,7 +31,7 @@ def load_reward_model(
         return None
     return model_loading.load_model(
         "REWARD_MODEL", mesh, rules, task, architecture, checkpoint,
-        with_params=with_params, **model_loading.inference_dtypes(None, mesh),
+        with_params=with_params, **model_loading.inference_dtypes(None, mesh, architecture),
     )  # fmt: skip
 
 

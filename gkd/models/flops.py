@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from gkd.models.layers import query_block
 
@@ -47,8 +48,14 @@ class MatrixSizes:
 
     @property
     def divided_heads(self) -> int:
-        """Heads by which chips divide attention."""
-        return self.key_heads or self.num_heads
+        """Heads by which chips divide attention: they divide all of a model's attention, or none.
+
+        >>> layers = MatrixSizes(64, 16, 4, 32, 32, 32, 3, 1, 1, True)
+        >>> dataclasses.replace(layers, key_heads=2, encoder=layers).divided_heads  # 2 chips, not 4
+        2
+        """
+        heads = self.key_heads or self.num_heads
+        return heads if self.encoder is None else math.gcd(heads, self.encoder.divided_heads)
 
 
 @dataclasses.dataclass(frozen=True)

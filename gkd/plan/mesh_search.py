@@ -8,6 +8,7 @@ from typing import Any
 
 from gkd.errors import IndivisibleBatch, InvalidValue
 from gkd.plan import report_lines
+from gkd.plan.program_report import whole_step
 from gkd.plan.programs import Planned, step_programs
 from gkd.train.step_program import StepProgram
 
@@ -74,13 +75,7 @@ def _step(program, report, given) -> dict[str, Any]:
     setting = ", ".join(f"{name}={value}" for name, value in given.items())
     programs = step_programs(program).items()
     parts = [report(f"{label} ({setting})", program, planned) for label, planned in programs]
-    largest = max(parts, key=lambda estimate: (not estimate["fits"], estimate["peak_bytes"]))
-    estimate = dict(largest)
-    for key in ("seconds", "seconds_without_overlap"):
-        times = [part.get(key) for part in parts]
-        estimate[key] = None if None in times else sum(times)
-    refused = [part["refused"] for part in parts if "refused" in part]
-    return estimate | ({"refused": refused[0]} if refused else {})
+    return whole_step(parts)
 
 
 def _rank(estimate: Mapping[str, Any]):

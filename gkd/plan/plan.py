@@ -22,10 +22,11 @@ from gkd.plan.program_reports import PROGRAMS, ProgramReports
 from gkd.program_cost.roofline import ON_FAKE_DEVICES
 from gkd.program_cost.topologies import topology_chip, topology_devices, topology_slices
 from gkd.runs.long_work import long_work
-from gkd.runs.model_loading import has_fixed_execution
+from gkd.runs.model_loading import standing_for
 from gkd.runs.provenance import provenance
 from gkd.train.batch_layout import saves_padding
-from gkd.train.build import build_step_program
+from gkd.train.build import build_step_program, check_experiment
+from gkd.train.model_flops import sampled_steps
 
 
 def plan(
@@ -65,6 +66,7 @@ def plan(
       NotADirectoryError: what would be the folder of `output` is a file.
     """
     setting_values.check_call(PLAN, locals())
+    check_experiment(experiment)
     chip = topology_chip(topology)
     devices = topology_devices(topology)
     if devices[0].platform != jax.default_backend():  # cached programs could not be loaded here
@@ -72,7 +74,8 @@ def plan(
     path = output and pathlib.Path(output)
     if path:
         check_folder_of(path)
-    experiment = _placed(experiment, topology, mesh, len(devices))
+    if mesh:
+        experiment = resized(experiment, _model_axis(mesh, len(devices)))
     build = functools.partial(build_step_program, devices=devices, from_shapes=True)
     console = rich.console.Console(soft_wrap=True, highlight=False)
     prices = {"price": price, "chips": len(devices)}
@@ -92,19 +95,20 @@ def plan(
             make_folder_of(path)
             write_json(path, result)
 
-    if search:
-        slices = topology_slices(topology)
-        trace = lambda **sizes: build(resized(experiment, **sizes))  # noqa: E731
-        search_meshes(trace, len(devices), slices, report, console.print, save)
-        return result
-    names = _names(programs)
-    with long_work("tracing the step"):
-        step = build(experiment)
-    console.print(report_lines.heading(step))
-    console.print(*_notes(step, topology, lengths), sep="", end="")
-    planning = ProgramReports(step, build, report, rows, chip, prices, console.print, save)
-    planning.measure(names)
-    planning.compare(measured, topology)
+    with standing_for("gpu" if _is_gpu(topology) else None):
+        if search:
+            slices = topology_slices(topology)
+            trace = lambda **sizes: build(resized(experiment, **sizes))  # noqa: E731
+            search_meshes(trace, len(devices), slices, report, console.print, save)
+            return result
+        names = _names(programs)
+        with long_work("tracing the step"):
+            step = build(experiment)
+        console.print(report_lines.heading(step))
+        console.print(*_notes(step, topology, lengths), sep="", end="")
+        planning = ProgramReports(step, build, report, rows, chip, prices, console.print, save)
+        planning.measure(names)
+        planning.compare(measured, topology)
     planning.refuse()
     return result
 
@@ -151,38 +155,18 @@ def _rows(experiment, lengths, search) -> dict[str, Any] | None:
     return batch_lengths.row_lengths(experiment, lengths)
 
 
-def _placed(experiment, topology, mesh, chips) -> Experiment:
-    """The experiment as the topology's chips would run it, on the mesh that is given."""
-    if _is_gpu(topology):
-        experiment = on_accelerators(experiment)
-    return resized(experiment, _model_axis(mesh, chips)) if mesh else experiment
-
-
-def on_accelerators(experiment: Experiment) -> Experiment:
-    """Returns the experiment with the dtype that accelerators take by default.
-
-    Args:
-      experiment: the run to plan for GPUs, for which CPU devices stand in.
-    """
-
-    def in_bfloat16(model):
-        fixed = model.architecture is not None and has_fixed_execution(model.architecture)
-        return model if fixed else dataclasses.replace(model, dtype=model.dtype or "bfloat16")
-
-    return dataclasses.replace(
-        experiment,
-        student=in_bfloat16(experiment.student),
-        teacher=in_bfloat16(experiment.teacher),
-    )
-
-
 def _is_gpu(topology):
     return topology.partition(":")[0] in ON_FAKE_DEVICES - {"cpu"}
 
 
 def _notes(step, topology, lengths) -> list[str]:
     """Lines about what the figures leave out."""
-    notes = []
+    notes, share = [], sampled_steps(step)
+    if 0 < share < 1:
+        notes.append(
+            f"note: the student samples {share:.0%} of the sequences in the mean: times and MFU "
+            "are means over the steps, FLOPs and traffic those of a step that samples\n"
+        )
     if _is_gpu(topology):
         notes.append(
             "note: compiled by XLA's CPU compiler, which widens bfloat16 to float32: memory and "

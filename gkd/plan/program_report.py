@@ -18,6 +18,11 @@ from gkd.train.step_program import StepProgram
 
 TOLERANCE = 0.03
 _HOUR = 3600.0
+_SUMS = (
+    "flops", "closed_form_flops", "bytes", "wire_bytes", "collectives", "dcn_bytes",
+    "dcn_collectives", "dcn_seconds", "seconds", "seconds_without_overlap", "seconds_by_part",
+    "useful_flops", "compile_seconds",
+)  # fmt: skip
 
 
 def completion_length(program: StepProgram, expected: float | int | None) -> float | int:
@@ -100,20 +105,54 @@ def facts(
     refusal = _refusal(measured, closed_form)
     if refusal:
         return estimate | {"refused": refusal}
-    cost, seconds = measured.cost, sum(measured.seconds.values())
+    cost, seconds = measured.cost, dict(measured.seconds)
+    no_overlap = roofline(cost, chip).no_overlap
+    if planned.sampled < 1:
+        seconds[Part.SAMPLING] *= planned.sampled
+        sampling = roofline(parts(cost)[Part.SAMPLING], chip).no_overlap
+        no_overlap -= (1 - planned.sampled) * sampling
     estimate |= {
         "flops": cost.flops, "closed_form_flops": closed_form, "bytes": cost.bytes,
         "wire_bytes": cost.wire_bytes, "collectives": cost.by_kind(),
         "dcn_bytes": cost.dcn_bytes, "dcn_collectives": cost.by_kind(between_slices=True),
         "dcn_seconds": chip.dcn and roofline(cost, chip).dcn,
-        "seconds": seconds, "seconds_without_overlap": roofline(cost, chip).no_overlap,
+        "seconds": sum(seconds.values()), "seconds_without_overlap": no_overlap,
     }  # fmt: skip
     if planned.useful is not None:
-        estimate["seconds_by_part"] = measured.seconds
-    if planned.examples:
+        estimate["seconds_by_part"] = seconds
         estimate["useful_flops"] = planned.useful(expected_length)
+    if planned.whole_step:
         estimate["run"] = of_run(program, estimate, chip, prices)
     return estimate
+
+
+def whole_step(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Joins the records of a step's programs, which run one after the other.
+
+    Args:
+      parts: the record of `facts` of each.
+
+    Returns:
+      The memory of the larger one, the sums of what both take; refused where either is.
+    """
+    largest = max(parts, key=lambda part: (not part["fits"], part["peak_bytes"]))
+    record = dict(largest)
+    for key in _SUMS:
+        if any(key in part for part in parts):
+            record[key] = _sum([part.get(key) for part in parts])
+    refused = [part["refused"] for part in parts if "refused" in part]
+    return record | ({"refused": refused[0]} if refused else {})
+
+
+def _sum(values):
+    if None in values:
+        return None
+    if isinstance(values[0], Mapping):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _sum([value[key] for value in values if key in value]) for key in keys}
+    if isinstance(values[0], Sequence):
+        return tuple(map(sum, zip(*values, strict=True)))
+    return sum(values)
 
 
 def of_run(
@@ -172,7 +211,7 @@ def undivided(program: StepProgram) -> list[str]:
     notes = []
     for role, config, prompts in _models(program):
         shards = shard_counts_of(program, config, prompts)
-        heads = f"{config.sizes.divided_heads} heads, nor do {prompts} rows divide over all chips"
+        heads = f"{_heads(config)} heads, nor do {prompts} rows divide over all chips"
         sizes = {
             "attention": (shards.heads, heads),
             "feed-forward layers": (shards.mlp, f"width {config.sizes.mlp_dim}"),
@@ -189,11 +228,17 @@ def undivided(program: StepProgram) -> list[str]:
 def split_by_rows(program: StepProgram) -> list[str]:
     """Lists the models whose attention is split by rows, as their heads cannot be divided."""
     return [
-        f"the {role}'s {config.sizes.divided_heads} heads do not divide over "
+        f"the {role}'s {_heads(config)} heads do not divide over "
         f"model={program.mesh.shape['model']}: its attention is split by rows, over all chips"
         for role, config, prompts in _models(program)
         if rows_are_spread(program, config, prompts)
     ]
+
+
+def _heads(config) -> str:
+    """The heads of the keys, of decoder and encoder where they differ."""
+    stacks = [config.sizes, config.sizes.encoder or config.sizes]
+    return " and ".join(dict.fromkeys(str(own.key_heads or own.num_heads) for own in stacks))
 
 
 def _models(program):
@@ -219,8 +264,8 @@ def of_lengths(
       estimates: the record of `facts` of every shape.
 
     Returns:
-      The shapes, with their shares and times; the mean time, and of whole steps what the run takes;
-      no mean if a shape has no time.
+      The shapes, with their shares and times; the mean time and what the run takes, unless a
+      shape has no time.
     """
     keys = ("seconds", "seconds_without_overlap", "useful_flops")
     record: dict[str, Any] = {
@@ -232,8 +277,5 @@ def of_lengths(
     }
     if any(found["seconds"] is None for found in estimates):
         return record
-    known = [key for key in keys if key in estimates[0]]
-    record |= {key: lengths.mean([found[key] for found in estimates]) for key in known}
-    if "useful_flops" in known:  # of a whole step
-        record["run"] = of_run(program, record, chip, prices)
-    return record
+    record |= {key: lengths.mean([found[key] for found in estimates]) for key in keys}
+    return record | {"run": of_run(program, record, chip, prices)}

@@ -60,28 +60,50 @@ class ProgramReports:
                 if program.method.divergence is None and program.method.reward is None:
                     continue  # the step is fine-tuning already
                 program = self.build(fine_tuning(program.experiment))
-            for label, planned in PROGRAMS[name](program).items():
-                self.records[label] = self.report(label, program, planned)
-                self.say("\n".join(report_lines.lines(label, self.records[label])))
-                self._save()
-                if self.rows is not None and name in ("step", "sft"):
-                    self._over_lengths(name, label, program)
+            found = [
+                self._add(label, self.report(label, program, planned))
+                for label, planned in PROGRAMS[name](program).items()
+            ]
+            if name in ("step", "sft"):
+                if len(found) > 1:
+                    self._add(name, self._whole(program, found))
+                if self.rows is not None:
+                    self._over_lengths(name, program)
 
-    def _over_lengths(self, name, label, program):
+    def _add(self, label, record) -> dict[str, Any]:
+        """Prints and saves the record of a program."""
+        self.records[label] = record
+        self.say("\n".join(report_lines.lines(label, record)))
+        self._save()
+        return record
+
+    def _whole(self, program, found) -> dict[str, Any]:
+        """The record of a step of one program or two."""
+        if len(found) == 1:
+            return found[0]
+        record = program_report.whole_step(found)
+        if record["seconds"] is not None:
+            record["run"] = program_report.of_run(program, record, self.chip, self.prices)
+        return record
+
+    def _over_lengths(self, name, program):
         """Compiles a step for all lengths of its batches; its greatest lengths are measured."""
         lengths = batch_lengths.batch_lengths(program, self.rows)
         estimates = []
         for shape in lengths.shapes:
             smaller = batch_lengths.of_shape(program, shape)
             if smaller.batch == program.batch:
-                estimates.append(self.records[label])
+                estimates.append(self.records[name])
                 continue
             sizes = "×".join(map(report_lines.length_text, shape.values()))
-            planned = PROGRAMS[name](smaller)[label]
-            estimates.append(self.report(f"{label} of {sizes} tokens", smaller, planned))
+            found = [
+                self.report(f"{label} of {sizes} tokens", smaller, planned)
+                for label, planned in PROGRAMS[name](smaller).items()
+            ]
+            estimates.append(self._whole(smaller, found))
         record = program_report.of_lengths(program, lengths, estimates, self.chip, self.prices)
-        self.records[f"{label}: lengths"] = record
-        self.say("\n".join(report_lines.lengths_lines(label, record)))
+        self.records[f"{name}: lengths"] = record
+        self.say("\n".join(report_lines.lengths_lines(name, record)))
         self._save()
 
     def _save(self):

@@ -21,12 +21,13 @@ from gkd.program_cost.roofline import Chip, roofline
 from gkd.runs import model_loading
 from gkd.runs.model_loading import LoadedModel
 from gkd.train.build import abstract_batch
-from gkd.train.method import student_generates
+from gkd.train.method import rollout_length, student_generates
 from gkd.train.model_flops import (
     UPDATE,
     generation_flops,
     meter_flops,
     prompt_length,
+    sampled_steps,
     step_flops,
 )
 from gkd.train.step_program import StepProgram
@@ -50,9 +51,10 @@ class Planned:
       cache: bytes per chip of the decoding cache, which is part of its temporaries.
       bound: greatest length of a completion in tokens.
       flops: function of the expected tokens per completion to the closed-form FLOPs per chip.
-      useful: the same function without repeated products and divided evenly, as MFU counts them;
-        training steps only.
-      examples: rows per training step; 0 for programs that do not train.
+      useful: the same function without repeated products and divided evenly, as MFU counts them,
+        in the mean over steps that sample and that do not; training steps only.
+      whole_step: True for a training step in one program.
+      sampled: share of the training steps that sample; all do where λ mixes examples.
       batch: name of the setting that holds its batch size.
     """
 
@@ -62,7 +64,8 @@ class Planned:
     bound: int
     flops: Callable[[float], float]
     useful: Callable[[float], float] | None = None
-    examples: int = 0
+    whole_step: bool = False
+    sampled: float = 1.0
     batch: str = "BATCH_SIZE"
 
 
@@ -97,10 +100,11 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
     """
     method, target = program.method, program.batch.decoder_target_tokens.shape[1]
     rows = program.batch.encoder_input_tokens.shape[0]
-    bound = method.rollout_length or target
+    bound = rollout_length(method, target)
     samples = student_generates(method)
     microbatch = rows // program.experiment.batches.microbatches
     cache = cache_bytes(program, program.student, microbatch, bound, method.samples)
+    share = sampled_steps(program)
     halves = {"rollout": (Part.SAMPLING,), "update": (Part.TEACHER, UPDATE)}
 
     def planned(part, lower):
@@ -110,7 +114,8 @@ def step_programs(program: StepProgram, name: str = "step") -> dict[str, Planned
 
         return Planned(
             lower, resident(program), cache if samples and part != "update" else 0.0, bound, flops,
-            lambda length: flops(length, split=False, repeats=False), rows if part == "step" else 0,
+            lambda length: flops(share * length, split=False, repeats=False), part == "step",
+            1.0 if method.mixing == "example" else share,
         )  # fmt: skip
 
     return {
@@ -133,17 +138,18 @@ def evaluation_programs(program: StepProgram) -> dict[str, Planned]:
     """
     both = {"student": program.student, "teacher": program.teacher}
     writes = program.task.choices is None
+    held, valid = resident(program), program.valid
     programs = {
-        f"evaluation: {name}": _generator(program, loaded, 0.0, True, resident(program))
+        f"evaluation: {name}": _generator(program, loaded, 0.0, True, held, valid)
         for name, loaded in both.items()
         if loaded is not None and writes
     }
     if program.teacher is not None:
-        meter = DivergenceMeter(program.student, program.teacher, program.mesh, program.valid)
+        meter = DivergenceMeter(program.student, program.teacher, program.mesh, valid)
         source, target = _lengths(program)
         batch = abstract_batch(program.task, program.evaluation_rows, source, target)
         programs["evaluation: divergences"] = Planned(
-            lambda: meter.lower(batch), resident(program),
+            lambda: meter.lower(batch), held,
             cache_bytes(program, program.student, program.evaluation_rows, target), target,
             lambda length: meter_flops(program, length), batch="EVALUATION_BATCH_SIZE",
         )  # fmt: skip
@@ -164,7 +170,8 @@ def generation_programs(program: StepProgram) -> dict[str, Planned]:
         if loaded is not None:
             alone = _alone(program, loaded)
             held = {"parameters": share(alone.shapes)}
-            programs[f"generation: {name}"] = _generator(program, alone, 1.0, False, held)
+            valid = model_loading.scored_valid_ids(alone, program.task)
+            programs[f"generation: {name}"] = _generator(program, alone, 1.0, False, held, valid)
     return programs
 
 
@@ -172,17 +179,17 @@ def _alone(program, loaded) -> LoadedModel:
     """A model as `infer` loads it: its parameters too in the dtype of inference."""
     return model_loading.load_model(
         "MODEL", program.mesh, meshes.rules_for(), program.task, loaded.config, None,
-        **model_loading.inference_dtypes(None, program.mesh),
+        **model_loading.inference_dtypes(None, program.mesh, loaded.config),
     )  # fmt: skip
 
 
-def _generator(program, loaded, temperature, score, held) -> Planned:
+def _generator(program, loaded, temperature, score, held, valid) -> Planned:
     """One output to each of `evaluation_rows` prompts."""
     source, target = prompt_length(program, loaded), _lengths(program)[1]
     program_of_outputs = generator.Generator(
         loaded=loaded,
         mesh=program.mesh,
-        valid=program.valid,
+        valid=valid,
         decoding=Decoding(max_length=target, temperature=temperature),
         buckets=(source,),
         batch_size=program.evaluation_rows,

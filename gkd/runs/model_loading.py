@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +35,7 @@ from gkd.vocabularies import vocabularies
 # Layers of a stack from which on they are run in one scan: the step of XL and small, of 24 and 8
 # layers, compiles for a TPU in 36 s, and in 71 s where the student's are not stacked.
 DEEP = 8
+_STANDS_FOR: ContextVar[str | None] = ContextVar("platform of fake devices", default=None)
 _LOG = logging.getLogger(__name__)
 
 
@@ -208,16 +211,33 @@ def default_dtype(mesh: Mesh) -> str:
 
 
 def _on_cpu(mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
+    return (_STANDS_FOR.get() or mesh.devices.flat[0].platform) == "cpu"
 
 
-def inference_dtypes(dtype: str | None, mesh: Mesh) -> dict[str, str]:
+@contextlib.contextmanager
+def standing_for(platform: str | None) -> Iterator[None]:
+    """Chooses dtypes and stacks of models for another platform, for whose devices CPUs stand.
+
+    Args:
+      platform: JAX's name of the platform, 'gpu'; None is the devices' own.
+    """
+    token = _STANDS_FOR.set(platform)
+    try:
+        yield
+    finally:
+        _STANDS_FOR.reset(token)
+
+
+def inference_dtypes(dtype: str | None, mesh: Mesh, architecture: Any) -> dict[str, str | None]:
     """Returns the arguments dtype and params_dtype of `load_model` for a model without training.
 
     Args:
       dtype: 'float32' or 'bfloat16'; None chooses by the device.
       mesh: device mesh.
+      architecture: the model's; one that fixes how it runs keeps its own dtypes. None: any other.
     """
+    if has_fixed_execution(architecture):
+        return {"dtype": dtype}  # which is refused where it is one
     dtype = dtype or default_dtype(mesh)
     return {"dtype": dtype, "params_dtype": dtype}
 

@@ -18,7 +18,7 @@ from gkd.models.flops import (
     repeated_scores,
 )
 
-_CROSS = "encoder_decoder_attention"
+_BLOCKS = {"mlp": "mlp", "encoder_decoder_attention": "cross"}  # all others attend to themselves
 
 
 def update_flops(
@@ -40,7 +40,7 @@ def update_flops(
       adapters: shapes of the adapters, the tree of `gkd.models.lora.new_adapters`.
       sizes: the student's.
       prompts: the prompts, and tokens of each to the decoder.
-      encoded: the same of every part of them, to the encoder.
+      encoded: the same of every part of them, to the encoder or to a decoder-only model's prefill.
       outputs, tokens: sequences to learn from, and tokens of each.
       shards: the division among chips.
       remat: True where layers are rematerialised as a whole, which is not counted here.
@@ -49,66 +49,113 @@ def update_flops(
     forward = sum(encoder_flops(sizes, *part, shards) for part in encoded)
     forward += cross_flops(sizes, rows, source, shards)
     forward += decoder_flops(sizes, outputs, tokens, tokens + source, shards)
-    adapted = dict(kernels(adapters))
-    stacked = any("layers" in path for path in adapted)
-    back = _Backward(adapted, sizes, shards, stacked, stacked and not remat)
+    layers = _adapted_layers(adapters)
+    stacked = any(layer == "layers" for _, layer in layers)
+    side = "encoder" if sizes.cross_attention else "decoder"
+    stack = _Stack(sizes.encoder or sizes, shards, stacked, stacked and not remat)
+    adapted = [layers.get((side, name), set()) for name in stack.names(sizes.encoder_layers)]
     for count, length in encoded:
-        depends = back.stack("encoder", sizes.encoder_layers, count * length, length, None)
-    back.stack("decoder", sizes.decoder_layers, outputs * tokens, tokens, (depends, rows, source))
-    return forward + back.flops
+        states, keys = stack.run(adapted, count, length, keys_only=sizes.keys_only)
+    own = dataclasses.replace(stack, sizes=sizes, context_dim=stack.sizes.emb_dim)
+    adapted = [layers.get(("decoder", name), set()) for name in own.names(sizes.decoder_layers)]
+    if sizes.cross_attention:
+        own.run(adapted, outputs, tokens, context=(states, rows, source))
+    else:
+        own.run(adapted, outputs, tokens, before=(keys, source))
+    return forward + own.flops
+
+
+def _adapted_layers(adapters) -> dict[tuple[str, str], set[tuple[str, str]]]:
+    """The adapted (block, kernel) of every layer, by its side and name."""
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for path, _ in kernels(adapters):
+        if len(path) == 4:  # the head is in no layer
+            side, layer, block, kernel = path
+            found.setdefault((side, layer), set()).add((_BLOCKS.get(block, "self"), kernel))
+    return found
 
 
 @dataclasses.dataclass
-class _Backward:
-    """The products of a backward pass, summed up along the forward pass."""
+class _Stack:
+    """The products of the backward pass of a stack of layers, summed up along its forward pass."""
 
-    adapted: dict[tuple[str, ...], int]
     sizes: MatrixSizes
     shards: ShardCounts
     stacked: bool
     repeats_scores: bool
+    context_dim: int = 0
     flops: float = 0.0
 
-    def stack(self, side, layers, tokens, attended, encoded) -> bool:
-        """Adds the layers of a side; returns whether its output depends on an adapter."""
-        depends = self.stacked and any(path[0] == side for path in self.adapted)
-        for i in range(layers):
-            layer = side, "layers" if self.stacked else f"layers_{i}"
-            name = "attention" if side == "encoder" else "self_attention"
-            reads = tokens, tokens, attended, attended
-            depends |= self._attention((*layer, name), depends, depends, *reads)
-            if encoded is not None:
-                of_prompts, rows, source = encoded
-                reads = tokens, rows * source, source, tokens // rows
-                depends |= self._attention((*layer, _CROSS), depends, of_prompts, *reads)
-            depends |= self._mlp((*layer, "mlp"), depends, tokens)
-        return depends
+    def names(self, count) -> list[str]:
+        return ["layers" if self.stacked else f"layers_{i}" for i in range(count)]
 
-    def _attention(self, path, queries, keys, tokens, key_tokens, attended, per_row) -> bool:
-        """Adds a block whose queries' and keys' inputs depend on an adapter or not."""
-        emb, heads = self.sizes.emb_dim, self.shards.heads
-        wide, narrow = emb * self.sizes.query_width, emb * self.sizes.key_width
-        query = self._kernel((*path, "query"), queries, tokens, wide, heads)
-        key = self._kernel((*path, "key"), keys, key_tokens, narrow, heads)
-        value = self._kernel((*path, "value"), keys, key_tokens, narrow, heads)
-        products = query + key + value + (query or key)  # of queries, keys, values, weights
-        self._add(products * tokens * attended * self.sizes.query_width, heads)
-        if query or key or value:
-            rows, repeats = tokens // per_row, self.repeats_scores
-            self._add(repeated_scores(self.sizes, rows, per_row, attended, repeats), heads)
-        return self._kernel((*path, "out"), query or key or value, tokens, wide, heads)
+    def run(self, layers, rows, length, before=None, context=None, keys_only=False):
+        """Adds a stack's layers.
 
-    def _mlp(self, path, depends, tokens) -> bool:
+        Args:
+          layers: adapted (block, kernel) of every layer.
+          rows, length: the input's.
+          before: of prompts that the rows continue: for every layer, whether their keys and values
+            depend on an adapter; tokens of each.
+          context: whether encoded prompts depend on an adapter, their number, tokens of each.
+          keys_only: True where the last layer forms its keys and values only.
+
+        Returns:
+          Whether the output depends on an adapter; the same of every layer's keys and values.
+        """
+        tokens, found = rows * length, []
+        depends = self.stacked and (any(layers) or bool(context and context[0]))
+        for i, self._adapted in enumerate(layers):
+            keys = self._keys("self", depends, tokens, self.sizes.emb_dim)
+            found.append(keys)
+            if keys_only and i == len(layers) - 1:
+                break
+            groups = [(*keys, length)]
+            if before is not None:
+                groups.append((*before[0][i], before[1]))
+            depends |= self._attention("self", depends, rows, length, groups)
+            if context is not None:
+                of_prompts, prompts, source = context
+                keys = self._keys("cross", of_prompts, prompts * source, self.context_dim)
+                queries = tokens // prompts  # all of a prompt's
+                depends |= self._attention("cross", depends, prompts, queries, [(*keys, source)])
+            depends |= self._mlp(depends, tokens)
+        return depends, found
+
+    def _keys(self, block, depends, tokens, emb_dim) -> tuple[bool, bool]:
+        numbers, parts = emb_dim * self.sizes.key_width, self.shards.heads
+        key, value = (
+            self._kernel((block, name), depends, tokens, numbers, parts)
+            for name in ("key", "value")
+        )
+        return key, value
+
+    def _attention(self, block, depends, rows, length, groups) -> bool:
+        """Adds attention to groups of (key depends, value depends, keys per row)."""
+        sizes, parts, tokens = self.sizes, self.shards.heads, rows * length
+        again = self.repeats_scores
+        wide = sizes.emb_dim * sizes.query_width
+        query = self._kernel((block, "query"), depends, tokens, wide, parts)
+        scores = query or any(key for key, _, _ in groups)  # all groups have one softmax
+        mixed = scores or any(value for _, value, _ in groups)
+        for key, value, attended in groups:
+            products = query + key + value + scores  # of queries, keys, values, weights
+            self._add(products * tokens * attended * sizes.query_width, parts)
+            if mixed:
+                self._add(repeated_scores(sizes, rows, length, attended, again), parts)
+        return self._kernel((block, "out"), mixed, tokens, wide, parts)
+
+    def _mlp(self, depends, tokens) -> bool:
         numbers, parts = self.sizes.emb_dim * self.sizes.mlp_dim, self.shards.mlp
         inner = False
         for name in ("wi_0", "wi_1") if self.sizes.mlp_kernels == 3 else ("wi",):
-            inner |= self._kernel((*path, name), depends, tokens, numbers, parts)
-        return self._kernel((*path, "wo"), inner, tokens, numbers, parts)
+            inner |= self._kernel(("mlp", name), depends, tokens, numbers, parts)
+        return self._kernel(("mlp", "wo"), inner, tokens, numbers, parts)
 
-    def _kernel(self, path, depends, tokens, numbers, parts) -> bool:
+    def _kernel(self, name, depends, tokens, numbers, parts) -> bool:
         """Adds the gradients of a kernel and its input; returns whether its output depends."""
-        self._add((depends + (path in self.adapted)) * tokens * numbers, parts)
-        return depends or path in self.adapted
+        self._add((depends + (name in self._adapted)) * tokens * numbers, parts)
+        return depends or name in self._adapted
 
     def _add(self, products, parts):
         self.flops += 2 * products / self.shards.rows / parts

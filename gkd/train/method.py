@@ -65,6 +65,16 @@ def student_generates(method: Method) -> bool:
     return method.replay is not None or mixing.student_generates(method.on_policy_fraction)
 
 
+def rollout_length(method: Method, target: int) -> int:
+    """Returns the tokens that a sample has at most.
+
+    Args:
+      method: the settings.
+      target: tokens of a batch's targets, which may be fewer than the run's greatest.
+    """
+    return min(method.rollout_length or target, target)
+
+
 def bound_divergence(method: Method) -> DivergenceRecord | None:
     """Returns the divergence with its parameters bound; None where the method has none.
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
+
 from gkd.auxiliary_losses.inner_layer import InnerLayerLoss
 from gkd.auxiliary_losses.witness import WitnessLoss
 from gkd.distill.train_step import Part
@@ -21,7 +24,12 @@ from gkd.models.flops import (
 from gkd.parallel import mesh as meshes
 from gkd.runs.model_loading import LoadedModel
 from gkd.train import adapter_flops
-from gkd.train.method import rewards_on_host, student_generates, teacher_is_student
+from gkd.train.method import (
+    rewards_on_host,
+    rollout_length,
+    student_generates,
+    teacher_is_student,
+)
 from gkd.train.step_program import StepProgram
 
 UPDATE = "update"
@@ -49,7 +57,7 @@ def step_flops(
     target = program.batch.decoder_target_tokens.shape[1]
     method = program.method
     samples = method.samples
-    written = method.rollout_length or target  # tokens of an output
+    written = rollout_length(method, target)
     student = program.student.config
     on_policy = student_generates(method)
 
@@ -91,10 +99,10 @@ def step_flops(
     costs[UPDATE] += _auxiliary_flops(program, tokens, shards)
     if student.remat and repeats:
         # A layer's last product is not repeated: nothing in its backward pass needs the result.
-        written_out = _tokens(encoded) * student.sizes.encoder_layers
-        written_out += rows * samples * tokens * student.sizes.decoder_layers
-        width = student.sizes.emb_dim * student.sizes.mlp_dim
-        last = 2 * written_out * width / shards.rows / shards.mlp
+        sizes, of_encoder = student.sizes, student.sizes.encoder or student.sizes
+        last = _tokens(encoded) * sizes.encoder_layers * of_encoder.emb_dim * of_encoder.mlp_dim
+        last += rows * samples * tokens * sizes.decoder_layers * sizes.emb_dim * sizes.mlp_dim
+        last *= 2 / shards.rows / shards.mlp
         costs[UPDATE] += scored(student, tokens, encoded) - last
     if program.teacher is not None:
         teacher = program.teacher.config
@@ -150,8 +158,9 @@ def _repeated_scores(program, encoded, tokens, shards) -> float:
     config, samples = program.student.config, program.method.samples
     rows, source = program.batch.encoder_input_tokens.shape
     sizes, stacked = config.sizes, config.stacked_layers and not config.remat
+    of_encoder = sizes.encoder or sizes
     encoder = sum(
-        repeated_scores(sizes, count, length, length, stacked) for count, length in encoded
+        repeated_scores(of_encoder, count, length, length, stacked) for count, length in encoded
     )
     own = tokens if sizes.cross_attention else tokens + source  # a continuation's prompt too
     decoder = repeated_scores(sizes, rows * samples, tokens, own, stacked)
@@ -213,7 +222,7 @@ def taught_shape(program: StepProgram) -> tuple[int, int, int]:
     rows, source = program.batch.encoder_input_tokens.shape
     target = program.batch.decoder_target_tokens.shape[1]
     sampled = student_generates(method) and method.on_policy_fraction == 1
-    tokens = min(method.rollout_length or target, target) if sampled else target
+    tokens = rollout_length(method, target) if sampled else target
     if isinstance(method.auxiliary, WitnessLoss):
         settings = method.auxiliary
         return rows, min(settings.tokens, tokens), settings.prompt_length(source, target)
@@ -236,16 +245,17 @@ def _reduce_scattered_gradients(program, shards, encoded, prompts, outputs) -> f
     sizes = program.student.config.sizes
     if program.rules["embed"] is None or model % data or sizes.emb_dim % data:
         return 0.0
-    encoder, decoder = encoded * sizes.encoder_layers, outputs * sizes.decoder_layers
-    columns = 0.0  # of kernels that every chip has whole, times the tokens that pass them
-    if shards.heads == 1:
-        columns += 2 * (sizes.query_width + sizes.key_width) * (encoder + decoder)
-        if sizes.cross_attention:
-            columns += 2 * sizes.query_width * decoder
-            columns += 2 * sizes.key_width * prompts * sizes.decoder_layers
-    if shards.mlp == 1:
-        columns += sizes.mlp_dim * sizes.mlp_kernels * (encoder + decoder)
-    return 2 * sizes.emb_dim * columns / shards.rows * (1 - 1 / data)
+    of_encoder, layers = sizes.encoder or sizes, sizes.decoder_layers
+    numbers = 0.0  # of kernels that every chip has whole, times the tokens that pass them
+    for side, passes in ((of_encoder, encoded * sizes.encoder_layers), (sizes, outputs * layers)):
+        if shards.heads == 1:
+            numbers += 2 * side.emb_dim * (side.query_width + side.key_width) * passes
+        if shards.mlp == 1:
+            numbers += side.emb_dim * side.mlp_dim * side.mlp_kernels * passes
+    if shards.heads == 1 and sizes.cross_attention:
+        numbers += 2 * sizes.emb_dim * sizes.query_width * outputs * layers
+        numbers += 2 * of_encoder.emb_dim * sizes.key_width * prompts * layers
+    return 2 * numbers / shards.rows * (1 - 1 / data)
 
 
 def generation_flops(
@@ -316,6 +326,21 @@ def useful_flops(
     if not sampled_length:
         costs.pop(Part.SAMPLING)
     return sum(costs.values())
+
+
+def sampled_steps(program: StepProgram) -> float:
+    """Computes the expected share of sequences that the student samples: λ, a schedule's mean.
+
+    Args:
+      program: the run's step program; the share of a replay is the one it starts with.
+    """
+    method, steps = program.method, program.experiment.schedule.train_steps
+    if method.replay is not None:
+        return method.replay.share * (steps + 1) / (2 * steps)  # falls from all of it to 1 / T
+    fraction = method.on_policy_fraction
+    return (
+        float(jnp.mean(jax.vmap(fraction)(jnp.arange(steps)))) if callable(fraction) else fraction
+    )
 
 
 def shard_counts_of(program: StepProgram, config, prompts: int) -> ShardCounts:

@@ -31,8 +31,7 @@ from gkd.configuration.verb_settings import TRAIN
 from gkd.data import pipeline
 from gkd.data.offline_teacher import OfflineTeacher
 from gkd.data.tasks import TaskSpec
-from gkd.distill.logits import temperature_pair
-from gkd.errors import InvalidValue, NotAFolder, StorageError
+from gkd.errors import NotAFolder, StorageError
 from gkd.evaluate import evaluation as evaluations
 from gkd.parallel import job_messages, processes
 from gkd.parallel import mesh as meshes
@@ -45,8 +44,8 @@ from gkd.runs.signals import StopRequest
 from gkd.runs.trackers import tracker_of
 from gkd.train import adapters, memory_bound
 from gkd.train.batch_layout import batch_buckets, part_sizes
-from gkd.train.build import build_step_program
-from gkd.train.method import needs_teacher, rewards_weigh, teacher_is_student
+from gkd.train.build import build_step_program, check_experiment
+from gkd.train.method import rewards_weigh, teacher_is_student
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
 from gkd.train.step_means import StepMeans
@@ -125,78 +124,6 @@ def train(
         adapters.check_base(directory, program.student, program.base_checksums)
     memory_bound.check_fits(program)
     return _launch(program, directory, (_named_teacher(experiment), teacher.step))
-
-
-def check_experiment(experiment: Experiment) -> None:
-    """Checks settings of different objects against each other, before anything is read.
-
-    Raises:
-      ValueError: in one line.
-    """
-    rollout, target = experiment.method.rollout_length, experiment.batches.target_length
-    if rollout is not None and rollout > target:
-        raise InvalidValue(
-            f"ROLLOUT_LENGTH is {rollout} and TARGET_LENGTH {target}: the student samples at most "
-            "TARGET_LENGTH tokens; shorten one, or leave ROLLOUT_LENGTH at None"
-        )
-    first, last = experiment.execution.profile_steps or (1, 1)
-    if first > last:
-        raise InvalidValue(
-            f"PROFILE_STEPS is {experiment.execution.profile_steps}: give the first and the last"
-        )
-    _check_self_teacher(experiment)
-    _check_teacher_differs(experiment)
-
-
-def _check_self_teacher(experiment: Experiment) -> None:
-    """Refuses a TEACHER beside a method whose teacher is the student."""
-    teacher, weights = experiment.teacher, experiment.method.teacher_weights
-    if weights == "checkpoint":
-        return
-    for macro, value in (
-        ("TEACHER", teacher.checkpoint), ("TEACHER_MODEL", teacher.architecture),
-        ("TEACHER_STEP", teacher.step), ("TEACHER_TOP_K_FILE", teacher.top_k_file),
-    ):  # fmt: skip
-        if value is not None:
-            raise InvalidValue(
-                f"{macro} is {value!r}, but TEACHER_WEIGHTS is {weights!r}, the student's own: set "
-                f"{macro} to None, or TEACHER_WEIGHTS to 'checkpoint'"
-            )
-    how = {"TEACHER_DTYPE": teacher.dtype, "TEACHER_STACKED": teacher.stacked}
-    for macro, value in how.items() if teacher_is_student(experiment) else ():
-        if value is not None:
-            raise InvalidValue(
-                f"{macro} is {value!r}, but the teacher is the student's own model: set {macro} "
-                "to None"
-            )
-
-
-def _check_teacher_differs(experiment: Experiment) -> None:
-    """Refuses a teacher that is the student at its start: every divergence is then 0.
-
-    It means something where it reads another prompt, holds the student back from a reward, is of
-    another step of a run, or has another temperature than the student.
-    """
-    teacher, method = experiment.teacher, experiment.method
-    own_prompts = "teacher_inputs" in (method.training_task or experiment.task).features
-    pair = temperature_pair(method.temperature)
-    if own_prompts or method.reward is not None or pair.student != pair.teacher:
-        return
-    if needs_teacher(method) and method.teacher_weights != "checkpoint":
-        raise InvalidValue(
-            f"TEACHER_WEIGHTS is {method.teacher_weights!r}, and the teacher reads the student's "
-            "own prompt: their divergence is 0 at the start, and nothing is learnt; choose a task "
-            "with teacher_inputs (teacher_inputs.with_teacher_inputs), or a TEACHER"
-        )
-    paths = [experiment.student.checkpoint, teacher.checkpoint]
-    if None in paths or len({os.path.realpath(path) for path in paths}) > 1:
-        return
-    if teacher.step is None:
-        raise InvalidValue(
-            f"TEACHER and STUDENT are both {teacher.checkpoint!r}: their divergence is 0 at the "
-            "start, and nothing is learnt; choose another TEACHER, or another of its steps with "
-            "TEACHER_STEP"
-        )
 
 
 def _check_writable(model_dir: str) -> None:

@@ -36,7 +36,6 @@ OTHERS = {
     "gkd.evaluate.evaluate": {"decodings"},
     "gkd.sweep.sweep": {"plan"},
     "gkd.configuration.experiment": {"accepts", "table"},
-    "gkd.train.train": {"check_experiment"},
     "gkd.decoders.decoder_only": None,
     "gkd.decoders.rotary": None,
     "gkd.decoders.t5gemma": {"parameters"},

@@ -122,7 +122,7 @@ def test_lengths_of_the_data_are_those_of_its_rows():
     assert len(rows["inputs"]) == 400 and set(rows["inputs"]) == {15}
 
 
-def test_the_halves_of_a_step_with_rewards_on_the_host_are_weighed_apart(capsys, tmp_path):
+def test_the_halves_of_a_step_with_rewards_on_the_host_are_weighed_together(capsys, tmp_path):
     path = histograms(tmp_path / "rows.json", inputs={"10": 3, "90": 1}, targets={"24": 1})
     output = tmp_path / "plan.json"
     rewards = ("REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'")
@@ -132,12 +132,13 @@ def test_the_halves_of_a_step_with_rewards_on_the_host_are_weighed_apart(capsys,
         f"--output={output}",
     )  # fmt: skip
     found = json.loads(output.read_text())["programs"]
-    for half in ("step: rollout", "step: update"):
-        mean = found[f"{half}: lengths"]
-        short, long = (shape["seconds"] for shape in mean["shapes"])
-        assert mean["seconds"] == pytest.approx(0.75 * short + 0.25 * long)
-        assert long == found[half]["seconds"] and "run" not in mean
-        assert f"{half}, over the lengths of its batches" in said
+    mean = found["step: lengths"]
+    short, long = (shape["seconds"] for shape in mean["shapes"])
+    assert mean["seconds"] == pytest.approx(0.75 * short + 0.25 * long)
+    assert long == sum(found[half]["seconds"] for half in ("step: rollout", "step: update"))
+    rate = mean["run"]["roofline_lower_bound"]["examples_per_second"]
+    assert rate == pytest.approx(16 / mean["seconds"])
+    assert said.count("over the lengths of its batches") == 1
 
 
 IN_PARTS = ("INPUT_LENGTH=96", "TARGET_LENGTH=24", "BATCH_SIZE=32", "LENGTH_BUCKETS='parts'")

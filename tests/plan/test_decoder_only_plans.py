@@ -2,6 +2,9 @@
 
 import pytest
 
+from gkd.plan.program_report import setting
+from gkd.plan.programs import step_programs
+from gkd.program_cost.program_cost import program_cost
 from gkd.train.model_flops import step_flops
 from tests.plan.planning import DISTIL
 from tests.products import products
@@ -45,3 +48,35 @@ def test_a_prompt_is_prefilled_once_for_sampling_and_loss():
     prefills = 4 * (layer + keys)  # the student's with its backward pass, the teacher's
     assert four - one < 3 * (one - prefills) * 1.02
     assert one > 1.5 * (one - prefills), "the prefill is most of the cost here"
+
+
+FOUR_CHIPS = (
+    GEMMA, "MODEL_PARALLELISM=4", "INPUT_LENGTH=128", "decoder_only.DecoderConfig.num_layers=1",
+)  # fmt: skip
+
+
+def of_key_heads(encoder, decoder):
+    name = "decoder_only.DecoderConfig.num_kv_heads"
+    heads = f"wide/{name}={encoder}", f"{name}={decoder}"
+    return program_of(*FOUR_CHIPS, *heads, gin_file="tests/decoders/tiny.gin")
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(4, 2), (2, 4), (4, 4)])
+def test_heads_of_t5gemma_are_divided_in_both_stacks_or_in_none(encoder, decoder):
+    program = of_key_heads(encoder, decoder)
+    queries = 4 * 8 if encoder != decoder else 8  # columns of a chip
+    for side, block in (
+        ("encoder", "self_attention"), ("decoder", "self_attention"),
+        ("decoder", "encoder_decoder_attention"),
+    ):  # fmt: skip
+        kernel = program.student.shapes[side]["layers_0"][block]["query"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[1] == queries, (side, block)
+    notes = setting(program)["split_by_rows"]
+    assert len(notes) == (encoder != decoder)
+    assert not notes or f"{decoder} and {encoder} heads do not divide" in notes[0]
+
+
+def test_a_step_whose_rows_are_split_for_one_stacks_heads_costs_its_closed_form():
+    (planned,) = step_programs(of_key_heads(4, 2)).values()
+    counted = program_cost(planned.lower().compile().as_text()).flops
+    assert planned.flops(12) == pytest.approx(counted, rel=0.03)

@@ -8,15 +8,17 @@ import pytest
 
 from gkd.cli import command_line
 from gkd.distill.train_step import Part
-from gkd.plan import plan as plan_verb
 from gkd.plan import program_report, program_reports, programs
 from gkd.program_cost import collectives, roofline
+from tests.paths import TINY
 from tests.plan.planning import DISTIL, plan, run_out, traced
 from tests.products import products
 
 # Of the tiny student, by hand: kernels of attention and feed-forward layers, norms; bias tables.
 ENCODER, DECODER = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16, 8 * 16 * 16 + 3 * 16 * 32 + 3 * 16
 PARAMETERS = ENCODER + DECODER + 2 * (2 * 32 + 16) + 2 * 64 * 16
+
+ON_POLICY = tuple(f"--gin.{setting}" for setting in (*DISTIL, "LAMBDA=1.0"))
 
 
 # Memory
@@ -183,6 +185,10 @@ def test_running_out_while_compiling_is_a_verdict(capsys, monkeypatch):
             "README.md is no folder: README.md/plan.json cannot be written there",
         ),
         (
+            ("--topology=cpu:8", *ON_POLICY, "--gin.ROLLOUT_LENGTH=48"),
+            "ROLLOUT_LENGTH is 48 and TARGET_LENGTH 12: the student samples at most",
+        ),
+        (
             ("--topology=cpu:8", "--expected_length=13"),
             "--expected_length is 13.0: completions have at most 12",
         ),
@@ -237,8 +243,28 @@ def test_the_step_of_xl_and_small_compiles_within_a_minute_and_moves_no_scores(t
     assert step["bytes"] < 15e9
 
 
-def test_a_plan_for_gpus_computes_in_bfloat16_as_they_would():
-    run = traced(*DISTIL, "LAMBDA=1.0", "TEACHER_DTYPE='float32'").experiment
-    planned = plan_verb.on_accelerators(run)
-    assert (planned.student.dtype, planned.teacher.dtype) == ("bfloat16", "float32")
-    assert run.student.dtype is None
+def test_a_plan_for_gpus_has_their_dtypes_and_stacks(monkeypatch):
+    """Fake CPU devices stand for them, on which models run in float32 and with layers apart."""
+    planned = {}
+
+    def measure(self, names):
+        planned.update(programs.generation_programs(self.step), step=self.step)
+
+    monkeypatch.setattr(program_reports.ProgramReports, "measure", measure)
+    settings = (
+        *DISTIL,
+        "LAMBDA=1.0",
+        "TEACHER_DTYPE='float32'",
+        "t5.T5Config.num_encoder_layers=8",
+    )
+    options = [f"--gin.{setting}" for setting in (*settings, "MODEL_DIR='none'")]
+    for topology, size, stacked in (("h100:1", 2, True), ("cpu:1", 4, False)):
+        arguments = ["plan", f"--gin_file={TINY}", *options, f"--topology={topology}"]
+        assert command_line.main(arguments) == 0
+        step = planned["step"]
+        assert step.student.config.dtype == {2: "bfloat16", 4: "float32"}[size]
+        assert step.teacher.config.dtype == "float32"
+        assert step.student.config.stacked_layers == step.teacher.config.stacked_layers == stacked
+        for name in ("student", "teacher"):
+            parameters = planned[f"generation: {name}"].held["parameters"]
+            assert parameters == size * (PARAMETERS + 7 * ENCODER)

@@ -1,13 +1,21 @@
 """The closed form of `plan` against counts of the traced step and of compiled programs."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from gkd.distill import train_step
+from gkd.evaluate.reward_scoring import load_reward_model
+from gkd.metrics import reward_functions
+from gkd.models.t5x_adapter import T5XModel
+from gkd.parallel.model_sharding import UNSHARDED
 from gkd.plan import programs
+from gkd.plan.batch_lengths import of_shape
+from gkd.plan.program_report import facts
 from gkd.program_cost import roofline
 from gkd.program_cost.collectives import Collective
-from gkd.program_cost.program_cost import Part, ProgramCost, program_cost
+from gkd.program_cost.program_cost import Part, ProgramCost, ProgramMemory, program_cost
 from gkd.program_cost.topologies import topology_devices
 from gkd.train.model_flops import UPDATE, step_flops, useful_flops
 from tests.plan.counting import LAYERS, STACKED, counted_step
@@ -42,6 +50,16 @@ def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
     costs = step_flops(program, length or 12, split=False)
     assert sum(costs.values()) * program.mesh.size == pytest.approx(counted, rel=0.01)
     assert (costs[train_step.Part.SAMPLING] > 0) == (length is not None)
+
+
+def test_samples_are_no_longer_than_the_targets_of_a_shorter_batch():
+    program = traced(*DISTIL, "LAMBDA=1.0", "ROLLOUT_LENGTH=10")
+    program = of_shape(program, {"inputs": 24, "targets": 6})
+    arguments = program.state.abstract, program.teacher.shapes, program.batch
+    counted = 2 * products(program.step.step, *arguments, loop_trips=6)
+    assert sum(step_flops(program, 6).values()) == pytest.approx(counted / 8, rel=0.01)
+    (planned,) = programs.step_programs(program).values()
+    assert planned.bound == 6
 
 
 def test_sampling_that_ends_early_costs_less():
@@ -110,6 +128,35 @@ def test_a_run_without_a_teacher_measures_no_divergence():
     assert list(programs.generation_programs(program)) == ["generation: student"]
 
 
+def test_models_whose_tables_differ_generate_the_ids_of_their_own():
+    big = "TEACHER_MODEL=@big/t5.T5Config()", "big/t5.T5Config.vocab_size=80"
+    program = traced(*DISTIL, *big)
+    planned = programs.generation_programs(program)
+    for name, size in (("student", 64), ("teacher", 80)):
+        assert f"tensor<{size}xi1>" in planned[f"generation: {name}"].lower().as_text()
+
+
+def test_a_t5x_module_generates_in_the_dtype_of_its_own_gin():
+    class InPlaceOfT5X(T5XModel):
+        def build(self, sharding=UNSHARDED):
+            return self.config.build(sharding)
+
+    program = traced()
+    own = InPlaceOfT5X(None, program.student.config)
+    student = dataclasses.replace(program.student, config=own)
+    planned = programs.generation_programs(dataclasses.replace(program, student=student))
+    held = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.student.shapes))
+    assert planned["generation: student"].held["parameters"] == held
+    model = reward_functions.entailment(prompt_prefix="", input_length=8)
+    mesh, rules, task = program.mesh, program.rules, program.task
+    reward = load_reward_model(model, None, own, mesh, rules, task, with_params=False)
+    assert reward.config == own
+
+
+SCHEDULE = (
+    "LAMBDA=@mixing.linear_schedule()", "mixing.linear_schedule.start=0.0",
+    "mixing.linear_schedule.end=1.0", "mixing.linear_schedule.steps=20",
+)  # fmt: skip
 REWARDED = (
     "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "LAMBDA=1.0",
 )  # fmt: skip
@@ -162,6 +209,42 @@ def test_an_update_on_rewards_costs_its_closed_form(settings):
     costs = step_flops(program, 12)
     parts = (train_step.Part.TEACHER, UPDATE)
     assert sum(costs[part] for part in parts) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "share"),
+    [
+        (("LAMBDA=0.25",), 0.25),
+        (("LAMBDA=0.25", "MIXING='example'"), 0.25),
+        (SCHEDULE, (sum(step / 20 for step in range(20)) + 20) / 40),
+    ],
+)
+def test_sampling_is_weighted_by_the_mean_of_lambda(mixed, share):
+    """Forty steps, of which the schedule rises over twenty."""
+    counted = []
+    for fraction, trips in ((0.0, None), (1.0, 12)):
+        pure = traced(*DISTIL, f"LAMBDA={fraction}")
+        arguments = pure.state.abstract, pure.teacher.shapes, pure.batch
+        counted.append(2 * products(pure.step.step, *arguments, loop_trips=trips) / 8)
+    program = traced(*DISTIL, *mixed)
+    (planned,) = programs.step_programs(program).values()
+    wanted = (1 - share) * counted[0] + share * counted[1]
+    assert planned.useful(12) == pytest.approx(wanted, rel=0.02)
+    chip = roofline.CHIPS["cpu"]
+    sources = {"jit(step)/gkd_sampling/dot": 3e11, "jit(step)/dot": 1e11}
+    parts = [Part("dot", name, "", 1.0, x, x, 0.0, 0.0) for name, x in sources.items()]
+    cost = ProgramCost(tuple(parts), (), ())
+    measured = programs.Measured(
+        ProgramMemory(0, 0, 0, 0, 0), None, cost, {"gkd_sampling": 3.0, "update": 1.0}, 0.0
+    )
+    planned = dataclasses.replace(planned, flops=lambda length: 4e11)
+    found = facts(program, planned, measured, chip, 12, {"price": None, "chips": 8})
+    sampled = 1.0 if "MIXING='example'" in mixed else share
+    assert found["seconds"] == pytest.approx(3 * sampled + 1)
+    assert found["seconds_without_overlap"] == pytest.approx(3 * sampled + 1)
+    assert found["run"]["roofline_lower_bound"]["mfu"] == pytest.approx(
+        found["useful_flops"] / (3 * sampled + 1) / 1e11
+    )
 
 
 def test_copies_and_collectives_of_a_loop_belong_to_the_loops_part():
