@@ -25,8 +25,9 @@ from gkd.runs.long_work import long_work
 from gkd.runs.model_loading import standing_for
 from gkd.runs.provenance import provenance
 from gkd.train.batch_layout import saves_padding
-from gkd.train.build import build_step_program, check_experiment
+from gkd.train.build import build_step_program
 from gkd.train.model_flops import sampled_steps
+from gkd.train.setting_checks import check_experiment
 
 
 def plan(
@@ -71,9 +72,7 @@ def plan(
     devices = topology_devices(topology)
     if devices[0].platform != jax.default_backend():  # cached programs could not be loaded here
         jax.config.update("jax_enable_compilation_cache", False)
-    path = output and pathlib.Path(output)
-    if path:
-        check_folder_of(path)
+    check_folder_of(pathlib.Path(output or "plan.json"))
     if mesh:
         experiment = resized(experiment, _model_axis(mesh, len(devices)))
     build = functools.partial(build_step_program, devices=devices, from_shapes=True)
@@ -91,9 +90,9 @@ def plan(
 
     def save(found):
         result.update(found)
-        if path:
-            make_folder_of(path)
-            write_json(path, result)
+        if output:
+            make_folder_of(pathlib.Path(output))
+            write_json(pathlib.Path(output), result)
 
     with standing_for("gpu" if _is_gpu(topology) else None):
         if search:

@@ -95,9 +95,10 @@ class _Stack:
         Args:
           layers: adapted (block, kernel) of every layer.
           rows, length: the input's.
-          before: of prompts that the rows continue: for every layer, whether their keys and values
-            depend on an adapter; tokens of each.
-          context: whether encoded prompts depend on an adapter, their number, tokens of each.
+          before: prompts that the rows continue: by layer, true where their keys and values depend
+            on an adapter; and tokens of each.
+          context: encoded prompts: true where they depend on an adapter; their number; and tokens
+            of each.
           keys_only: True where the last layer forms its keys and values only.
 
         Returns:

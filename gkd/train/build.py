@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,89 +14,16 @@ from jax.sharding import Mesh
 from gkd.configuration.experiment import Experiment
 from gkd.data.task_spec import BATCH_COLUMNS, TaskSpec
 from gkd.distill import optimizers, replay, train_step
-from gkd.distill.logits import temperature_pair
 from gkd.distill.types import Batch, TopK
-from gkd.errors import InvalidValue
 from gkd.evaluate.reward_scoring import load_reward_model
 from gkd.parallel import mesh as meshes
 from gkd.runs import model_loading
 from gkd.train import adapters
 from gkd.train import method as methods
+from gkd.train.setting_checks import check_method
 from gkd.train.step_program import Starting, StepProgram
 
 _SCALE = "multiply_by_parameter_scale"  # parameter of Adafactor
-
-
-def check_experiment(experiment: Experiment) -> None:
-    """Checks settings of different objects against each other, before anything is read.
-
-    Raises:
-      ValueError: in one line.
-    """
-    rollout, target = experiment.method.rollout_length, experiment.batches.target_length
-    if rollout is not None and rollout > target:
-        raise InvalidValue(
-            f"ROLLOUT_LENGTH is {rollout} and TARGET_LENGTH {target}: the student samples at most "
-            "TARGET_LENGTH tokens; shorten one, or leave ROLLOUT_LENGTH at None"
-        )
-    first, last = experiment.execution.profile_steps or (1, 1)
-    if first > last:
-        raise InvalidValue(
-            f"PROFILE_STEPS is {experiment.execution.profile_steps}: give the first and the last"
-        )
-    _check_self_teacher(experiment)
-    _check_teacher_differs(experiment)
-
-
-def _check_self_teacher(experiment: Experiment) -> None:
-    """Refuses a TEACHER beside a method whose teacher is the student."""
-    teacher, weights = experiment.teacher, experiment.method.teacher_weights
-    if weights == "checkpoint":
-        return
-    for macro, value in (
-        ("TEACHER", teacher.checkpoint), ("TEACHER_MODEL", teacher.architecture),
-        ("TEACHER_STEP", teacher.step), ("TEACHER_TOP_K_FILE", teacher.top_k_file),
-    ):  # fmt: skip
-        if value is not None:
-            raise InvalidValue(
-                f"{macro} is {value!r}, but TEACHER_WEIGHTS is {weights!r}, the student's own: set "
-                f"{macro} to None, or TEACHER_WEIGHTS to 'checkpoint'"
-            )
-    how = {"TEACHER_DTYPE": teacher.dtype, "TEACHER_STACKED": teacher.stacked}
-    for macro, value in how.items() if methods.teacher_is_student(experiment) else ():
-        if value is not None:
-            raise InvalidValue(
-                f"{macro} is {value!r}, but the teacher is the student's own model: set {macro} "
-                "to None"
-            )
-
-
-def _check_teacher_differs(experiment: Experiment) -> None:
-    """Refuses a teacher that is the student at its start: every divergence is then 0.
-
-    It means something where it reads another prompt, holds the student back from a reward, is of
-    another step of a run, or has another temperature than the student.
-    """
-    teacher, method = experiment.teacher, experiment.method
-    own_prompts = "teacher_inputs" in (method.training_task or experiment.task).features
-    pair = temperature_pair(method.temperature)
-    if own_prompts or method.reward is not None or pair.student != pair.teacher:
-        return
-    if methods.needs_teacher(method) and method.teacher_weights != "checkpoint":
-        raise InvalidValue(
-            f"TEACHER_WEIGHTS is {method.teacher_weights!r}, and the teacher reads the student's "
-            "own prompt: their divergence is 0 at the start, and nothing is learnt; choose a task "
-            "with teacher_inputs (teacher_inputs.with_teacher_inputs), or a TEACHER"
-        )
-    paths = [experiment.student.checkpoint, teacher.checkpoint]
-    if None in paths or len({os.path.realpath(path) for path in paths}) > 1:
-        return
-    if teacher.step is None:
-        raise InvalidValue(
-            f"TEACHER and STUDENT are both {teacher.checkpoint!r}: their divergence is 0 at the "
-            "start, and nothing is learnt; choose another TEACHER, or another of its steps with "
-            "TEACHER_STEP"
-        )
 
 
 def build_step_program(
@@ -116,7 +42,7 @@ def build_step_program(
       FileNotFoundError: a checkpoint does not exist.
     """
     method, batches, task = experiment.method, experiment.batches, experiment.task
-    methods.check_method(method, experiment.teacher, experiment.student.dropout_rate)
+    check_method(method, experiment.teacher, experiment.student.dropout_rate)
     mesh = meshes.make_mesh(model=experiment.execution.model_parallelism, devices=devices)
     rules = meshes.rules_for(experiment.execution.fully_sharded)
     meshes.check_batch_divides(batches.size, mesh, batches.microbatches)

@@ -44,10 +44,11 @@ from gkd.runs.signals import StopRequest
 from gkd.runs.trackers import tracker_of
 from gkd.train import adapters, memory_bound
 from gkd.train.batch_layout import batch_buckets, part_sizes
-from gkd.train.build import build_step_program, check_experiment
+from gkd.train.build import build_step_program
 from gkd.train.method import rewards_weigh, teacher_is_student
 from gkd.train.model_flops import useful_flops
 from gkd.train.part_times import part_seconds
+from gkd.train.setting_checks import check_experiment
 from gkd.train.step_means import StepMeans
 from gkd.train.step_program import StepProgram
 from gkd.train.teacher_record import pin_teacher, pinned_teacher
