@@ -125,7 +125,7 @@ def test_lengths_of_the_data_are_those_of_its_rows():
 def test_the_halves_of_a_step_with_rewards_on_the_host_are_weighed_together(capsys, tmp_path):
     path = histograms(tmp_path / "rows.json", inputs={"10": 3, "90": 1}, targets={"24": 1})
     output = tmp_path / "plan.json"
-    rewards = ("REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'")
+    rewards = "REWARD=@reward_functions.rouge", "reward_functions.rouge.name='rouge1'", "ALPHA=0.5"
     options = [f"--gin.{override}" for override in (*DISTIL, *LONG, *rewards, "LAMBDA=1.0")]
     said = plan(
         capsys, *options, "--topology=cpu:1", "--programs=step", f"--lengths={path}",
