@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,14 @@ def _diversity(arms: Arms, metric: str) -> LineChart | None:
 def _by_position(arms: Arms, name: str) -> LineChart | None:
     """KL by token position on the student's own samples and on the references."""
     found: dict[tuple[int, str, bool], list[Sequence[float]]] = {}
-    for measurement in measurements(arms):
+    with_curves = [
+        measurement
+        for measurement in measurements(arms)
+        if any(evaluation["by_position"] for _, evaluation in measurement.evaluations)
+    ]
+    for measurement in with_curves:
+        if len(with_curves) == 1:
+            measurement = dataclasses.replace(measurement, name="")
         for arm, evaluation in measurement.evaluations:
             for curve, dashed in (("free_running", False), ("teacher_forced", True)):
                 values = evaluation["by_position"].get(curve, {}).get(name)
