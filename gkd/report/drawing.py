@@ -26,12 +26,12 @@ _STYLE: dict[str, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.35,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _FAINT, "grid.color": _FAINT,
     "xtick.color": _INK, "ytick.color": _INK, "axes.titlesize": 10, "axes.titleweight": "bold",
-    "legend.frameon": False, "legend.fontsize": 8, "figure.facecolor": "#ffffff",
+    "legend.frameon": False, "legend.fontsize": 7, "figure.facecolor": "#ffffff",
     "axes.facecolor": "#ffffff", "lines.markersize": 4, "lines.linewidth": 1.6,
     "axes.formatter.useoffset": False,
 }  # fmt: skip
 _SIZE = (4.2, 3.2)  # inches: legible in a column of 360 pixels
-_LONGEST, _BESIDE, _WIDE = 36, 44, 56  # characters of a name; beside a verdict; of a title or axis
+_LONGEST, _BESIDE, _WIDE = 30, 44, 56  # characters of a name; beside a verdict; of a title or axis
 LONGEST_LEGEND = 14  # lines; with more, the figure has no legend
 _MOST_MARKERS = 25  # points of a line that are marked
 

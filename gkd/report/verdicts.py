@@ -10,7 +10,7 @@ from typing import Any
 from gkd.errors import InvalidFile, one_line
 from gkd.files.json_files import Field, check_fields, check_value, read_json
 from gkd.metrics.intervals import mean_text
-from gkd.report.charts import Difference, DifferenceChart
+from gkd.report.charts import Difference, DifferenceChart, stem_of
 from gkd.report.run_records import folders_below
 from gkd.report.tables import Table
 
@@ -99,24 +99,25 @@ def verdict_charts(decided: Sequence[Mapping[str, Any]]) -> list[DifferenceChart
 
     Args:
       decided: the decided claims.
+
+    Returns:
+      A chart for each claim and metric: metrics have units of their own.
     """
     charts = []
     for number, claim in enumerate(decided, start=1):
-        comparisons = claim["comparisons"]
-        metrics = {each.get("metric", "metric") for each in comparisons.values()}
-        rows = [
-            Difference(
-                label if len(metrics) == 1 else f"{label} ({each.get('metric', 'metric')})",
-                each["verdict"], each["values"], each["mean"], each["interval"],
-                [each[bound] for bound in ("above", "below") if bound in each],
+        by_metric: dict[str, list[Difference]] = {}
+        for label, each in claim["comparisons"].items():
+            bounds = [each[bound] for bound in ("above", "below") if bound in each]
+            row = Difference(
+                label, each["verdict"], each["values"], each["mean"], each["interval"], bounds
             )
-            for label, each in comparisons.items()
-        ]  # fmt: skip
-        of_metric = f"difference in {metrics.pop().replace('_', ' ')}" if len(metrics) == 1 else ""
-        charts.append(
-            DifferenceChart(
-                f"claim-{number}", f"Claim: {claim['verdict']}", of_metric or "difference", rows,
-                note=". ".join([claim["claim"], *claim.get("warnings", ())]) + ".",
-            )
-        )  # fmt: skip
+            by_metric.setdefault(each.get("metric", "metric"), []).append(row)
+        for metric, rows in by_metric.items():
+            name = f"claim-{number}" + (f"-{stem_of(metric)}" if len(by_metric) > 1 else "")
+            charts.append(
+                DifferenceChart(
+                    name, f"Claim: {claim['verdict']}", f"difference in {metric.replace('_', ' ')}",
+                    rows, note=". ".join([claim["claim"], *claim.get("warnings", ())]) + ".",
+                )
+            )  # fmt: skip
     return charts

@@ -67,12 +67,15 @@ def test_a_claim_is_a_figure_with_its_seeds_intervals_and_thresholds(tmp_path):
     }
     claims.write(tmp_path, claims.decide(runs, "b is better", comparisons))
     (found,), problems = find_verdicts([tmp_path])
-    (chart,) = verdict_charts([found])
-    assert problems == [] and chart.rows == [
-        Difference("ahead (bleu)", "holds", [2.0, 2.0], 2.0, 0.0, [1.5]),
-        Difference("as good (rouge2)", "holds", [0, 0], 0.0, 0.0, [-1, 1]),
+    charts = verdict_charts([found])
+    assert problems == [] and [(chart.name, chart.x_label) for chart in charts] == [
+        ("claim-1-bleu", "difference in bleu"), ("claim-1-rouge2", "difference in rouge2"),
+    ]  # fmt: skip
+    assert [row for chart in charts for row in chart.rows] == [
+        Difference("ahead", "holds", [2.0, 2.0], 2.0, 0.0, [1.5]),
+        Difference("as good", "holds", [0, 0], 0.0, 0.0, [-1, 1]),
     ]
-    assert (chart.title, chart.note) == ("Claim: holds", "b is better.")
+    assert {(chart.title, chart.note) for chart in charts} == {("Claim: holds", "b is better.")}
     claims.write(tmp_path, claims.decide(runs, "b", {"ahead": comparisons["ahead"]}))
     (chart,) = verdict_charts(find_verdicts([tmp_path])[0])
     assert chart.x_label == "difference in bleu" and chart.rows[0].label == "ahead"
