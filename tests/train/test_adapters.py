@@ -53,7 +53,7 @@ def one_step(*overrides, devices=None):
 
 def test_adapters_leave_zero_at_the_learning_rate(teacher, one_device):
     """Adafactor's updates have a root mean square of 1 at most; at 0 they were divided by 1000."""
-    settings = (*LORA[:2], "LEARNING_RATE=0.01", "DIVERGENCE=None", "TEACHER=None", "LAMBDA=0.0")
+    settings = (*LORA[:2], "OPTIMIZER=@optimizers.adafactor", "LEARNING_RATE=0.01")
     before, after, _ = one_step(*settings, f"STUDENT='{teacher}'")
     moved = {name: np.sqrt(np.mean(value**2)) for name, value in after.items()
              if not before[name].any()}  # fmt: skip
