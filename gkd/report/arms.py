@@ -184,14 +184,20 @@ def _arms(records: Sequence[RunRecord]) -> tuple[Arm, ...]:
         key = (*(_without_seed(run, name) for name in names), *own)
         groups.setdefault(key, []).append(run)
     options = [
-        {shown_name(records, name): run[0].setting(name) for name in names}
-        for run in groups.values()
+        {shown_name(records, name): _shared_value(runs, name) for name in names}
+        for runs in groups.values()
     ]
     titles = _names(list(groups.values()), options)
     return tuple(
         Arm(title, option, tuple(runs))
         for title, option, runs in zip(titles, options, groups.values(), strict=True)
     )
+
+
+def _shared_value(runs: list[RunRecord], name: str) -> Any:
+    """An arm's value of a setting; in a path, the seed of several runs is a star."""
+    value = runs[0].setting(name)
+    return _without_seed(runs[0], name) if isinstance(value, str) and runs[1:] else value
 
 
 def _names(groups: list[list[RunRecord]], options: list[dict[str, Any]]) -> list[str]:

@@ -38,6 +38,16 @@ def test_runs_that_differ_in_seeds_alone_are_one_arm(tmp_path):
     assert paired["mean"] == 5 and paired["interval"] == pytest.approx(12.706, abs=1e-3)
 
 
+def test_a_path_that_varies_with_the_seed_has_a_star_in_its_arm(tmp_path):
+    for size in ("small", "large"):
+        for seed in (0, 1):
+            student = {"student": f"'runs/{size}/{seed}'"}
+            write_run(tmp_path / size / str(seed), scores={9: 1.0}, seed=seed, settings=student)
+    write_run(tmp_path / "one/0", scores={9: 1.0}, seed=0, settings={"student": "'runs/one/0'"})
+    values = {arm.name: arm.options["student"] for arm in groups(tmp_path).arms}
+    assert values == {"small": "runs/small/*", "large": "runs/large/*", "one/0": "runs/one/0"}
+
+
 def test_seeds_that_only_one_arm_has_are_left_out_of_a_difference(tmp_path):
     write_run(tmp_path / "off/0", scores={9: 20.0}, seed=0, settings=OFF)
     write_run(tmp_path / "on/0", scores={9: 21.0}, seed=0, settings=ON)
