@@ -81,13 +81,16 @@ def continued(vocabulary: Any, text: str, after_text: bool = True) -> str:
 def shortened_prompt(vocabulary: Any, row: Any, length: int) -> Any:
     """Truncates a prompt.
 
-    T5's keeps its first tokens and ends with EOS. A decoder-only prompt keeps its BOS and its last
-    tokens, which the output continues: a chat's question and the start of the assistant's turn.
+    T5's keeps its first tokens and ends with EOS. A decoder-only prompt loses its middle: the start
+    holds BOS, the system text and the instruction, the end a few-shot prompt's question and the
+    start of the assistant's turn, which the output continues.
 
     Args:
       vocabulary: a seqio vocabulary.
       row: ids of `encode_prompts`, a list or an array.
       length: greatest length.
+
+    Source: Bai et al., "LongBench" (2023), cuts the middle of long prompts for the same reason.
 
     >>> from gkd.vocabularies.vocabularies import byte_level
     >>> shortened_prompt(byte_level(), [68, 69, 70, 1], 3)
@@ -97,8 +100,8 @@ def shortened_prompt(vocabulary: Any, row: Any, length: int) -> Any:
         return row
     if ends_prompts(vocabulary):
         return [*row[: length - 1], vocabulary.eos_id]
-    begin = begin_ids(vocabulary)[: length - 1]
-    return [*begin, *row[len(row) - (length - len(begin)) :]]
+    start = length // 2
+    return [*row[:start], *row[len(row) - (length - start) :]]
 
 
 def decode_prompts(vocabulary: Any, tokens: Any) -> list[str]:

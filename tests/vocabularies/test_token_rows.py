@@ -37,12 +37,12 @@ def test_targets_end_in_every_family(bpe, with_bos):
     assert not token_rows.ended(with_bos, [32]) and not token_rows.ended(with_bos, [])
 
 
-def test_truncation_keeps_what_the_output_continues(bpe, with_bos):
+def test_truncation_keeps_the_instruction_and_what_the_output_continues(bpe, with_bos):
     row = list(range(5, 15))
     short = token_rows.shortened_prompt
     assert list(short(vocabularies.byte_level(), row, 4)) == [5, 6, 7, 1]
-    assert list(short(bpe, np.array(row), 4)) == [11, 12, 13, 14]
-    assert list(short(with_bos, [259, *row], 4)) == [259, 12, 13, 14]
+    assert list(short(bpe, np.array(row), 5)) == [5, 6, 12, 13, 14]
+    assert list(short(with_bos, [259, *row], 4)) == [259, 5, 13, 14]
     assert list(short(with_bos, [259, *row], 1)) == [14]
     assert list(short(bpe, row, 10)) == row
 
