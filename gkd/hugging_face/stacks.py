@@ -285,7 +285,7 @@ def _computed(config: DecoderConfig) -> dict[str, Any]:
              for i in range(config.num_layers)}  # fmt: skip
     return values | {
         "attention_scale": config.attention_scale, "windows": config.windows,
-        "rope": sorted(map(str, ropes)),
+        "rope": sorted(ropes, key=dataclasses.astuple),  # 1000000 and 1000000.0 are equal
     }  # fmt: skip
 
 

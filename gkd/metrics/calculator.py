@@ -13,29 +13,45 @@ MAXIMUM_DEPTH = 20
 
 _NUMBER = r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+)"
 _TOKEN = re.compile(rf"\s*(?:\$?\s*({_NUMBER})|([-+*/()%]))")
-_TIMES = re.compile(r"(?<=[\d)%])(\s*)[xX](?=\s*[\d($.])")
+# "3 x 4", and "3 • 4" on one line: on the next it is a list's mark.
+_TIMES = re.compile(r"(?<=[\d)%])(\s*[xX]|[ \t]*•)(?=\s*[\d($.])")
 _EQUATION = re.compile(rf"=\s*\$?\s*(-?{_NUMBER})")
 # A number that continues ("= 2*7 = 14", "= 1/2", "= 5%", "= 3,5") is not the whole right side.
 _GOES_ON = re.compile(
     r"\s*(?:[-+*/^]\s*[\d($.]|%|\\|[{½¼¾]|(?:hundred|thousand|million|billion|trillion|k)\b)"
-    r"|[.,:'’_eE]\d|\s\d{3}(?!\d)|\s\d+/\d",
+    r"|[.,:'’_eE]\d|\s\d{3}(?!\d)|\s\d+/\d|,\\!",
     re.IGNORECASE,
 )
 # An expression does not start inside a word or number ("mp3 + 4", "1{,}000 + 5").
 _GLUED = re.compile(r"[A-Za-z\d_}^'’]$")
 _EXPRESSION = re.compile(r"[\d.,+\-*/()%$\s]*$")
 _SENTENCE_END = re.compile(r"[.,;:!?]\s")
-# "15% of 20 + 4 = 7" is arithmetic in words: its tail is not the intended expression.
-_WORD_OPERATOR = re.compile(r"\b(?:of|plus|minus|times|by)\s*$", re.IGNORECASE)
+# "15% of 20 + 4 = 7" is arithmetic in words: its tail is not the intended expression; nor is what
+# follows a root or a LaTeX command that `_normal` does not translate.
+_WORD_OPERATOR = re.compile(r"\b(?:of|plus|minus|times|by|than|from|to)\s*$", re.IGNORECASE)
+_OPEN = re.compile(r"(?:\\(?:[A-Za-z]+|.)?|[√∛∜∑∏])\s*$")
 # "100 - 15% = 85" takes the percentage of the number before it, which a calculator does not.
 _PERCENT_OFF = re.compile(rf"[-+]\s*{_NUMBER}\s*%")
 _OPERATORS = {"+", "-", "*", "/", "%"}
+_LATEX = (
+    (re.compile(r"\\\\"), ";"),  # a line ends
+    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\\left\s*\("), "("),
+    (re.compile(r"\\right\s*\)"), ")"),
+    (re.compile(r"\\q?quad(?![A-Za-z])|\\[()\[\]]|(?<!\d)\\[,;: ]|\\[,;: ](?!\d{3})|&"), " "),
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile(r"\\[cdt]?frac\s*\{([^{}\\]*)\}\s*\{([^{}\\]*)\}"), r"((\1)/(\2))"),
+)
 
 
 def _normal(text: str) -> str:
-    """Replaces every sign by its ASCII form, character by character."""
+    """Replaces signs and LaTeX by their ASCII forms, each padded with spaces to its length."""
     text = numbers.with_commas(text)
-    return _TIMES.sub(r"\1*", text.translate(numbers.SIGNS))
+    if "\\" in text:
+        for pattern, form in _LATEX:
+            text = pattern.sub(lambda m, form=form: m.expand(form).ljust(len(m.group())), text)
+    return _TIMES.sub(lambda m: m[1][:-1] + "*", text.translate(numbers.SIGNS))
 
 
 def calculate(expression: str) -> Fraction:
@@ -142,7 +158,7 @@ def _value_before(window: str) -> Fraction | None:
     sentence = _SENTENCE_END.split(window)[-1]
     run = _EXPRESSION.search(sentence).group()
     before = sentence[: len(sentence) - len(run)]
-    if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(before):
+    if len(run) == MAXIMUM_CHARACTERS or _WORD_OPERATOR.search(before) or _OPEN.search(before):
         return None
     glued = _GLUED.search(before) and not run[:1].isspace()
     tokens = list(_TOKEN.finditer(run))
@@ -178,7 +194,8 @@ def apply_calculator(text: str) -> tuple[str, dict[Fraction, str]]:
     expression (with at least one operator) that ends before the `=`. A number that equals that
     value, or that value rounded to its decimals, stays; any other is replaced by the computed
     value, an integer or a decimal of at most six places. Nothing else in the text changes: a later
-    expression that uses the wrong number still does. Text that is not clearly an equation between
+    expression that uses the wrong number still does. LaTeX's operators, fractions and spaces are
+    understood. Text that is not clearly an equation between
     arithmetic and a number (a variable, a sign in front, `2*(3+4) = 2*7`, `100 - 15%`, words such
     as `of`) is not changed.
 

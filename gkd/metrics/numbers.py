@@ -25,7 +25,7 @@ _SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u200a\u2
 _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 SIGNS = {
     **{ord(dash): "-" for dash in _DASHES},
-    **{ord(times): "*" for times in "×✕∗⋅·"},
+    **{ord(times): "*" for times in "×✕✖⨯∗⋅∙·"},
     **{ord(slash): "/" for slash in "÷⁄∕"},
 }
 _CHARACTERS = {
@@ -121,6 +121,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _BOX_OR_BRACE = re.compile(r"\\f?boxed ?\{|\\fbox ?\{|[{}]")
+_HEADING = re.compile(r"[\s*]*\(?\d+[.):]\**\s+\**[^\W\d_]")  # "1. Costs", "**2) Total**"
 _LONGEST = 300  # greatest number of characters that are parsed after a marker
 _UNSOLVED = re.compile(r"[√π±]|\\[A-Za-z]+")
 ANSWER_IS = re.compile(
@@ -222,8 +223,9 @@ def _only_number(text: str) -> bool:
 def stated_number(text: str) -> Fraction | None:
     """Extracts the number that a solution states as its answer, else its last number.
 
-    In order of priority: the first `#### N`; the last `\\boxed{N}`; the last `the answer is N`; the
-    last number of the text.
+    In order of priority: the number after `####`, if it is one; the last `\\boxed{N}`; the last
+    `the answer is N`; the first of several numbers after `####`; the last number of the text. What
+    stands before `</think>` is not read, and numbers of headings (`#### 1. Costs`) are no answers.
 
     Args:
       text: a solution.
@@ -234,25 +236,45 @@ def stated_number(text: str) -> Fraction | None:
     >>> stated_number("8 / 2 = 4 apples, so 12 are left. #### 12")
     Fraction(12, 1)
     """
+    text = text.rpartition("</think>")[2]
     box = boxed(text)
     text = normalised(text)
+    answers, headings = _marked(text)
+    if len(set(answers)) == 1:
+        return answers[0]
+    if box is not None:
+        return read_number(box)
+    begins, value = _after_answer_is(text)
+    if begins:
+        return value
+    if answers or len(headings) == 1:
+        return (answers or headings)[0]
+    matches = list(_PROSE.finditer(text))
+    if not matches or _GOES_ON.match(text, matches[-1].end()):
+        return None
+    return _value(matches[-1], parentheses=False)
+
+
+def _marked(text: str) -> tuple[list[Fraction | None], list[Fraction | None]]:
+    """The numbers after every `####`: answers, and those that number a heading."""
+    answers, headings = [], []
     for tail in text.split("####")[1:]:
         begins, value = _stated(tail[:_LONGEST])
         if begins:
-            return value
-    if box is not None:
-        return read_number(box)
+            (headings if _HEADING.match(tail) else answers).append(value)
+    return answers, headings
+
+
+def _after_answer_is(text: str) -> tuple[bool, Fraction | None]:
+    """The number after the last `the answer is`, as `_stated`."""
     for match in reversed(list(ANSWER_IS.finditer(text))):
         sentence = _LATER.split(text[match.end() :], maxsplit=1)[0]
         if "=" in sentence:  # "the answer is 15 gallons * 8 = 120" ends in its answer
             break
         begins, value = _stated(text[match.end() : match.end() + _LONGEST])
         if begins:
-            return value
-    matches = list(_PROSE.finditer(text))
-    if not matches or _GOES_ON.match(text, matches[-1].end()):
-        return None
-    return _value(matches[-1], parentheses=False)
+            return begins, value
+    return False, None
 
 
 def _stated(text: str) -> tuple[bool, Fraction | None]:

@@ -115,6 +115,31 @@ def test_a_model_that_its_family_cannot_describe_is_refused(config, changes, nam
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "family, numbers",
+    [
+        ("qwen3", {"rope_theta": 1000000}),
+        ("qwen2", {"rope_theta": 1000000}),
+        ("llama", {"rope_theta": 100000, "rms_norm_eps": 1e-05}),
+        ("llama", {"rope_theta": 500000, "rope_scaling": {
+            "rope_type": "llama3", "factor": 32, "low_freq_factor": 1, "high_freq_factor": 4,
+            "original_max_position_embeddings": 8192}}),
+        ("gemma3_text", {"rope_theta": 1000000, "rope_local_base_freq": 10000}),
+        ("gemma3_text", {"rope_theta": 1000000, "rope_scaling": {
+            "rope_type": "linear", "factor": 8}, "rope_local_base_freq": 10000}),
+    ],
+)  # fmt: skip
+def test_a_model_whose_json_has_integers_is_written(family, numbers):
+    """Published files have 1000000 as often as 1000000.0."""
+    raw = SIZES | numbers | {"model_type": family, "eos_token_id": 1}
+    config, _ = decoder_only.read(raw, {}, {}, "a")
+    written, found = read_back(config)
+    assert written["rope_theta"] == numbers["rope_theta"]
+    for name in ("rope_local_base_freq", "rope_scaling"):
+        assert written.get(name) == numbers.get(name, written.get(name))
+    assert (found.rope, found.local_rope) == (config.rope, config.local_rope)
+
+
 def test_a_special_id_beyond_the_table_is_left_out():
     """Transformers refuses a padding id that is no row of the table."""
     raw, _ = read_back(dataclasses.replace(TINY, family="llama"))

@@ -85,6 +85,41 @@ def test_corrections(text, corrected, plain, calculated):
 
 
 @pytest.mark.parametrize(
+    ("right", "wrong", "value"),
+    [
+        (r"$5 \cdot 12 + 15 = 75$", r"$5 \cdot 12 + 15 = 77$", 75),
+        (r"$12 \div 4 + 1 = 4$", r"$12 \div 4 + 1 = 5$", 4),
+        (r"$(2 + 3) \ast 4 + 1 = 21$", r"$(2 + 3) \ast 4 + 1 = 9$", 21),
+        (r"$\left(2 + 3\right) \times 4 + 1 = 21$", r"$\left(2 + 3\right) \times 4 + 1 = 5$", 21),
+        (r"$\frac{12}{4} \cdot 3 + 1 = 10$", r"$\frac{12}{4} \cdot 3 + 1 = 4$", 10),
+        (r"\[ \dfrac{3 + 5}{2} + 1 = 5 \]", r"\[ \dfrac{3 + 5}{2} + 1 = 6 \]", 5),
+        (r"\(30 \div 5\ \times 2 = 12\)", r"\(30 \div 5\ \times 2 = 3\)", 12),
+        (r"1 + 1 &= 2 \\ 4 \cdot 3 + 1 &= 13", r"1 + 1 &= 2 \\ 4 \cdot 3 + 1 &= 7", 13),
+        (r"\$5 \cdot 12 + \$15 = \$75", r"\$5 \cdot 12 + \$15 = \$70", 75),
+        ("5 • 12 + 15 = 75", "5 • 12 + 15 = 76", 75),
+        ("Pens: 12\n• 3 + 4 = 7", "Pens: 12\n• 3 + 4 = 8", 7),
+    ],
+)
+def test_latex_is_computed_as_it_is_meant(right, wrong, value):
+    assert apply_calculator(right)[0] == right
+    assert apply_calculator(wrong)[0] == right
+    assert final_number(f"{right} The answer is {value}.", calculator=True) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"$\sqrt 16 + 3 = 7$", r"$\sqrt{16} + 3 = 7$", "√ 16 + 3 = 7", r"$5 \bullet 12 + 15 = 75$",
+        r"$1\,000 + 5 = 1\,005$", r"$19 * 500 = 9,\!500$", r"$2\frac{1}{2} + 3 = 5.5$",
+        r"$\frac{x}{2} + 4 + 1 = 9$", r"$-\frac{4}{2} + 5 = 3$", "5 more than 3 * 4 = 17",
+        "5 from 4 * 5 = 15", "adding 5 to 3 * 4 = 17",
+    ],
+)  # fmt: skip
+def test_what_follows_a_root_a_fraction_or_a_word_is_no_expression_of_its_own(text):
+    assert apply_calculator(text) == (text, {})
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "y + 4 + 3 = 10", "it is -3 + 5 = 1", "20% of 20 + 4 = 7", "100 - 15% = 85", "12 1/2 = 3",

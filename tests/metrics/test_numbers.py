@@ -151,3 +151,28 @@ def test_no_text_takes_long(text):
     start = time.process_time()
     final_number(text, calculator=True)
     assert time.process_time() - start < 5  # milliseconds; quadratic searches took 20 s
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        # Numbers of headings.
+        ("#### 1. Cost of the pens\n3 * 4 = 12\n#### 2. Total\n12 + 8 = 20\nThe answer is 20.", 20),
+        ("#### 1) Find x\nx = 4\n#### 2) Find y\n\\boxed{20}", 20),
+        ("#### **1. Cost**\n12\n#### **2. Total**\nIn all they pay 20 dollars.", 20),
+        ("#### 1: Cost\nThe answer is 20.", 20),
+        ("#### 1. Cost\n12\n#### 20", 20),
+        ("#### 18. So she sells 18 eggs of 20.", 18),
+        # Several numbers: a statement decides.
+        ("#### 12\n#### 20\nThe answer is 20.", 20),
+        ("#### 12\n#### 20", 12),
+        ("#### 12\nThe answer is 20.", 12),
+        # Reasoning is no answer.
+        ("<think>\n#### 3 apples, \\boxed{4}\n</think>\n\nThe answer is 7.", 7),
+        ("<think>#### 3</think>", None),
+        ("<think>So it is 5", 5),
+    ],
+)
+def test_headings_and_reasoning_state_no_answer(text, value):
+    _check(text, value)
+    assert final_number(text, calculator=True) == final_number(text)
