@@ -163,7 +163,7 @@ def _ropes(raw, family, where) -> tuple[Rope, Rope | None]:
     return ropes[0], None if ropes[0] == ropes[1] else ropes[1]
 
 
-def _rope(given: Mapping[str, Any], theta: float, where: Any) -> Rope:
+def _rope(given: Mapping[str, Any], theta: float | int, where: Any) -> Rope:
     check_fields(given, ROPE_FIELDS, f"{where}: rope")
     kind = given.get("rope_type") or given.get("type") or "default"
     theta = given.get("rope_theta") or theta
