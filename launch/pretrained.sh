@@ -18,7 +18,7 @@ fail() {
 files=(debian_synopsis/train.jsonl.gz)
 case "$name" in
     flan_t5_small) task=student lengths=(--input_length=128 --max_length=24) ;;
-    smollm2_135m) task=prompts lengths=(--input_length=160 --max_length=64) files+=(gsm8k/train.jsonl) ;;
+    smollm2_135m) task=prompts lengths=(--input_length=192 --max_length=64) files+=(gsm8k/train.jsonl) ;;
     *) fail "model '$name': choose flan_t5_small or smollm2_135m" ;;
 esac
 [ -f "$model/config.json" ] || fail "$model has no config.json: name the pretrained model's folder"
