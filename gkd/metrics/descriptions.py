@@ -88,9 +88,15 @@ def best_mode_of(metric: str | None) -> str:
     ('min', 'max')
     """
     name = (metric or "").rpartition("/")[2]
-    divergence = name.startswith(tuple(f"{writer}_" for writer in _WRITERS))
-    divergence = divergence and name != "reference_log_prob"
-    return "min" if divergence or name in ("unfinished", "reference_perplexity") else "max"
+    smaller = is_divergence(metric) or name in ("unfinished", "reference_perplexity")
+    return "min" if smaller else "max"
+
+
+def is_divergence(metric: str | None) -> bool:
+    """Returns True for the name of a divergence of an evaluation, as in `best_mode_of`."""
+    name = (metric or "").rpartition("/")[2]
+    divergent = name.startswith(tuple(f"{writer}_" for writer in _WRITERS))
+    return divergent and name not in ("reference_log_prob", "reference_perplexity")
 
 
 def description_of(name: str) -> str | None:

@@ -224,8 +224,8 @@ def stated_number(text: str) -> Fraction | None:
     """Extracts the number that a solution states as its answer, else its last number.
 
     In order of priority: the number after `####`, if it is one; the last `\\boxed{N}`; the last
-    `the answer is N`; the first of several numbers after `####`; the last number of the text. What
-    stands before `</think>` is not read, and numbers of headings (`#### 1. Costs`) are no answers.
+    `the answer is N`; the first of several numbers after `####`; the last number of the text. The
+    text before `</think>` is left out, and numbers of headings (`#### 1. Costs`) are no answers.
 
     Args:
       text: a solution.

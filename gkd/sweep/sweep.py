@@ -19,7 +19,7 @@ from gkd.configuration.setting_values import check_call
 from gkd.configuration.verb_settings import SWEEP
 from gkd.errors import InvalidValue, UserError
 from gkd.files.json_files import shown
-from gkd.metrics.descriptions import best_mode_of
+from gkd.metrics.descriptions import best_mode_of, is_divergence
 from gkd.runs import setting_changes
 from gkd.runs.lease import Lease
 from gkd.runs.run_directory import SUMMARY_FILE
@@ -117,7 +117,7 @@ def sweep(
         )
     _check_launch_names(cells, launcher)
     measured = [c for c in cells if bool(c.run) == bool(evaluations) and not c.is_prerequisite]
-    _check_results(measured, results)
+    _check_results(measured, results, bool(evaluations))
     if action == "list":
         for cell in cells:
             print(shlex.join(cell.command(launcher)))
@@ -147,12 +147,26 @@ def _write(action, place, rows, others, results) -> None:
     (_write_table if action == "table" else _write_verdict)(place, rows, results, warnings)
 
 
-def _check_results(rows, results) -> None:
+def _check_results(rows, results, evaluated) -> None:
     """Refuses a baseline or a comparison without its rows before hours of runs."""
+    if not evaluated:
+        _warn_of_single_batches(results)
     outcomes = [(cell.labels, None) for cell in rows]
     table.averages(outcomes, ["any"], results.average_over, results.baseline)
     if results.claim and results.comparisons:
         _decide(outcomes, results)
+
+
+def _warn_of_single_batches(results) -> None:
+    """Warns of divergences during training, which are those of the first batch alone."""
+    compared = [each.get("metric") for each in (results.comparisons or {}).values()]
+    names = [name for name in (*(results.metrics or ()), *compared) if is_divergence(name)]
+    if names:
+        print(
+            f"sweep: warning: training measures {', '.join(dict.fromkeys(names))} on one batch; "
+            "set EVALUATIONS = {'references': []} to measure all examples",
+            file=sys.stderr,
+        )
 
 
 def _write_table(place, rows, results, warnings) -> None:

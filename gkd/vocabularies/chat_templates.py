@@ -137,6 +137,7 @@ def chat_template_of(vocabulary: Any) -> ChatTemplate:
 
     Raises:
       MissingFile: the folder has none, or the vocabulary is none of a folder.
+      InvalidValue: no id that ends outputs ends the assistant's turn.
     """
     files = getattr(vocabulary, "files", None)
     if files is None or files.chat_template is None:
@@ -145,6 +146,14 @@ def chat_template_of(vocabulary: Any) -> ChatTemplate:
             f"{where} has no chat template ({TEMPLATE_FILE}, or chat_template in "
             "tokenizer_config.json): take the tokenizer of an instruction-tuned model, or give "
             "plain text"
+        )
+    turn, ends = getattr(vocabulary, "turn_ids", ()), getattr(vocabulary, "end_ids", ())
+    if turn and not set(turn) & set(ends):
+        named = " and ".join(repr(vocabulary.decode_ids([i])) for i in ends)
+        raise InvalidValue(
+            f"{files.folder}: the chat template ends the assistant's turn with "
+            f"{vocabulary.decode_ids(turn)!r}, but outputs end with {named}: take the "
+            "instruction-tuned model's folder, or name its id in generation_config.json"
         )
     return files.chat_template
 

@@ -46,6 +46,8 @@ TOKENIZER_FILES = (
 _OTHER_FILES = (
     "vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model", "spm.model", "tekken.json",
 )  # fmt: skip
+# Gemma 3's placeholder of images, whose id lies beyond the table of the models of text alone.
+IMAGE_TOKEN = "<image_soft_token>"
 _SPECIAL = ("bos", "eos", "pad", "unk")
 _LARGEST_ID = 10_000_000
 _ID = Field(kinds=(int,), least=0, most=_LARGEST_ID, required=True)
@@ -99,7 +101,7 @@ class TokenizerFiles:
       names: names out of `TOKENIZER_FILES` that exist.
       sentencepiece: path of the sentencepiece model, or None.
       tokenizer_json: path of tokenizer.json, or None.
-      added: added tokens, by ascending id.
+      added: added tokens, by ascending id, without Gemma 3's for images.
       tokenizer_class: class name in transformers; None if no file names it.
       extra_ids: number of sentinels; None if no file gives it.
       legacy, add_prefix_space: the two options of T5's tokenizer in transformers.
@@ -197,7 +199,7 @@ def read_tokenizer(
         names=names,
         sentencepiece=models[0] if models else None,
         tokenizer_json=folder / TOKENIZER_FILE if TOKENIZER_FILE in names else None,
-        added=_merged(tokens, folder),
+        added=_merged([token for token in tokens if token.content != IMAGE_TOKEN], folder),
         tokenizer_class=config.get("tokenizer_class") or tokenizer_class,
         extra_ids=config.get("extra_ids"),
         legacy=config.get("legacy") is not False,

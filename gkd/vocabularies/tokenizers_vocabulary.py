@@ -18,12 +18,10 @@ from gkd.errors import InvalidFile, UserError
 from gkd.vocabularies.chat_templates import render_chat
 from gkd.vocabularies.hugging_face_vocabulary import FolderVocabulary
 from gkd.vocabularies.sentencepiece_tokenizer import SentencePieceTokenizer
-from gkd.vocabularies.tokenizer_files import GENERATION_FILE, TokenizerFiles
+from gkd.vocabularies.tokenizer_files import GENERATION_FILE, IMAGE_TOKEN, TokenizerFiles
 
 NO_TOKEN = -1  # pads rows where every id may be a token
 T5_IDS = (0, 1)  # pad, and end of sequence
-# Its id lies beyond the embedding of Gemma 3's models of text alone.
-_IMAGE_TOKEN = "<image_soft_token>"
 # Classes of transformers in which add_bos_token of tokenizer_config.json counts.
 _WITH_BOS_OPTION = ("Llama", "CodeLlama", "Gemma")
 _REPLY = "zxqreplyqxz"
@@ -48,7 +46,7 @@ class TokenizersVocabulary(FolderVocabulary):
         pieces = self.pieces()
         for token in files.added:
             known = token.id < len(pieces) and pieces[token.id] == token.content
-            if not known and token.content != _IMAGE_TOKEN:
+            if not known:
                 raise InvalidFile(
                     f"{files.folder}: the tokenizer's files disagree, {token.content!r} has id "
                     f"{token.id} but not in {self.path}: save the tokenizer again"
@@ -146,22 +144,21 @@ class TokenizersVocabulary(FolderVocabulary):
                 f"{self.files.folder}: no end of sequence: name eos_token in tokenizer_config.json "
                 f"as a token of {self.path}, or eos_token_id in {GENERATION_FILE}"
             )
-        first = next((i for i in (self._turn_end, eos) if i in ids), ids[0])
+        first = next((i for i in (*self.turn_ids[:1], eos) if i in ids), ids[0])
         return tuple(dict.fromkeys([first, *ids]))
 
-    @property
-    def _turn_end(self) -> int | None:
-        """The id after the assistant's reply in the chat template; None without a template."""
-        if self.files.chat_template is None:
-            return None
+    @functools.cached_property
+    def turn_ids(self) -> tuple[int, ...]:
+        """The ids after the assistant's reply in the chat template; none for T5's family."""
+        if self.files.chat_template is None or self.ends_prompts:
+            return ()
         chat = [("user", "a"), ("assistant", _REPLY)]
         messages = [{"role": role, "content": text} for role, text in chat]
         try:
             text = render_chat(self.files.chat_template, messages)
         except UserError:  # shown where the template is used
-            return None
-        after = self._raw_ids([text.partition(_REPLY)[2]])[0]
-        return after[0] if after else None
+            return ()
+        return tuple(self._raw_ids([text.partition(_REPLY)[2]])[0])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts to token ids, without BOS and EOS; special tokens in texts are parsed."""
@@ -190,7 +187,9 @@ class TokenizersVocabulary(FolderVocabulary):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without cached properties: gin copies vocabularies deeply."""
-        cached = ("_pieces", "_tokenizer", "adds_space", "begin_ids", "end_ids", "named_ids")
+        cached = (
+            "_pieces", "_tokenizer", "adds_space", "begin_ids", "end_ids", "named_ids", "turn_ids",
+        )  # fmt: skip
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
 
@@ -212,10 +211,10 @@ def _ids(encoding: Any) -> list[int]:
 
 def _without_image_token(content: str) -> str:
     """The text of a tokenizer.json without the placeholder of images."""
-    if _IMAGE_TOKEN not in content:
+    if IMAGE_TOKEN not in content:
         return content
     raw = json.loads(content)
-    kept = [token for token in raw["added_tokens"] if token["content"] != _IMAGE_TOKEN]
+    kept = [token for token in raw["added_tokens"] if token["content"] != IMAGE_TOKEN]
     return json.dumps(raw | {"added_tokens": kept})
 
 

@@ -41,7 +41,7 @@ def test_a_plain_batch_by_hand(make):
     batch = next(pipeline.training_batches(task, "train", 2, 4, 4, seed=0, shuffle=False))
     assert batch["encoder_input_tokens"].tolist() == [
         [32, 0, -1, -1],  # no EOS; '!' is a token
-        [0, 0, 32, 33],  # cut: its last tokens stay
+        [0, 0, 32, 33],  # cut in its middle
     ]
     assert batch["decoder_target_tokens"].tolist() == [
         [space, 33, 0, 258],  # the next word after the prompt
@@ -120,12 +120,14 @@ def test_chats_of_a_mixture_and_of_a_teachers_outputs(make, tmp_path):
         ({}, ("html",), "PROMPT is 'html': use 'text' or 'chat'"),
         ({}, ("text", "Be brief."), "SYSTEM and CHAT_OPTIONS belong to chats"),
         ({"chat_template": None}, ("chat",), "has no chat template"),
+        # A base model, whose outputs do not end with the turn of its template.
+        ({"ends": 256}, ("chat",), r"turn with '<\|im_end\|>\\n', but outputs end with '<\|endof"),
         ({"chat_template": "{{ raise_exception('no system') }}"}, ("chat", "x"), "no system"),
     ],
 )
 def test_what_cannot_be_a_chat_is_one_line(make, tmp_path, config, options, message):
     task = make()
-    folder = byte_bpe(tmp_path / "other", **{"chat_template": CHATML} | config)
+    folder = byte_bpe(tmp_path / "other", **{"chat_template": CHATML, "ends": [256, 258]} | config)
     files = {"train": str(tmp_path / "rows.jsonl")}
     task = tasks.local_text(files, vocabulary=vocabularies.from_folder(folder))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

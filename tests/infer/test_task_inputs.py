@@ -32,10 +32,10 @@ def prompts_of(source):
 
 def test_a_model_of_another_vocabulary_reads_chats_by_its_own_template(tmp_path):
     """A teacher of another family writes the outputs for SeqKD."""
-    own = vocabularies.from_folder(byte_bpe(tmp_path / "own", chat_template=CHATML))
+    own = vocabularies.from_folder(byte_bpe(tmp_path / "own", ends=258, chat_template=CHATML))
     source = split(tmp_path, own, "Ho")
     assert prompts_of(source.for_vocabulary(own)) == prompts_of(source)
-    folder = byte_bpe(tmp_path / "other", first=("<s>",), chat_template=OTHER)
+    folder = byte_bpe(tmp_path / "other", first=("<s>",), ends=ord(")") - 32, chat_template=OTHER)
     other = vocabularies.from_folder(folder)
     assert prompts_of(source.for_vocabulary(other)) == ["(Be brief.)(Hi)", "(Be brief.)(Ho)"]
     without = vocabularies.from_folder(byte_bpe(tmp_path / "without", first=("<s>", "<t>")))
@@ -61,7 +61,9 @@ def test_the_date_that_a_template_writes_is_a_fact_of_the_output(tmp_path, templ
     """Else an output that is continued tomorrow has two kinds of prompts."""
     file = tmp_path / "chats.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
-    vocabulary = vocabularies.from_folder(byte_bpe(tmp_path / "v", chat_template=template))
+    vocabulary = vocabularies.from_folder(
+        byte_bpe(tmp_path / "v", ends=258, chat_template=template)
+    )
     before = datetime.date.today().isoformat()
     source = open_source(str(file), None, None, False).for_vocabulary(vocabulary)
     facts = source.settings()

@@ -63,6 +63,17 @@ def test_the_table_holds_what_the_runs_wrote(grid, capsys):
     )
 
 
+def test_a_divergence_of_one_batch_is_warned_of(grid, capsys):
+    claim = "COMPARISONS={'x': {'plus': [{'method': 'sft'}], 'metric': 'on_policy_forward_kl', "
+    claim += "'above': 0}}"
+    one = "warning: training measures reference_jsd, on_policy_forward_kl on one batch; set EVAL"
+    assert grid("ACTION='list'", "METRICS=['rouge2', 'reference_jsd']", claim) == 0
+    assert one in capsys.readouterr().err
+    assert grid("ACTION='list'", "METRICS=['rouge2']") == 0
+    assert grid("ACTION='list'", claim, EVALUATIONS) == 0
+    assert "one batch" not in capsys.readouterr().err
+
+
 EVALUATIONS = """EVALUATIONS={'t0.5': ['EVALUATION_TEMPERATURES=0.5'], 'all': []}"""
 
 

@@ -49,6 +49,20 @@ def test_special_ids_are_gemmas(folder):
     assert vocabularies.valid_ids(vocabulary, vocabulary.vocab_size).all()
 
 
+def test_the_token_of_images_beyond_the_models_table_is_left_out(folder, tmp_path):
+    """Gemma 3's files list it after the pieces; the models of text alone have no row for it."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    size = vocabularies.from_folder(str(folder)).vocab_size
+    config["added_tokens_decoder"][str(size)] = {"content": "<image_soft_token>", "special": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image_soft_token>": size}))
+    vocabulary = vocabularies.from_folder(str(tmp_path))
+    assert vocabulary.vocab_size == size and vocabularies.valid_ids(vocabulary, size).all()
+    assert vocabulary.encode("<image_soft_token>")[0] < size
+
+
 def test_texts_between_added_tokens_are_sentencepieces_own(folder):
     vocabulary = vocabularies.from_folder(str(folder))
     plain = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
