@@ -237,20 +237,22 @@ def update_if(
       The parameters, the optimizer's state, and bool [], whether they are new.
     """
 
+    updates_of = jax.jit(optimizer.update, inline=True)  # traced once for its three uses
+
     def select(*old):
-        updates, new_state = optimizer.update(gradients, opt_state, params)
+        updates, new_state = updates_of(gradients, opt_state, params)
         sound = finite & jnp.isfinite(optax.global_norm(updates))
         new = optax.apply_updates(params, updates), new_state
         return *jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old), sound
 
     def branch(*old):
-        updates, _ = optimizer.update(gradients, opt_state, params)
+        updates, _ = updates_of(gradients, opt_state, params)
         smallest = min(jax.tree.leaves(updates), key=lambda leaf: leaf.size)
         sound = finite & jnp.isfinite(optax.global_norm(smallest))
         return *jax.lax.cond(sound, update, lambda *old: old, *old), sound
 
     def update(params, opt_state):
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        updates, opt_state = updates_of(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     return jax.lax.platform_dependent(params, opt_state, default=select, cpu=branch)

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from gkd.errors import InvalidValue
+from gkd.models.parameters import parameter
 from gkd.models.row_parts import apart, row_dropout, side_by_side
 
 MASKED = -1e10  # added to attention logits that must not be attended to
@@ -232,8 +233,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Multiplies the last axis of `x` by the kernel."""
-        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, x.shape[-1], self.features)
         # As one matrix, so that the kernel's gradient is a plain product too: with more axes, XLA's
         # CPU compiler transposes what flows into it, and an activation's gradient on the way.
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
@@ -248,8 +248,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Normalises the last axis."""
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), x.shape[-1])
         return rms_norm(x, scale, self.dtype)
 
 
@@ -262,9 +261,9 @@ class Embed(nn.Module):
 
     def setup(self):
         """Makes the table."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        self.embedding = self.param(
-            "embedding", init, (self.num_embeddings, self.features), jnp.float32
+        init, axes = nn.initializers.normal(1.0), ("vocab", "embed")
+        self.embedding = parameter(
+            self, "embedding", init, axes, self.num_embeddings, self.features
         )
 
     def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "..."]:
@@ -294,10 +293,8 @@ class RelativeBias(nn.Module):
         """
         rows = query_block(length)
         before = length - rows
-        init = nn.with_logical_partitioning(_fan_average, ("heads", "relpos_buckets"))
-        table = self.param(
-            "rel_embedding", init, (self.num_heads, RELATIVE_BUCKETS), jnp.float32
-        )  # [H, buckets]
+        axes, shape = ("heads", "relpos_buckets"), (self.num_heads, RELATIVE_BUCKETS)
+        table = parameter(self, "rel_embedding", _fan_average, axes, *shape)  # [H, buckets]
         # A ring [H, 2L] that serves every query.
         distances = np.r_[-before:length, -length:-before]
         buckets = relative_position_bucket(distances, self.bidirectional)

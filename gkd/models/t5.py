@@ -252,10 +252,6 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
     """
     module = T5(config, sharding)
 
-    def init(rng):  # on one row, which no mesh divides
-        tokens = jnp.ones((1, 2), jnp.int32)
-        return T5(config).init(rng, tokens, tokens)["params"]
-
     def apply(method, params, *inputs, dropout_rng=None, **options):
         active = dropout_rng is not None and config.dropout_rate > 0
         rngs = {"dropout": dropout_rng} if active else None
@@ -267,7 +263,7 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         return jax.tree.map(lambda *each: joined(each, tokens.shape[1], parts.shards), *encoded)
 
     return Seq2SeqModel(
-        init=init,
+        init=_initialiser(config),
         encode=partial(apply, T5.encode),
         decode_hidden=partial(apply, T5.decode_hidden),
         init_cache=partial(cached.init_cache, config, sharding),
@@ -279,6 +275,17 @@ def as_seq2seq(config: T5Config, sharding: ModelSharding = UNSHARDED) -> Seq2Seq
         inner_layers=config.num_decoder_layers - 1,
         encode_parts=encode_parts,
     )
+
+
+@lru_cache(maxsize=32)
+def _initialiser(config):
+    """Makes the function (key) -> parameters, which is traced once for each architecture."""
+
+    def init(rng):  # on one row, which no mesh divides
+        tokens = jnp.ones((1, 2), jnp.int32)
+        return T5(config).init(rng, tokens, tokens)["params"]
+
+    return jax.jit(init)
 
 
 @lru_cache(maxsize=8)

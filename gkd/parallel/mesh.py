@@ -176,16 +176,16 @@ def shardings_like(mesh: Mesh, tree: Any, params: Any, shardings: Any) -> Any:
     Returns:
       A tree of NamedSharding like `tree`.
     """
-    known = [
-        (_keys(path), leaf.shape, sharding.spec)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
-        )
-    ]
+    known: dict[str, list] = {}  # by their last keys, for a tree has thousands of parameters
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+    ):
+        keys = _keys(path)
+        known.setdefault(keys[-1], []).append((keys, leaf.shape, sharding.spec))
 
     def place(path, leaf):
         keys = _keys(path)
-        matches = [entry for entry in known if _holds(keys, entry[0])]
+        matches = [entry for entry in known.get(keys[-1], ()) if _holds(keys, entry[0])]
         if not matches:
             return NamedSharding(mesh, PartitionSpec())
         _, shape, spec = max(matches, key=lambda entry: len(entry[0]))
@@ -199,9 +199,9 @@ def _keys(path) -> list[str]:
 
 
 def _holds(keys, wanted) -> bool:
-    """Checks if `wanted` is a subsequence of `keys` with the same last element."""
+    """Checks if `wanted`, which ends alike, is a subsequence of `keys`."""
     remaining = iter(keys)
-    return keys[-1] == wanted[-1] and all(key in remaining for key in wanted)
+    return all(key in remaining for key in wanted)
 
 
 def _spec_like(shape, parameter_shape, spec):
