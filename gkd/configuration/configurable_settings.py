@@ -351,6 +351,7 @@ ARCHITECTURES = {
         "encoder": Setting(results=_DECODER),
         "decoder": Setting(results=_DECODER),
         "start_id": whole(),
+        "version": whole(1, 2),
     },
     "gkd.models.lora.LoRA": {
         "rank": whole(1, 65_536),

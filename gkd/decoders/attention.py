@@ -30,6 +30,8 @@ class Keys:
       visible: bool [R, L], false on padding.
       positions: int32 [R, L]: a query sees keys at its own position and before it. None: all.
       both_ways: a query also sees keys after it.
+      centred: both ways, with the query in the middle of its window: ⌈w/2⌉ − 1 keys before it and
+        ⌊w/2⌋ after it (T5Gemma 2).
     """
 
     keys: Any
@@ -37,6 +39,7 @@ class Keys:
     visible: Any
     positions: Any = None
     both_ways: bool = flax.struct.field(pytree_node=False, default=False)
+    centred: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 def visible_keys(
@@ -47,7 +50,7 @@ def visible_keys(
     Args:
       group: keys of R rows.
       positions: int32 [R, Q], of the queries.
-      window: w: only keys less than w positions away are seen.
+      window: w: only keys less than w positions away are seen, or of w in all, see `centred`.
 
     Returns:
       bool [R, Q, L], or [R, 1, L] where positions have no influence.
@@ -55,6 +58,9 @@ def visible_keys(
     if group.positions is None:
         return group.visible[:, None]
     distance = positions[:, :, None] - group.positions[:, None, :]
+    if group.centred:
+        near = (distance < (window + 1) // 2) & (-distance <= window // 2)
+        return group.visible[:, None] & near
     if group.both_ways:
         distance = jnp.abs(distance)
     return group.visible[:, None] & (distance >= 0) & (distance < window)

@@ -40,7 +40,7 @@ class Prompt:
       keys_and_values: a pair of arrays [B, S, K, D] for every layer; a tuple of pairs, or one pair
         stacked along a first axis.
       visible: bool [B, S].
-      positions: int32 [B, S].
+      positions: int32 [B, S]; None: they are seen in every window.
       start: int32 [N], the position of every row's first input.
     """
 
@@ -121,7 +121,7 @@ def init_cache(
         prompt=by_layer(prompt),
         context=by_layer(context),
         visible=None if prompt is None else rows.scatter(prompt.visible),
-        positions=None if prompt is None else rows.scatter(prompt.positions),
+        positions=None if given.positions is None else rows.scatter(given.positions),
         start=given.start,
         context_visible=None if context is None else rows.scatter(context.visible),
         final_norm=decoder["decoder_norm"]["scale"],
@@ -195,7 +195,7 @@ def _self_groups(config, weights, layer, pair, position):
     if weights.prompt is None:
         return groups
     seen = weights.visible
-    if window != EVERYWHERE:
+    if window != EVERYWHERE and weights.positions is not None:
         start = weights.start.reshape(len(seen), -1)[:, :1]  # [B, 1], alike for all samples
         seen = seen & (start + position - weights.positions < window)
     return [(*weights.prompt[layer], seen), *groups]

@@ -60,7 +60,7 @@ DECODER_FIELDS = {
     "dropout_rate": Field(kinds=(float,), least=0, most=1),
     "stacked_layers": _SWITCH,
     "remat": _SWITCH,
-    "family": Field(kinds=(str,), choices=(*FAMILIES, "t5gemma")),
+    "family": Field(kinds=(str,), choices=(*FAMILIES, "t5gemma", "t5gemma2")),
     "embedding_copies": Field(kinds=(tuple, list), most=8),
 }
 _ROPE_FIELDS = {

@@ -25,7 +25,7 @@ class Place(NamedTuple):
       visible: bool [N, L], false on padding.
       turn: rotation of the positions.
       window: the layer's window, in tokens.
-      both_ways: True in an encoder, whose tokens also see those after them.
+      both_ways, centred: in an encoder, whose tokens also see those after them; see `Keys`.
       lengths: tokens of the texts that lie side by side on the length axis; () for one text.
     """
 
@@ -34,6 +34,7 @@ class Place(NamedTuple):
     turn: Any
     window: Any
     both_ways: bool = False
+    centred: bool = False
     lengths: tuple[int, ...] = ()
 
 
@@ -117,7 +118,7 @@ def apply_layer(
     x = add_attention(config, params, SELF, x, mixed)
     if context is not None:
         query = heads(config, params[CROSS], "query", pre_norm(config, params, CROSS, x), None)
-        group = Keys(*cross_keys(config, params, context[0]), context[1])
+        group = Keys(*context_keys(config, params[CROSS], context[0]), context[1])
         cap, scale = config.attention_soft_cap, config.attention_scale
         mixed = attend(query, place.positions, (group,), scale=scale, soft_cap=cap)
         x = add_attention(config, params, CROSS, x, mixed)
@@ -131,7 +132,7 @@ def _attend_to_own(config, query, keys, values, place, before):
     arrays = (query, place.positions, keys, values, place.visible)
     mixed = []
     for query, positions, *own in zip(*(apart(x, place.lengths) for x in arrays), strict=True):
-        groups = (Keys(*own, positions, place.both_ways),)
+        groups = (Keys(*own, positions, place.both_ways, place.centred),)
         mixed.append(
             attend(
                 query, positions, groups if before is None else (before, *groups),
@@ -152,6 +153,6 @@ def _keys_of(config, params, y, turn):
     return heads(config, own, "key", y, turn), heads(config, own, "value", y, None)
 
 
-def cross_keys(config: Any, params: Any, states: Array) -> tuple[Array, Array]:
-    """The keys and values [B, S, K, D] of a layer's cross-attention to states [B, S, E']."""
-    return tuple(heads(config, params[CROSS], name, states, None) for name in ("key", "value"))
+def context_keys(config: Any, attention: Any, states: Array) -> tuple[Array, Array]:
+    """The keys and values [B, S, K, D] of an attention block for an encoder's states [B, S, E']."""
+    return tuple(heads(config, attention, name, states, None) for name in ("key", "value"))

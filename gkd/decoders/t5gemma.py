@@ -1,7 +1,10 @@
-"""T5Gemma: an encoder and a decoder of different sizes, made of the layers of decoder-only models.
+"""T5Gemma and T5Gemma 2: an encoder and a decoder, made of the layers of decoder-only models.
 
-The encoder's windows reach w − 1 tokens to both sides, as in Google's code and transformers 4;
-transformers 5 lets them reach w. Published windows have 4096 tokens, so longer inputs alone differ.
+T5Gemma's encoder and decoder may differ in size. Its encoder's windows reach w − 1 tokens to both
+sides, as in Google's code and transformers 4; transformers 5 lets them reach w. Published windows
+have 4096 tokens, so longer inputs alone differ. In T5Gemma 2 both stacks and the head share a
+table, and the decoder's self-attention also reads the encoder's states, through its own kernels,
+under one softmax.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from gkd.decoders import cached
+from gkd.decoders.attention import Keys
 from gkd.decoders.blocks import (
+    CROSS,
+    SELF,
     Parameter,
     embed,
     initialise,
@@ -27,7 +33,7 @@ from gkd.decoders.blocks import (
     stack_parameters,
 )
 from gkd.decoders.decoder_only import DecoderConfig, head_of, table_parameter
-from gkd.decoders.layer import Place, apply_layer, cross_keys, positions_of, text_of
+from gkd.decoders.layer import Place, apply_layer, context_keys, text_of
 from gkd.decoders.rotary import Rope
 from gkd.errors import InvalidFile, InvalidValue
 from gkd.files.json_files import Field, check_fields
@@ -58,12 +64,15 @@ class T5GemmaConfig:
       encoder, decoder: the two stacks; both have their own embedding table, and the decoder's is
         the head where `decoder.logits_via_embedding` is True. The decoder has the special ids.
       start_id: the decoder's first input.
+      version: 1, or 2 for T5Gemma 2: one table, merged attention in the decoder, and windows of the
+        encoder with their token in the middle.
       configurable: True: the execution fields may be set.
     """
 
     encoder: DecoderConfig = _SMALL
     decoder: DecoderConfig = _SMALL
     start_id: int = 2
+    version: int = 1
     configurable: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -81,6 +90,18 @@ class T5GemmaConfig:
                 f"T5GemmaConfig: the encoder has {self.encoder.vocab_size} ids, the decoder "
                 f"{self.decoder.vocab_size}: both read one vocabulary"
             )
+        if self.version not in (1, 2):
+            raise InvalidValue(f"T5GemmaConfig.version is {self.version}: there are 1 and 2")
+        if self.is_merged and self.encoder.emb_dim != self.decoder.emb_dim:
+            raise InvalidValue(
+                f"T5GemmaConfig: the encoder's width is {self.encoder.emb_dim}, the decoder's "
+                f"{self.decoder.emb_dim}: those of version 2 share a table"
+            )
+
+    @property
+    def is_merged(self) -> bool:
+        """True where the decoder attends to itself and to the encoder under one softmax."""
+        return self.version == 2
 
     @property
     def family(self) -> str:
@@ -129,6 +150,7 @@ class T5GemmaConfig:
             self.decoder.sizes,
             encoder_layers=self.encoder.num_layers,
             cross_attention=True,
+            merged_attention=self.is_merged,
             encoder=self.encoder.sizes,
             keys_only=False,
         )
@@ -160,13 +182,13 @@ class T5GemmaConfig:
           **changes: new values of these fields; None keeps a field.
         """
         sides = (side.with_execution(**changes) for side in (self.encoder, self.decoder))
-        return T5GemmaConfig(*sides, self.start_id)
+        return T5GemmaConfig(*sides, self.start_id, self.version)
 
     def with_special_ids(self, padding: int, end: int, ends: tuple[int, ...]) -> T5GemmaConfig:
         """Returns the same architecture with a vocabulary's special ids, see `DecoderConfig`."""
         sides = (self.encoder, self.decoder)
         sides = (side.with_special_ids(padding, end, ends) for side in sides)
-        return T5GemmaConfig(*sides, self.start_id)
+        return T5GemmaConfig(*sides, self.start_id, self.version)
 
     def describe(self) -> dict[str, Any]:
         """Returns the fields as JSON."""
@@ -183,6 +205,7 @@ class T5GemmaConfig:
             "encoder": Field(kinds=(dict,), required=True),
             "decoder": Field(kinds=(dict,), required=True),
             "start_id": Field(kinds=(int,), least=0, most=1 << 24, required=True),
+            "version": Field(kinds=(int,), least=1, most=2),
         }
         check_fields(saved, fields, where, unknown=False)
         sides = [
@@ -190,7 +213,7 @@ class T5GemmaConfig:
             for name in ("encoder", "decoder")
         ]
         try:
-            return cls(*sides, saved["start_id"])
+            return cls(*sides, saved["start_id"], saved.get("version", 1))
         except InvalidValue as error:
             raise InvalidFile(f"{where}: {error}") from error
 
@@ -199,10 +222,11 @@ def parameters(config: T5GemmaConfig) -> dict[str, Parameter]:
     """Lists all parameters by name; layers are stacked where the configuration has them so."""
     encoder, decoder = config.encoder, config.decoder
     found = {"token_embedder/embedding": table_parameter(decoder)}
-    found["encoder/token_embedder/embedding"] = table_parameter(encoder)
+    if config.version == 1:
+        found["encoder/token_embedder/embedding"] = table_parameter(encoder)
     stacks = {
         "encoder": stack_parameters(encoder),
-        "decoder": stack_parameters(decoder, encoder.emb_dim),
+        "decoder": stack_parameters(decoder, None if config.is_merged else encoder.emb_dim),
     }
     for side, stack in stacks.items():
         found.update({f"{side}/{name}": each for name, each in stack.items()})
@@ -224,19 +248,24 @@ def _encode(
 ) -> Encoded:
     """Encodes prompts, see `text_of`."""
     del dropout_rng  # these models have no dropout
-    params, stack = nn.meta.unbox(params)["encoder"], config.encoder
+    params, stack = nn.meta.unbox(params), config.encoder
+    own = params["encoder"]
+    table = (params if config.version == 2 else own)["token_embedder"]["embedding"]
     padding = config.special_ids.padding
     text = text_of(tokens, padding, parts)
     rows = row_sharding(sharding, config.sizes.divided_heads, len(text.tokens))
     visible = rows.scatter(text.mask)
 
     def layer(params, x, turn, window):
-        place = Place(text.positions, visible, turn, window, both_ways=True, lengths=text.lengths)
+        place = Place(
+            text.positions, visible, turn, window,
+            both_ways=True, centred=config.version == 2, lengths=text.lengths,
+        )  # fmt: skip
         return apply_layer(stack, sharding, rows, params, x, place)[0], None
 
-    x = rows.scatter(embed(stack, params["token_embedder"]["embedding"], text.tokens))
-    x, _ = run_layers(stack, params, layer, x, rotations(stack, text.positions))
-    hidden = norm(stack, x, params["encoder_norm"]["scale"])
+    x = rows.scatter(embed(stack, table, text.tokens))
+    x, _ = run_layers(stack, own, layer, x, rotations(stack, text.positions))
+    hidden = norm(stack, x, own["encoder_norm"]["scale"])
     return Encoded(text.whole(hidden), tokens != padding)
 
 
@@ -253,11 +282,14 @@ def _decode_hidden(
     params, stack = nn.meta.unbox(params), config.decoder
     rows = row_sharding(sharding, config.sizes.divided_heads, len(encoded.mask))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    visible, context = jnp.ones(tokens.shape, bool), rows.spread(encoded.hidden)
-    context = context, rows.scatter(encoded.mask)
+    visible, states = jnp.ones(tokens.shape, bool), rows.spread(encoded.hidden)
+    context = states, rows.scatter(encoded.mask)
 
     def layer(params, x, turn, window):
         place = Place(positions, visible, turn, window)
+        if config.is_merged:
+            before = Keys(*context_keys(stack, params[SELF], states), context[1])
+            return apply_layer(stack, sharding, rows, params, x, place, before)[0], None
         return apply_layer(stack, sharding, rows, params, x, place, context=context)[0], None
 
     x = rows.scatter(embed(stack, params["token_embedder"]["embedding"], tokens))
@@ -268,16 +300,14 @@ def _decode_hidden(
 def _init_cache(config, sharding, params, encoded, max_length, samples=1):
     """Prepares the loop, see `gkd.decoders.cached.init_cache`."""
     params, stack, heads = nn.meta.unbox(params), config.decoder, config.sizes.divided_heads
-    decoder = unstack(params["decoder"])
+    decoder, block = unstack(params["decoder"]), SELF if config.is_merged else CROSS
     pairs = tuple(
-        cross_keys(stack, decoder[f"layers_{i}"], encoded.hidden) for i in range(stack.num_layers)
+        context_keys(stack, decoder[f"layers_{i}"][block], encoded.hidden)
+        for i in range(stack.num_layers)
     )
-    context = cached.Prompt(
-        pairs,
-        encoded.mask,
-        positions_of(encoded.mask),
-        jnp.zeros(len(encoded.mask) * samples, jnp.int32),
-    )
+    start = jnp.zeros(len(encoded.mask) * samples, jnp.int32)
+    read = cached.Prompt(pairs, encoded.mask, None, start)
+    read = (read, None) if config.is_merged else (None, read)
     stack = dataclasses.replace(stack, stacked_layers=False)
     params = {**params, "decoder": decoder}
-    return cached.init_cache(stack, sharding, params, None, context, max_length, samples, heads)
+    return cached.init_cache(stack, sharding, params, *read, max_length, samples, heads)

@@ -79,7 +79,9 @@ class Family:
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_SCALED = ("gemma3_text", "t5gemma")  # whose configurations have soft caps and a query scale
+# The families whose configurations have soft caps and a query scale.
+_SCALED = ("gemma3_text", "t5gemma", "t5gemma2")
+_TWO_ROPES = ("gemma3_text", "t5gemma2")  # by default; every sixth layer sees everything
 _NONE = {"qk_norms": False}
 _GEMMA = {"unit_offset_norms": True, "post_norms": True, "scale_embeddings": True}
 FAMILIES = {
@@ -87,6 +89,9 @@ FAMILIES = {
     "qwen2": Family(False, constants={"qk_norms": False, "attention_biases": True}),
     "llama": Family(False, context=2048, constants=_NONE),
     "gemma3_text": Family(
+        True, 256, 1e6, 131072, "gelu_pytorch_tanh", 256, {**_GEMMA, "qk_norms": True}
+    ),
+    "t5gemma2": Family(
         True, 256, 1e6, 131072, "gelu_pytorch_tanh", 256, {**_GEMMA, "qk_norms": True}
     ),
     "t5gemma": Family(
@@ -151,7 +156,7 @@ def _ropes(raw, family, where) -> tuple[Rope, Rope | None]:
     given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = raw.get("rope_theta") or FAMILIES[family].theta
     if not any(kind in given for kind in _KINDS):
-        if family != "gemma3_text":
+        if family not in _TWO_ROPES:
             return _rope(given, theta, where), None
         given = {"full_attention": given, "sliding_attention": {}}
     full, local = (given.get(kind) for kind in _KINDS)
@@ -193,7 +198,7 @@ def _windows(raw, family, where) -> tuple[int, ...]:
         window = window or 4096
     if kinds is None and family in _SCALED:
         every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern")
-        every = every or (6 if family == "gemma3_text" else 2)
+        every = every or (6 if family in _TWO_ROPES else 2)
         kinds = [_KINDS[(i + 1) % every > 0] for i in range(depth)]
     elif kinds is None and raw.get("use_sliding_window") and window:
         first = raw.get("max_window_layers")

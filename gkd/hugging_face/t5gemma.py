@@ -1,4 +1,4 @@
-"""Translates config.json and tensor names of T5Gemma: encoder and decoder of Gemma's layers."""
+"""Translates config.json and tensor names of T5Gemma and T5Gemma 2, whose images are left out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,27 @@ from gkd.hugging_face import stacks
 from gkd.hugging_face.copies import find_copies
 from gkd.tensor_files.tensor import Tensor
 
-MODEL_TYPES = ("t5gemma",)
+MODEL_TYPES = ("t5gemma", "t5gemma2")
 ARCHITECTURE = T5GemmaConfig
-TABLE, HEAD = "model.decoder.embed_tokens.weight", "lm_head.out_proj.weight"
+HEAD = "lm_head.out_proj.weight"
+_DECODERS, _ENCODERS = (f"model.{side}.embed_tokens.weight" for side in ("decoder", "encoder"))
+_OF_IMAGES = (
+    "model.encoder.vision_tower.",
+    "model.encoder.multi_modal_projector.",
+    "model.encoder.embed_tokens.eoi_embedding",
+    "model.decoder.embed_tokens.eoi_embedding",
+)
+# transformers builds a model of images whatever the file holds.
+_SMALLEST_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 224,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 _ID = Field(kinds=(int,), least=0, most=1 << 24, none=True)
 _STACK = Field(kinds=(dict,), required=True)
 _FIELDS = {
@@ -45,6 +63,10 @@ def read(
 ) -> tuple[T5GemmaConfig, frozenset[str]]:
     """Builds the architecture that a folder describes, see `decoder_only.read`."""
     check_fields(raw, _FIELDS, where)
+    family = raw["model_type"]
+    if family == "t5gemma2":
+        check_fields(raw["encoder"], {"text_config": _STACK}, f"{where}: encoder")
+        raw = {**raw, "encoder": raw["encoder"]["text_config"]}
     for side in ("encoder", "decoder"):
         check_fields(raw[side], stacks.STACK_FIELDS, f"{where}: {side}")
     ends = generation.get("eos_token_id")
@@ -57,29 +79,31 @@ def read(
     start = begin if start is None else start
     if start is None:
         raise InvalidFile(f"{where} has no bos_token_id, with which the decoder starts")
-    known = stacks.FAMILIES["t5gemma"]
+    known = stacks.FAMILIES[family]
     common = {
         **known.constants,
         "logits_via_embedding": tied,
         "end_ids": stacks.read_ends(ends, where),
         "bos_token_id": begin,
         "pad_token_id": raw.get("pad_token_id"),
-        "family": "t5gemma",
+        "family": family,
     }
     encoder, decoder = (
         {
-            **stacks.read_stack(raw[side], "t5gemma", f"{where}: {side}"),
+            **stacks.read_stack(raw[side], family, f"{where}: {side}"),
             **common,
             "context_length": raw[side].get("max_position_embeddings") or known.context,
         }
         for side in ("encoder", "decoder")
     )
-    decoder["embedding_copies"] = find_copies(files, TABLE, (HEAD,), where) if tied else ()
+    version = 1 + (family == "t5gemma2")
+    table, copies = (_DECODERS, (HEAD,)) if version == 1 else (_ENCODERS, (_DECODERS, HEAD))
+    decoder["embedding_copies"] = find_copies(files, table, copies, where) if tied else ()
     encoder["logits_soft_cap"] = None
-    config = T5GemmaConfig(
-        stacks.DecoderConfig(**encoder), stacks.DecoderConfig(**decoder), start_id=start
-    )
-    return config, frozenset(config.embedding_copies) | stacks.unused(files)
+    sides = stacks.DecoderConfig(**encoder), stacks.DecoderConfig(**decoder)
+    config = T5GemmaConfig(*sides, start_id=start, version=version)
+    of_images = frozenset(n for n in files if version == 2 and n.startswith(_OF_IMAGES))
+    return config, frozenset(config.embedding_copies) | stacks.unused(files) | of_images
 
 
 def prepare(
@@ -101,28 +125,31 @@ def write_config(
         "eos_token_id": ends,
         "pad_token_id": stacks.written_id(decoder.pad_token_id, config.vocab_size),
     }
-    tied = decoder.logits_via_embedding
+    tied, name = decoder.logits_via_embedding, {1: "t5gemma", 2: "t5gemma2"}[config.version]
     sides = {}
-    for name, stack in (("encoder", config.encoder), ("decoder", decoder)):
+    for side, stack in (("encoder", config.encoder), ("decoder", decoder)):
         cap = decoder.logits_soft_cap
-        own = stacks.write_stack(dataclasses.replace(stack, logits_soft_cap=cap, family="t5gemma"))
+        own = stacks.write_stack(dataclasses.replace(stack, logits_soft_cap=cap, family=name))
         own["hidden_activation"] = own.pop("hidden_act")
         own.pop("use_sliding_window", None)
-        sides[name] = {
+        sides[side] = {
             "model_type": "t5_gemma_module",
             **own,
             **ids,
-            "is_decoder": name == "decoder",
+            "is_decoder": side == "decoder",
             "tie_word_embeddings": tied,
             "max_position_embeddings": stack.context_length,
             "attention_bias": False,
             "attention_dropout": 0.0,
             "dropout_rate": 0.0,
         }
-    sides["decoder"]["cross_attention_hidden_size"] = config.encoder.emb_dim
+    if config.version == 2:
+        sides = _of_version_2(config, sides)
+    else:
+        sides["decoder"]["cross_attention_hidden_size"] = config.encoder.emb_dim
     raw = {
-        "architectures": ["T5GemmaForConditionalGeneration"],
-        "model_type": "t5gemma",
+        "architectures": [f"T5Gemma{name[7:]}ForConditionalGeneration"],
+        "model_type": name,
         "is_encoder_decoder": True,
         **sides,
         **ids,
@@ -142,6 +169,29 @@ def write_config(
     return raw, generation
 
 
+def _of_version_2(config, sides):
+    """The two stacks in T5Gemma 2's form: the encoder's beside a model of images."""
+    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        own = sides[side]
+        own.pop("is_decoder")
+        scaling, theta = own.pop("rope_scaling") or {}, own.pop("rope_theta")
+        own["rope_parameters"] = {
+            "full_attention": {"rope_type": "default", **scaling, "rope_theta": theta},
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": float((stack.local_rope or stack.rope).theta),
+            },
+        }
+    sides["encoder"]["model_type"] = "t5gemma2_text"
+    sides["decoder"]["model_type"] = "t5gemma2_decoder"
+    encoder = {
+        "model_type": "t5gemma2_encoder",
+        "text_config": sides["encoder"],
+        "vision_config": _SMALLEST_VISION,
+    }
+    return {"encoder": encoder, "decoder": sides["decoder"]}
+
+
 def parameter_names(config: T5GemmaConfig) -> dict[str, tuple[str, bool]]:
     """Maps gkd's name of every parameter to (transformers' name, is transposed there).
 
@@ -149,18 +199,20 @@ def parameter_names(config: T5GemmaConfig) -> dict[str, tuple[str, bool]]:
       config: the architecture.
     """
     names = {
-        "token_embedder/embedding": (TABLE, False),
-        "encoder/token_embedder/embedding": ("model.encoder.embed_tokens.weight", False),
+        "token_embedder/embedding": (_DECODERS, False),
+        "encoder/token_embedder/embedding": (_ENCODERS, False),
         "encoder/encoder_norm/scale": ("model.encoder.norm.weight", False),
         "decoder/decoder_norm/scale": ("model.decoder.norm.weight", False),
     }
+    if config.version == 2:
+        names["token_embedder/embedding"] = names.pop("encoder/token_embedder/embedding")
     if not config.decoder.logits_via_embedding:
         names["decoder/logits_dense/kernel"] = (HEAD, True)
     attentions = {"self_attention": "self_attn", "encoder_decoder_attention": "cross_attn"}
     for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
         for i in range(stack.num_layers):
             place = f"{side}/layers_{i}", f"model.{side}.layers.{i}"
-            if side == "encoder":
+            if side == "encoder" or config.version == 2:
                 names.update(stacks.layer_names(stack, *place, _NORMS))
             else:
                 norms = {**_NORMS, **_CROSS_NORMS}

@@ -22,7 +22,8 @@ class MatrixSizes:
       mlp_kernels: kernels of a feed-forward layer: 2, or 3 where it is gated.
       encoder_layers: layers that a prompt passes; of a decoder-only model those of the decoder.
       decoder_layers: layers that an output token passes.
-      cross_attention: True where decoder layers attend to the encoder through kernels of their own.
+      cross_attention: True where decoder layers project the encoder's states to keys and values.
+      merged_attention: True where they do so by the kernels of self-attention (T5Gemma 2).
       attends_in_blocks: True where the backward pass repeats the scores of long attention, and of
         all attention in stacked layers, see `gkd.models.layers.attend_in_blocks`.
       key_heads: heads of the keys and values, by which attention is divided; 0: num_heads.
@@ -45,6 +46,12 @@ class MatrixSizes:
     key_heads: int = 0
     encoder: MatrixSizes | None = None
     keys_only: bool = False
+    merged_attention: bool = False
+
+    @property
+    def has_cross_block(self) -> bool:
+        """True where decoder layers have an attention block of their own for the encoder."""
+        return self.cross_attention and not self.merged_attention
 
     @property
     def divided_heads(self) -> int:
@@ -136,7 +143,7 @@ def decoder_flops(
     Returns:
       Multiplications and additions.
     """
-    kernels = _projections(sizes) + 2 * sizes.emb_dim * sizes.query_width * sizes.cross_attention
+    kernels = _projections(sizes) + 2 * sizes.emb_dim * sizes.query_width * sizes.has_cross_block
     attention = kernels + 2 * attended * sizes.query_width
     layer = attention / shards.heads + _mlp(sizes, shards)
     return 2 * rows * tokens * sizes.decoder_layers * layer / shards.rows

@@ -114,10 +114,14 @@ class _Stack:
             groups = [(*keys, length)]
             if before is not None:
                 groups.append((*before[0][i], before[1]))
-            depends |= self._attention("self", depends, rows, length, groups)
             if context is not None:
                 of_prompts, prompts, source = context
-                keys = self._keys("cross", of_prompts, prompts * source, self.context_dim)
+                block = "self" if self.sizes.merged_attention else "cross"
+                keys = self._keys(block, of_prompts, prompts * source, self.context_dim)
+            if self.sizes.merged_attention and context is not None:
+                groups.append((*keys, source))
+            depends |= self._attention("self", depends, rows, length, groups)
+            if self.sizes.has_cross_block and context is not None:
                 queries = tokens // prompts  # all of a prompt's
                 depends |= self._attention("cross", depends, prompts, queries, [(*keys, source)])
             depends |= self._mlp(depends, tokens)

@@ -162,9 +162,9 @@ def _repeated_scores(program, encoded, tokens, shards) -> float:
     encoder = sum(
         repeated_scores(of_encoder, count, length, length, stacked) for count, length in encoded
     )
-    own = tokens if sizes.cross_attention else tokens + source  # a continuation's prompt too
+    own = tokens if sizes.has_cross_block else tokens + source  # a continuation's prompt too
     decoder = repeated_scores(sizes, rows * samples, tokens, own, stacked)
-    if sizes.cross_attention:
+    if sizes.has_cross_block:
         decoder += repeated_scores(sizes, rows, samples * tokens, source, stacked)
     layers = encoder * (sizes.encoder_layers - sizes.keys_only) + decoder * sizes.decoder_layers
     return 2 * layers / shards.rows / shards.heads
@@ -252,8 +252,9 @@ def _reduce_scattered_gradients(program, shards, encoded, prompts, outputs) -> f
             numbers += 2 * side.emb_dim * (side.query_width + side.key_width) * passes
         if shards.mlp == 1:
             numbers += side.emb_dim * side.mlp_dim * side.mlp_kernels * passes
-    if shards.heads == 1 and sizes.cross_attention:
+    if shards.heads == 1 and sizes.has_cross_block:
         numbers += 2 * sizes.emb_dim * sizes.query_width * outputs * layers
+    if shards.heads == 1 and sizes.cross_attention:
         numbers += 2 * of_encoder.emb_dim * sizes.key_width * prompts * layers
     return 2 * numbers / shards.rows * (1 - 1 / data)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gkd.decoders import attention
-from gkd.decoders.attention import EVERYWHERE, Keys, attend
+from gkd.decoders.attention import EVERYWHERE, Keys, attend, visible_keys
 
 SCALE = 0.3
 
@@ -63,6 +63,16 @@ def test_a_continuation_attends_to_its_prompt_and_to_itself(window, cap):
     query, positions, groups = case()
     got = attend(query, positions, groups, scale=SCALE, soft_cap=cap, window=window)
     np.testing.assert_allclose(got, by_hand(query, positions, groups, window, cap), atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "before", "after"), [(1, 0, 0), (4, 1, 2), (5, 2, 2)])
+def test_a_centred_window_has_its_tokens_around_the_query(window, before, after):
+    """The numbers are those of transformers' T5Gemma 2, whose windows hold w tokens."""
+    places = jnp.arange(9)[None]
+    keys = jnp.zeros((1, 9, 1, 2))
+    group = Keys(keys, keys, jnp.ones((1, 9), bool), places, both_ways=True, centred=True)
+    seen = np.asarray(visible_keys(group, places, window))[0, 4]
+    assert np.flatnonzero(seen).tolist() == list(range(4 - before, 5 + after))
 
 
 def test_an_encoder_sees_both_ways_and_a_context_has_no_positions():

@@ -14,7 +14,8 @@ from gkd.models.t5 import stack_layers
 from tests.decoders.models import PATTERNED, TINY, parameters_of
 
 PROMPTS = jnp.array([[3, 4, 7, 8, 2, 6], [-1, -1, 9, 0, 2, 5], [11, -1, -1, -1, -1, -1]])
-MODELS = [TINY, PATTERNED, T5GemmaConfig(PATTERNED, TINY)]
+MERGED = T5GemmaConfig(PATTERNED, PATTERNED, version=2)
+MODELS = [TINY, PATTERNED, T5GemmaConfig(PATTERNED, TINY), MERGED]
 
 
 def log_probs_of(model, params, tokens, prompts=PROMPTS):
@@ -35,7 +36,7 @@ def sampled(model, params, length, count):
     return run(params)
 
 
-@pytest.mark.parametrize("config", MODELS, ids=["plain", "gemma", "t5gemma"])
+@pytest.mark.parametrize("config", MODELS, ids=["plain", "gemma", "t5gemma", "t5gemma2"])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_sampled_log_probabilities_are_teacher_forced_ones(config, stacked):
     config, params = config.with_execution(stacked_layers=stacked), parameters_of(config)

@@ -1,4 +1,4 @@
-"""T5Gemma against transformers: logits, encoder states, gradients, greedy decoding, windows."""
+"""T5Gemma and T5Gemma 2 against transformers: logits, states, gradients, greedy decoding."""
 
 import dataclasses
 import json
@@ -18,10 +18,17 @@ from gkd.models import teacher_forced_logits
 from gkd.models.t5 import stack_layers
 from tests.decoders.golden import load
 
+FOLDERS = ("t5gemma_tiny", "t5gemma2_tiny")
 
-@pytest.fixture
-def folder(shared):
-    return shared / "golden" / "t5gemma" / "t5gemma_tiny"
+
+@pytest.fixture(params=FOLDERS)
+def folder(shared, request):
+    return shared / "golden" / "t5gemma" / request.param
+
+
+def in_form_4(arrays, name):
+    """What transformers 4 computes, whose encoder windows are Google's; it has no T5Gemma 2."""
+    return arrays.get(f"{name}_hf4", arrays[name])
 
 
 def logits_of(config, params, arrays, prefix=""):
@@ -41,10 +48,11 @@ def test_logits_are_those_of_transformers(folder, stacked):
     params = stack_layers(params) if stacked else params
     got = np.asarray(logits_of(config, params, arrays))
     inside = arrays["decoder_attention_mask"] == 1
-    wanted = arrays["logits_hf4"]  # whose encoder windows are Google's
+    wanted = in_form_4(arrays, "logits")
     assert np.abs(np.where(inside[..., None], got - wanted, 0)).max() < 1e-4
-    other = arrays["logits"]
-    assert np.abs(np.where(inside[..., None], got - other, 0)).max() > 0.1
+    if config.version == 1:
+        other = arrays["logits"]
+        assert np.abs(np.where(inside[..., None], got - other, 0)).max() > 0.1
 
 
 def test_encoder_states_are_those_of_transformers(folder):
@@ -52,12 +60,14 @@ def test_encoder_states_are_those_of_transformers(folder):
     inputs = jnp.where(arrays["attention_mask"] == 1, arrays["input_ids"], -1)
     states = np.asarray(config.build().encode(params, inputs).hidden)
     inside = arrays["attention_mask"][..., None] == 1
-    wanted = arrays["encoder_last_hidden_hf4"]
+    wanted = in_form_4(arrays, "encoder_last_hidden")
     assert np.abs(np.where(inside, states - wanted, 0)).max() < 1e-4
 
 
 def with_wide_encoder(config):
     """The same model with encoder windows as in transformers 5, whose outputs most arrays are."""
+    if config.version == 2:
+        return config
     windows = tuple(w + 1 if w else 0 for w in config.encoder.layer_windows)
     encoder = dataclasses.replace(config.encoder, layer_windows=windows)
     return dataclasses.replace(config, encoder=encoder)
@@ -112,11 +122,30 @@ def test_gradients_are_those_of_transformers(folder):
         assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max() + 1e-6, name
 
 
+def test_a_prompts_padding_and_neighbours_change_nothing(folder):
+    """Merged attention sees the encoder's tokens in every window, and none of its padding."""
+    config, params, arrays = load(folder)
+    together = np.asarray(logits_of(config, params, arrays))
+    row = int(np.argmin(arrays["attention_mask"].sum(1)))
+    length = int(arrays["attention_mask"][row].sum())
+    alone = {
+        "input_ids": arrays["input_ids"][[row], :length],
+        "attention_mask": arrays["attention_mask"][[row], :length],
+        "decoder_input_ids": arrays["decoder_input_ids"][[row]],
+    }
+    assert length < arrays["input_ids"].shape[1]
+    np.testing.assert_allclose(logits_of(config, params, alone)[0], together[row], atol=1e-5)
+
+
 def test_encoder_and_decoder_must_fit():
     with pytest.raises(InvalidValue, match="differ in dtype"):
         T5GemmaConfig(DecoderConfig(dtype="bfloat16"), DecoderConfig())
     with pytest.raises(InvalidValue, match="one vocabulary"):
         T5GemmaConfig(DecoderConfig(vocab_size=5), DecoderConfig())
+    with pytest.raises(InvalidValue, match="width is 8, the decoder's 1024: those of version 2"):
+        T5GemmaConfig(DecoderConfig(emb_dim=8), DecoderConfig(), version=2)
+    with pytest.raises(InvalidValue, match="version is 3"):
+        T5GemmaConfig(version=3)
 
 
 def test_the_description_makes_an_equal_architecture(folder):

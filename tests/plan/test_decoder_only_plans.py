@@ -11,6 +11,9 @@ from tests.products import products
 from tests.step_programs import program_of
 
 GEMMA = "STUDENT_MODEL=@t5gemma.T5GemmaConfig()"
+GEMMA_2 = (
+    GEMMA, "t5gemma.T5GemmaConfig.version=2", "wide/decoder_only.DecoderConfig.emb_dim=16",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,8 @@ GEMMA = "STUDENT_MODEL=@t5gemma.T5GemmaConfig()"
         ((*DISTIL, "LAMBDA=1.0", "INPUT_LENGTH=512", "TARGET_LENGTH=512"), 512),
         ((GEMMA,), None),
         ((GEMMA, *DISTIL, "LAMBDA=1.0", "SAMPLES=2"), 12),
+        ((*GEMMA_2, *DISTIL, "LAMBDA=1.0", "SAMPLES=2"), 12),
+        ((*GEMMA_2, "INPUT_LENGTH=512", "TARGET_LENGTH=512"), None),
     ],
 )
 def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):

@@ -37,6 +37,9 @@ def test_the_closed_form_is_what_the_traced_step_multiplies(overrides, length):
 
 
 GEMMA = "STUDENT_MODEL=@t5gemma.T5GemmaConfig()"
+GEMMA_2 = (
+    GEMMA, "t5gemma.T5GemmaConfig.version=2", "wide/decoder_only.DecoderConfig.emb_dim=16",
+)  # fmt: skip
 STACKED = ("STUDENT_STACKED=True", "TEACHER_STACKED=True")
 
 
@@ -55,6 +58,9 @@ STACKED = ("STUDENT_STACKED=True", "TEACHER_STACKED=True")
         ((GEMMA, "LAMBDA=0.0", ALL, "wide/decoder_only.DecoderConfig.num_kv_heads=4"), None),
         ((GEMMA, "LAMBDA=0.0", "lora.LoRA.targets=['encoder/layers_1/mlp/wo']"), None),
         ((GEMMA, "LAMBDA=0.0", "INPUT_LENGTH=512", "TARGET_LENGTH=512", *STACKED), None),
+        ((*GEMMA_2, ALL, "LAMBDA=1.0", "SAMPLES=2", "INPUT_LENGTH=256"), 12),
+        ((*GEMMA_2, "LAMBDA=0.0", "lora.LoRA.targets=['decoder/layers_1/mlp/wo']"), None),
+        ((*GEMMA_2, "LAMBDA=0.0", "lora.LoRA.targets=['self_attention/key']"), None),
     ],
 )
 def test_of_decoder_only_models_and_t5gemma_too(overrides, length):
