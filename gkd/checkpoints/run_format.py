@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -16,6 +15,7 @@ from orbax.checkpoint import type_handlers
 
 from gkd.checkpoints import arrays, folders, hashes
 from gkd.checkpoints.architectures import from_description
+from gkd.checkpoints.grouped_reads import GroupedReads
 from gkd.checkpoints.params import choose_step, read_description
 from gkd.checkpoints.saved_adapters import SavedAdapters
 from gkd.checkpoints.tensors import (
@@ -72,15 +72,17 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
         where = f"{folder}: description, vocabulary"
         check_fields(description["vocabulary"], _VOCABULARY_FIELDS, where)
     config = from_description(description["model"], f"{folder}: description, model")
-    saved = arrays.read_saved_shapes(folder)
+    saved = tensor_names(arrays.read_saved_shapes(folder).get("params", {}))
+    sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in saved.items()}
+    reads = GroupedReads(functools.partial(_read, folder, saved), sizes)
     tensors = {
         name: Tensor(
             tuple(leaf.shape),
             np.dtype(leaf.dtype),
             f"{folder}: {name}",
-            functools.partial(_read, folder, name, tuple(leaf.shape), np.dtype(leaf.dtype)),
+            functools.partial(reads.read, name),
         )
-        for name, leaf in tensor_names(saved.get("params", {})).items()
+        for name, leaf in saved.items()
     }
     tensors = unstacked(tensors)
     adapters = description.get("adapters")
@@ -105,9 +107,10 @@ def open_run_checkpoint(path: epath.PathLike, step: int | str | None = None) -> 
     )
 
 
-def _read(folder: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    wanted = {"params": nest({name: np.empty(shape, dtype)})}
-    return jax.tree.leaves(arrays.read_arrays(folder, wanted))[0]
+def _read(folder, saved, names) -> dict[str, np.ndarray]:
+    """Reads arrays by name, of those that are saved."""
+    wanted = {name: np.empty(saved[name].shape, saved[name].dtype) for name in names}
+    return tensor_names(arrays.read_arrays(folder, {"params": nest(wanted)})["params"])
 
 
 def save_run_checkpoint(
