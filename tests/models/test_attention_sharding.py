@@ -142,7 +142,7 @@ def attention_flops(rows, length, keys, kernels):
     return 2 * rows * length * HEADS * DIM * (kernels * EMBED + 2 * keys)
 
 
-def test_chips_share_attention_and_gather_activations_only(optimized):
+def test_chips_share_attention_and_gather_activations_only():
     """The encoder alone: its products and its collectives, by hand."""
     boxed = jax.eval_shape(model_of().init, jax.random.key(0))
     params, inputs = nn.meta.unbox(boxed), jax.ShapeDtypeStruct((PROMPTS, SOURCE), jnp.int32)

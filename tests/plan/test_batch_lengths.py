@@ -187,7 +187,7 @@ def counted(program):
         ),
     ],
 )
-def test_a_step_in_parts_counts_as_its_closed_form_and_sends_no_more(optimized, overrides):
+def test_a_step_in_parts_counts_as_its_closed_form_and_sends_no_more(overrides):
     lengths = (96, 32) if "MICROBATCHES=2" in overrides else (96, 48, 32, 16)
     parts, whole = in_parts(*overrides, lengths=lengths)
     cost, closed_form = counted(parts)

@@ -78,7 +78,7 @@ def test_attention_is_split_by_heads_or_by_rows_or_not_at_all():
         ),
     ],
 )
-def test_a_step_whose_rows_are_over_both_axes_counts_as_divided_evenly(optimized, ways):
+def test_a_step_whose_rows_are_over_both_axes_counts_as_divided_evenly(ways):
     """Two heads on four chips: but for what is done again, nothing is done twice."""
     cost, closed_form = counted_step("MODEL_PARALLELISM=4", *ways)
     program = traced(*DISTIL, *LAYERS, "LAMBDA=1.0", "MODEL_PARALLELISM=4", *ways)
