@@ -104,11 +104,6 @@ def attend(
 
 def _attend_block(groups, query, positions, *, scale, soft_cap, window):
     """[N, t, H, D] queries -> [N, t, H·D]."""
-    rows, length, heads, dim = query.shape
-    shared = groups[0].keys.shape[2]
-    # Heads first, as the products are computed: on CPUs the weights, which are larger than the
-    # queries and the result, would be copied otherwise.
-    query = jnp.moveaxis(query.reshape(rows, length, shared, heads // shared, dim), 1, 3)
     scores = [
         _scores(group, query, positions, scale=scale, soft_cap=soft_cap, window=window)
         for group in groups
@@ -119,39 +114,32 @@ def _attend_block(groups, query, positions, *, scale, soft_cap, window):
         last = first + group.keys.shape[1]
         mixed = mixed + _mix(group, weights[..., first:last])
         first = last
-    return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, -1)
+    return mixed
 
 
 def _scores(group, query, positions, *, scale, soft_cap, window):
-    """[N, K, H/K, t, D] -> float32 [N, K, H/K, t, L]; where a key is not seen, a large negative."""
-    query = _by_key_rows(group, query)
-    kept, _, samples, _, length, _ = query.shape
+    """float32 [N, K, H/K, t, L], the largest negative number where a key is not seen."""
+    rows, length, heads, dim = query.shape
+    kept, _, shared, _ = group.keys.shape
+    by_keys = query.reshape(kept, -1, shared, heads // shared, dim)  # [R, N/R·t, K, H/K, D]
     scores = jnp.einsum(
-        "rkghtd,rlkd->rkghtl", query, group.keys, preferred_element_type=jnp.float32
+        "rqkhd,rlkd->rkhql", by_keys, group.keys, preferred_element_type=jnp.float32
     )
     scores = scores * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    seen = visible_keys(group, positions.reshape(kept, -1), window)  # [R, G·t | 1, L]
-    if seen.shape[1] > 1:
-        seen = seen.reshape(kept, samples, length, -1)[:, :, None]
-    else:
-        seen = seen[:, None, None]
-    return _by_rows(jnp.where(seen[:, None], scores, MASKED))
+    seen = visible_keys(group, positions.reshape(kept, -1), window)  # [R, N/R·t | 1, L]
+    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    scores = scores.reshape(*scores.shape[:3], rows // kept, length, -1)
+    return jnp.moveaxis(scores, 3, 1).reshape(rows, shared, heads // shared, length, -1)
 
 
 def _mix(group, weights):
-    """Weights [N, K, H/K, t, L] times values -> [N, K, H/K, t, D]."""
-    weights = _by_key_rows(group, weights.astype(group.values.dtype))
-    return _by_rows(jnp.einsum("rkghtl,rlkd->rkghtd", weights, group.values))
-
-
-def _by_key_rows(group, x):
-    """[N, K, …] -> [R, K, G, …]: the G = N/R rows that share keys together."""
-    return jnp.moveaxis(x.reshape(group.keys.shape[0], -1, *x.shape[1:]), 1, 2)
-
-
-def _by_rows(x):
-    """Undoes `_by_key_rows`."""
-    x = jnp.moveaxis(x, 2, 1)
-    return x.reshape(-1, *x.shape[2:])
+    """Weights [N, K, H/K, t, L] times values -> [N, t, H·D]."""
+    rows, shared, each, length, _ = weights.shape
+    kept, width = group.values.shape[0], group.values.shape[3]
+    weights = weights.astype(group.values.dtype).reshape(
+        kept, -1, shared, each, length, weights.shape[-1]
+    )
+    mixed = jnp.einsum("rgkhtl,rlkd->rgtkhd", weights, group.values)
+    return mixed.reshape(rows, length, shared * each * width)
