@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gkd.decode.sampling import sample
+from gkd.decoders.t5gemma import T5GemmaConfig
 from gkd.models.scoring import score_tokens
 from gkd.parallel import mesh as meshes
 from tests.decoders.models import PATTERNED, TINY, parameters_of
@@ -42,10 +43,17 @@ def test_the_place_at_which_a_text_is_divided_changes_nothing(config):
     np.testing.assert_allclose(states[2], states[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("model_axis", [1, 2, 4])
-def test_samples_and_scores_on_a_mesh_are_those_of_one_device(model_axis):
+MERGED = T5GemmaConfig(PATTERNED, PATTERNED, version=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "model_axis"),
+    [(PATTERNED, 1), (PATTERNED, 2), (PATTERNED, 4), (MERGED, 2), (MERGED, 4)],
+    ids=["1", "2", "4", "T5Gemma 2-2", "T5Gemma 2-4"],
+)
+def test_samples_and_scores_on_a_mesh_are_those_of_one_device(config, model_axis):
     """Two key heads: 2 divides them, 4 does not, and then rows are spread over both axes."""
-    params, prompts = parameters_of(PATTERNED), jnp.concatenate([PROMPTS, PROMPTS + 1 - 1])
+    params, prompts = parameters_of(config), jnp.concatenate([PROMPTS, PROMPTS + 1 - 1])
     mesh = meshes.make_mesh(model=model_axis)
     sharding = meshes.model_sharding(mesh)
 
@@ -57,12 +65,12 @@ def test_samples_and_scores_on_a_mesh_are_those_of_one_device(model_axis):
         )  # fmt: skip
         return samples.tokens, score_tokens(model, params, encoded, samples.tokens).hidden
 
-    wanted = jax.jit(lambda *args: run(PATTERNED.build(), *args))(params, prompts)
-    boxed = jax.eval_shape(PATTERNED.build().init, jax.random.PRNGKey(0))
-    rules = meshes.rules_of_model(meshes.rules_for(), PATTERNED.sizes.divided_heads, mesh)
+    wanted = jax.jit(lambda *args: run(config.build(), *args))(params, prompts)
+    boxed = jax.eval_shape(config.build().init, jax.random.PRNGKey(0))
+    rules = meshes.rules_of_model(meshes.rules_for(), config.sizes.divided_heads, mesh)
     placed = jax.device_put(params, meshes.parameter_shardings(mesh, boxed, rules))
     rows = jax.device_put(prompts, meshes.batch_sharding(mesh))
-    got = jax.jit(lambda *args: run(PATTERNED.build(sharding), *args))(placed, rows)
+    got = jax.jit(lambda *args: run(config.build(sharding), *args))(placed, rows)
     np.testing.assert_array_equal(got[0], wanted[0])
     np.testing.assert_allclose(got[1], wanted[1], atol=3e-5)
     kernel = placed["decoder"]["layers_0"]["self_attention"]["key"]["kernel"]
